@@ -1,0 +1,29 @@
+"""Which arrays, and where: the backend is chosen here, found from an array, and crossed by two explicit transfers.
+
+An op runs where its arrays live (`of`); the selected backend (`current`) only says where *new* arrays are made. Nothing
+here imports CuPy before it is asked for.
+"""
+
+from .arrays import FLOATS, INTEGERS, asarray, dtype_name, name_of_dtype, of, on_device_of, to_numpy
+from .select import Backend, BackendUnavailable, available, current, use, using
+from .threads import num_threads, one_blas_thread, run_slabs
+
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "Backend",
+    "BackendUnavailable",
+    "asarray",
+    "available",
+    "current",
+    "dtype_name",
+    "name_of_dtype",
+    "num_threads",
+    "of",
+    "on_device_of",
+    "one_blas_thread",
+    "run_slabs",
+    "to_numpy",
+    "use",
+    "using",
+]

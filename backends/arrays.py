@@ -1,0 +1,135 @@
+"""Arrays: whose they are, what their dtype is called, and how they cross from one backend to another.
+
+An array's owner is read from its type, without importing anything. dtypes go by name, because every array library has
+dtype objects of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from typing import Any
+
+import numpy
+
+from .select import Backend, current
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def _root(array: Any) -> str:
+    return type(array).__module__.partition(".")[0]
+
+
+def _owner(array: Any, name: str = "x") -> Backend:
+    if isinstance(array, numpy.ma.MaskedArray | numpy.matrix):
+        raise TypeError(
+            f"{name} is a {type(array).__name__}, whose mask or shape rules would be lost: pass numpy.asarray of it"
+        )
+    if isinstance(array, numpy.ndarray | numpy.generic):
+        return Backend("numpy", numpy, "cpu")
+    if _root(array) == "cupy" and hasattr(array, "dtype"):
+        return Backend("cupy", sys.modules["cupy"], array.device)
+    if hasattr(array, "__array_namespace__"):
+        xp = array.__array_namespace__()
+        return Backend(getattr(xp, "__name__", _root(array)).partition(".")[0], xp, array.device)
+    raise TypeError(
+        f"{name} must be an array of NumPy, CuPy or another array-API library, got {type(array).__module__}."
+        f"{type(array).__qualname__}: cnnlayers.backends.asarray makes one"
+    )
+
+
+def of(*arrays: Any, name: str = "x") -> Backend:
+    """The backend that owns these arrays (None entries are passed over); `name` is what an error calls a single one.
+
+    Arrays of another array-API library (they answer `__array_namespace__`) give a backend with that namespace. Raises
+    TypeError for mixed owners or devices, naming each, for what is no array, and where there is none at all.
+    """
+    owners = [_owner(a, f"argument {i}" if len(arrays) > 1 else name) for i, a in enumerate(arrays, 1) if a is not None]
+    if not owners:
+        raise TypeError("backends.of needs at least one array")
+    if any(o != owners[0] for o in owners[1:]):
+        said = ", ".join(f"{o.name} on {o.device}" for o in owners)
+        raise TypeError(
+            f"the arrays have different owners ({said}): bring them together with cnnlayers.backends.asarray or to_numpy"
+        )
+    return owners[0]
+
+
+def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """A block in which CuPy works on `array`'s device; nothing to do for any other array."""
+    if _root(array) == "cupy" and hasattr(array, "device"):
+        device: contextlib.AbstractContextManager[Any] = array.device
+        return device
+    return contextlib.nullcontext()
+
+
+@functools.cache
+def _name(xp: Any, dtype: Any) -> str:
+    if getattr(dtype, "name", None) == "bfloat16":
+        return "bfloat16"
+    for name in (*FLOATS, *INTEGERS, "bool"):
+        if getattr(xp, name, None) is not None and dtype == getattr(xp, name):
+            return name
+    return str(dtype)
+
+
+def dtype_name(b: Backend, array: Any) -> str:
+    """The dtype's array-API name: "float32", "bool", …, "bfloat16" where the backend has it."""
+    return _name(b.xp, array.dtype)
+
+
+def name_of_dtype(b: Backend, dtype: Any) -> str:
+    """The same of a dtype."""
+    return _name(b.xp, dtype)
+
+
+def _to_host(a: Any) -> numpy.ndarray:
+    if isinstance(a, numpy.ndarray):
+        return a
+    if _root(a) == "cupy" and hasattr(a, "get"):
+        host: numpy.ndarray = a.get()
+        return host
+    if _root(a) == "torch" and hasattr(a, "detach"):
+        a = a.detach().cpu()
+    if hasattr(a, "__dlpack__") and not isinstance(a, numpy.generic):
+        # Some exporters refuse a dtype that their __array__ then hands over; a real fault shows in numpy.asarray.
+        with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
+            return numpy.from_dlpack(a)
+    host = numpy.asarray(a)
+    if host.dtype.kind not in "biufcV" or (host.dtype.kind == "V" and host.dtype.name != "bfloat16"):
+        raise TypeError(f"{type(a).__name__} does not hold numbers: it would become an array of {host.dtype}")
+    return host
+
+
+def to_numpy(a: Any) -> numpy.ndarray:
+    """`a` as a NumPy array: itself where it is one, a view where DLPack or the buffer protocol allow, else a copy.
+
+    Takes arrays of any library (DLPack, `__array__`), buffers, sequences and numbers. Raises TypeError for what is not
+    made of numbers.
+    """
+    return _to_host(a)
+
+
+def asarray(a: Any, dtype: Any = None) -> Any:
+    """`a` as an array of the selected backend, on its device; not copied where it is there already.
+
+    Takes what `to_numpy` takes. `dtype` converts. Raises TypeError for what is not made of numbers.
+    """
+    b = current()
+    if b.name == "cupy":
+        with b.device:
+            if _root(a) == "cupy" or (hasattr(a, "__dlpack__") and _on_gpu(a)):
+                array = b.xp.asarray(a) if _root(a) == "cupy" else b.xp.from_dlpack(a)
+            else:
+                array = b.xp.asarray(_to_host(a))
+            return array if dtype is None else b.xp.asarray(array, dtype=dtype)
+    host = _to_host(a)
+    return host if dtype is None else numpy.asarray(host, dtype=dtype)
+
+
+def _on_gpu(a: Any) -> bool:
+    kind, _ = a.__dlpack_device__()
+    return int(kind) in (2, 13)  # kDLCUDA, kDLCUDAManaged

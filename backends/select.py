@@ -1,0 +1,129 @@
+"""Choosing a backend: by environment variable, for the process, or for one thread or async task.
+
+`CNNLAYERS_BACKEND` is read once, at first use. A `using` block is kept in a context variable, so other threads and tasks
+do not see it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy
+
+from . import cupy_probe
+
+NAMES = ("numpy", "cupy")
+VARIABLE = "CNNLAYERS_BACKEND"
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot be used here; the message says why and what mends it."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where arrays live. `name`: "numpy", "cupy" or another array-API library's; `xp`: its namespace; `device`: the
+    library's own device object."""
+
+    name: str
+    xp: Any
+    device: Any
+
+    # CuPy's creation functions take no device: its arrays are made on the current one, which `on_device_of` sets.
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {} if self.name in NAMES else {"device": self.device}
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A new array of this backend and device, with no particular content."""
+        return self.xp.empty(shape, dtype=dtype, **self._place)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A new array of zeros on this backend and device."""
+        return self.xp.zeros(shape, dtype=dtype, **self._place)
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Any:
+        """A new array that holds `value` everywhere."""
+        return self.xp.full(shape, value, dtype=dtype, **self._place)
+
+    def arange(self, stop: int) -> Any:
+        """The int64 numbers 0, 1, …, stop - 1."""
+        return self.xp.arange(stop, dtype=self.xp.int64, **self._place)
+
+    def array(self, values: Any, dtype: Any) -> Any:
+        """A new array from host numbers (a NumPy array, a sequence or a number)."""
+        return self.xp.asarray(values, dtype=dtype, **self._place)
+
+
+_process: Backend | None = None
+_lock = threading.Lock()
+_block: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("cnnlayers_backend", default=None)
+
+
+def _module(name: str) -> ModuleType:
+    if name == "numpy":
+        return numpy
+    reason = cupy_probe.reason()
+    if reason is not None:
+        raise BackendUnavailable(f"backend 'cupy' cannot be used: {reason}")
+    return cupy_probe.module()
+
+
+def _resolve(name: str, said_by: str) -> Backend:
+    if not isinstance(name, str):
+        raise TypeError(f"{said_by} must be a str, got {type(name).__name__}")
+    if name not in (*NAMES, "auto"):
+        raise ValueError(f"{said_by} must be one of auto, {', '.join(NAMES)}; got {name!r}")
+    if name == "auto":
+        name = "numpy" if cupy_probe.reason() else "cupy"
+    xp = _module(name)
+    return Backend(name, xp, "cpu" if name == "numpy" else xp.cuda.Device())
+
+
+def current() -> Backend:
+    """The selected backend: the innermost `using` block's, else the process's (`use`, or `CNNLAYERS_BACKEND`).
+
+    Raises ValueError for an unknown name in the variable, BackendUnavailable where it asks for CuPy and cannot have it.
+    """
+    global _process
+    chosen = _block.get() or _process
+    if chosen is None:
+        with _lock:
+            if _process is None:
+                _process = _resolve(os.environ.get(VARIABLE) or "auto", VARIABLE)
+            chosen = _process
+    return chosen
+
+
+def use(name: str) -> Backend:
+    """Select a backend ("numpy", "cupy" or "auto") for the process.
+
+    Raises ValueError for an unknown name, BackendUnavailable (saying why) where CuPy cannot be used.
+    """
+    global _process
+    backend = _resolve(name, "the backend's name")
+    with _lock:
+        _process = backend
+    return backend
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[Backend]:
+    """Select a backend for the block, in this thread or async task only. Raises as `use`."""
+    token = _block.set(_resolve(name, "the backend's name"))
+    try:
+        yield current()
+    finally:
+        _block.reset(token)
+
+
+def available() -> dict[str, str | None]:
+    """`{name: None, or the reason it cannot be used}`. Never raises, never hangs, prints nothing."""
+    return {"numpy": None, "cupy": cupy_probe.reason()}

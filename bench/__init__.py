@@ -1,0 +1,1 @@
+"""Benchmarks: this machine beside the peers that are installed."""

@@ -1,0 +1,160 @@
+"""Checks of numbers, sizes and layouts: what every spec is made from. Standard library only.
+
+Each check gives the value in its one right form, or raises TypeError (a kind) or ValueError (a range, a shape) with the
+argument's name, what came and what was expected.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Shape: TypeAlias = tuple[int, ...]
+Pair: TypeAlias = tuple[int, int]
+
+LIMIT = 2**31  # an argument beyond this is a mistake, and would overflow a kernel's 32-bit arithmetic
+
+
+def integer(value: Any, name: str, least: int | None = None) -> int:
+    """`value` as an int of at least `least`. TypeError unless it is a whole-number type (bool is not)."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    if abs(number) >= LIMIT:
+        raise ValueError(f"{name} must be below 2**31, got {number}")
+    return number
+
+
+def real(value: Any, name: str, *, finite: bool = True) -> float:
+    """`value` as a float. TypeError unless it is a real number, ValueError for NaN or infinity unless allowed."""
+    try:
+        if isinstance(value, str | bytes | bool) or getattr(value, "ndim", 0):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}") from None
+    if finite and not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
+def flag(value: Any, name: str) -> bool:
+    """`value` as a bool. TypeError unless it is one."""
+    if value is True or value is False or type(value).__name__ in ("bool_", "bool"):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def entries_of(value: Any, name: str) -> tuple[Any, ...] | None:
+    """The entries of a sequence, or None where `value` is one number."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{name} must be an int or one per spatial axis, got {value!r}")
+    if isinstance(value, Iterable) and getattr(value, "ndim", 1):
+        return tuple(value)
+    return None
+
+
+def sizes(value: Any, ndim: int, name: str, least: int = 1) -> Shape:
+    """One int for all spatial axes, or one per axis, as a tuple of `ndim` ints of at least `least`."""
+    entries = entries_of(value, name)
+    if entries is None:
+        return (integer(value, name, least),) * ndim
+    if len(entries) != ndim:
+        raise ValueError(f"{name} needs one entry per spatial axis ({ndim}), got {len(entries)}: {value!r}")
+    return tuple(integer(v, name, least) for v in entries)
+
+
+def pairs(value: Any, ndim: int, name: str, least: int | None = 0) -> tuple[Pair, ...]:
+    """An int, one per axis, or a (before, after) pair per axis, as `ndim` pairs."""
+    entries = entries_of(value, name)
+    if entries is None:
+        number = integer(value, name, least)
+        return ((number, number),) * ndim
+    if len(entries) != ndim:
+        raise ValueError(
+            f"{name} needs an int, or an int or a (before, after) pair per spatial axis ({ndim}), got {value!r}"
+        )
+    found = []
+    for entry in entries:
+        pair = entries_of(entry, name) or (entry, entry)
+        if len(pair) != 2:
+            raise ValueError(f"{name}: an axis has two sides, (before, after), got {entry!r} in {value!r}")
+        found.append((integer(pair[0], name, least), integer(pair[1], name, least)))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where `x`'s axes are. `shape`: all of x's; `channel`: its channel axis; `spatial`: its spatial axes."""
+
+    shape: Shape
+    channel: int
+    spatial: Shape
+
+    @property
+    def lengths(self) -> Shape:
+        return tuple(self.shape[a] for a in self.spatial)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[self.channel]
+
+    def with_spatial(self, lengths: Sequence[int], channels: int | None = None) -> Shape:
+        """x's shape with other spatial lengths (and channels)."""
+        out = list(self.shape)
+        for axis, length in zip(self.spatial, lengths, strict=True):
+            out[axis] = length
+        if channels is not None:
+            out[self.channel] = channels
+        return tuple(out)
+
+    def at(self, *slices: Any) -> tuple[Any, ...]:
+        """An index that takes these slices of the spatial axes and everything of the others."""
+        index: list[Any] = [slice(None)] * len(self.shape)
+        for axis, part in zip(self.spatial, slices, strict=True):
+            index[axis] = part
+        return tuple(index)
+
+
+def layout(shape: Shape, data_format: str, *, least: int = 1) -> Layout:
+    """The layout of an array with `least` to three spatial axes. ValueError for another rank or format."""
+    if not isinstance(data_format, str):
+        raise TypeError(f"data_format must be a str, got {type(data_format).__name__}")
+    if data_format not in ("channels_first", "channels_last"):
+        raise ValueError(f"data_format must be 'channels_first' or 'channels_last', got {data_format!r}")
+    ndim = len(shape)
+    if not least + 2 <= ndim <= 5:
+        raise ValueError(
+            f"x must have {least} to 3 spatial axes beside batch and channels ({least + 2} to 5 in all), got shape {shape}"
+        )
+    if data_format == "channels_first":
+        return Layout(tuple(shape), 1, tuple(range(2, ndim)))
+    return Layout(tuple(shape), ndim - 1, tuple(range(1, ndim - 1)))
+
+
+def trailing(shape: Shape, normalized_shape: Any) -> Shape:
+    """`normalized_shape` (an int or a sequence) as a tuple, which must be x's last axes."""
+    entries = entries_of(normalized_shape, "normalized_shape")
+    wanted = (normalized_shape,) if entries is None else entries
+    found = tuple(integer(v, "normalized_shape", 0) for v in wanted)
+    if not found:
+        raise ValueError("normalized_shape must name at least one axis, got none")
+    if tuple(shape[-len(found) :]) != found or len(found) > len(shape):
+        raise ValueError(f"normalized_shape {found} must be the last axes of x, whose shape is {tuple(shape)}")
+    return found
+
+
+def grouped(channels: int, groups: Any, name: str = "num_groups") -> int:
+    """`groups` as an int that divides the number of channels."""
+    number = integer(groups, name, 1)
+    if channels % number:
+        raise ValueError(f"{name} must divide the number of channels: {channels} % {number} = {channels % number}")
+    return number

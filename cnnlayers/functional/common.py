@@ -1,0 +1,143 @@
+"""What every op's trio shares: the context, the checks of arrays, and the choice between a kernel and portable code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from cnnlayers import backends, kernels
+from cnnlayers.backends import Backend
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Array = Any  # an array of NumPy, CuPy or another array-API library
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Context:
+    """What a forward keeps for its backward: opaque to callers but for `nbytes`. It may be used more than once."""
+
+    op: str
+    backend: Backend
+    dtype: Any  # x's
+    y_shape: tuple[int, ...]
+    spec: Any = None
+    arrays: Mapping[str, Array | None] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays kept alive for backward; an array that is kept twice counts once."""
+        kept = {id(a): a for a in self.arrays.values() if a is not None}
+        return sum(int(a.size) * itemsize(self.backend, a) for a in kept.values())
+
+    def __repr__(self) -> str:
+        return f"<{self.op} context: y {self.y_shape}, {self.nbytes:,} bytes kept>"
+
+
+def itemsize(b: Backend, array: Array) -> int:
+    """Bytes of one element."""
+    name = backends.dtype_name(b, array)
+    return 1 if name == "bool" else int("".join(c for c in name if c.isdigit())) // 8
+
+
+def owner(**arrays: Array | None) -> Backend:
+    """The backend of the named arrays, None entries passed over; the TypeError for mixed owners names the arguments."""
+    given = {name: a for name, a in arrays.items() if a is not None}
+    found = {name: backends.of(a, name=name) for name, a in given.items()}
+    first = next(iter(found.values()))
+    if any(b != first for b in found.values()):
+        said = ", ".join(f"{name} is {b.name} on {b.device}" for name, b in found.items())
+        raise TypeError(f"arrays of one call must have one owner: {said}; see cnnlayers.backends.asarray and to_numpy")
+    return first
+
+
+def floating(b: Backend, array: Array, name: str) -> Array:
+    """`array`, if it has a floating dtype that the library computes in. TypeError otherwise."""
+    if backends.dtype_name(b, array) not in backends.FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {backends.dtype_name(b, array)}")
+    return array
+
+
+def numeric(b: Backend, array: Array, name: str) -> Array:
+    """`array`, if it has a floating, integer or bool dtype. TypeError otherwise."""
+    if backends.dtype_name(b, array) not in (*backends.FLOATS, *backends.INTEGERS, "bool"):
+        raise TypeError(f"{name} must be floating, integer or bool, got {backends.dtype_name(b, array)}")
+    return array
+
+
+def parameter(b: Backend, array: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
+    """A floating parameter of exactly this shape, or None. TypeError or ValueError otherwise."""
+    if array is not None:
+        floating(b, array, name)
+        if tuple(array.shape) != tuple(shape):
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+    return array
+
+
+def cast(b: Backend, array: Array, dtype: Any) -> Array:
+    """`array` in `dtype`, itself where it has that already."""
+    return array if array.dtype == dtype else b.xp.astype(array, dtype)
+
+
+def opened(op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: bool = False) -> tuple[Backend, Array]:
+    """Check that `ctx` is this op's and `dy` fits it; give the backend and dy, cast to the dtype x is computed in.
+
+    A floating dy of another precision is cast. `exact`: to x's own dtype, for ops that only move values. `integers`: an
+    integer dy of x's dtype will do as well. Raises TypeError (another op's context, another owner, a dtype without a
+    gradient), ValueError (the shape).
+    """
+    if not isinstance(ctx, Context) or ctx.op != op:
+        got = f"{ctx.op}_forward's" if isinstance(ctx, Context) else type(ctx).__name__
+        raise TypeError(f"{op}_backward needs the context of {op}_forward, got {got}")
+    b = backends.of(dy, name="dy")
+    if b != ctx.backend:
+        kept = ctx.backend
+        raise TypeError(f"dy must have x's owner: dy is {b.name} on {b.device}, x was {kept.name} on {kept.device}")
+    if tuple(dy.shape) != ctx.y_shape:
+        raise ValueError(f"dy must have y's shape {ctx.y_shape}, got {tuple(dy.shape)}")
+    if integers and dy.dtype == ctx.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
+        return b, dy
+    if not (is_float(b, dy.dtype) and is_float(b, ctx.dtype)):
+        raise TypeError(f"dy must be floating as x is, got {dy.dtype} for x of {ctx.dtype}")
+    return b, cast(b, dy, ctx.dtype if exact else accumulator(b, ctx.dtype))
+
+
+def is_float(b: Backend, dtype: Any) -> bool:
+    """Whether a dtype is one of the floating ones the library computes in."""
+    return backends.name_of_dtype(b, dtype) in backends.FLOATS
+
+
+def accumulator(b: Backend, dtype: Any) -> Any:
+    """The dtype sums are kept in for arrays of `dtype`: float64 for float64, float32 for every other floating dtype."""
+    return b.xp.float64 if dtype == b.xp.float64 else b.xp.float32
+
+
+def implementation(name: str, portable: Callable[..., R], b: Backend, spec: Any, *arrays: Array) -> Callable[..., R]:
+    """The kernel that serves this call, else the portable function; both are called `(b, spec, *arrays)`."""
+    return kernels.find(name, b, spec, *arrays) or portable
+
+
+def on_device(function: Callable[Concatenate[Array, P], R]) -> Callable[Concatenate[Array, P], R]:
+    """Run a public function on the device of its first argument, an array."""
+
+    @functools.wraps(function)
+    def run(array: Array, *args: P.args, **kwargs: P.kwargs) -> R:
+        with backends.on_device_of(array):
+            return function(array, *args, **kwargs)
+
+    return run
+
+
+def inference_of(
+    forward: Callable[Concatenate[Array, P], tuple[Any, Context]],
+) -> Callable[Concatenate[Array, P], Any]:
+    """The inference form of an op whose forward saves nothing that costs: the same call, without the context."""
+
+    @functools.wraps(forward)
+    def run(x: Array, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return forward(x, *args, **kwargs)[0]
+
+    run.__name__ = run.__qualname__ = forward.__name__.removesuffix("_forward")
+    return run

@@ -1,0 +1,353 @@
+"""Max pooling, and its adaptive form.
+
+Rules of the family: a window's maximum is the first in C order among equals (−0.0 and 0.0 are equal); a NaN beats every
+number, so the first NaN of a window is its maximum. y holds the bits of that cell. A window that meets no cell of the
+input gives −inf (an integer dtype's lowest value), index −1, and passes no gradient.
+
+Saved: the window-local argmax, a tap's place in C order in the smallest unsigned type, not x. Tie rules "all" and
+"split" save one bit a tap. Backward adds up, at each input cell, the windows over it in C order, so the bits are the same
+wherever it runs; half types are summed in float32.
+
+Sources: torch.nn.functional.max_pool2d (indices, shapes), numpy.argmax (the NaN rule).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, first_taps, flag
+from cnnlayers.specs import pool_window, taps
+
+from .common import Array, Context, cast, floating, implementation, numeric, on_device, opened
+from .pool import along, vector
+
+TIES = ("first", "all", "split")
+
+
+@dataclass(frozen=True)
+class Max:
+    """A max pool: its windows, who gets the gradient among equal maxima, and whether indices are wanted."""
+
+    window: Window
+    ties: str = "first"
+    indices: bool = False
+
+
+def _argmax_dtype(b: Backend, kernel: tuple[int, ...]) -> Any:
+    number = math.prod(kernel)
+    return b.xp.uint8 if number <= 2**8 else b.xp.uint16 if number <= 2**16 else b.xp.uint32
+
+
+def _isnan(b: Backend, x: Array) -> Array | None:
+    """Where x is NaN; None for a dtype that has no NaN."""
+    return b.xp.isnan(x) if backends.dtype_name(b, x) in backends.FLOATS else None
+
+
+def _lowest(b: Backend, x: Array) -> Any:
+    return -math.inf if backends.dtype_name(b, x) in backends.FLOATS else b.xp.iinfo(x.dtype).min
+
+
+def _either(mask: Array, other: Array | None) -> Array:
+    return mask if other is None else mask | other
+
+
+# --------------------------------------------------------------------------------------------------------------- forward
+# A maximum over a window is taken axis by axis, the last first: then "first in C order" is "first on this axis", and the
+# place within the window grows with each axis: tap * (taps of the later axes) + place on those.
+Read = tuple[int, tuple[Any, ...], Callable[[Array], Array], "Array | None"]
+
+
+def _reads(b: Backend, where: int, ndim: int, axis: Axis | AdaptiveAxis) -> Iterator[Read]:
+    """For each tap: the tap, the windows it serves, how to read their cells, and which of these count (None: all)."""
+    if isinstance(axis, Axis):
+        for tap, windows, cells in taps(axis):
+            yield tap, along(where, windows), lambda a, at=along(where, cells): a[at], None
+        return
+    for tap in range(axis.kernel):
+        cells = b.array([min(s + tap, axis.length - 1) for s in axis.starts], b.xp.int64)
+        inside = [s + tap < e for s, e in zip(axis.starts, axis.ends, strict=True)]
+        counted = None if all(inside) else vector(b, inside, where, ndim, b.xp.bool)
+        yield tap, along(where, slice(None)), lambda a, at=cells: b.xp.take(a, at, axis=where), counted
+
+
+def _seed(
+    b: Backend, x: Array, places: Array | None, where: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
+) -> tuple[Array, Array | None]:
+    """Each window's first cell inside the input, and its place: no sentinel can be taken for a cell that way."""
+    ndim = len(x.shape)
+    firsts = first_taps(axis) if isinstance(axis, Axis) else tuple((0, start) for start in axis.starts)
+    cells = b.array([max(cell, 0) for _, cell in firsts], b.xp.int64)
+    best = b.xp.take(x, cells, axis=where)
+    if any(cell < 0 for _, cell in firsts):
+        met = vector(b, [cell >= 0 for _, cell in firsts], where, ndim, b.xp.bool)
+        best = b.xp.where(met, best, b.full((), _lowest(b, x), x.dtype))
+    if argmax is None:
+        return best, None
+    place = vector(b, [tap * later for tap, _ in firsts], where, ndim, argmax)
+    if places is None:
+        return best, b.xp.broadcast_to(place, best.shape) + b.zeros(tuple(best.shape), argmax)
+    return best, b.xp.take(places, cells, axis=where) + place
+
+
+def _max_axis(
+    b: Backend, x: Array, places: Array | None, where: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
+) -> tuple[Array, Array | None]:
+    """The maximum along one axis, and its place where `argmax` (a dtype) is given."""
+    best, place = _seed(b, x, places, where, axis, argmax, later)
+    seeded = isinstance(axis, AdaptiveAxis) or axis.whole  # then every window's first cell is under tap 0
+    for tap, windows, read, counted in _reads(b, where, len(x.shape), axis):
+        if tap == 0 and seeded:
+            continue
+        value, held = read(x), best[windows]
+        nan = _isnan(b, value)
+        better = _either(value > held, None if nan is None else nan & ~b.xp.isnan(held))
+        if counted is not None:
+            better = better & counted
+        best[windows] = b.xp.where(better, value, held)
+        if place is not None:
+            step = b.full((), tap * later, argmax)
+            new = step if places is None else read(places) + step
+            place[windows] = b.xp.where(better, new, place[windows])
+    return best, place
+
+
+def _maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool) -> tuple[Array, Array | None]:
+    """Windows' maxima, and (with `save`) their places within the window."""
+    argmax = _argmax_dtype(b, window.kernel) if save else None
+    places, later = None, 1
+    for where, axis in reversed(list(zip(window.layout.spatial, window.axes, strict=True))):
+        x, places = _max_axis(b, x, places, where, axis, argmax, later)
+        later *= axis.kernel
+    return x, places
+
+
+def _each_tap(window: Window) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
+    """(place in C order, windows, cells) for each tap of the whole window, the last first: windows then come in C order
+    at every cell."""
+    for combined in itertools.product(*(tuple(reversed(taps(axis))) for axis in window.axes)):
+        place = 0
+        for axis, (tap, _, _) in zip(window.axes, combined, strict=True):
+            place = place * axis.kernel + tap
+        yield place, window.layout.at(*(w for _, w, _ in combined)), window.layout.at(*(c for _, _, c in combined))
+
+
+def _ties(b: Backend, window: Window, x: Array, y: Array) -> Array:
+    """One bit a tap: which cells of each window equal its maximum. Shape (bytes, *y.shape)."""
+    bits = b.zeros(((math.prod(window.kernel) + 7) // 8, *y.shape), b.xp.uint8)
+    for place, windows, cells in _each_tap(window):
+        value, best = x[cells], y[windows]
+        nan = _isnan(b, value)
+        hit = _either(value == best, None if nan is None else nan & b.xp.isnan(best))
+        at = (place // 8, *windows)
+        bits[at] = bits[at] + cast(b, hit, b.xp.uint8) * b.full((), 1 << place % 8, b.xp.uint8)
+    return bits
+
+
+def _flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtype: Any) -> Array:
+    """The flat place in the unpadded spatial plane of each window's maximum, from its place in the window; or −1."""
+    rest, plane = cast(b, argmax, dtype), 1
+    flat, met = b.zeros(tuple(argmax.shape), dtype), b.xp.ones_like(argmax, dtype=b.xp.bool)
+    for where, axis in reversed(list(zip(window.layout.spatial, window.axes, strict=True))):
+        step = axis.dilation if isinstance(axis, Axis) else 1
+        cell = vector(b, axis.starts, where, len(argmax.shape), dtype) + rest % axis.kernel * step
+        met = met & (cell >= 0) & (cell < axis.length)
+        flat, rest, plane = flat + cell * plane, rest // axis.kernel, plane * axis.length
+    return b.xp.where(met, flat, b.full((), -1, dtype))
+
+
+# -------------------------------------------------------------------------------------------------------------- max_pool
+def _max_pool_forward(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None, Array | None]:
+    """y, what backward needs, and the indices if they are wanted."""
+    y, argmax = _maxima(b, spec.window, x, save=spec.ties == "first" or spec.indices)
+    indices = _flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
+    return y, argmax if spec.ties == "first" else _ties(b, spec.window, x, y), indices
+
+
+def _max_pool(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None]:
+    """y, and the indices if they are wanted."""
+    y, argmax = _maxima(b, spec.window, x, save=spec.indices)
+    return y, _flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
+
+
+def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
+    zero = b.zeros((), dy.dtype)
+    if spec.ties == "split":
+        dy = dy / _number_of_ties(b, spec.window, saved, dy.dtype)
+    dx = b.zeros(spec.window.layout.shape, dy.dtype)
+    disjoint = all(axis.disjoint for axis in spec.window.axes)
+    for place, windows, cells in _each_tap(spec.window):
+        if spec.ties == "first":
+            chosen = saved[windows] == place
+        else:
+            chosen = saved[(place // 8, *windows)] // (1 << place % 8) % 2 == 1
+        share = b.xp.where(chosen, dy[windows], zero)
+        dx[cells] = share if disjoint else dx[cells] + share
+    return dx
+
+
+def _number_of_ties(b: Backend, window: Window, bits: Array, dtype: Any) -> Array:
+    number = b.zeros(tuple(bits.shape[1:]), dtype)
+    for place in range(math.prod(window.kernel)):
+        number += cast(b, bits[place // 8, ...] // (1 << place % 8) % 2, dtype)
+    return b.xp.where(number == 0, b.zeros((), dtype) + 1, number)
+
+
+def _max_spec(
+    x: Array,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    ties: str,
+    return_indices: bool,
+    data_format: str,
+) -> tuple[Backend, Max]:
+    b = backends.of(x)
+    numeric(b, x, "x")
+    if ties not in TIES:
+        raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
+    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    return b, Max(window, ties, flag(return_indices, "return_indices"))
+
+
+def _as_bytes(b: Backend, x: Array) -> Array:
+    """bool as uint8, which has an order."""
+    return cast(b, x, b.xp.uint8) if backends.dtype_name(b, x) == "bool" else x
+
+
+@on_device
+def max_pool(
+    x: Array,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: str = "first",
+    return_indices: bool = False,
+    data_format: str = "channels_first",
+) -> Array | tuple[Array, Array]:
+    """Max pooling: y = max of a window's cells; inference, without an argmax.
+
+    x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating, integer or bool.
+    kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
+    padding: an int, one per axis, (before, after) pairs, "valid", "same", "same_lower" or "full"; it never wins.
+    ceil_mode: also windows that overhang the end, if they start inside the input or its left padding.
+    ties: whose the gradient is among equal maxima (NaNs are equal): the "first", "all", or "split" equally.
+    return_indices: give `(y, indices)`; indices are int64, flat in the unpadded spatial plane.
+    y: x's dtype; a window with a NaN gives that NaN.
+
+    Raises ValueError: a bad size or tie rule, padding not smaller than the effective kernel, a window larger than the
+    padded input; TypeError: another dtype or kind. Source: torch.nn.functional.max_pool2d.
+    """
+    b, spec = _max_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
+    run = implementation("max_pool", _max_pool, b, spec, x)
+    y, indices = run(b, spec, _as_bytes(b, x))
+    y = cast(b, y, x.dtype)
+    return (y, indices) if return_indices else y
+
+
+@on_device
+def max_pool_forward(
+    x: Array,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: str = "first",
+    return_indices: bool = False,
+    data_format: str = "channels_first",
+) -> tuple[Array | tuple[Array, Array], Context]:
+    """`max_pool` for training: also gives the context, which keeps a byte an output to 256 taps (ties "first"), or a bit a
+    tap, and not x. Arguments and errors as `max_pool`'s."""
+    b, spec = _max_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
+    run = implementation("max_pool_forward", _max_pool_forward, b, spec, x)
+    y, saved, indices = run(b, spec, _as_bytes(b, x))
+    ctx = Context("max_pool", b, x.dtype, spec.window.out_shape, spec, {"saved": saved})
+    y = cast(b, y, x.dtype)
+    return ((y, indices) if return_indices else y), ctx
+
+
+@on_device
+def max_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `max_pool`: each cell gathers, in C order, dy of the windows whose maximum it is, by the tie rule.
+
+    dy: y's shape (of the values, also where indices were returned). dx: x's shape and dtype.
+    """
+    b, dy = opened("max_pool", dy, ctx, integers=True)
+    saved = ctx.arrays["saved"]
+    run = implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)
+    return cast(b, run(b, ctx.spec, dy, saved), ctx.dtype)
+
+
+# ----------------------------------------------------------------------------------------------------- adaptive_max_pool
+def _adaptive_max_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> tuple[Array, Array | None]:
+    return _maxima(b, spec.regular() or spec, x, save=True)
+
+
+def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
+    return _maxima(b, spec.regular() or spec, x, save=False)[0]
+
+
+def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
+    """Each cell asks the windows that cover it, in C order, whether it is their maximum."""
+    lay, ndim, xp = spec.layout, len(spec.layout.shape), b.xp
+    flat = _flat_cells(b, spec, argmax, xp.int64)
+    mine = b.zeros((1,) * ndim, xp.int64)
+    for where, axis in zip(lay.spatial, spec.axes, strict=True):
+        mine = mine * axis.length + vector(b, b.arange(axis.length), where, ndim, xp.int64)
+    dx, zero = b.zeros(lay.shape, dy.dtype), b.zeros((), dy.dtype)
+    for nths in itertools.product(*(range(max(n for _, n in axis.covers)) for axis in spec.axes)):
+        share, at, asked = dy, flat, b.full((1,) * ndim, True, xp.bool)
+        for nth, where, axis in zip(nths, lay.spatial, spec.axes, strict=True):
+            windows = b.array([min(first + nth, axis.out - 1) for first, _ in axis.covers], xp.int64)
+            share, at = xp.take(share, windows, axis=where), xp.take(at, windows, axis=where)
+            asked = asked & vector(b, [nth < n for _, n in axis.covers], where, ndim, xp.bool)
+        dx += xp.where(asked & (at == mine), share, zero)
+    return dx
+
+
+@on_device
+def adaptive_max_pool(x: Array, output_size: Any, *, data_format: str = "channels_first") -> Array:
+    """Max pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out); inference.
+
+    x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
+    axis. The first maximum of a window gets its gradient; NaN wins. y: x's dtype. Raises ValueError for a bad size,
+    TypeError for another dtype or kind. Source: torch.nn.functional.adaptive_max_pool2d.
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    return implementation("adaptive_max_pool", _adaptive_max_pool, b, spec, x)(b, spec, x)
+
+
+@on_device
+def adaptive_max_pool_forward(
+    x: Array, output_size: Any, *, data_format: str = "channels_first"
+) -> tuple[Array, Context]:
+    """`adaptive_max_pool` for training: the context keeps the window-local argmax. Arguments and errors as there."""
+    b = backends.of(x)
+    floating(b, x, "x")
+    spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    run = implementation("adaptive_max_pool_forward", _adaptive_max_pool_forward, b, spec, x)
+    y, argmax = run(b, spec, x)
+    return y, Context("adaptive_max_pool", b, x.dtype, spec.out_shape, spec, {"argmax": argmax})
+
+
+@on_device
+def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("adaptive_max_pool", dy, ctx)
+    argmax = ctx.arrays["argmax"]
+    run = implementation("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
+    return cast(b, run(b, ctx.spec, dy, argmax), ctx.dtype)

@@ -1,0 +1,155 @@
+"""Padding and cropping of the spatial axes.
+
+Rules of the family: output cell i of an axis shows cell i - before of the input *extended* by the mode's rule. A negative
+entry crops; edge and mirrors on the other side do not notice, and wrap repeats what the crop leaves (as PyTorch's
+circular). Only values move, so forward keeps bits; backward is forward's exact adjoint. It folds the borders back one axis after another, the last first; at an input cell it adds to
+the cell's own gradient those of the border before, then behind, each from the outermost cell inwards. Half types are
+summed in float32.
+
+Modes are NumPy's: https://numpy.org/doc/stable/reference/generated/numpy.pad.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs import Pad, Pair, pad_spec, real
+
+from .common import Array, Context, cast, implementation, inference_of, numeric, on_device, opened
+
+
+def _span(axis: int, start: int, stop: int) -> tuple[Any, ...]:
+    return (slice(None),) * axis + (slice(start, stop), ...)
+
+
+def _interior(spec: Pad) -> tuple[Any, ...]:
+    """Where x lies in the grown array."""
+    return spec.layout.at(
+        *(slice(before, before + n) for (before, _), n in zip(spec.grow, spec.layout.lengths, strict=True))
+    )
+
+
+def _kept(spec: Pad) -> tuple[Any, ...]:
+    """What cropping leaves of the grown array."""
+    ends = [
+        n + sum(grow) - after for n, grow, (_, after) in zip(spec.layout.lengths, spec.grow, spec.crop, strict=True)
+    ]
+    return spec.layout.at(*(slice(before, end) for (before, _), end in zip(spec.crop, ends, strict=True)))
+
+
+def _grown_shape(spec: Pad) -> tuple[int, ...]:
+    return spec.layout.with_spatial([n + sum(g) for n, g in zip(spec.layout.lengths, spec.grow, strict=True)])
+
+
+def _shared(spec: Pad) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The cells of x that y still shows: where they are in y, and where in x."""
+    in_y, in_x = [], []
+    for n, (grow, _), (before, after) in zip(spec.layout.lengths, spec.grow, spec.crop, strict=True):
+        in_y.append(slice(grow, grow + n - before - after))
+        in_x.append(slice(before, n - after))
+    return spec.layout.at(*in_y), spec.layout.at(*in_x)
+
+
+def _sources(mode: str, length: int, grow: Pair, crop: Pair) -> list[tuple[int, int]]:
+    """(border cell, the cell it shows) along one grown axis, in the order in which backward folds them."""
+    before, after = grow
+    end, period = before + length, length - sum(crop)
+    shows = {
+        "edge": lambda i: before if i < before else end - 1,
+        "reflect": lambda i: 2 * before - i if i < before else 2 * (end - 1) - i,
+        "symmetric": lambda i: 2 * before - 1 - i if i < before else 2 * end - 1 - i,
+        "wrap": lambda i: i + period if i < before else i - period,
+    }[mode]
+    return [(i, shows(i)) for i in (*range(before), *reversed(range(end, end + after)))]
+
+
+def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
+    cropped = any(sum(pair) for pair in spec.crop)
+    if spec.mode == "constant":
+        y = b.full(spec.out_shape, value, x.dtype)
+        in_y, in_x = _shared(spec)
+        y[in_y] = x[in_x]
+        return y
+    y = b.empty(_grown_shape(spec), x.dtype)
+    y[_interior(spec)] = x
+    for axis, *sides in zip(spec.layout.spatial, spec.layout.lengths, spec.grow, spec.crop, strict=True):
+        for border, shown in _sources(spec.mode, *sides):
+            y[_span(axis, border, border + 1)] = y[_span(axis, shown, shown + 1)]
+    return b.xp.asarray(y[_kept(spec)], copy=True) if cropped else y
+
+
+def _pad_backward(b: Backend, spec: Pad, dy: Array) -> Array:
+    if spec.mode == "constant":
+        dx = b.zeros(spec.layout.shape, dy.dtype)
+        in_y, in_x = _shared(spec)
+        dx[in_x] = dy[in_y]
+        return dx
+    work = b.zeros(_grown_shape(spec), dy.dtype)
+    work[_kept(spec)] = dy
+    for axis, *sides in reversed(
+        list(zip(spec.layout.spatial, spec.layout.lengths, spec.grow, spec.crop, strict=True))
+    ):
+        for border, shown in _sources(spec.mode, *sides):
+            work[_span(axis, shown, shown + 1)] += work[_span(axis, border, border + 1)]
+    return b.xp.asarray(work[_interior(spec)], copy=True)
+
+
+def _fill(b: Backend, x: Array, value: Any) -> Any:
+    """`value` as a Python number that x's dtype can hold. TypeError for no number, ValueError for one out of range."""
+    name = backends.dtype_name(b, x)
+    if name in backends.INTEGERS or name == "bool":
+        number = real(value, "value") if not isinstance(value, bool) else int(value)
+        low, high = (0, 1) if name == "bool" else (b.xp.iinfo(x.dtype).min, b.xp.iinfo(x.dtype).max)
+        number = value if isinstance(value, int) else number  # a large int would lose digits as a float
+        if number != int(number) or not low <= number <= high:
+            raise ValueError(f"value must be a whole number from {low} to {high} for {name}, got {value!r}")
+        return bool(number) if name == "bool" else int(number)
+    number = float(value) if isinstance(value, bool) else real(value, "value", finite=False)
+    largest = 3.3895313892515355e38 if name == "bfloat16" else float(b.xp.finfo(x.dtype).max)
+    if largest < abs(number) < float("inf"):
+        raise ValueError(f"value must lie within {name}'s range of ±{largest:g}, got {value!r}")
+    return number
+
+
+@on_device
+def pad_forward(
+    x: Array, padding: Any, mode: str = "constant", value: Any = 0, *, data_format: str = "channels_first"
+) -> tuple[Array, Context]:
+    """Pad or crop the spatial axes: y[i] = extended x[i - before] on each.
+
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last", one to three spatial axes; any floating
+    dtype, integers, bool.
+    padding: an int, one per spatial axis, or a (before, after) pair per axis, in cells; negative entries crop.
+    mode: "constant", "edge" ("replicate"), "reflect", "symmetric" or "wrap" ("circular").
+    value: what constant cells hold; it must fit x's dtype.
+    y: x's dtype. `pad_forward` also gives the context, which keeps no array.
+
+    Raises ValueError: reflect padding not smaller than its axis, wrap or symmetric padding larger than it, edge padding
+    of an axis without cells, more cropped than there is, a value that the dtype cannot hold or given to another mode.
+    TypeError: another dtype or kind. Source: numpy.pad; backward is the adjoint.
+    """
+    b = backends.of(x)
+    numeric(b, x, "x")
+    spec = pad_spec(tuple(x.shape), padding, mode, data_format)
+    fill = _fill(b, x, value)
+    if spec.mode != "constant" and fill != 0:
+        raise ValueError(f"value belongs to mode 'constant', got {value!r} with mode {mode!r}")
+    run = implementation("pad_forward", _pad_forward, b, spec, x)
+    return run(b, spec, x, fill), Context("pad", b, x.dtype, spec.out_shape, spec)
+
+
+pad = inference_of(pad_forward)
+
+
+@on_device
+def pad_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `pad`: each cell of x gathers the gradients of all the cells that showed it; cropped cells get 0.
+
+    dy: y's shape. dx: x's shape and dtype.
+    """
+    moves = getattr(getattr(ctx, "spec", None), "mode", None) == "constant"  # nothing is added up
+    b, dy = opened("pad", dy, ctx, exact=moves, integers=True)
+    run = implementation("pad_backward", _pad_backward, b, ctx.spec, dy)
+    return cast(b, run(b, ctx.spec, dy), ctx.dtype)

@@ -1,0 +1,325 @@
+"""Average, sum, Lp and adaptive average pooling: everything that adds up windows.
+
+Rules of the family: a window's sum is taken axis by axis (first spatial axis first), each over slices of the array, in
+float32 for half types (Lp in float64, whose powers would leave float32's range). Cells outside the input add nothing. The
+divisor of an average counts the cells inside the input and its declared padding, never ceil mode's overhang; a window
+that meets no cell gives 0 and passes no gradient. Backward is the sum's adjoint, axis by axis in the other direction.
+
+Conventions are those of torch.nn.functional's avg_pool, lp_pool and adaptive_avg_pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, counts, flag, integer
+from cnnlayers.specs import pool_window, real, taps
+
+from .common import Array, Context, accumulator, cast, floating, implementation, inference_of, on_device, opened
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average pool: its windows, and what a window's sum is divided by."""
+
+    window: Window
+    include_pad: bool = True
+    override: int | None = None
+
+
+@dataclass(frozen=True)
+class Power:
+    """An Lp pool: its windows and its exponent."""
+
+    window: Window
+    p: float
+
+
+def along(where: int, part: Any) -> tuple[Any, ...]:
+    """The index that takes `part` of axis `where` and everything of the others."""
+    return (slice(None),) * where + (part, ...)
+
+
+def vector(b: Backend, values: Any, where: int, ndim: int, dtype: Any) -> Array:
+    """Host numbers as an array that lies along axis `where` of an array with `ndim` axes."""
+    return b.xp.reshape(b.array(values, dtype), (1,) * where + (-1,) + (1,) * (ndim - where - 1))
+
+
+def _resized(array: Array, where: int, length: int) -> tuple[int, ...]:
+    shape = tuple(array.shape)
+    return (*shape[:where], length, *shape[where + 1 :])
+
+
+# ------------------------------------------------------------------------------------------------------- sums of windows
+def _sum_axis(b: Backend, x: Array, where: int, axis: Axis) -> Array:
+    if axis.out == 1 and axis.whole and axis.kernel == axis.length:
+        return b.xp.sum(x, axis=where, keepdims=True, dtype=x.dtype)
+    y = b.zeros(_resized(x, where, axis.out), x.dtype)
+    for _, windows, cells in taps(axis):
+        y[along(where, windows)] += x[along(where, cells)]
+    return y
+
+
+def _spread_axis(b: Backend, dy: Array, where: int, axis: Axis) -> Array:
+    dx = b.zeros(_resized(dy, where, axis.length), dy.dtype)
+    for _, windows, cells in taps(axis):
+        dx[along(where, cells)] += dy[along(where, windows)]
+    return dx
+
+
+def _window_sums(b: Backend, window: Window, x: Array) -> Array:
+    for where, axis in zip(window.layout.spatial, window.axes, strict=True):
+        x = _sum_axis(b, x, where, axis)
+    return x
+
+
+def _window_spread(b: Backend, window: Window, dy: Array) -> Array:
+    for where, axis in reversed(list(zip(window.layout.spatial, window.axes, strict=True))):
+        dy = _spread_axis(b, dy, where, axis)
+    return dy
+
+
+# --------------------------------------------------------------------------------------------------------------- average
+def _divided(b: Backend, spec: Average, sums: Array) -> Array:
+    """Sums (or gradients) over each window's divisor; windows without a cell count 1, as their sum is 0 anyway."""
+    if spec.override is not None:
+        return sums / spec.override
+    ndim = len(spec.window.layout.shape)
+    for where, axis in zip(spec.window.layout.spatial, spec.window.axes, strict=True):
+        number = counts(axis, spec.include_pad)
+        if len(set(number)) == 1:
+            sums = sums / max(number[0], 1)
+        else:
+            sums = sums / vector(b, [max(n, 1) for n in number], where, ndim, sums.dtype)
+    return sums
+
+
+def _avg_pool_forward(b: Backend, spec: Average, x: Array) -> Array:
+    return _divided(b, spec, _window_sums(b, spec.window, x))
+
+
+def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
+    return _window_spread(b, spec.window, _divided(b, spec, dy))
+
+
+@on_device
+def avg_pool_forward(
+    x: Array,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Average pooling: y = (sum of a window's cells) / (their number).
+
+    x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating.
+    kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
+    padding: an int, one per axis, (before, after) pairs, "valid", "same", "same_lower" or "full"; zeros are added.
+    ceil_mode: also windows that overhang the end, if they start inside the input or its left padding.
+    count_include_pad: whether declared padding counts in the divisor. divisor_override: any int but 0 in its place.
+    y: x's dtype. The context keeps no array.
+
+    Raises ValueError: a bad size, padding not smaller than the effective kernel, a window larger than the padded input;
+    TypeError: another dtype or kind. Source: torch.nn.functional.avg_pool2d.
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
+        raise ValueError("divisor_override must be any int but 0")
+    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    override = None if divisor_override is None else int(divisor_override)
+    spec = Average(window, flag(count_include_pad, "count_include_pad"), override)
+    run = implementation("avg_pool_forward", _avg_pool_forward, b, spec, x)
+    y = run(b, spec, cast(b, x, accumulator(b, x.dtype)))
+    return cast(b, y, x.dtype), Context("avg_pool", b, x.dtype, window.out_shape, spec)
+
+
+avg_pool = inference_of(avg_pool_forward)
+
+
+@on_device
+def avg_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `avg_pool`: each cell gathers dy / divisor of the windows over it. dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("avg_pool", dy, ctx)
+    run = implementation("avg_pool_backward", _avg_pool_backward, b, ctx.spec, dy)
+    return cast(b, run(b, ctx.spec, dy), ctx.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------------- sum
+@on_device
+def sum_pool_forward(
+    x: Array,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no array."""
+    b = backends.of(x)
+    floating(b, x, "x")
+    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    run = implementation("sum_pool_forward", _window_sums, b, window, x)
+    y = run(b, window, cast(b, x, accumulator(b, x.dtype)))
+    return cast(b, y, x.dtype), Context("sum_pool", b, x.dtype, window.out_shape, window)
+
+
+sum_pool = inference_of(sum_pool_forward)
+
+
+@on_device
+def sum_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `sum_pool`: each cell gathers dy of the windows over it. dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("sum_pool", dy, ctx)
+    run = implementation("sum_pool_backward", _window_spread, b, ctx.spec, dy)
+    return cast(b, run(b, ctx.spec, dy), ctx.dtype)
+
+
+# -------------------------------------------------------------------------------------------------------------------- Lp
+def _power(b: Backend, x: Array, p: float) -> Array:
+    """abs(x) ** p."""
+    return x * x if p == 2 else b.xp.abs(x) if p == 1 else b.xp.abs(x) ** p
+
+
+def _root(b: Backend, x: Array, p: float) -> Array:
+    return b.xp.sqrt(x) if p == 2 else x if p == 1 else x ** (1 / p)
+
+
+def _lp_pool_forward(b: Backend, spec: Power, x: Array) -> Array:
+    return _root(b, _window_sums(b, spec.window, _power(b, x, spec.p)), spec.p)
+
+
+def _lp_pool_backward(b: Backend, spec: Power, dy: Array, x: Array) -> Array:
+    # dx = dy * sign(x) * (abs(x) / y) ** (p - 1); a cell or window at 0 has no slope to pass on.
+    p, zero = spec.p, b.zeros((), x.dtype)
+    y = _lp_pool_forward(b, spec, x)
+    flat = y == 0
+    scale = b.xp.where(flat, zero, dy * b.xp.where(flat, zero + 1, y) ** (1 - p))
+    at_zero = x == 0
+    slope = b.xp.sign(x) * _power(b, b.xp.where(at_zero, zero + 1, x), p - 1)
+    return b.xp.where(at_zero, zero, _window_spread(b, spec.window, scale) * slope)
+
+
+@on_device
+def lp_pool_forward(
+    x: Array,
+    kernel_size: Any,
+    norm_type: float = 2.0,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Lp pooling: y = (sum of abs(x)**p over a window) ** (1/p), with p = norm_type > 0.
+
+    Other arguments, shapes and errors as `avg_pool`'s. The gradient at x = 0, and of a window whose y is 0, is 0. The
+    context keeps x. Raises ValueError also for a norm_type that is not positive and finite.
+    Source: torch.nn.functional.lp_pool2d (which lacks the abs).
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    p = real(norm_type, "norm_type")
+    if p <= 0:
+        raise ValueError(f"norm_type must be positive, got {norm_type!r}")
+    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    spec = Power(window, p)
+    run = implementation("lp_pool_forward", _lp_pool_forward, b, spec, x)
+    y = run(b, spec, cast(b, x, b.xp.float64))
+    return cast(b, y, x.dtype), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
+
+
+lp_pool = inference_of(lp_pool_forward)
+
+
+@on_device
+def lp_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `lp_pool`: dy * sign(x) * (abs(x) / y)**(p - 1), gathered. dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("lp_pool", dy, ctx)
+    run = implementation("lp_pool_backward", _lp_pool_backward, b, ctx.spec, dy, ctx.arrays["x"])
+    x = cast(b, ctx.arrays["x"], b.xp.float64)
+    return cast(b, run(b, ctx.spec, cast(b, dy, b.xp.float64), x), ctx.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------ adaptive average
+def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Array:
+    """Window sums along one axis whose windows differ in size: a gather for each tap of the widest."""
+    y, zero = b.zeros(_resized(x, where, axis.out), x.dtype), b.zeros((), x.dtype)
+    for tap in range(axis.kernel):
+        inside = [s + tap < e for s, e in zip(axis.starts, axis.ends, strict=True)]
+        cells = b.array([min(s + tap, axis.length - 1) for s in axis.starts], b.xp.int64)
+        y += b.xp.where(vector(b, inside, where, len(x.shape), b.xp.bool), b.xp.take(x, cells, axis=where), zero)
+    return y
+
+
+def _adaptive_spread(b: Backend, dy: Array, where: int, axis: AdaptiveAxis) -> Array:
+    """The adjoint, gathered too: each cell asks the windows that cover it, the first one first."""
+    dx, zero = b.zeros(_resized(dy, where, axis.length), dy.dtype), b.zeros((), dy.dtype)
+    for nth in range(max(number for _, number in axis.covers)):
+        covered = [nth < number for _, number in axis.covers]
+        windows = b.array([min(first + nth, axis.out - 1) for first, _ in axis.covers], b.xp.int64)
+        dx += b.xp.where(vector(b, covered, where, len(dy.shape), b.xp.bool), b.xp.take(dy, windows, axis=where), zero)
+    return dx
+
+
+def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
+    for where, axis in zip(spec.layout.spatial, spec.axes, strict=True):
+        number = [e - s for s, e in zip(axis.starts, axis.ends, strict=True)]
+        sums = sums / vector(b, number, where, len(spec.layout.shape), sums.dtype)
+    return sums
+
+
+def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
+    regular = spec.regular()
+    if regular is not None:
+        return _avg_pool_forward(b, Average(regular), x)
+    for where, axis in zip(spec.layout.spatial, spec.axes, strict=True):
+        x = _adaptive_sums(b, x, where, axis)
+    return _adaptive_divided(b, spec, x)
+
+
+def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> Array:
+    dy = _adaptive_divided(b, spec, dy)
+    for where, axis in reversed(list(zip(spec.layout.spatial, spec.axes, strict=True))):
+        dy = _adaptive_spread(b, dy, where, axis)
+    return dy
+
+
+@on_device
+def adaptive_avg_pool_forward(
+    x: Array, output_size: Any, *, data_format: str = "channels_first"
+) -> tuple[Array, Context]:
+    """Average pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out).
+
+    x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
+    axis. y: x's dtype; the context keeps no array. Raises ValueError for a bad size, TypeError for another dtype or kind.
+    Source: torch.nn.functional.adaptive_avg_pool2d.
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    run = implementation("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
+    y = run(b, spec, cast(b, x, accumulator(b, x.dtype)))
+    return cast(b, y, x.dtype), Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
+
+
+adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
+
+
+@on_device
+def adaptive_avg_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `adaptive_avg_pool`: each cell gathers dy / (cells of the window). dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("adaptive_avg_pool", dy, ctx)
+    run = implementation("adaptive_avg_pool_backward", _adaptive_avg_pool_backward, b, ctx.spec, dy)
+    return cast(b, run(b, ctx.spec, dy), ctx.dtype)

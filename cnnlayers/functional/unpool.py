@@ -1,0 +1,128 @@
+"""Max unpooling: values go back to the cells that max pooling's indices name.
+
+Rules: an index counts within its own sample's and channel's plane; where one comes twice the last in C order wins, and
+only the winner gets the gradient. Out-of-range indices are an error where that can be seen without stalling a GPU; on a
+GPU they are dropped. Source: torch.nn.functional.max_unpool2d (whose repeated indices are not deterministic).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs import Window, unpool_window
+
+from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner
+
+
+def _planes(b: Backend, window: Window, array: Array) -> Array:
+    """An array of this layout as one flat row, a plane (sample, channel) after another."""
+    lay = window.layout
+    order = (0, lay.channel, *lay.spatial)
+    return b.xp.reshape(b.xp.permute_dims(array, order), (-1,))
+
+
+def _from_planes(b: Backend, window: Window, flat: Array, shape: tuple[int, ...]) -> Array:
+    """The way back, to `shape` in the window's layout."""
+    lay = window.layout
+    order = (0, lay.channel, *lay.spatial)
+    planes = b.xp.reshape(flat, tuple(shape[a] for a in order))
+    back = tuple(order.index(a) for a in range(len(order)))
+    return b.xp.asarray(b.xp.permute_dims(planes, back), copy=True)
+
+
+def _last_owner(b: Backend, cell: Array, cells: int) -> Array:
+    """For each of `cells` cells, the place of the last entry of `cell` that names it, or −1. An entry `cells` is dropped."""
+    xp = b.xp
+    if b.name == "numpy":
+        found = b.full((cells + 1,), -1, xp.int64)
+        found[cell] = b.arange(cell.size)  # NumPy assigns in order, so the last one stays
+        return found[:cells]
+    number = int(cell.shape[0])
+    keys = xp.sort(cell * number + b.arange(number))  # by cell, then by place
+    named, place = keys // number, keys % number
+    last = xp.searchsorted(named, b.arange(cells), side="right") - 1
+    seen = xp.where(last >= 0, last, b.zeros((), last.dtype))
+    hit = (last >= 0) & (xp.take(named, seen) == b.arange(cells))
+    return xp.where(hit, xp.take(place, seen), b.full((), -1, xp.int64))
+
+
+def _taken(b: Backend, values: Array, places: Array) -> Array:
+    """values[places], and 0 where a place is −1."""
+    zero = b.zeros((), values.dtype)
+    safe = b.xp.where(places >= 0, places, b.zeros((), places.dtype))
+    return b.xp.where(places >= 0, b.xp.take(values, safe), zero)
+
+
+def _targets(b: Backend, window: Window, indices: Array) -> tuple[Array, Array]:
+    """For each cell of y, the x entry it shows (or −1), and for each entry of x the y cell it reached (or −1); flat."""
+    xp, plane = b.xp, math.prod(window.layout.lengths)
+    index = _planes(b, window, cast(b, indices, xp.int64))
+    cells = window.layout.shape[0] * window.layout.channels * plane
+    entries = math.prod(window.out_lengths)
+    cell = index + b.arange(int(index.shape[0])) // max(entries, 1) * plane
+    cell = xp.where((index >= 0) & (index < plane), cell, b.full((), cells, xp.int64))
+    shown = _last_owner(b, cell, cells)
+    kept = cell < cells
+    won = _taken(b, shown, xp.where(kept, cell, b.full((), -1, xp.int64))) == b.arange(int(cell.shape[0]))
+    return shown, xp.where(kept & won, cell, b.full((), -1, xp.int64))
+
+
+def _check_indices(b: Backend, window: Window, indices: Array) -> None:
+    """Raise for an index outside the plane; not asked on a GPU, where the answer would stall it."""
+    plane = math.prod(window.layout.lengths)
+    if b.name == "cupy" or math.prod(indices.shape) == 0:
+        return
+    low, high = int(b.xp.min(indices)), int(b.xp.max(indices))
+    if low < 0 or high >= plane:
+        raise ValueError(f"indices must be from 0 to {plane - 1} (the output's plane), got {low} to {high}")
+
+
+@on_device
+def max_unpool_forward(
+    x: Array,
+    indices: Array,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    *,
+    output_size: Any = None,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Max unpooling: y[indices] = x in each sample's and channel's plane, zero elsewhere.
+
+    x: (N, C, *spatial) or (N, *spatial, C); floating. indices: x's shape, any integer dtype, flat in y's spatial plane, as
+    `max_pool` gives them. kernel_size, stride (None: kernel_size), padding: those of the pool that is undone, in cells,
+    numbers only. output_size: y's spatial sizes (or its whole shape), within a stride of
+    (L - 1) * stride - padding + kernel_size, the default. y: x's dtype. The context keeps where each entry went.
+
+    Raises ValueError: a bad shape or size, and on the CPU an index out of range (on a GPU it is dropped); TypeError:
+    another dtype, kind or owner. Source: torch.nn.functional.max_unpool2d.
+    """
+    b = owner(x=x, indices=indices)
+    floating(b, x, "x")
+    if backends.dtype_name(b, indices) not in backends.INTEGERS:
+        raise TypeError(f"indices must be integers, got {indices.dtype}")
+    if tuple(indices.shape) != tuple(x.shape):
+        raise ValueError(f"indices must have x's shape {tuple(x.shape)}, got {tuple(indices.shape)}")
+    window = unpool_window(tuple(x.shape), kernel_size, stride, padding, output_size, data_format)
+    _check_indices(b, window, indices)
+    shown, reached = _targets(b, window, indices)
+    y = _from_planes(b, window, _taken(b, _planes(b, window, x), shown), window.layout.shape)
+    small = b.xp.int32 if math.prod(window.layout.shape) < 2**31 else b.xp.int64
+    return y, Context("max_unpool", b, x.dtype, window.layout.shape, window, {"reached": cast(b, reached, small)})
+
+
+max_unpool = inference_of(max_unpool_forward)
+
+
+@on_device
+def max_unpool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another one overwrote it. dy: y's shape; dx: x's
+    shape and dtype."""
+    b, dy = opened("max_unpool", dy, ctx, exact=True)
+    window = ctx.spec
+    flat = _taken(b, _planes(b, window, dy), ctx.arrays["reached"])
+    return _from_planes(b, window, flat, window.out_shape)

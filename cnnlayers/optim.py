@@ -1,0 +1,171 @@
+"""Optimisers: they change a layer's parameters in place, from the gradients of its last backward.
+
+An optimiser is given `layer.params` (names -> live arrays) once and `layer.grads` at every step. Both are checked by name
+and shape before anything is updated, so a failed step leaves the weights and the optimiser's own state as they were. The
+formulas are PyTorch's, weight decay included (it is added to the gradient). State dictionaries are flat, names -> arrays,
+so that they go into the same safetensors file as the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs import flag, real
+
+Array = Any
+
+
+def _number(value: Any, name: str, least: float, below: float = math.inf) -> float:
+    number = real(value, name)
+    if not least <= number < below:
+        bound = f"at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
+        raise ValueError(f"{name} must be {bound}, got {number:g}")
+    return number
+
+
+class Optimizer:
+    """What the optimisers share: the parameters, the checks, and their own arrays, one set of `slots` a parameter."""
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, params: Mapping[str, Array], lr: float, weight_decay: float) -> None:
+        if not params:
+            raise ValueError("params is empty: an optimiser needs at least one parameter, as layer.params gives them")
+        self.params = dict(params)
+        self.lr = _number(lr, "lr", 0.0)
+        self.weight_decay = _number(weight_decay, "weight_decay", 0.0)
+        self.steps = 0
+        self._state: dict[str, Array] = {}
+        for name, p in self.params.items():
+            b = self._owner(name)
+            if backends.dtype_name(b, p) not in backends.FLOATS:
+                raise TypeError(f"parameter {name!r} must be floating, got {p.dtype}")
+            for slot in self.slots:
+                self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), p.dtype)
+
+    def _owner(self, name: str) -> Backend:
+        return backends.of(self.params[name], name=f"parameter {name!r}")
+
+    def step(self, grads: Mapping[str, Array]) -> None:
+        """Update every parameter from its gradient; `grads` has params' names and shapes, as `layer.grads` does.
+
+        Raises ValueError for a missing, unknown or misshapen gradient, TypeError for one of another owner.
+        """
+        self._check(grads)
+        self.steps += 1
+        lr = _number(self.lr, "lr", 0.0)
+        for name, p in self.params.items():
+            g = grads[name]
+            self._update(self._owner(name), name, p, g + self.weight_decay * p if self.weight_decay else g, lr)
+
+    def _check(self, grads: Mapping[str, Array]) -> None:
+        missing = sorted(name for name in self.params if grads.get(name) is None)
+        unknown = sorted(set(grads) - set(self.params))
+        if missing or unknown:
+            said = [f"no gradient for {', '.join(missing)}"] * bool(missing)
+            said += [f"no parameter for {', '.join(unknown)}"] * bool(unknown)
+            raise ValueError(
+                f"{'; '.join(said)}: give layer.grads after a backward of the layer whose params these are"
+            )
+        for name, p in self.params.items():
+            if backends.of(grads[name], name=f"the gradient of {name!r}") != self._owner(name):
+                raise TypeError(
+                    f"the gradient of {name!r} lives elsewhere than its parameter: make a new optimiser after to()"
+                )
+            if tuple(grads[name].shape) != tuple(p.shape):
+                raise ValueError(
+                    f"the gradient of {name!r} must have shape {tuple(p.shape)}, got {tuple(grads[name].shape)}"
+                )
+
+    def _update(self, b: Backend, name: str, p: Array, g: Array, lr: float) -> None:
+        raise NotImplementedError(f"{type(self).__name__} has no update rule: define _update, as SGD does")
+
+    def state_dict(self) -> dict[str, Array]:
+        """What resuming needs, as host arrays: `steps`, and `<slot>.<parameter>` for each of the optimiser's arrays."""
+        host = {name: backends.to_numpy(a).copy() for name, a in self._state.items()}
+        return {"steps": backends.to_numpy([self.steps]), **host}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError for missing, unknown or misshapen entries."""
+        expected = {"steps": (1,)} | {name: tuple(a.shape) for name, a in self._state.items()}
+        given = {name: tuple(a.shape) for name, a in state.items()}
+        wrong = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
+        if wrong:
+            said = ", ".join(f"{n} {given.get(n, 'missing')} (expected {expected.get(n, 'nothing')})" for n in wrong)
+            raise ValueError(f"this is no state of {type(self).__name__} over these parameters: {said}")
+        for name, a in self._state.items():
+            b = backends.of(a)
+            a[...] = b.array(backends.to_numpy(state[name]), a.dtype)
+        self.steps = int(backends.to_numpy(state["steps"])[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.params)} parameters, lr={self.lr:g})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: v = momentum * v + g; p -= lr * v (Nesterov: p -= lr * (g + momentum * v)).
+
+    Raises ValueError for a negative lr, momentum or weight_decay, and for Nesterov without momentum.
+    Source: torch.optim.SGD without dampening; Sutskever et al. 2013.
+    """
+
+    slots = ("velocity",)
+
+    def __init__(
+        self,
+        params: Mapping[str, Array],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        nesterov: bool = False,
+    ) -> None:
+        self.momentum = _number(momentum, "momentum", 0.0)
+        self.nesterov = flag(nesterov, "nesterov")
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs a momentum above 0, got 0")
+        super().__init__(params, lr, weight_decay)
+
+    def _update(self, b: Backend, name: str, p: Array, g: Array, lr: float) -> None:
+        v = self._state[f"velocity.{name}"]
+        v *= self.momentum
+        v += g
+        p -= lr * (g + self.momentum * v if self.nesterov else v)
+
+
+class Adam(Optimizer):
+    """Adam: m and v are running means of g and g²; p -= lr * m̂ / (sqrt(v̂) + eps), both freed of their start at zero.
+
+    Raises ValueError for a negative lr, eps or weight_decay and for betas outside [0, 1).
+    Source: torch.optim.Adam; Kingma and Ba 2015 (arXiv:1412.6980).
+    """
+
+    slots = ("mean", "square")
+
+    def __init__(
+        self,
+        params: Mapping[str, Array],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
+        self.betas = (_number(betas[0], "betas[0]", 0.0, 1.0), _number(betas[1], "betas[1]", 0.0, 1.0))
+        self.eps = _number(eps, "eps", 0.0)
+        super().__init__(params, lr, weight_decay)
+
+    def _update(self, b: Backend, name: str, p: Array, g: Array, lr: float) -> None:
+        first, second = self.betas
+        mean, square = self._state[f"mean.{name}"], self._state[f"square.{name}"]
+        mean *= first
+        mean += (1.0 - first) * g
+        square *= second
+        square += (1.0 - second) * g * g
+        size = lr / (1.0 - first**self.steps)
+        p -= size * mean / (b.xp.sqrt(square) / math.sqrt(1.0 - second**self.steps) + self.eps)

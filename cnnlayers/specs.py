@@ -1,0 +1,400 @@
+"""Arguments and shapes: every size is checked, and every output shape worked out, here and nowhere else.
+
+A spec is a frozen dataclass of plain integers: it needs no array library, is made before anything is computed, and is
+what a context keeps. Spatial sizes are named by axis; `x` is (N, C, *spatial) in "channels_first" and (N, *spatial, C)
+in "channels_last".
+
+One output-shape rule serves every windowed op. With the effective kernel e = dilation * (kernel - 1) + 1,
+    out = floor((length + before + after - e) / stride) + 1,
+ceil mode rounds up instead, and drops the last window unless it starts inside the input or its left padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from .arguments import Layout, Pair, Shape, entries_of, flag, grouped, integer, layout, pairs, real, sizes, trailing
+
+PAD_MODES = {"replicate": "edge", "circular": "wrap"} | {
+    m: m for m in ("constant", "edge", "reflect", "symmetric", "wrap")
+}
+
+
+# ------------------------------------------------------------------------------------------------------- windowed axes
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a windowed op: window o's tap j reads input cell o * stride + j * dilation - before, if there is one.
+
+    `length`: input cells; `out`: windows; `after`: declared padding behind (ceil mode may overhang it).
+    """
+
+    length: int
+    out: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    before: int = 0
+    after: int = 0
+
+    @property
+    def disjoint(self) -> bool:
+        """No input cell is under two taps."""
+        return self.stride >= self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def whole(self) -> bool:
+        """Every tap of every window is inside the input."""
+        last = (self.out - 1) * self.stride + self.dilation * (self.kernel - 1) - self.before
+        return self.before == 0 and last < self.length
+
+    @property
+    def starts(self) -> Shape:
+        """The cell under each window's first tap; outside [0, length) it is padding."""
+        return tuple(window * self.stride - self.before for window in range(self.out))
+
+
+@lru_cache(maxsize=1024)
+def taps(axis: Axis) -> tuple[tuple[int, slice, slice], ...]:
+    """`(tap, windows, cells)` for each tap that meets the input: the windows it does so in, and the cells it then reads.
+
+    No padded copy of the input is needed: out[windows] sees x[cells].
+    """
+    found = []
+    for tap in range(axis.kernel):
+        offset = tap * axis.dilation - axis.before
+        if offset >= axis.length:
+            break
+        first = max(0, -(offset // axis.stride))
+        last = min(axis.out - 1, (axis.length - 1 - offset) // axis.stride)
+        if first <= last:
+            start = first * axis.stride + offset
+            stop = last * axis.stride + offset + 1
+            found.append((tap, slice(first, last + 1), slice(start, stop, axis.stride)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def first_taps(axis: Axis) -> tuple[tuple[int, int], ...]:
+    """For each window, its first tap that meets the input and the cell it reads; (0, -1) where no tap does."""
+    found = []
+    for start in axis.starts:
+        tap = max(0, -(start // axis.dilation))
+        cell = start + tap * axis.dilation
+        found.append((tap, cell) if tap < axis.kernel and cell < axis.length else (0, -1))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def counts(axis: Axis, include_pad: bool) -> tuple[int, ...]:
+    """For each window, its taps inside the input (and its declared padding); ceil mode's overhang never counts."""
+    low, high = (-axis.before, axis.length + axis.after) if include_pad else (0, axis.length)
+
+    def taps_below(bound: int, start: int) -> int:
+        return min(max(-((start - bound) // axis.dilation), 0), axis.kernel)
+
+    return tuple(taps_below(high, s) - taps_below(low, s) for s in axis.starts)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A windowed op on an array: the array's layout, and an Axis for each spatial axis."""
+
+    layout: Layout
+    axes: tuple[Axis, ...]
+
+    @property
+    def out_lengths(self) -> Shape:
+        return tuple(a.out for a in self.axes)
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.layout.with_spatial(self.out_lengths)
+
+    @property
+    def kernel(self) -> Shape:
+        return tuple(a.kernel for a in self.axes)
+
+
+def effective(kernel: int, dilation: int) -> int:
+    """Cells from a window's first tap to its last."""
+    return dilation * (kernel - 1) + 1
+
+
+def out_length(length: int, kernel: int, stride: int, dilation: int, pad: Pair, ceil_mode: bool) -> int:
+    """The one output-length rule (module docstring). ValueError for a window larger than the padded input."""
+    room = length + sum(pad) - effective(kernel, dilation)
+    if room < 0:
+        raise ValueError(
+            f"the window covers {effective(kernel, dilation)} cells (kernel_size {kernel}, dilation {dilation}), more than"
+            f" the padded input has: {length} + padding {pad}"
+        )
+    out = room // stride + 1
+    if ceil_mode and room % stride and out * stride < length + pad[0]:
+        out += 1
+    return out
+
+
+def _padding(value: Any, lengths: Shape, kernel: Shape, stride: Shape, dilation: Shape) -> tuple[Pair, ...]:
+    if not isinstance(value, str):
+        return pairs(value, len(lengths), "padding")
+    if value == "valid":
+        return ((0, 0),) * len(lengths)
+    if value == "full":
+        return tuple((effective(k, d) - 1,) * 2 for k, d in zip(kernel, dilation, strict=True))
+    if value not in ("same", "same_lower"):
+        raise ValueError(f"padding must be numbers, 'valid', 'same', 'same_lower' or 'full', got {value!r}")
+    found = []
+    for length, k, s, d in zip(lengths, kernel, stride, dilation, strict=True):
+        total = max((-(-length // s) - 1) * s + effective(k, d) - length, 0)
+        small, large = total // 2, total - total // 2
+        found.append((small, large) if value == "same" else (large, small))
+    return tuple(found)
+
+
+def _cells(lay: Layout) -> None:
+    if 0 in lay.lengths:
+        raise ValueError(f"x has a spatial axis without cells: shape {lay.shape}")
+
+
+def pool_window(
+    shape: Shape, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, data_format: str
+) -> Window:
+    """The window of a pool: stride None is the kernel's size; a side's padding is smaller than the effective kernel."""
+    lay = layout(shape, data_format)
+    ndim = len(lay.spatial)
+    kernel = sizes(kernel_size, ndim, "kernel_size")
+    strides = kernel if stride is None else sizes(stride, ndim, "stride")
+    dilations = sizes(dilation, ndim, "dilation")
+    ceil = flag(ceil_mode, "ceil_mode")
+    _cells(lay)
+    pads = _padding(padding, lay.lengths, kernel, strides, dilations)
+    for k, d, pad in zip(kernel, dilations, pads, strict=True):
+        if max(pad) >= effective(k, d):
+            raise ValueError(
+                f"padding must be smaller than the effective kernel ({effective(k, d)} cells), got {pad}: a window would"
+                " hold padding alone"
+            )
+    return _window(lay, kernel, strides, dilations, pads, ceil)
+
+
+def conv_window(shape: Shape, kernel: Shape, stride: Any, padding: Any, dilation: Any, data_format: str) -> Window:
+    """The window of a convolution whose weight has the spatial sizes `kernel`."""
+    lay = layout(shape, data_format)
+    ndim = len(lay.spatial)
+    strides, dilations = sizes(stride, ndim, "stride"), sizes(dilation, ndim, "dilation")
+    _cells(lay)
+    return _window(lay, kernel, strides, dilations, _padding(padding, lay.lengths, kernel, strides, dilations), False)
+
+
+def _window(
+    lay: Layout, kernel: Shape, stride: Shape, dilation: Shape, pads: tuple[Pair, ...], ceil_mode: bool
+) -> Window:
+    axes = []
+    for length, k, s, d, pad in zip(lay.lengths, kernel, stride, dilation, pads, strict=True):
+        out = out_length(length, k, s, d, pad, ceil_mode)
+        axes.append(Axis(length, out, k, s, d, *pad))
+    return Window(lay, tuple(axes))
+
+
+def transposed_window(
+    shape: Shape,
+    kernel: Shape,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    data_format: str,
+    channels: int,
+) -> Window:
+    """The window of the convolution that `conv_transpose` is the adjoint of: its *input* is conv_transpose's output.
+
+    `shape` is the shape of conv_transpose's input x, `channels` the number of its output channels.
+    """
+    lay = layout(shape, data_format)
+    ndim = len(lay.spatial)
+    strides, dilations = sizes(stride, ndim, "stride"), sizes(dilation, ndim, "dilation")
+    if isinstance(padding, str):
+        raise ValueError(f"padding of a transposed convolution must be numbers, got {padding!r}")
+    pads = pairs(padding, ndim, "padding")
+    extra = sizes(output_padding, ndim, "output_padding", 0)
+    _cells(lay)
+    axes = []
+    for length, k, s, d, pad, more in zip(lay.lengths, kernel, strides, dilations, pads, extra, strict=True):
+        if more >= max(s, d):
+            raise ValueError(f"output_padding must be smaller than stride or dilation ({s}, {d}), got {more}")
+        size = (length - 1) * s + effective(k, d) + more - sum(pad)
+        if size < 1:
+            raise ValueError(f"padding {pad} leaves an output axis of {size} cells for an input axis of {length}")
+        axes.append(Axis(size, length, k, s, d, *pad))
+    out = layout(lay.with_spatial([a.length for a in axes], channels), data_format)
+    return Window(out, tuple(axes))
+
+
+def unpool_window(
+    shape: Shape, kernel_size: Any, stride: Any, padding: Any, output_size: Any, data_format: str
+) -> Window:
+    """The window of the pool that `max_unpool` undoes: its input is max_unpool's output."""
+    lay = layout(shape, data_format)
+    ndim = len(lay.spatial)
+    kernel = sizes(kernel_size, ndim, "kernel_size")
+    strides = kernel if stride is None else sizes(stride, ndim, "stride")
+    if isinstance(padding, str):
+        raise ValueError(f"padding of max_unpool must be numbers, got {padding!r}")
+    pads = pairs(padding, ndim, "padding")
+    _cells(lay)
+    for k, pad in zip(kernel, pads, strict=True):
+        if max(pad) >= k:
+            raise ValueError(f"padding must be smaller than kernel_size {k}, got {pad}")
+    natural = [(o - 1) * s - sum(pad) + k for o, k, s, pad in zip(lay.lengths, kernel, strides, pads, strict=True)]
+    out = natural if output_size is None else _unpool_size(output_size, natural, strides, lay)
+    if min(out) < 1:
+        raise ValueError(f"padding {padding!r} leaves an output of {tuple(out)} cells")
+    axes = [
+        Axis(size, o, k, s, 1, *pad) for size, o, k, s, pad in zip(out, lay.lengths, kernel, strides, pads, strict=True)
+    ]
+    return Window(layout(lay.with_spatial(out), data_format), tuple(axes))
+
+
+def _unpool_size(value: Any, natural: list[int], stride: Shape, lay: Layout) -> list[int]:
+    entries = entries_of(value, "output_size")
+    if entries is not None and len(entries) == len(lay.shape):  # the whole shape, as PyTorch also takes
+        value = [entries[a] for a in lay.spatial]
+        if lay.with_spatial([int(v) for v in value]) != entries:
+            raise ValueError(f"output_size {entries} has another batch or channel size than x: {lay.shape}")
+    out = list(sizes(value, len(natural), "output_size"))
+    for size, middle, s in zip(out, natural, stride, strict=True):
+        if abs(size - middle) >= s:
+            raise ValueError(
+                f"output_size must be within a stride of {tuple(natural)} (from {middle - s + 1} to {middle + s - 1}"
+                f" where it is {middle}), got {tuple(out)}"
+            )
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------- adaptive windows
+@dataclass(frozen=True)
+class AdaptiveAxis:
+    """One axis of an adaptive pool: window o is the cells floor(o * length / out) to ceil((o + 1) * length / out)."""
+
+    length: int
+    out: int
+
+    @property
+    def starts(self) -> Shape:
+        """Each window's first cell."""
+        return tuple(o * self.length // self.out for o in range(self.out))
+
+    @property
+    def ends(self) -> Shape:
+        """The cell after each window's last."""
+        return tuple(-(-(o + 1) * self.length // self.out) for o in range(self.out))
+
+    @property
+    def kernel(self) -> int:
+        """Cells of the widest window."""
+        return max((e - s for s, e in zip(self.starts, self.ends, strict=True)), default=1)
+
+    @property
+    def covers(self) -> tuple[tuple[int, int], ...]:
+        """For each input cell, the first window over it and the number of windows."""
+        first, number = [self.out] * self.length, [0] * self.length
+        for window, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
+            for cell in range(start, end):
+                first[cell] = min(first[cell], window)
+                number[cell] += 1
+        return tuple(zip(first, number, strict=True))
+
+
+@dataclass(frozen=True)
+class AdaptiveWindow:
+    """An adaptive pool on an array."""
+
+    layout: Layout
+    axes: tuple[AdaptiveAxis, ...]
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.layout.with_spatial([a.out for a in self.axes])
+
+    @property
+    def kernel(self) -> Shape:
+        return tuple(a.kernel for a in self.axes)
+
+    def regular(self) -> Window | None:
+        """The same windows as an ordinary pool's, where the lengths divide; None where they do not."""
+        if any(a.length % a.out for a in self.axes):
+            return None
+        axes = [Axis(a.length, a.out, a.length // a.out, a.length // a.out) for a in self.axes]
+        return Window(self.layout, tuple(axes))
+
+
+def adaptive_window(shape: Shape, output_size: Any, data_format: str) -> AdaptiveWindow:
+    """`output_size`: an int, or one per axis, None keeping that axis."""
+    lay = layout(shape, data_format)
+    _cells(lay)
+    entries = (None,) * len(lay.spatial) if output_size is None else entries_of(output_size, "output_size")
+    if entries is None:
+        entries = (output_size,) * len(lay.spatial)
+    if len(entries) != len(lay.spatial):
+        raise ValueError(f"output_size needs one entry per spatial axis ({len(lay.spatial)}), got {output_size!r}")
+    out = [
+        length if e is None else integer(e, "output_size", 1) for e, length in zip(entries, lay.lengths, strict=True)
+    ]
+    return AdaptiveWindow(lay, tuple(AdaptiveAxis(length, o) for length, o in zip(lay.lengths, out, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------------------------- padding
+@dataclass(frozen=True)
+class Pad:
+    """Padding of an array: `grow` and `crop` cells for each side of each spatial axis, both counted up from 0."""
+
+    layout: Layout
+    mode: str
+    grow: tuple[Pair, ...]
+    crop: tuple[Pair, ...]
+
+    @property
+    def out_shape(self) -> Shape:
+        lengths = self.layout.lengths
+        return self.layout.with_spatial(
+            [n + sum(g) - sum(c) for n, g, c in zip(lengths, self.grow, self.crop, strict=True)]
+        )
+
+
+def pad_spec(shape: Shape, padding: Any, mode: str, data_format: str) -> Pad:
+    """Padding by `mode` (NumPy's names, or PyTorch's replicate and circular), negative entries cropping.
+
+    ValueError where reflect is not smaller than its axis, wrap or symmetric larger, edge has no cell to repeat, or more
+    is cropped than there is.
+    """
+    lay = layout(shape, data_format)
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be a str, got {type(mode).__name__}")
+    if mode not in PAD_MODES:
+        raise ValueError(f"mode must be one of {', '.join(sorted(PAD_MODES))}, got {mode!r}")
+    mode = PAD_MODES[mode]
+    if isinstance(padding, str):
+        raise TypeError(f"padding of pad must be numbers, got {padding!r}")
+    given = pairs(padding, len(lay.spatial), "padding", None)
+    for length, pair in zip(lay.lengths, given, strict=True):
+        _check_pad(mode, length, pair)
+    grow = tuple((max(a, 0), max(b, 0)) for a, b in given)
+    crop = tuple((max(-a, 0), max(-b, 0)) for a, b in given)
+    return Pad(lay, mode, grow, crop)
+
+
+def _check_pad(mode: str, length: int, pair: Pair) -> None:
+    widest, cropped = max(pair), -sum(min(p, 0) for p in pair)
+    if cropped > length:
+        raise ValueError(f"padding {pair} crops more than the axis of {length} cells has")
+    if widest <= 0 or mode == "constant":
+        return
+    # Mirrors and edges look at the whole axis, wrap at what a crop leaves of it.
+    room = length - cropped if mode == "wrap" else length
+    least = {"edge": 1, "reflect": widest + 1}.get(mode, widest)
+    if room < least:
+        raise ValueError(
+            f"{mode} padding of {pair} needs an axis of {least} cells or more, got {room}: it shows one period at most"
+        )
