@@ -1,0 +1,47 @@
+# Every target makes .venv and installs what it needs, from nothing. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test lint types wheel format clean
+.DEFAULT_GOAL := help
+
+help:            ## list the targets
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F': *' '{printf "make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp an extra: what a target does not need is not installed for it.
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.train  ## train a convolutional network on handwritten digits; draws runs/digits-three-layer/curves.png
+	$(BIN)/cnnlayers train --data digits
+
+test: $(VENV)/.train $(VENV)/.test  ## run every test that this machine can run
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## ruff: style, imports, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# backends/, kernels/ and bench/ live beside cnnlayers/ and inside it once installed: mypy sees them there by links.
+types: $(VENV)/.dev  ## mypy --strict over the package
+	@rm -rf .typecheck && mkdir -p .typecheck/cnnlayers
+	@for f in cnnlayers/*; do ln -s ../../$$f .typecheck/cnnlayers/; done
+	@for d in backends kernels bench; do ln -s ../../$$d .typecheck/cnnlayers/$$d; done
+	cd .typecheck && ../$(BIN)/mypy -p cnnlayers --config-file ../pyproject.toml --cache-dir ../.mypy_cache
+
+wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, import and use it from there
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/python tests/wheel_check.py dist/*.whl
+
+format: $(VENV)/.dev  ## let ruff format and sort
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:           ## remove what the targets made, but for runs/
+	rm -rf $(VENV) .typecheck build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
