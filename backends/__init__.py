@@ -5,6 +5,7 @@ here imports CuPy before it is asked for.
 """
 
 from .arrays import FLOATS, INTEGERS, asarray, dtype_name, name_of_dtype, of, on_device_of, to_numpy
+from .draw import check_rng, uniform
 from .select import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, one_blas_thread, run_slabs
 
@@ -15,6 +16,7 @@ __all__ = [
     "BackendUnavailable",
     "asarray",
     "available",
+    "check_rng",
     "current",
     "dtype_name",
     "name_of_dtype",
@@ -24,6 +26,7 @@ __all__ = [
     "one_blas_thread",
     "run_slabs",
     "to_numpy",
+    "uniform",
     "use",
     "using",
 ]

@@ -49,11 +49,11 @@ def of(*arrays: Any, name: str = "x") -> Backend:
     """
     owners = [_owner(a, f"argument {i}" if len(arrays) > 1 else name) for i, a in enumerate(arrays, 1) if a is not None]
     if not owners:
-        raise TypeError("backends.of needs at least one array")
+        raise TypeError(f"{name} must be an array, got None" if arrays else "backends.of needs at least one array")
     if any(o != owners[0] for o in owners[1:]):
         said = ", ".join(f"{o.name} on {o.device}" for o in owners)
         raise TypeError(
-            f"the arrays have different owners ({said}): bring them together with cnnlayers.backends.asarray or to_numpy"
+            f"the arrays have different owners ({said}): bring them together with backends.asarray or to_numpy"
         )
     return owners[0]
 
@@ -87,20 +87,20 @@ def name_of_dtype(b: Backend, dtype: Any) -> str:
 
 
 def _to_host(a: Any) -> numpy.ndarray:
-    if isinstance(a, numpy.ndarray):
-        return a
+    if isinstance(a, numpy.ma.MaskedArray):
+        raise TypeError("a masked array's mask would be lost: pass its .filled(value) or its .data")
     if _root(a) == "cupy" and hasattr(a, "get"):
         host: numpy.ndarray = a.get()
         return host
     if _root(a) == "torch" and hasattr(a, "detach"):
         a = a.detach().cpu()
-    if hasattr(a, "__dlpack__") and not isinstance(a, numpy.generic):
+    if hasattr(a, "__dlpack__") and not isinstance(a, numpy.ndarray | numpy.generic):
         # Some exporters refuse a dtype that their __array__ then hands over; a real fault shows in numpy.asarray.
         with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
             return numpy.from_dlpack(a)
     host = numpy.asarray(a)
     if host.dtype.kind not in "biufcV" or (host.dtype.kind == "V" and host.dtype.name != "bfloat16"):
-        raise TypeError(f"{type(a).__name__} does not hold numbers: it would become an array of {host.dtype}")
+        raise TypeError(f"{type(a).__name__} does not hold numbers: as an array its dtype is {host.dtype}")
     return host
 
 

@@ -53,8 +53,12 @@ def _find_out() -> str | None:
             return "no NVIDIA driver was found (libcuda does not load): install the driver; CuPy itself is installed"
     answers: list[str | None] = []
     asker = threading.Thread(target=lambda: answers.append(_ask()), name="cnnlayers-cupy-probe", daemon=True)
-    asker.start()
-    asker.join(TIMEOUT_S)
+    with (
+        warnings.catch_warnings()
+    ):  # here, not in the thread: filters are the process's, and one that hangs restores none
+        warnings.simplefilter("ignore")
+        asker.start()
+        asker.join(TIMEOUT_S)
     return answers[0] if answers else f"CuPy did not answer within {TIMEOUT_S:.0f} s: see whether nvidia-smi answers"
 
 
@@ -70,19 +74,17 @@ def _driver_library() -> bool:
 
 
 def _ask() -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            cupy = importlib.import_module("cupy")
-        except Exception as error:  # whatever a broken install raises is the reason
-            return f"CuPy does not import ({_brief(error)}): {INSTALL}"
-        try:
-            devices = cupy.cuda.runtime.getDeviceCount()
-        except Exception as error:
-            return f"CUDA does not start ({_brief(error)}): install or update the NVIDIA driver"
-        if devices < 1:
-            return "the driver shows no CUDA device: see nvidia-smi and CUDA_VISIBLE_DEVICES"
-        return _compiler(cupy)
+    try:
+        cupy = importlib.import_module("cupy")
+    except Exception as error:  # whatever a broken install raises is the reason
+        return f"CuPy does not import ({_brief(error)}): {INSTALL}"
+    try:
+        devices = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"CUDA does not start ({_brief(error)}): install or update the NVIDIA driver"
+    if devices < 1:
+        return "the driver shows no CUDA device: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return _compiler(cupy)
 
 
 def _compiler(cupy: Any) -> str | None:
@@ -91,7 +93,7 @@ def _compiler(cupy: Any) -> str | None:
         cupy.cuda.nvrtc.getVersion()
         total = float((cupy.asarray([1.0, 2.0]) + 1.0).sum())
     except Exception as error:
-        return f"CuPy cannot compile or run a kernel ({_brief(error)}): {INSTALL}, whose [ctk] brings NVRTC and its headers"
+        return f"CuPy cannot compile or run a kernel ({_brief(error)}): {INSTALL}, which brings NVRTC and its headers"
     return (
         None
         if total == 5.0

@@ -1,7 +1,7 @@
 """Choosing a backend: by environment variable, for the process, or for one thread or async task.
 
-`CNNLAYERS_BACKEND` is read once, at first use. A `using` block is kept in a context variable, so other threads and tasks
-do not see it.
+`CNNLAYERS_BACKEND` is read once, at first use. A `using` block is kept in a context variable, so other threads and
+tasks do not see it.
 """
 
 from __future__ import annotations

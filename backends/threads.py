@@ -1,17 +1,19 @@
 """CPU threads: how many the library uses, its one pool, and BLAS held to one thread while the pool does the splitting.
 
-A slab's boundaries never depend on the thread count, so results do not either.
+A slab's boundaries never depend on the thread count, so results do not either. Any thread may call in here at any time:
+several at once, from inside a slab, after a fork, and while the interpreter shuts down.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
@@ -21,8 +23,10 @@ VARIABLE = "CNNLAYERS_NUM_THREADS"
 
 @functools.cache
 def num_threads() -> int:
-    """`CNNLAYERS_NUM_THREADS`, read once; by default the cores that this process may use. Raises ValueError unless it is
-    a positive whole number."""
+    """`CNNLAYERS_NUM_THREADS`, read once; by default the cores that this process may use.
+
+    Raises ValueError unless it is a positive whole number.
+    """
     text = os.environ.get(VARIABLE, "").strip()
     if text:
         if not text.isdecimal() or int(text) < 1:
@@ -34,25 +38,34 @@ def num_threads() -> int:
 
 
 class _State:
-    """What a forked child must not share with its parent: locks, the pool's threads, the count of running products."""
+    """What the process shares: the pool, and how many blocks hold BLAS to one thread."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # re-entrant, because a signal handler may call in here too
         self.pool: ThreadPoolExecutor | None = None
         self.depth = 0
         self.limiter: Any = None
 
 
+class _Here(threading.local):
+    """What this thread is doing: running a slab, and how many blocks of its own hold BLAS to one thread."""
+
+    slab = False
+    blocks = 0
+
+
 _state = _State()
-_inside = threading.local()
+_here = _Here()
 
 
 def _after_fork() -> None:
-    global _state
-    held = _state.limiter
-    _state = _State()
-    if held is not None:  # forked in the middle of a product: the child's BLAS goes back to the caller's setting
-        held.restore_original_limits()
+    """A forked child has this thread alone: no pool, no other thread's lock, and no other thread's hold on BLAS."""
+    _state.lock = threading.RLock()
+    _state.pool = None
+    _state.depth = _here.blocks
+    if _state.depth == 0 and _state.limiter is not None:
+        _state.limiter.restore_original_limits()
+        _state.limiter = None
 
 
 if hasattr(os, "register_at_fork"):
@@ -67,58 +80,105 @@ def _controller() -> ThreadpoolController:
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """BLAS on one thread inside the block; when the last of several concurrent blocks ends, as the caller had it."""
-    state = _state
-    with state.lock:
-        if state.depth == 0:
-            state.limiter = _controller().limit(limits=1, user_api="blas")
-        state.depth += 1
+    with _state.lock:
+        _state.depth += 1
+        _here.blocks += 1
+        if _state.depth == 1:
+            _state.limiter = _controller().limit(limits=1, user_api="blas")
     try:
         yield
     finally:
-        with state.lock:
-            state.depth -= 1
-            if state.depth == 0:
-                state.limiter.restore_original_limits()
-                state.limiter = None
+        with _state.lock:
+            _state.depth -= 1
+            _here.blocks -= 1
+            if _state.depth == 0:
+                _state.limiter.restore_original_limits()
+                _state.limiter = None
+
+
+class _Run(Generic[T]):
+    """One call's slabs, handed out one at a time until none is left or one has failed."""
+
+    def __init__(self, function: Callable[[T], Any], slabs: Sequence[T]) -> None:
+        self.function = function
+        self.slabs = slabs
+        self.lock = threading.Lock()
+        self.handed_out = 0
+        self.errors: list[tuple[int, BaseException]] = []
+
+    def take(self) -> int | None:
+        with self.lock:
+            index = self.handed_out
+            self.handed_out += 1
+        return index if index < len(self.slabs) else None
+
+    def stop(self) -> None:
+        with self.lock:
+            self.handed_out = len(self.slabs)
+
+    def work(self) -> None:
+        _here.slab = True
+        try:
+            while (index := self.take()) is not None:
+                try:
+                    self.function(self.slabs[index])
+                except BaseException as error:  # kept for the thread that called, whatever it is
+                    self.errors.append((index, error))
+                    self.stop()
+        finally:
+            _here.slab = False
+
+    def raise_first(self) -> None:
+        """Raise the error of the foremost slab that failed; from Python 3.11 on a note tells of the others."""
+        failed = [error for _, error in sorted(self.errors, key=lambda pair: pair[0])]
+        self.errors.clear()
+        if not failed:
+            return
+        first, *others = failed
+        if others and hasattr(first, "add_note"):
+            first.add_note(f"{len(others)} more slabs failed: " + "; ".join(map(repr, others)))
+        try:
+            raise first
+        finally:
+            del first, others, failed  # the traceback holds this frame: without this it would keep itself alive
+
+
+def _helpers(number: int, work: Callable[[], None]) -> list[Future[None]]:
+    """`work` on up to `number` of the pool's threads; on fewer, or none, where no more can be had."""
+    futures: list[Future[None]] = []
+    try:
+        with _state.lock:
+            if _state.pool is None:
+                _state.pool = ThreadPoolExecutor(max_workers=num_threads(), thread_name_prefix="cnnlayers")
+            for _ in range(number):
+                # The caller's context travels along: numpy.errstate and the backend of a `using` block live in it.
+                futures.append(_state.pool.submit(contextvars.copy_context().run, work))
+    except (
+        RuntimeError
+    ):  # the interpreter is shutting down, or the system gives no more threads: the caller works alone
+        pass
+    return futures
 
 
 def run_slabs(function: Callable[[T], Any], slabs: Sequence[T]) -> None:
-    """Call `function` on every slab, on up to `num_threads()` threads, this one among them; raise the first error.
+    """Call `function` on every slab, on up to `num_threads()` threads, this one among them.
 
     The function must release the GIL to gain anything, and slabs must not touch what another one writes. Called from
-    inside a slab it runs them one after another.
+    inside a slab it runs them one after another. When a slab fails no further one is begun, those under way are waited
+    for, and the foremost slab's error is raised.
     """
     helpers = min(num_threads(), len(slabs)) - 1
-    if helpers < 1 or getattr(_inside, "slab", False):
+    if helpers < 1 or _here.slab:
         for slab in slabs:
             function(slab)
         return
-    todo = iter(slabs)
-    lock = threading.Lock()
-
-    def work() -> None:
-        _inside.slab = True
-        try:
-            while True:
-                with lock:
-                    slab = next(todo, todo)
-                if slab is todo:
-                    return
-                function(slab)  # type: ignore[arg-type]
-        finally:
-            _inside.slab = False
-
-    with _state.lock:
-        if _state.pool is None:
-            _state.pool = ThreadPoolExecutor(max_workers=num_threads(), thread_name_prefix="cnnlayers")
-        pool = _state.pool
-    waiting = [pool.submit(work) for _ in range(helpers)]
+    run = _Run(function, slabs)
+    futures = _helpers(helpers, run.work)
     try:
-        work()
+        run.work()
     finally:
-        with lock:
-            todo = iter(())
-        errors = [f.exception() for f in waiting]
-    for error in errors:
-        if error is not None:
-            raise error
+        run.stop()
+        for future in futures:
+            if not future.cancel():  # a helper that never began, behind other callers' work, is not waited for
+                future.exception()
+    run.raise_first()

@@ -36,9 +36,11 @@ def integer(value: Any, name: str, least: int | None = None) -> int:
 def real(value: Any, name: str, *, finite: bool = True) -> float:
     """`value` as a float. TypeError unless it is a real number, ValueError for NaN or infinity unless allowed."""
     try:
-        if isinstance(value, str | bytes | bool) or getattr(value, "ndim", 0):
+        if isinstance(value, str | bytes | bool) or (hasattr(value, "ndim") and value.ndim > 0):
             raise TypeError
         number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got an int beyond the floats") from None
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}") from None
     if finite and not math.isfinite(number):
@@ -57,7 +59,7 @@ def entries_of(value: Any, name: str) -> tuple[Any, ...] | None:
     """The entries of a sequence, or None where `value` is one number."""
     if isinstance(value, str | bytes):
         raise TypeError(f"{name} must be an int or one per spatial axis, got {value!r}")
-    if isinstance(value, Iterable) and getattr(value, "ndim", 1):
+    if isinstance(value, Iterable) and not (hasattr(value, "ndim") and value.ndim == 0):
         return tuple(value)
     return None
 
@@ -133,7 +135,7 @@ def layout(shape: Shape, data_format: str, *, least: int = 1) -> Layout:
     ndim = len(shape)
     if not least + 2 <= ndim <= 5:
         raise ValueError(
-            f"x must have {least} to 3 spatial axes beside batch and channels ({least + 2} to 5 in all), got shape {shape}"
+            f"x must have batch, channels and {least} to 3 spatial axes ({least + 2} to 5 in all), got shape {shape}"
         )
     if data_format == "channels_first":
         return Layout(tuple(shape), 1, tuple(range(2, ndim)))

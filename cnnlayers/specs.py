@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from .arguments import Layout, Pair, Shape, entries_of, flag, grouped, integer, layout, pairs, real, sizes, trailing
+from .arguments import Layout, Pair, Shape, entries_of, flag, integer, layout, pairs, sizes
 
 PAD_MODES = {"replicate": "edge", "circular": "wrap"} | {
     m: m for m in ("constant", "edge", "reflect", "symmetric", "wrap")
@@ -57,12 +57,14 @@ class Axis:
 
 @lru_cache(maxsize=1024)
 def taps(axis: Axis) -> tuple[tuple[int, slice, slice], ...]:
-    """`(tap, windows, cells)` for each tap that meets the input: the windows it does so in, and the cells it then reads.
+    """`(tap, windows, cells)` for each tap that meets the input: the windows it does so in, and the cells it then
+    reads.
 
     No padded copy of the input is needed: out[windows] sees x[cells].
     """
     found = []
-    for tap in range(axis.kernel):
+    start = axis.before - (axis.out - 1) * axis.stride  # taps before this one see only padding, in the last window too
+    for tap in range(max(0, -(-start // axis.dilation)), axis.kernel):
         offset = tap * axis.dilation - axis.before
         if offset >= axis.length:
             break
@@ -98,11 +100,52 @@ def counts(axis: Axis, include_pad: bool) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A windowed op on an array: the array's layout, and an Axis for each spatial axis."""
+class AdaptiveAxis:
+    """One axis of an adaptive pool: window o is the cells floor(o * length / out) to ceil((o + 1) * length / out)."""
+
+    length: int
+    out: int
+
+    @property
+    def starts(self) -> Shape:
+        """Each window's first cell."""
+        return tuple(o * self.length // self.out for o in range(self.out))
+
+    @property
+    def ends(self) -> Shape:
+        """The cell after each window's last."""
+        return tuple(-(-(o + 1) * self.length // self.out) for o in range(self.out))
+
+    @property
+    def kernel(self) -> int:
+        """Cells of the widest window."""
+        return max((e - s for s, e in zip(self.starts, self.ends, strict=True)), default=1)
+
+    @property
+    def covers(self) -> tuple[tuple[int, int], ...]:
+        """For each input cell, the first window over it and the number of windows."""
+        first, number = [self.out] * self.length, [0] * self.length
+        for window, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
+            for cell in range(start, end):
+                first[cell] = min(first[cell], window)
+                number[cell] += 1
+        return tuple(zip(first, number, strict=True))
+
+
+A = TypeVar("A", Axis, AdaptiveAxis)
+
+
+@dataclass(frozen=True)
+class Windows(Generic[A]):
+    """A windowed op on an array: the array's layout, and what the windows are on each spatial axis."""
 
     layout: Layout
-    axes: tuple[Axis, ...]
+    axes: tuple[A, ...]
+
+    @property
+    def placed(self) -> tuple[tuple[int, A], ...]:
+        """Each spatial axis: its place among the array's axes, and its windows."""
+        return tuple(zip(self.layout.spatial, self.axes, strict=True))
 
     @property
     def out_lengths(self) -> Shape:
@@ -117,6 +160,21 @@ class Window:
         return tuple(a.kernel for a in self.axes)
 
 
+class Window(Windows[Axis]):
+    """Windows of one size, a stride apart: an ordinary pool or convolution."""
+
+
+class AdaptiveWindow(Windows[AdaptiveAxis]):
+    """Windows that share an axis out evenly: an adaptive pool."""
+
+    def regular(self) -> Window | None:
+        """The same windows as an ordinary pool's, where the lengths divide; None where they do not."""
+        if any(a.length % a.out for a in self.axes):
+            return None
+        axes = [Axis(a.length, a.out, a.length // a.out, a.length // a.out) for a in self.axes]
+        return Window(self.layout, tuple(axes))
+
+
 def effective(kernel: int, dilation: int) -> int:
     """Cells from a window's first tap to its last."""
     return dilation * (kernel - 1) + 1
@@ -127,8 +185,8 @@ def out_length(length: int, kernel: int, stride: int, dilation: int, pad: Pair, 
     room = length + sum(pad) - effective(kernel, dilation)
     if room < 0:
         raise ValueError(
-            f"the window covers {effective(kernel, dilation)} cells (kernel_size {kernel}, dilation {dilation}), more than"
-            f" the padded input has: {length} + padding {pad}"
+            f"the window covers {effective(kernel, dilation)} cells (kernel_size {kernel}, dilation {dilation}), more"
+            f" than the padded input has: {length} + padding {pad}"
         )
     out = room // stride + 1
     if ceil_mode and room % stride and out * stride < length + pad[0]:
@@ -173,8 +231,8 @@ def pool_window(
     for k, d, pad in zip(kernel, dilations, pads, strict=True):
         if max(pad) >= effective(k, d):
             raise ValueError(
-                f"padding must be smaller than the effective kernel ({effective(k, d)} cells), got {pad}: a window would"
-                " hold padding alone"
+                f"padding must be smaller than the effective kernel ({effective(k, d)} cells), got {pad}: a window"
+                " would hold padding alone"
             )
     return _window(lay, kernel, strides, dilations, pads, ceil)
 
@@ -274,62 +332,6 @@ def _unpool_size(value: Any, natural: list[int], stride: Shape, lay: Layout) -> 
 
 
 # ---------------------------------------------------------------------------------------------------- adaptive windows
-@dataclass(frozen=True)
-class AdaptiveAxis:
-    """One axis of an adaptive pool: window o is the cells floor(o * length / out) to ceil((o + 1) * length / out)."""
-
-    length: int
-    out: int
-
-    @property
-    def starts(self) -> Shape:
-        """Each window's first cell."""
-        return tuple(o * self.length // self.out for o in range(self.out))
-
-    @property
-    def ends(self) -> Shape:
-        """The cell after each window's last."""
-        return tuple(-(-(o + 1) * self.length // self.out) for o in range(self.out))
-
-    @property
-    def kernel(self) -> int:
-        """Cells of the widest window."""
-        return max((e - s for s, e in zip(self.starts, self.ends, strict=True)), default=1)
-
-    @property
-    def covers(self) -> tuple[tuple[int, int], ...]:
-        """For each input cell, the first window over it and the number of windows."""
-        first, number = [self.out] * self.length, [0] * self.length
-        for window, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
-            for cell in range(start, end):
-                first[cell] = min(first[cell], window)
-                number[cell] += 1
-        return tuple(zip(first, number, strict=True))
-
-
-@dataclass(frozen=True)
-class AdaptiveWindow:
-    """An adaptive pool on an array."""
-
-    layout: Layout
-    axes: tuple[AdaptiveAxis, ...]
-
-    @property
-    def out_shape(self) -> Shape:
-        return self.layout.with_spatial([a.out for a in self.axes])
-
-    @property
-    def kernel(self) -> Shape:
-        return tuple(a.kernel for a in self.axes)
-
-    def regular(self) -> Window | None:
-        """The same windows as an ordinary pool's, where the lengths divide; None where they do not."""
-        if any(a.length % a.out for a in self.axes):
-            return None
-        axes = [Axis(a.length, a.out, a.length // a.out, a.length // a.out) for a in self.axes]
-        return Window(self.layout, tuple(axes))
-
-
 def adaptive_window(shape: Shape, output_size: Any, data_format: str) -> AdaptiveWindow:
     """`output_size`: an int, or one per axis, None keeping that axis."""
     lay = layout(shape, data_format)
@@ -354,6 +356,11 @@ class Pad:
     mode: str
     grow: tuple[Pair, ...]
     crop: tuple[Pair, ...]
+
+    @property
+    def sides(self) -> tuple[tuple[int, int, Pair, Pair], ...]:
+        """Each spatial axis: its place among the array's axes, its length, its grow and its crop."""
+        return tuple(zip(self.layout.spatial, self.layout.lengths, self.grow, self.crop, strict=True))
 
     @property
     def out_shape(self) -> Shape:

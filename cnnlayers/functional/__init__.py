@@ -1,16 +1,122 @@
 """Every op as a trio: `op` (inference, saves nothing), `op_forward` (gives `y, ctx`), `op_backward(dy, ctx)`."""
 
-import importlib
-import pkgutil
+from .conv import conv, conv_backward, conv_forward, conv_transpose, conv_transpose_backward, conv_transpose_forward
+from .dense import (
+    dropout,
+    dropout_backward,
+    dropout_forward,
+    linear,
+    linear_backward,
+    linear_forward,
+    relu,
+    relu_backward,
+    relu_forward,
+    softmax_cross_entropy,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
+from .lrn import local_response_norm, local_response_norm_backward, local_response_norm_forward
+from .max_pool import (
+    adaptive_max_pool,
+    adaptive_max_pool_backward,
+    adaptive_max_pool_forward,
+    max_pool,
+    max_pool_backward,
+    max_pool_forward,
+)
+from .norm import (
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+    group_norm,
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm,
+    instance_norm_backward,
+    instance_norm_forward,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_forward,
+)
+from .pad import pad, pad_backward, pad_forward
+from .pool import (
+    adaptive_avg_pool,
+    adaptive_avg_pool_backward,
+    adaptive_avg_pool_forward,
+    avg_pool,
+    avg_pool_backward,
+    avg_pool_forward,
+    lp_pool,
+    lp_pool_backward,
+    lp_pool_forward,
+    sum_pool,
+    sum_pool_backward,
+    sum_pool_forward,
+)
+from .unpool import max_unpool, max_unpool_backward, max_unpool_forward
 
-for _m in pkgutil.iter_modules(__path__):  # interim while families are being written
-    try:
-        _mod = importlib.import_module(f"{__name__}.{_m.name}")
-    except ImportError:
-        continue
-    for _n in dir(_mod):
-        if _n.endswith("_forward") and not _n.startswith("_"):
-            _o = _n.removesuffix("_forward")
-            for _k in (_o, _n, _o + "_backward"):
-                if hasattr(_mod, _k):
-                    globals()[_k] = getattr(_mod, _k)
+__all__ = [
+    "adaptive_avg_pool",
+    "adaptive_avg_pool_backward",
+    "adaptive_avg_pool_forward",
+    "adaptive_max_pool",
+    "adaptive_max_pool_backward",
+    "adaptive_max_pool_forward",
+    "avg_pool",
+    "avg_pool_backward",
+    "avg_pool_forward",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "conv",
+    "conv_backward",
+    "conv_forward",
+    "conv_transpose",
+    "conv_transpose_backward",
+    "conv_transpose_forward",
+    "dropout",
+    "dropout_backward",
+    "dropout_forward",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "linear",
+    "linear_backward",
+    "linear_forward",
+    "local_response_norm",
+    "local_response_norm_backward",
+    "local_response_norm_forward",
+    "lp_pool",
+    "lp_pool_backward",
+    "lp_pool_forward",
+    "max_pool",
+    "max_pool_backward",
+    "max_pool_forward",
+    "max_unpool",
+    "max_unpool_backward",
+    "max_unpool_forward",
+    "pad",
+    "pad_backward",
+    "pad_forward",
+    "relu",
+    "relu_backward",
+    "relu_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
+    "softmax_cross_entropy_forward",
+    "sum_pool",
+    "sum_pool_backward",
+    "sum_pool_forward",
+]

@@ -1,10 +1,14 @@
 """Matrix products whose bits do not depend on the number of threads.
 
-BLAS splits a product by its thread count, and other splits round otherwise. So on the CPU a product is cut into slabs by
-its shape alone, each slab is computed by BLAS on one thread, and the slabs run side by side on the library's own pool.
+BLAS splits a product by its thread count, and other splits round otherwise. So on the CPU a product is cut into slabs
+by its shape alone, each slab is computed by BLAS on one thread, and the slabs run side by side on the library's own
+pool.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy
 
@@ -13,31 +17,74 @@ from cnnlayers.backends import Backend
 
 from .common import Array
 
+T = TypeVar("T")
 SLAB_FLOPS = 4_000_000  # below this, handing a slab to a thread costs more than it saves
-MOST_SLABS = 16
+MOST_SLABS = 32
+LEAST_CUT = 32  # rows or columns of a slab: thinner ones spend their time on packing the other factor
 
 
-def _cuts(length: int, flops: float) -> list[slice]:
-    parts = max(1, min(length, MOST_SLABS, int(flops / SLAB_FLOPS)))
-    step = -(-length // parts) if length else 1
+def in_slabs(b: Backend, function: Callable[[T], Any], slabs: Sequence[T]) -> None:
+    """Call `function` on every slab: on NumPy side by side with BLAS on one thread, elsewhere one after another."""
+    if b.name != "numpy":
+        for slab in slabs:
+            function(slab)
+        return
+    with backends.one_blas_thread():
+        backends.run_slabs(function, slabs)
+
+
+def cuts(length: int, parts: int) -> list[slice]:
+    """`length` cells in at most `parts` runs of one length (the last may be shorter)."""
+    step = max(1, -(-length // max(1, parts)))
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
-def matmul(b: Backend, x: Array, w: Array) -> Array:
-    """x @ w for stacks of matrices (..., m, k) and (..., k, n) of one floating dtype; batch axes broadcast."""
+def matmul(b: Backend, x: Array, w: Array, plus: Array | None = None, *, whole: bool = False) -> Array:
+    """x @ w (+ plus) for stacks of matrices (..., m, k) and (..., k, n) of one floating dtype; batch axes broadcast.
+
+    `plus` broadcasts to the product. `whole`: the caller is in a slab of its own, and the product is not cut again.
+    """
     if b.name != "numpy":
-        return b.xp.matmul(x, w)
-    m, k, n = x.shape[-2], x.shape[-1], w.shape[-1]
+        product = b.xp.matmul(x, w)
+        return product if plus is None else product + plus
+    x, w = _for_blas(x), _for_blas(w)
     batch = numpy.broadcast_shapes(x.shape[:-2], w.shape[:-2])
-    y = numpy.empty((*batch, m, n), x.dtype)
-    flops = 2.0 * y.size * k
-    if batch and batch[0] > 1:
-        x, w = (numpy.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (x, w))
-        jobs = [(x[cut], w[cut], y[cut]) for cut in _cuts(batch[0], flops)]
-    elif m >= n:
-        jobs = [(x[..., cut, :], w, y[..., cut, :]) for cut in _cuts(m, flops)]
-    else:
-        jobs = [(x, w[..., cut], y[..., cut]) for cut in _cuts(n, flops)]
-    with backends.one_blas_thread():
-        backends.run_slabs(lambda job: numpy.matmul(job[0], job[1], out=job[2]), jobs)
+    y = numpy.empty((*batch, x.shape[-2], w.shape[-1]), x.dtype)
+    if whole:
+        _product((x, w, y, plus))
+        return y
+    x, w = (numpy.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (x, w))
+    in_slabs(b, _product, _jobs(x, w, y, None if plus is None else numpy.broadcast_to(plus, y.shape)))
     return y
+
+
+def _product(job: tuple[Array, Array, Array, Array | None]) -> None:
+    x, w, y, plus = job
+    numpy.matmul(x, w, out=y)
+    if plus is not None:
+        y += plus
+
+
+def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array, Array, Array, Array | None]]:
+    """The product as products of its parts: first the stack is cut, then the longer side of y's matrices."""
+    parts = min(MOST_SLABS, int(2.0 * y.size * x.shape[-1] / SLAB_FLOPS))
+    stacks: list[Any] = [(...,)] if y.ndim == 2 else [(cut, ...) for cut in cuts(y.shape[0], parts)]
+    by_rows, longest = y.shape[-2] >= y.shape[-1], max(y.shape[-2:])
+    jobs = []
+    for stack in stacks:
+        for side in cuts(longest, min(parts // len(stacks), longest // LEAST_CUT)):
+            rows, columns = ((*stack, side, slice(None)), (*stack, slice(None), side))
+            at = rows if by_rows else columns
+            job = (x[rows], w[stack]) if by_rows else (x[stack], w[columns])
+            jobs.append((*job, y[at], None if plus is None else plus[at]))
+    return jobs
+
+
+def _for_blas(a: Array) -> Array:
+    """`a`, copied where BLAS could not read its matrices as they lie: some NumPy versions then take a slow loop."""
+    if a.size == 0:
+        return a
+    rows, columns = a.strides[-2:]
+    by_rows = columns == a.itemsize and rows >= a.shape[-1] * a.itemsize and rows % a.itemsize == 0
+    by_columns = rows == a.itemsize and columns >= a.shape[-2] * a.itemsize and columns % a.itemsize == 0
+    return a if by_rows or by_columns else numpy.ascontiguousarray(a)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
@@ -45,6 +45,8 @@ def itemsize(b: Backend, array: Array) -> int:
 def owner(**arrays: Array | None) -> Backend:
     """The backend of the named arrays, None entries passed over; the TypeError for mixed owners names the arguments."""
     given = {name: a for name, a in arrays.items() if a is not None}
+    if not given:
+        raise TypeError(f"{next(iter(arrays))} must be an array, got None")
     found = {name: backends.of(a, name=name) for name, a in given.items()}
     first = next(iter(found.values()))
     if any(b != first for b in found.values()):
@@ -54,7 +56,9 @@ def owner(**arrays: Array | None) -> Backend:
 
 
 def floating(b: Backend, array: Array, name: str) -> Array:
-    """`array`, if it has a floating dtype that the library computes in. TypeError otherwise."""
+    """`array`, if it has a floating dtype that the library computes in. TypeError otherwise, and for None."""
+    if array is None:
+        raise TypeError(f"{name} must be an array, got None")
     if backends.dtype_name(b, array) not in backends.FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {backends.dtype_name(b, array)}")
     return array
@@ -119,25 +123,35 @@ def implementation(name: str, portable: Callable[..., R], b: Backend, spec: Any,
     return kernels.find(name, b, spec, *arrays) or portable
 
 
-def on_device(function: Callable[Concatenate[Array, P], R]) -> Callable[Concatenate[Array, P], R]:
-    """Run a public function on the device of its first argument, an array."""
+def widened(portable: Callable[..., Array]) -> Callable[..., Array]:
+    """A portable function of `(b, spec, x, ...)` that computes in x's accumulation dtype and gives x's dtype back."""
 
-    @functools.wraps(function)
-    def run(array: Array, *args: P.args, **kwargs: P.kwargs) -> R:
-        with backends.on_device_of(array):
-            return function(array, *args, **kwargs)
+    @functools.wraps(portable)
+    def run(b: Backend, spec: Any, x: Array, *rest: Array) -> Array:
+        wide = cast(b, x, accumulator(b, x.dtype)) if is_float(b, x.dtype) else x
+        return cast(b, portable(b, spec, wide, *rest), x.dtype)
 
     return run
 
 
-def inference_of(
-    forward: Callable[Concatenate[Array, P], tuple[Any, Context]],
-) -> Callable[Concatenate[Array, P], Any]:
+def on_device(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a public function on the device of its first argument, an array."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        with backends.on_device_of(first):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def inference_of(forward: Callable[P, tuple[Any, Context]]) -> Callable[P, Any]:
     """The inference form of an op whose forward saves nothing that costs: the same call, without the context."""
 
     @functools.wraps(forward)
-    def run(x: Array, *args: P.args, **kwargs: P.kwargs) -> Any:
-        return forward(x, *args, **kwargs)[0]
+    def run(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return forward(*args, **kwargs)[0]
 
     run.__name__ = run.__qualname__ = forward.__name__.removesuffix("_forward")
     return run

@@ -5,8 +5,8 @@ number, so the first NaN of a window is its maximum. y holds the bits of that ce
 input gives −inf (an integer dtype's lowest value), index −1, and passes no gradient.
 
 Saved: the window-local argmax, a tap's place in C order in the smallest unsigned type, not x. Tie rules "all" and
-"split" save one bit a tap. Backward adds up, at each input cell, the windows over it in C order, so the bits are the same
-wherever it runs; half types are summed in float32.
+"split" save one bit a tap. Backward adds up, at each input cell, the windows over it in C order, so the bits are the
+same wherever it runs; half types are summed in float32.
 
 Sources: torch.nn.functional.max_pool2d (indices, shapes), numpy.argmax (the NaN rule).
 """
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
+from cnnlayers.arguments import flag
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, first_taps, flag
-from cnnlayers.specs import pool_window, taps
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, first_taps, pool_window, taps
 
-from .common import Array, Context, cast, floating, implementation, numeric, on_device, opened
+from .common import Array, Context, cast, floating, implementation, numeric, on_device, opened, widened
 from .pool import along, vector
 
 TIES = ("first", "all", "split")
@@ -57,23 +57,31 @@ def _either(mask: Array, other: Array | None) -> Array:
     return mask if other is None else mask | other
 
 
-# --------------------------------------------------------------------------------------------------------------- forward
-# A maximum over a window is taken axis by axis, the last first: then "first in C order" is "first on this axis", and the
-# place within the window grows with each axis: tap * (taps of the later axes) + place on those.
+# ------------------------------------------------------------------------------------------------------------- forward
+# A maximum over a window is taken axis by axis, the last first: then "first in C order" is "first on this axis", and
+# the place within the window grows with each axis: tap * (taps of the later axes) + place on those.
 Read = tuple[int, tuple[Any, ...], Callable[[Array], Array], "Array | None"]
+
+
+def _slice(at: tuple[Any, ...]) -> Callable[[Array], Array]:
+    return lambda a: a[at]
+
+
+def _gather(b: Backend, cells: Array, where: int) -> Callable[[Array], Array]:
+    return lambda a: b.xp.take(a, cells, axis=where)
 
 
 def _reads(b: Backend, where: int, ndim: int, axis: Axis | AdaptiveAxis) -> Iterator[Read]:
     """For each tap: the tap, the windows it serves, how to read their cells, and which of these count (None: all)."""
     if isinstance(axis, Axis):
         for tap, windows, cells in taps(axis):
-            yield tap, along(where, windows), lambda a, at=along(where, cells): a[at], None
+            yield tap, along(where, windows), _slice(along(where, cells)), None
         return
     for tap in range(axis.kernel):
         cells = b.array([min(s + tap, axis.length - 1) for s in axis.starts], b.xp.int64)
         inside = [s + tap < e for s, e in zip(axis.starts, axis.ends, strict=True)]
         counted = None if all(inside) else vector(b, inside, where, ndim, b.xp.bool)
-        yield tap, along(where, slice(None)), lambda a, at=cells: b.xp.take(a, at, axis=where), counted
+        yield tap, along(where, slice(None)), _gather(b, cells, where), counted
 
 
 def _seed(
@@ -121,7 +129,8 @@ def _maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool
     """Windows' maxima, and (with `save`) their places within the window."""
     argmax = _argmax_dtype(b, window.kernel) if save else None
     places, later = None, 1
-    for where, axis in reversed(list(zip(window.layout.spatial, window.axes, strict=True))):
+    placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
+    for where, axis in reversed(placed):
         x, places = _max_axis(b, x, places, where, axis, argmax, later)
         later *= axis.kernel
     return x, places
@@ -153,7 +162,8 @@ def _flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtyp
     """The flat place in the unpadded spatial plane of each window's maximum, from its place in the window; or −1."""
     rest, plane = cast(b, argmax, dtype), 1
     flat, met = b.zeros(tuple(argmax.shape), dtype), b.xp.ones_like(argmax, dtype=b.xp.bool)
-    for where, axis in reversed(list(zip(window.layout.spatial, window.axes, strict=True))):
+    placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
+    for where, axis in reversed(placed):
         step = axis.dilation if isinstance(axis, Axis) else 1
         cell = vector(b, axis.starts, where, len(argmax.shape), dtype) + rest % axis.kernel * step
         met = met & (cell >= 0) & (cell < axis.length)
@@ -161,7 +171,7 @@ def _flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtyp
     return b.xp.where(met, flat, b.full((), -1, dtype))
 
 
-# -------------------------------------------------------------------------------------------------------------- max_pool
+# ------------------------------------------------------------------------------------------------------------ max_pool
 def _max_pool_forward(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None, Array | None]:
     """y, what backward needs, and the indices if they are wanted."""
     y, argmax = _maxima(b, spec.window, x, save=spec.ties == "first" or spec.indices)
@@ -175,6 +185,7 @@ def _max_pool(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None]:
     return y, _flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
 
 
+@widened
 def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
     zero = b.zeros((), dy.dtype)
     if spec.ties == "split":
@@ -185,7 +196,8 @@ def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
         if spec.ties == "first":
             chosen = saved[windows] == place
         else:
-            chosen = saved[(place // 8, *windows)] // (1 << place % 8) % 2 == 1
+            at = (place // 8, *windows)
+            chosen = saved[at] // (1 << place % 8) % 2 == 1
         share = b.xp.where(chosen, dy[windows], zero)
         dx[cells] = share if disjoint else dx[cells] + share
     return dx
@@ -237,8 +249,8 @@ def max_pool(
 ) -> Array | tuple[Array, Array]:
     """Max pooling: y = max of a window's cells; inference, without an argmax.
 
-    x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating, integer or bool.
-    kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
+    x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating, integer or
+    bool. kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
     padding: an int, one per axis, (before, after) pairs, "valid", "same", "same_lower" or "full"; it never wins.
     ceil_mode: also windows that overhang the end, if they start inside the input or its left padding.
     ties: whose the gradient is among equal maxima (NaNs are equal): the "first", "all", or "split" equally.
@@ -268,8 +280,8 @@ def max_pool_forward(
     return_indices: bool = False,
     data_format: str = "channels_first",
 ) -> tuple[Array | tuple[Array, Array], Context]:
-    """`max_pool` for training: also gives the context, which keeps a byte an output to 256 taps (ties "first"), or a bit a
-    tap, and not x. Arguments and errors as `max_pool`'s."""
+    """`max_pool` for training: also gives the context, which keeps a byte an output to 256 taps (ties "first"), or a
+    bit a tap, and not x. Arguments and errors as `max_pool`'s."""
     b, spec = _max_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
     run = implementation("max_pool_forward", _max_pool_forward, b, spec, x)
     y, saved, indices = run(b, spec, _as_bytes(b, x))
@@ -284,13 +296,13 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
 
     dy: y's shape (of the values, also where indices were returned). dx: x's shape and dtype.
     """
-    b, dy = opened("max_pool", dy, ctx, integers=True)
+    whole = getattr(getattr(ctx, "spec", None), "ties", None) != "split"  # an integer cannot be split
+    b, dy = opened("max_pool", dy, ctx, exact=True, integers=whole)
     saved = ctx.arrays["saved"]
-    run = implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)
-    return cast(b, run(b, ctx.spec, dy, saved), ctx.dtype)
+    return implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)(b, ctx.spec, dy, saved)
 
 
-# ----------------------------------------------------------------------------------------------------- adaptive_max_pool
+# --------------------------------------------------------------------------------------------------- adaptive_max_pool
 def _adaptive_max_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> tuple[Array, Array | None]:
     return _maxima(b, spec.regular() or spec, x, save=True)
 
@@ -299,12 +311,13 @@ def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
     return _maxima(b, spec.regular() or spec, x, save=False)[0]
 
 
+@widened
 def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
     """Each cell asks the windows that cover it, in C order, whether it is their maximum."""
     lay, ndim, xp = spec.layout, len(spec.layout.shape), b.xp
     flat = _flat_cells(b, spec, argmax, xp.int64)
     mine = b.zeros((1,) * ndim, xp.int64)
-    for where, axis in zip(lay.spatial, spec.axes, strict=True):
+    for where, axis in spec.placed:
         mine = mine * axis.length + vector(b, b.arange(axis.length), where, ndim, xp.int64)
     dx, zero = b.zeros(lay.shape, dy.dtype), b.zeros((), dy.dtype)
     for nths in itertools.product(*(range(max(n for _, n in axis.covers)) for axis in spec.axes)):
@@ -347,7 +360,7 @@ def adaptive_max_pool_forward(
 @on_device
 def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("adaptive_max_pool", dy, ctx)
+    b, dy = opened("adaptive_max_pool", dy, ctx, exact=True)
     argmax = ctx.arrays["argmax"]
     run = implementation("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
-    return cast(b, run(b, ctx.spec, dy, argmax), ctx.dtype)
+    return run(b, ctx.spec, dy, argmax)

@@ -1,23 +1,25 @@
 """Padding and cropping of the spatial axes.
 
-Rules of the family: output cell i of an axis shows cell i - before of the input *extended* by the mode's rule. A negative
-entry crops; edge and mirrors on the other side do not notice, and wrap repeats what the crop leaves (as PyTorch's
-circular). Only values move, so forward keeps bits; backward is forward's exact adjoint. It folds the borders back one axis after another, the last first; at an input cell it adds to
-the cell's own gradient those of the border before, then behind, each from the outermost cell inwards. Half types are
-summed in float32.
+Rules of the family: output cell i of an axis shows cell i - before of the input *extended* by the mode's rule. A
+negative entry crops; edge and mirrors on the other side do not notice, and wrap repeats what the crop leaves (as
+PyTorch's circular). Only values move, so forward keeps bits; backward is forward's exact adjoint. It folds the
+borders back one axis after another, the last first; at an input cell it adds to the cell's own gradient those of the
+border before, then behind, each from the outermost cell inwards. Half types are summed in float32.
 
 Modes are NumPy's: https://numpy.org/doc/stable/reference/generated/numpy.pad.html
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from cnnlayers import backends
+from cnnlayers.arguments import Pair, real
 from cnnlayers.backends import Backend
-from cnnlayers.specs import Pad, Pair, pad_spec, real
+from cnnlayers.specs import Pad, pad_spec
 
-from .common import Array, Context, cast, implementation, inference_of, numeric, on_device, opened
+from .common import Array, Context, implementation, inference_of, numeric, on_device, opened, widened
 
 
 def _span(axis: int, start: int, stop: int) -> tuple[Any, ...]:
@@ -56,13 +58,20 @@ def _sources(mode: str, length: int, grow: Pair, crop: Pair) -> list[tuple[int, 
     """(border cell, the cell it shows) along one grown axis, in the order in which backward folds them."""
     before, after = grow
     end, period = before + length, length - sum(crop)
-    shows = {
-        "edge": lambda i: before if i < before else end - 1,
-        "reflect": lambda i: 2 * before - i if i < before else 2 * (end - 1) - i,
-        "symmetric": lambda i: 2 * before - 1 - i if i < before else 2 * end - 1 - i,
-        "wrap": lambda i: i + period if i < before else i - period,
-    }[mode]
-    return [(i, shows(i)) for i in (*range(before), *reversed(range(end, end + after)))]
+    front = {
+        "edge": [before] * before,
+        "reflect": range(2 * before, before, -1),
+        "symmetric": range(2 * before - 1, before - 1, -1),
+        "wrap": range(period, period + before),
+    }
+    back = {
+        "edge": [end - 1] * after,
+        "reflect": range(end - 2, end - 2 - after, -1),
+        "symmetric": range(end - 1, end - 1 - after, -1),
+        "wrap": range(end - period, end - period + after),
+    }
+    outermost_first = list(zip(range(end, end + after), back[mode], strict=True))[::-1]
+    return [*zip(range(before), front[mode], strict=True), *outermost_first]
 
 
 def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
@@ -74,24 +83,27 @@ def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
         return y
     y = b.empty(_grown_shape(spec), x.dtype)
     y[_interior(spec)] = x
-    for axis, *sides in zip(spec.layout.spatial, spec.layout.lengths, spec.grow, spec.crop, strict=True):
-        for border, shown in _sources(spec.mode, *sides):
+    for axis, length, grow, crop in spec.sides:
+        for border, shown in _sources(spec.mode, length, grow, crop):
             y[_span(axis, border, border + 1)] = y[_span(axis, shown, shown + 1)]
     return b.xp.asarray(y[_kept(spec)], copy=True) if cropped else y
 
 
 def _pad_backward(b: Backend, spec: Pad, dy: Array) -> Array:
-    if spec.mode == "constant":
-        dx = b.zeros(spec.layout.shape, dy.dtype)
-        in_y, in_x = _shared(spec)
-        dx[in_x] = dy[in_y]
-        return dx
+    if spec.mode != "constant":
+        return _folded(b, spec, dy)
+    dx = b.zeros(spec.layout.shape, dy.dtype)
+    in_y, in_x = _shared(spec)
+    dx[in_x] = dy[in_y]
+    return dx
+
+
+@widened
+def _folded(b: Backend, spec: Pad, dy: Array) -> Array:
     work = b.zeros(_grown_shape(spec), dy.dtype)
     work[_kept(spec)] = dy
-    for axis, *sides in reversed(
-        list(zip(spec.layout.spatial, spec.layout.lengths, spec.grow, spec.crop, strict=True))
-    ):
-        for border, shown in _sources(spec.mode, *sides):
+    for axis, length, grow, crop in reversed(spec.sides):
+        for border, shown in _sources(spec.mode, length, grow, crop):
             work[_span(axis, shown, shown + 1)] += work[_span(axis, border, border + 1)]
     return b.xp.asarray(work[_interior(spec)], copy=True)
 
@@ -100,9 +112,11 @@ def _fill(b: Backend, x: Array, value: Any) -> Any:
     """`value` as a Python number that x's dtype can hold. TypeError for no number, ValueError for one out of range."""
     name = backends.dtype_name(b, x)
     if name in backends.INTEGERS or name == "bool":
-        number = real(value, "value") if not isinstance(value, bool) else int(value)
         low, high = (0, 1) if name == "bool" else (b.xp.iinfo(x.dtype).min, b.xp.iinfo(x.dtype).max)
-        number = value if isinstance(value, int) else number  # a large int would lose digits as a float
+        try:
+            number: float = operator.index(value)  # exact: a large int would lose digits as a float
+        except TypeError:
+            number = real(value, "value")
         if number != int(number) or not low <= number <= high:
             raise ValueError(f"value must be a whole number from {low} to {high} for {name}, got {value!r}")
         return bool(number) if name == "bool" else int(number)
@@ -149,7 +163,5 @@ def pad_backward(dy: Array, ctx: Context) -> Array:
 
     dy: y's shape. dx: x's shape and dtype.
     """
-    moves = getattr(getattr(ctx, "spec", None), "mode", None) == "constant"  # nothing is added up
-    b, dy = opened("pad", dy, ctx, exact=moves, integers=True)
-    run = implementation("pad_backward", _pad_backward, b, ctx.spec, dy)
-    return cast(b, run(b, ctx.spec, dy), ctx.dtype)
+    b, dy = opened("pad", dy, ctx, exact=True, integers=True)
+    return implementation("pad_backward", _pad_backward, b, ctx.spec, dy)(b, ctx.spec, dy)

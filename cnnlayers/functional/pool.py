@@ -1,9 +1,10 @@
 """Average, sum, Lp and adaptive average pooling: everything that adds up windows.
 
 Rules of the family: a window's sum is taken axis by axis (first spatial axis first), each over slices of the array, in
-float32 for half types (Lp in float64, whose powers would leave float32's range). Cells outside the input add nothing. The
-divisor of an average counts the cells inside the input and its declared padding, never ceil mode's overhang; a window
-that meets no cell gives 0 and passes no gradient. Backward is the sum's adjoint, axis by axis in the other direction.
+float32 for half types (Lp in float64, whose powers would leave float32's range). Cells outside the input add nothing.
+The divisor of an average counts the cells inside the input and its declared padding, never ceil mode's overhang; a
+window that meets no cell gives 0 and passes no gradient. Backward is the sum's adjoint, axis by axis in the other
+direction.
 
 Conventions are those of torch.nn.functional's avg_pool, lp_pool and adaptive_avg_pool.
 """
@@ -14,11 +15,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
+from cnnlayers.arguments import flag, integer, real
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, counts, flag, integer
-from cnnlayers.specs import pool_window, real, taps
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, counts, pool_window, taps
 
-from .common import Array, Context, accumulator, cast, floating, implementation, inference_of, on_device, opened
+from .common import (
+    Array,
+    Context,
+    cast,
+    floating,
+    implementation,
+    inference_of,
+    on_device,
+    opened,
+    widened,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ def _resized(array: Array, where: int, length: int) -> tuple[int, ...]:
     return (*shape[:where], length, *shape[where + 1 :])
 
 
-# ------------------------------------------------------------------------------------------------------- sums of windows
+# ----------------------------------------------------------------------------------------------------- sums of windows
 def _sum_axis(b: Backend, x: Array, where: int, axis: Axis) -> Array:
     if axis.out == 1 and axis.whole and axis.kernel == axis.length:
         return b.xp.sum(x, axis=where, keepdims=True, dtype=x.dtype)
@@ -71,24 +82,24 @@ def _spread_axis(b: Backend, dy: Array, where: int, axis: Axis) -> Array:
 
 
 def _window_sums(b: Backend, window: Window, x: Array) -> Array:
-    for where, axis in zip(window.layout.spatial, window.axes, strict=True):
+    for where, axis in window.placed:
         x = _sum_axis(b, x, where, axis)
     return x
 
 
 def _window_spread(b: Backend, window: Window, dy: Array) -> Array:
-    for where, axis in reversed(list(zip(window.layout.spatial, window.axes, strict=True))):
+    for where, axis in reversed(window.placed):
         dy = _spread_axis(b, dy, where, axis)
     return dy
 
 
-# --------------------------------------------------------------------------------------------------------------- average
+# ------------------------------------------------------------------------------------------------------------- average
 def _divided(b: Backend, spec: Average, sums: Array) -> Array:
     """Sums (or gradients) over each window's divisor; windows without a cell count 1, as their sum is 0 anyway."""
     if spec.override is not None:
         return sums / spec.override
     ndim = len(spec.window.layout.shape)
-    for where, axis in zip(spec.window.layout.spatial, spec.window.axes, strict=True):
+    for where, axis in spec.window.placed:
         number = counts(axis, spec.include_pad)
         if len(set(number)) == 1:
             sums = sums / max(number[0], 1)
@@ -97,10 +108,12 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
     return sums
 
 
+@widened
 def _avg_pool_forward(b: Backend, spec: Average, x: Array) -> Array:
     return _divided(b, spec, _window_sums(b, spec.window, x))
 
 
+@widened
 def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
     return _window_spread(b, spec.window, _divided(b, spec, dy))
 
@@ -138,8 +151,7 @@ def avg_pool_forward(
     override = None if divisor_override is None else int(divisor_override)
     spec = Average(window, flag(count_include_pad, "count_include_pad"), override)
     run = implementation("avg_pool_forward", _avg_pool_forward, b, spec, x)
-    y = run(b, spec, cast(b, x, accumulator(b, x.dtype)))
-    return cast(b, y, x.dtype), Context("avg_pool", b, x.dtype, window.out_shape, spec)
+    return run(b, spec, x), Context("avg_pool", b, x.dtype, window.out_shape, spec)
 
 
 avg_pool = inference_of(avg_pool_forward)
@@ -147,13 +159,14 @@ avg_pool = inference_of(avg_pool_forward)
 
 @on_device
 def avg_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `avg_pool`: each cell gathers dy / divisor of the windows over it. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("avg_pool", dy, ctx)
+    """dx of `avg_pool`: each cell gathers dy / divisor of the windows over it. dy: y's shape; dx: x's shape and
+    dtype."""
+    b, dy = opened("avg_pool", dy, ctx, exact=True)
     run = implementation("avg_pool_backward", _avg_pool_backward, b, ctx.spec, dy)
-    return cast(b, run(b, ctx.spec, dy), ctx.dtype)
+    return run(b, ctx.spec, dy)
 
 
-# ------------------------------------------------------------------------------------------------------------------- sum
+# ----------------------------------------------------------------------------------------------------------------- sum
 @on_device
 def sum_pool_forward(
     x: Array,
@@ -165,13 +178,13 @@ def sum_pool_forward(
     ceil_mode: bool = False,
     data_format: str = "channels_first",
 ) -> tuple[Array, Context]:
-    """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no array."""
+    """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no
+    array."""
     b = backends.of(x)
     floating(b, x, "x")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
-    run = implementation("sum_pool_forward", _window_sums, b, window, x)
-    y = run(b, window, cast(b, x, accumulator(b, x.dtype)))
-    return cast(b, y, x.dtype), Context("sum_pool", b, x.dtype, window.out_shape, window)
+    run = implementation("sum_pool_forward", widened(_window_sums), b, window, x)
+    return run(b, window, x), Context("sum_pool", b, x.dtype, window.out_shape, window)
 
 
 sum_pool = inference_of(sum_pool_forward)
@@ -180,12 +193,12 @@ sum_pool = inference_of(sum_pool_forward)
 @on_device
 def sum_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `sum_pool`: each cell gathers dy of the windows over it. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("sum_pool", dy, ctx)
-    run = implementation("sum_pool_backward", _window_spread, b, ctx.spec, dy)
-    return cast(b, run(b, ctx.spec, dy), ctx.dtype)
+    b, dy = opened("sum_pool", dy, ctx, exact=True)
+    run = implementation("sum_pool_backward", widened(_window_spread), b, ctx.spec, dy)
+    return run(b, ctx.spec, dy)
 
 
-# -------------------------------------------------------------------------------------------------------------------- Lp
+# ------------------------------------------------------------------------------------------------------------------ Lp
 def _power(b: Backend, x: Array, p: float) -> Array:
     """abs(x) ** p."""
     return x * x if p == 2 else b.xp.abs(x) if p == 1 else b.xp.abs(x) ** p
@@ -195,19 +208,24 @@ def _root(b: Backend, x: Array, p: float) -> Array:
     return b.xp.sqrt(x) if p == 2 else x if p == 1 else x ** (1 / p)
 
 
-def _lp_pool_forward(b: Backend, spec: Power, x: Array) -> Array:
+def _norms(b: Backend, spec: Power, x: Array) -> Array:
     return _root(b, _window_sums(b, spec.window, _power(b, x, spec.p)), spec.p)
+
+
+def _lp_pool_forward(b: Backend, spec: Power, x: Array) -> Array:
+    return cast(b, _norms(b, spec, cast(b, x, b.xp.float64)), x.dtype)
 
 
 def _lp_pool_backward(b: Backend, spec: Power, dy: Array, x: Array) -> Array:
     # dx = dy * sign(x) * (abs(x) / y) ** (p - 1); a cell or window at 0 has no slope to pass on.
-    p, zero = spec.p, b.zeros((), x.dtype)
-    y = _lp_pool_forward(b, spec, x)
+    p, dtype, zero = spec.p, x.dtype, b.zeros((), b.xp.float64)
+    dy, x = cast(b, dy, b.xp.float64), cast(b, x, b.xp.float64)
+    y = _norms(b, spec, x)
     flat = y == 0
     scale = b.xp.where(flat, zero, dy * b.xp.where(flat, zero + 1, y) ** (1 - p))
     at_zero = x == 0
     slope = b.xp.sign(x) * _power(b, b.xp.where(at_zero, zero + 1, x), p - 1)
-    return b.xp.where(at_zero, zero, _window_spread(b, spec.window, scale) * slope)
+    return cast(b, b.xp.where(at_zero, zero, _window_spread(b, spec.window, scale) * slope), dtype)
 
 
 @on_device
@@ -236,8 +254,7 @@ def lp_pool_forward(
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     spec = Power(window, p)
     run = implementation("lp_pool_forward", _lp_pool_forward, b, spec, x)
-    y = run(b, spec, cast(b, x, b.xp.float64))
-    return cast(b, y, x.dtype), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
+    return run(b, spec, x), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
 
 
 lp_pool = inference_of(lp_pool_forward)
@@ -246,13 +263,12 @@ lp_pool = inference_of(lp_pool_forward)
 @on_device
 def lp_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `lp_pool`: dy * sign(x) * (abs(x) / y)**(p - 1), gathered. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("lp_pool", dy, ctx)
-    run = implementation("lp_pool_backward", _lp_pool_backward, b, ctx.spec, dy, ctx.arrays["x"])
-    x = cast(b, ctx.arrays["x"], b.xp.float64)
-    return cast(b, run(b, ctx.spec, cast(b, dy, b.xp.float64), x), ctx.dtype)
+    b, dy = opened("lp_pool", dy, ctx, exact=True)
+    x = ctx.arrays["x"]
+    return implementation("lp_pool_backward", _lp_pool_backward, b, ctx.spec, dy, x)(b, ctx.spec, dy, x)
 
 
-# ------------------------------------------------------------------------------------------------------ adaptive average
+# ---------------------------------------------------------------------------------------------------- adaptive average
 def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Array:
     """Window sums along one axis whose windows differ in size: a gather for each tap of the widest."""
     y, zero = b.zeros(_resized(x, where, axis.out), x.dtype), b.zeros((), x.dtype)
@@ -274,24 +290,26 @@ def _adaptive_spread(b: Backend, dy: Array, where: int, axis: AdaptiveAxis) -> A
 
 
 def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
-    for where, axis in zip(spec.layout.spatial, spec.axes, strict=True):
+    for where, axis in spec.placed:
         number = [e - s for s, e in zip(axis.starts, axis.ends, strict=True)]
         sums = sums / vector(b, number, where, len(spec.layout.shape), sums.dtype)
     return sums
 
 
+@widened
 def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
     regular = spec.regular()
     if regular is not None:
         return _avg_pool_forward(b, Average(regular), x)
-    for where, axis in zip(spec.layout.spatial, spec.axes, strict=True):
+    for where, axis in spec.placed:
         x = _adaptive_sums(b, x, where, axis)
     return _adaptive_divided(b, spec, x)
 
 
+@widened
 def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> Array:
     dy = _adaptive_divided(b, spec, dy)
-    for where, axis in reversed(list(zip(spec.layout.spatial, spec.axes, strict=True))):
+    for where, axis in reversed(spec.placed):
         dy = _adaptive_spread(b, dy, where, axis)
     return dy
 
@@ -303,15 +321,15 @@ def adaptive_avg_pool_forward(
     """Average pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out).
 
     x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
-    axis. y: x's dtype; the context keeps no array. Raises ValueError for a bad size, TypeError for another dtype or kind.
+    axis. y: x's dtype; the context keeps no array. Raises ValueError for a bad size, TypeError for another dtype or
+    kind.
     Source: torch.nn.functional.adaptive_avg_pool2d.
     """
     b = backends.of(x)
     floating(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
     run = implementation("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
-    y = run(b, spec, cast(b, x, accumulator(b, x.dtype)))
-    return cast(b, y, x.dtype), Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
+    return run(b, spec, x), Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
 
 
 adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
@@ -319,7 +337,8 @@ adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
 
 @on_device
 def adaptive_avg_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `adaptive_avg_pool`: each cell gathers dy / (cells of the window). dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("adaptive_avg_pool", dy, ctx)
+    """dx of `adaptive_avg_pool`: each cell gathers dy / (cells of the window). dy: y's shape; dx: x's shape and
+    dtype."""
+    b, dy = opened("adaptive_avg_pool", dy, ctx, exact=True)
     run = implementation("adaptive_avg_pool_backward", _adaptive_avg_pool_backward, b, ctx.spec, dy)
-    return cast(b, run(b, ctx.spec, dy), ctx.dtype)
+    return run(b, ctx.spec, dy)

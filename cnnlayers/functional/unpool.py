@@ -14,7 +14,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Window, unpool_window
 
-from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner
+from .common import Array, Context, cast, floating, inference_of, on_device, opened, owner
 
 
 def _planes(b: Backend, window: Window, array: Array) -> Array:
@@ -34,7 +34,8 @@ def _from_planes(b: Backend, window: Window, flat: Array, shape: tuple[int, ...]
 
 
 def _last_owner(b: Backend, cell: Array, cells: int) -> Array:
-    """For each of `cells` cells, the place of the last entry of `cell` that names it, or −1. An entry `cells` is dropped."""
+    """For each of `cells` cells, the place of the last entry of `cell` that names it, or −1. An entry `cells` is
+    dropped."""
     xp = b.xp
     if b.name == "numpy":
         found = b.full((cells + 1,), -1, xp.int64)
@@ -93,14 +94,16 @@ def max_unpool_forward(
 ) -> tuple[Array, Context]:
     """Max unpooling: y[indices] = x in each sample's and channel's plane, zero elsewhere.
 
-    x: (N, C, *spatial) or (N, *spatial, C); floating. indices: x's shape, any integer dtype, flat in y's spatial plane, as
-    `max_pool` gives them. kernel_size, stride (None: kernel_size), padding: those of the pool that is undone, in cells,
-    numbers only. output_size: y's spatial sizes (or its whole shape), within a stride of
-    (L - 1) * stride - padding + kernel_size, the default. y: x's dtype. The context keeps where each entry went.
+    x: (N, C, *spatial) or (N, *spatial, C); floating. indices: x's shape, any integer dtype, flat in y's spatial
+    plane, as `max_pool` gives them. kernel_size, stride (None: kernel_size), padding: those of the pool that is
+    undone, in cells, numbers only. output_size: y's spatial sizes (or its whole shape), within a stride of (L - 1) *
+    stride - padding + kernel_size, the default. y: x's dtype. The context keeps where each entry went.
 
     Raises ValueError: a bad shape or size, and on the CPU an index out of range (on a GPU it is dropped); TypeError:
     another dtype, kind or owner. Source: torch.nn.functional.max_unpool2d.
     """
+    for name, array in (("x", x), ("indices", indices)):
+        backends.of(array, name=name)  # owner passes over None
     b = owner(x=x, indices=indices)
     floating(b, x, "x")
     if backends.dtype_name(b, indices) not in backends.INTEGERS:
@@ -120,8 +123,8 @@ max_unpool = inference_of(max_unpool_forward)
 
 @on_device
 def max_unpool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another one overwrote it. dy: y's shape; dx: x's
-    shape and dtype."""
+    """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another one overwrote it. dy: y's shape;
+    dx: x's shape and dtype."""
     b, dy = opened("max_unpool", dy, ctx, exact=True)
     window = ctx.spec
     flat = _taken(b, _planes(b, window, dy), ctx.arrays["reached"])

@@ -1,0 +1,202 @@
+"""Convolution (cross-correlation, as the field means it) and transposed convolution.
+
+Rules of the family: the weight is (F, C/groups, *k), for a transposed convolution (C, F/groups, *k), in both data
+formats. Cells outside x count as 0. Sums are kept in float32 (float64 for float64), and parameters are cast to that.
+conv_transpose is conv's adjoint, the map from dy to dx, so both ops are made of the same three functions (`correlate`).
+
+Conventions are those of torch.nn.functional's conv1d, conv2d, conv3d and conv_transpose1d, 2d, 3d.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnnlayers.arguments import Shape, integer, layout, sizes
+from cnnlayers.backends import Backend
+from cnnlayers.specs import conv_window, transposed_window
+
+from .common import (
+    Array,
+    Context,
+    accumulator,
+    cast,
+    floating,
+    implementation,
+    inference_of,
+    on_device,
+    opened,
+    owner,
+    parameter,
+)
+from .correlate import correlate, spread, weight_gradient
+from .tiles import Conv
+
+
+def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: str, by_channel: int) -> Shape:
+    """Check a weight's shape and give its kernel. `by_channel`: the weight's axis that goes with x's channels."""
+    lay = layout(x, data_format)
+    meaning = "(filters, channels / groups, *kernel)" if by_channel else "(channels, filters / groups, *kernel)"
+    if len(weight) != len(x):
+        raise ValueError(f"weight must be {meaning}, with as many axes as x of shape {x}: got shape {weight}")
+    kernel = sizes(weight[2:], len(lay.spatial), "weight's kernel")
+    wanted = weight[1] * groups if by_channel else weight[0]
+    if lay.channels != wanted:
+        raise ValueError(
+            f"x must have {wanted} channels for a weight {meaning} of shape {weight} and {groups} groups, got"
+            f" {lay.channels} in x of shape {x} ({data_format})"
+        )
+    if weight[0] % groups:
+        raise ValueError(f"groups must divide weight's first axis: {weight[0]} % {groups} = {weight[0] % groups}")
+    return kernel
+
+
+def _arrays(x: Array, weight: Array, bias: Array | None) -> Backend:
+    """The owner of the call's arrays; TypeError where one is missing or not floating."""
+    b = owner(x=x, weight=weight, bias=bias)
+    floating(b, x, "x")
+    floating(b, weight, "weight")
+    return b
+
+
+def _computed(b: Backend, x: Array, *arrays: Array | None) -> list[Any]:
+    """x and other arrays in the dtype x is computed in."""
+    dtype = accumulator(b, x.dtype)
+    return [None if a is None else cast(b, a, dtype) for a in (x, *arrays)]
+
+
+def _gradients(b: Backend, ctx: Context, dx: Array, dweight: Array, dy: Array) -> tuple[Array, Array, Array | None]:
+    weight: Array = ctx.arrays["weight"]
+    bias, dbias, channel = ctx.arrays["bias"], None, ctx.spec.window.layout.channel
+    if bias is not None:
+        others = tuple(axis for axis in range(dy.ndim) if axis != channel)
+        dbias = cast(b, b.xp.sum(dy, axis=others, dtype=b.xp.float64), bias.dtype)
+    return cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias
+
+
+# ---------------------------------------------------------------------------------------------------------- convolution
+def _conv_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array | None) -> Array:
+    return cast(b, correlate(b, spec, *_computed(b, x, weight, bias)), x.dtype)
+
+
+def _conv_backward(b: Backend, spec: Conv, dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+    x, weight = _computed(b, x, weight)
+    return spread(b, spec, dy, weight), weight_gradient(b, spec, x, dy)
+
+
+@on_device
+def conv_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """y[n, f, o] = bias[f] + the sum over c and t of weight[f, c, t] * x[n, c, o * stride + t * dilation - before].
+
+    c runs over the channels of f's group, t over the kernel's taps; o, t and the options are per spatial axis.
+
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last", one to three spatial axes; floating.
+    weight: (F, C / groups, *kernel) in both formats; floating. bias: (F,) or None.
+    stride, dilation: an int, or one per spatial axis, at least 1.
+    padding: an int, one per axis, a (before, after) pair per axis, or "valid", "same", "same_lower", "full".
+    groups: the channels are cut into this many groups, the filters too, and each group sees its own.
+    y: (N, F, *windows), or channels last; x's dtype. `conv_forward` also gives the context, which keeps x, weight and
+    bias as they are, not copies of them.
+
+    Raises ValueError: shapes that do not go together, groups that do not divide, a window larger than the padded x, a
+    size below 1. TypeError: another dtype or kind, arrays of different owners. Source: torch.nn.functional.conv2d.
+    """
+    b = _arrays(x, weight, bias)
+    groups = integer(groups, "groups", 1)
+    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
+    window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
+    spec = Conv(window, weight.shape[0], groups)
+    parameter(b, bias, "bias", (spec.filters,))
+    y = implementation("conv_forward", _conv_forward, b, spec, x, weight, bias)(b, spec, x, weight, bias)
+    return y, Context("conv", b, x.dtype, spec.maps_shape, spec, {"x": x, "weight": weight, "bias": bias})
+
+
+conv = inference_of(conv_forward)
+
+
+@on_device
+def conv_backward(dy: Array, ctx: Context) -> tuple[Array, Array, Array | None]:
+    """dx, dweight and dbias (None without a bias) of `conv`: its adjoints, and dy summed over all but the channels.
+
+    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's.
+    """
+    b, dy = opened("conv", dy, ctx)
+    x, weight = ctx.arrays["x"], ctx.arrays["weight"]
+    run = implementation("conv_backward", _conv_backward, b, ctx.spec, dy, x, weight)
+    return _gradients(b, ctx, *run(b, ctx.spec, dy, x, weight), dy)
+
+
+# ----------------------------------------------------------------------------------------------- transposed convolution
+def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array | None) -> Array:
+    return cast(b, spread(b, spec, *_computed(b, x, weight, bias)), x.dtype)
+
+
+def _conv_transpose_backward(b: Backend, spec: Conv, dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+    x, weight = _computed(b, x, weight)
+    return correlate(b, spec, dy, weight), weight_gradient(b, spec, dy, x)
+
+
+@on_device
+def conv_transpose_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """y[n, f, i] = bias[f] + the sum of weight[c, f, t] * x[n, c, o], o * stride + t * dilation - before being i.
+
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last", one to three spatial axes; floating.
+    weight: (C, F / groups, *kernel) in both formats; floating. bias: (F,) or None.
+    stride, dilation: an int, or one per spatial axis, at least 1.
+    padding: an int, one per axis, or a (before, after) pair per axis, in cells that are cut off y.
+    output_padding: an int or one per axis, smaller than the stride or the dilation: cells more at the end of y.
+    y: (N, F, *out), or channels last, with
+    out = (length - 1) * stride + dilation * (kernel - 1) + 1 + output_padding - before - after; x's dtype.
+    `conv_transpose_forward` also gives the context, which keeps x, weight and bias as they are, not copies of them.
+
+    Raises ValueError: shapes that do not go together, groups that do not divide, an output without cells, padding by
+    name, a size below 1. TypeError: another dtype or kind, arrays of different owners. Source:
+    torch.nn.functional.conv_transpose2d.
+    """
+    b = _arrays(x, weight, bias)
+    groups = integer(groups, "groups", 1)
+    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=0)
+    filters = weight.shape[1] * groups
+    window = transposed_window(
+        tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters
+    )
+    spec = Conv(window, weight.shape[0], groups)
+    parameter(b, bias, "bias", (filters,))
+    run = implementation("conv_transpose_forward", _conv_transpose_forward, b, spec, x, weight, bias)
+    arrays = {"x": x, "weight": weight, "bias": bias}
+    return run(b, spec, x, weight, bias), Context("conv_transpose", b, x.dtype, window.layout.shape, spec, arrays)
+
+
+conv_transpose = inference_of(conv_transpose_forward)
+
+
+@on_device
+def conv_transpose_backward(dy: Array, ctx: Context) -> tuple[Array, Array, Array | None]:
+    """dx, dweight and dbias (None without a bias) of `conv_transpose`: dx is the convolution of dy.
+
+    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's.
+    """
+    b, dy = opened("conv_transpose", dy, ctx)
+    x, weight = ctx.arrays["x"], ctx.arrays["weight"]
+    run = implementation("conv_transpose_backward", _conv_transpose_backward, b, ctx.spec, dy, x, weight)
+    return _gradients(b, ctx, *run(b, ctx.spec, dy, x, weight), dy)

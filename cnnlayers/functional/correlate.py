@@ -1,0 +1,289 @@
+"""What convolutions are made of: three functions of an *image* (conv's x) and its *maps* (conv's y).
+
+    correlate        maps[n, f, o] = sum over c, t of weight[f, c, t] * image[n, c, o * stride + t * dilation - before]
+    spread           its adjoint in the image
+    weight_gradient  its adjoint in the weight
+
+for the channels c of f's group and the kernel's taps t, on each spatial axis; cells outside the image count as 0.
+
+How: the image's cells under a block of taps are gathered into columns, and one matrix product serves a block and a tile
+(`tiles`): neither the whole array of columns nor a padded image ever exists. On NumPy tiles run side by side; what
+several of them add to is added up in a fixed order, so the bits do not depend on the number of threads. With one
+channel a group the taps are multiplied and added elementwise; a 1×1 kernel is a matrix product on the array as it lies.
+
+All arrays of a call have one dtype. Loops run over tiles and taps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cnnlayers.arguments import Shape
+from cnnlayers.backends import Backend
+
+from . import blas
+from .common import Array, itemsize
+from .tiles import ALL, Conv, Tap, Tile, blocks_of, taps_of, tiles_of
+
+STRANDS = 16  # partial weight gradients made side by side,
+STRAND_BYTES = 64 << 20  # and what they may take together
+LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
+
+
+# ------------------------------------------------------------------------------------------------------------- matrices
+# The matrices of an array are (groups, channels, cells). With channels last they are transposed views, and products are
+# taken of the transposes: BLAS reads both, and neither format is turned as a whole.
+def _order(spec: Conv, by_cell: bool) -> Shape:
+    """A split array's axes as (groups, channels, cells), or as (groups, cells, channels)."""
+    n = spec.ndim
+    group, channel, cells = (n + 1, n + 2, range(n + 1)) if spec.last else (1, 2, (0, *range(3, n + 3)))
+    return (group, *cells, channel) if by_cell else (group, channel, *cells)
+
+
+def _back(order: Shape) -> Shape:
+    """The permutation that undoes one."""
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
+def _flip(b: Backend, matrices: Array) -> Array:
+    return b.xp.permute_dims(matrices, (0, 2, 1))
+
+
+def _matrices(b: Backend, spec: Conv, part: Array) -> Array:
+    """A part of a split array as matrices: a view where its strides allow."""
+    turned = b.xp.permute_dims(part, _order(spec, by_cell=spec.last))
+    shape = tuple(turned.shape)
+    if spec.last:
+        return _flip(b, b.xp.reshape(turned, (shape[0], math.prod(shape[1:-1]), shape[-1])))
+    return b.xp.reshape(turned, (*shape[:2], math.prod(shape[2:])))
+
+
+def _cells(b: Backend, spec: Conv, matrices: Array, shape: Shape) -> Array:
+    """Matrices as a part of a split array. `shape`: the tile's."""
+    groups, channels = matrices.shape[:2]
+    if spec.last:
+        cells = b.xp.reshape(_flip(b, matrices), (groups, *shape, channels))
+    else:
+        cells = b.xp.reshape(matrices, (groups, channels, *shape))
+    return b.xp.permute_dims(cells, _back(_order(spec, by_cell=spec.last)))
+
+
+def _times(
+    b: Backend, weight: Array, matrices: Array, plus: Array | None = None, *, by_cell: bool, whole: bool = False
+) -> Array:
+    """weight @ matrices + plus; `by_cell`: stored as its transpose."""
+    if not by_cell:
+        return blas.matmul(b, weight, matrices, plus, whole=whole)
+    plus = None if plus is None else _flip(b, plus)
+    return _flip(b, blas.matmul(b, _flip(b, matrices), _flip(b, weight), plus, whole=whole))
+
+
+# -------------------------------------------------------------------------------------------------------------- columns
+# Columns have a row for every (channel, tap), so that a weight need not be turned. Channels that lie in runs are copied
+# in runs: there the rows are (tap, channel), and the columns stored cell by cell.
+def _in_runs(spec: Conv) -> bool:
+    return spec.last and spec.weight_shape[2] >= LEAST_RUN
+
+
+def _columns_shape(spec: Conv, shape: Shape, taps: int) -> Shape:
+    groups, _, channels, _ = spec.weight_shape
+    return (groups, *shape, taps, channels) if _in_runs(spec) else (groups, channels, taps, *shape)
+
+
+def _slot(spec: Conv, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
+    """One tap's windows in an array of `_columns_shape`."""
+    return (ALL, ALL, *windows, slot, ALL) if _in_runs(spec) else (ALL, ALL, slot, ALL, *windows)
+
+
+def _block_weight(b: Backend, spec: Conv, weight: Array, block: list[Tap]) -> Array:
+    """The block's taps of a weight by group, as (groups, filters of a group, rows of columns)."""
+    part = weight[:, :, :, block[0][0] : block[-1][0] + 1]
+    part = b.xp.permute_dims(part, (0, 1, 3, 2)) if _in_runs(spec) else part
+    return b.xp.reshape(part, (*part.shape[:2], part.shape[2] * part.shape[3]))
+
+
+def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap]) -> Array:
+    """What the tile's windows see under the block's taps, as matrices; 0 outside the image."""
+    if spec.pointwise:
+        return _matrices(b, spec, image[spec.at(tile.samples, tile.maps)])
+    runs = _in_runs(spec)
+    columns = b.empty(_columns_shape(spec, tile.shape, len(block)), image.dtype)
+    for slot, (_, windows, cells) in enumerate(block):
+        if any(w.stop - w.start < a.out for w, a in zip(windows, tile.window.axes, strict=True)):
+            columns[_slot(spec, slot, [ALL] * spec.ndim)] = 0.0
+        seen = b.xp.permute_dims(image[spec.at(tile.samples, cells)], _order(spec, by_cell=runs))
+        columns[_slot(spec, slot, windows)] = seen
+    size, rows = math.prod(tile.shape), spec.weight_shape[2] * len(block)
+    if runs:
+        return _flip(b, b.xp.reshape(columns, (spec.groups, size, rows)))
+    return b.xp.reshape(columns, (spec.groups, rows, size))
+
+
+def _maps_of_tile(
+    b: Backend, spec: Conv, tile: Tile, image: Array, weight: Array, bias: Array | None, whole: bool
+) -> Any:
+    plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
+    total = None
+    for block in blocks_of(b, spec, tile, itemsize(b, image)):
+        columns, part = _columns(b, spec, image, tile, block), _block_weight(b, spec, weight, block)
+        if total is None:
+            total = _times(b, part, columns, plus, by_cell=spec.last, whole=whole)
+        else:
+            total += _times(b, part, columns, by_cell=spec.last, whole=whole)
+    if total is None:  # the windows see nothing but padding
+        return 0.0 if bias is None else bias
+    return _cells(b, spec, total, tile.shape)
+
+
+def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
+    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)])
+    runs = _in_runs(spec)
+    for block in blocks_of(b, spec, tile, itemsize(b, image)):
+        part = _flip(b, _block_weight(b, spec, weight, block))
+        columns = _times(b, part, matrices, by_cell=runs, whole=whole)
+        columns = b.xp.reshape(_flip(b, columns) if runs else columns, _columns_shape(spec, tile.shape, len(block)))
+        for slot, (_, windows, cells) in enumerate(block):
+            seen = columns[_slot(spec, slot, windows)]
+            image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_order(spec, by_cell=runs)))
+
+
+def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, whole: bool) -> None:
+    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)])
+    groups, filters, channels, _ = spec.weight_shape
+    for block in blocks_of(b, spec, tile, itemsize(b, image)):
+        part = blas.matmul(b, matrices, _flip(b, _columns(b, spec, image, tile, block)), whole=whole)
+        if _in_runs(spec):
+            part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
+        else:
+            part = b.xp.reshape(part, (groups, filters, channels, len(block)))
+        dweight[:, :, :, block[0][0] : block[-1][0] + 1] += part
+
+
+# ----------------------------------------------------------------------------------------------- one channel in a group
+def _tap_weight(b: Backend, spec: Conv, weight: Array, tap: int) -> Array:
+    """One tap's weights, one a map, as they multiply a part of a split array."""
+    shape = spec.weight_shape[:2] if spec.last else (*spec.weight_shape[:2], *(1,) * spec.ndim)
+    return b.xp.reshape(weight[:, :, 0, tap], shape)
+
+
+def _depthwise_maps(b: Backend, spec: Conv, tile: Tile, image: Array, weight: Array, bias: Array | None) -> Array:
+    shape = spec.split(spec.window.layout.with_spatial(tile.window.out_lengths, spec.filters))
+    maps = b.zeros((tile.shape[0], *shape[1:]), image.dtype)
+    if bias is not None:
+        maps += bias
+    for tap, windows, cells in taps_of(tile.window):
+        maps[spec.at(ALL, windows)] += image[spec.at(tile.samples, cells)] * _tap_weight(b, spec, weight, tap)
+    return maps
+
+
+def _depthwise_spread(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array) -> None:
+    part = maps[spec.at(tile.samples, tile.maps)]
+    for tap, windows, cells in taps_of(tile.window):
+        seen = part[spec.at(ALL, windows)] * _tap_weight(b, spec, weight, tap)
+        image[spec.at(tile.samples, cells)] += b.xp.sum(seen, axis=-1 if spec.last else 2, keepdims=True)
+
+
+def _add_depthwise_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array) -> None:
+    part = maps[spec.at(tile.samples, tile.maps)]
+    axes = tuple(range(spec.ndim + 1)) if spec.last else (0, *range(3, spec.ndim + 3))
+    for tap, windows, cells in taps_of(tile.window):
+        dweight[:, :, 0, tap] += b.xp.sum(part[spec.at(ALL, windows)] * image[spec.at(tile.samples, cells)], axis=axes)
+
+
+# -------------------------------------------------------------------------------------------------- the three functions
+def _point(b: Backend, spec: Conv, weight: Array, array: Array, bias: Array | None) -> Array:
+    """A 1×1 kernel: weights (groups, out, in) times a split array, without columns."""
+    shape = tuple(array.shape)
+    plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
+    if spec.last:
+        y = _times(b, weight, _matrices(b, spec, array), plus, by_cell=True)
+        return _cells(b, spec, y, shape[:-2])
+    y = blas.matmul(b, weight, b.xp.reshape(array, (*shape[:3], math.prod(shape[3:]))), plus)
+    return b.xp.reshape(y, (*shape[:2], weight.shape[1], *shape[3:]))
+
+
+def _opened(b: Backend, spec: Conv, array: Array) -> Array:
+    """A split view of an array."""
+    return b.xp.reshape(array, spec.split(tuple(array.shape)))
+
+
+def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | None:
+    """A bias as it adds to split arrays of that many channels."""
+    ones = () if spec.last else (1,) * spec.ndim
+    return None if bias is None else b.xp.reshape(bias, (spec.groups, channels // spec.groups, *ones))
+
+
+def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array | None = None) -> Array:
+    """The image's maps, (N, filters, *windows) or channels last; `weight` is (filters, channels / groups, *kernel)."""
+    if spec.empty:
+        maps = b.zeros(spec.maps_shape, image.dtype)
+        return maps if bias is None else maps + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+    image, weight = _opened(b, spec, image), b.xp.reshape(weight, spec.weight_shape)
+    bias = _bias(b, spec, bias, spec.filters)
+    if spec.pointwise and not spec.depthwise:
+        return b.xp.reshape(_point(b, spec, weight[:, :, :, 0], image, bias), spec.maps_shape)
+    maps = b.empty(spec.split(spec.maps_shape), image.dtype)
+    tiles = [tile for run in tiles_of(b, spec, itemsize(b, image)) for tile in run]
+
+    def compute(tile: Tile) -> None:
+        if spec.depthwise:
+            part = _depthwise_maps(b, spec, tile, image, weight, bias)
+        else:
+            part = _maps_of_tile(b, spec, tile, image, weight, bias, whole=len(tiles) > 1)
+        maps[spec.at(tile.samples, tile.maps)] = part
+
+    blas.in_slabs(b, compute, tiles)
+    return b.xp.reshape(maps, spec.maps_shape)
+
+
+def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+    """The maps' image under `correlate`'s adjoint, plus a bias, one number a channel of the image."""
+    shape = spec.window.layout.shape
+    if spec.empty:
+        image = b.zeros(shape, maps.dtype)
+        return image if bias is None else image + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+    maps, weight = _opened(b, spec, maps), b.xp.reshape(weight, spec.weight_shape)
+    bias = _bias(b, spec, bias, spec.channels)
+    if spec.pointwise and not spec.depthwise:
+        return b.xp.reshape(_point(b, spec, _flip(b, weight[:, :, :, 0]), maps, bias), shape)
+    image = b.empty(spec.split(shape), maps.dtype)
+    runs = tiles_of(b, spec, itemsize(b, maps))
+
+    def compute(run: list[Tile]) -> None:
+        image[spec.at(run[0].samples, [ALL] * spec.ndim)] = 0.0 if bias is None else bias
+        for tile in run:  # rows of one sample overlap in the image: one behind the other
+            if spec.depthwise:
+                _depthwise_spread(b, spec, tile, maps, weight, image)
+            else:
+                _spread_tile(b, spec, tile, maps, weight, image, whole=len(runs) > 1)
+
+    blas.in_slabs(b, compute, runs)
+    return b.xp.reshape(image, shape)
+
+
+def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
+    """The weight's gradient, (filters, channels / groups, *kernel), for maps that hold gradients."""
+    _, _, channels, _ = spec.weight_shape
+    shape = (spec.filters, channels, *spec.window.kernel)
+    if spec.empty:
+        return b.zeros(shape, image.dtype)
+    image, maps = _opened(b, spec, image), _opened(b, spec, maps)
+    tiles = [tile for run in tiles_of(b, spec, itemsize(b, image)) for tile in run]
+    most = STRAND_BYTES // (math.prod(shape) * itemsize(b, image)) if b.name == "numpy" else 1
+    strands = [tiles[cut] for cut in blas.cuts(len(tiles), max(1, min(STRANDS, most)))]
+    partial = [b.zeros(spec.weight_shape, image.dtype) for _ in strands]
+
+    def compute(strand: int) -> None:
+        for tile in strands[strand]:
+            if spec.depthwise:
+                _add_depthwise_gradient(b, spec, tile, image, maps, partial[strand])
+            else:
+                _add_gradient(b, spec, tile, image, maps, partial[strand], whole=len(strands) > 1)
+
+    blas.in_slabs(b, compute, range(len(strands)))
+    total = partial[0]
+    for other in partial[1:]:
+        total += other
+    return b.xp.reshape(total, shape)

@@ -1,0 +1,291 @@
+"""What stands around convolutions: linear maps, relu, dropout and the softmax cross-entropy loss.
+
+Rules of the family: sums are kept in float32 (float64 for float64). relu and dropout only choose or scale values, so
+they keep one bool an element; what they drop is 0, also where it was NaN or infinite. NaN is not below 0: relu passes
+it and its gradient on. The loss subtracts each row's maximum before it takes exponentials: large logits do no harm.
+
+Sources: torch.nn.functional's linear, relu, dropout and cross_entropy; inverted dropout as in
+https://cs231n.github.io/neural-networks-2/#reg.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.arguments import flag, real
+from cnnlayers.backends import Backend
+
+from .blas import matmul
+from .common import (
+    Array,
+    Context,
+    accumulator,
+    cast,
+    floating,
+    implementation,
+    inference_of,
+    on_device,
+    opened,
+    owner,
+    parameter,
+)
+
+
+# --------------------------------------------------------------------------------------------------------------- linear
+def _rows(b: Backend, array: Array) -> Array:
+    """The array as a matrix of its last axes."""
+    shape = tuple(array.shape)
+    return b.xp.reshape(array, (math.prod(shape[:-1]), shape[-1]))
+
+
+def _flip(b: Backend, matrix: Array) -> Array:
+    return b.xp.permute_dims(matrix, (1, 0))
+
+
+def _linear_forward(b: Backend, spec: None, x: Array, weight: Array, bias: Array | None) -> Array:
+    dtype = accumulator(b, x.dtype)
+    weight, bias = cast(b, weight, dtype), None if bias is None else cast(b, bias, dtype)
+    y = matmul(b, _rows(b, cast(b, x, dtype)), _flip(b, weight), bias)
+    return cast(b, b.xp.reshape(y, (*x.shape[:-1], weight.shape[0])), x.dtype)
+
+
+def _linear_backward(b: Backend, spec: None, dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+    rows = _rows(b, dy)
+    dx = matmul(b, rows, cast(b, weight, dy.dtype))
+    dweight = matmul(b, _flip(b, rows), _rows(b, cast(b, x, dy.dtype)))
+    return b.xp.reshape(dx, tuple(x.shape)), dweight
+
+
+@on_device
+def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Context]:
+    """y = x @ weight.T + bias, on the last axis of x.
+
+    x: (..., in), at least one axis; floating. weight: (out, in). bias: (out,) or None.
+    y: (..., out), x's dtype. `linear_forward` also gives the context, which keeps x, weight and bias as they are.
+
+    Raises ValueError: shapes that do not go together. TypeError: another dtype, arrays of different owners. Source:
+    torch.nn.functional.linear.
+    """
+    b = owner(x=x, weight=weight, bias=bias)
+    floating(b, x, "x")
+    floating(b, weight, "weight")
+    shape = tuple(x.shape)
+    if not shape:
+        raise ValueError("x must have at least one axis, got a 0-d array")
+    if weight.ndim != 2 or weight.shape[1] != shape[-1]:
+        raise ValueError(f"weight must be (out, {shape[-1]}) for x of shape {shape}, got shape {tuple(weight.shape)}")
+    parameter(b, bias, "bias", (weight.shape[0],))
+    y = implementation("linear_forward", _linear_forward, b, None, x, weight, bias)(b, None, x, weight, bias)
+    arrays = {"x": x, "weight": weight, "bias": bias}
+    return y, Context("linear", b, x.dtype, (*shape[:-1], weight.shape[0]), None, arrays)
+
+
+linear = inference_of(linear_forward)
+
+
+@on_device
+def linear_backward(dy: Array, ctx: Context) -> tuple[Array, Array, Array | None]:
+    """dx = dy @ weight, dweight = dy.T @ x and dbias = dy, both summed over all axes but the last; None without a bias.
+
+    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's.
+    """
+    b, dy = opened("linear", dy, ctx)
+    x: Array = ctx.arrays["x"]
+    weight: Array = ctx.arrays["weight"]
+    bias = ctx.arrays["bias"]
+    dx, dweight = implementation("linear_backward", _linear_backward, b, None, dy, x, weight)(b, None, dy, x, weight)
+    dbias = None
+    if bias is not None:
+        dbias = cast(b, b.xp.sum(_rows(b, dy), axis=0, dtype=b.xp.float64), bias.dtype)
+    return cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias
+
+
+# ----------------------------------------------------------------------------------------------------------------- relu
+def _kept(b: Backend, array: Array, mask: Array) -> Array:
+    """The array where the mask holds, else 0, whatever was there."""
+    if b.name != "numpy" or not array.ndim:
+        return b.xp.where(mask, array, b.zeros((), array.dtype))
+    # NumPy's where branches on every element: with a random mask a bitwise and is four times as fast.
+    bits = f"i{array.dtype.itemsize}"
+    return (-mask.astype(bits) & array.view(bits)).view(array.dtype)
+
+
+def _relu(b: Backend, spec: None, x: Array) -> Array:
+    return b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
+
+
+def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
+    y = _relu(b, spec, x)
+    return y, b.array(y != b.zeros((), x.dtype), b.xp.bool)
+
+
+@on_device
+def relu(x: Array) -> Array:
+    """y = 0 where x <= 0, else x: NaN stays NaN. As `relu_forward`, but nothing is saved."""
+    b = backends.of(x)
+    floating(b, x, "x")
+    return implementation("relu", _relu, b, None, x)(b, None, x)
+
+
+@on_device
+def relu_forward(x: Array) -> tuple[Array, Context]:
+    """y = 0 where x <= 0, else x: NaN stays NaN; and the context, which keeps one bool an element.
+
+    x: any shape; floating. y: x's shape and dtype.
+
+    Raises TypeError: another dtype. Source: torch.nn.functional.relu.
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    y, passes = implementation("relu_forward", _relu_forward, b, None, x)(b, None, x)
+    return y, Context("relu", b, x.dtype, tuple(x.shape), None, {"passes": passes})
+
+
+@on_device
+def relu_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `relu`: dy where x was not <= 0, else 0.
+
+    dy: y's shape. dx: x's shape and dtype.
+    """
+    b, dy = opened("relu", dy, ctx, exact=True)
+    return _kept(b, dy, ctx.arrays["passes"])
+
+
+# -------------------------------------------------------------------------------------------------------------- dropout
+def _scaled(b: Backend, array: Array, mask: Array, p: float) -> Array:
+    """The kept values, divided by the probability of keeping one."""
+    if p == 1:  # nothing is kept, and 1 / 0 would warn
+        return b.zeros(tuple(array.shape), array.dtype)
+    return _kept(b, array * (1 / (1 - p)), mask)
+
+
+@on_device
+def dropout_forward(x: Array, p: float = 0.5, *, training: bool = False, rng: Any = None) -> tuple[Array, Context]:
+    """In training, each element is 0 with probability p, else x / (1 - p); otherwise y is x itself.
+
+    x: any shape; floating. p: the probability of dropping, 0 to 1.
+    rng: the backend's random Generator, which moves on, or a seed, the same mask every time; None draws afresh.
+    y: x's shape and dtype. `dropout_forward` also gives the context, which keeps one bool an element, and nothing where
+    y is x.
+
+    Raises ValueError: p outside [0, 1], a negative seed. TypeError: another dtype or kind. Source:
+    torch.nn.functional.dropout.
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    p = real(p, "p")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
+    backends.check_rng(b, rng)
+    if not flag(training, "training") or p == 0:
+        return x, Context("dropout", b, x.dtype, tuple(x.shape))
+    mask = b.array(backends.uniform(b, tuple(x.shape), rng) >= p, b.xp.bool)
+    y = cast(b, _scaled(b, cast(b, x, accumulator(b, x.dtype)), mask, p), x.dtype)
+    return y, Context("dropout", b, x.dtype, tuple(x.shape), p, {"mask": mask})
+
+
+dropout = inference_of(dropout_forward)
+
+
+@on_device
+def dropout_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `dropout`: dy / (1 - p) where x was kept, else 0; dy itself where y was x.
+
+    dy: y's shape. dx: x's shape and dtype.
+    """
+    b, dy = opened("dropout", dy, ctx)
+    if ctx.spec is None:
+        return cast(b, dy, ctx.dtype)
+    return cast(b, _scaled(b, dy, ctx.arrays["mask"], ctx.spec), ctx.dtype)
+
+
+# --------------------------------------------------------------------------------------------------------- softmax loss
+def _labels(b: Backend, labels: Array, rows: int, classes: int) -> Array:
+    """The labels as int64, in range; CuPy's are not looked at, because that would stall the device."""
+    got = "None" if labels is None else backends.dtype_name(b, labels)
+    if got not in backends.INTEGERS:
+        raise TypeError(f"labels must be an array of integers, got {got}")
+    if tuple(labels.shape) != (rows,):
+        raise ValueError(f"labels must have shape ({rows},), one for each row of x, got {tuple(labels.shape)}")
+    labels = cast(b, labels, b.xp.int64)
+    if b.name != "cupy" and bool(b.xp.any(_strange(labels, classes))):
+        low, high = int(b.xp.min(labels)), int(b.xp.max(labels))
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1} for {classes} classes, got values from {low} to {high}"
+        )
+    return labels
+
+
+def _strange(labels: Array, classes: int) -> Array:
+    return (labels < 0) | (labels >= classes)
+
+
+def _loss_forward(b: Backend, spec: None, x: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """The mean loss, each row's maximum and the logarithm of its sum of exponentials above that."""
+    classes = x.shape[1]
+    x = cast(b, x, accumulator(b, x.dtype))
+    top = b.xp.max(x, axis=1, keepdims=True)
+    total = b.xp.log(b.xp.sum(b.xp.exp(x - top), axis=1, keepdims=True))
+    column = b.xp.expand_dims(b.xp.clip(labels, 0, classes - 1), axis=1)
+    losses = total - (b.xp.take_along_axis(x, column, axis=1) - top)
+    strange = b.xp.expand_dims(_strange(labels, classes), axis=1)
+    losses = b.xp.where(strange, b.full((), math.nan, x.dtype), losses)
+    return b.array(b.xp.mean(losses), x.dtype), top, total
+
+
+def _loss_backward(b: Backend, spec: None, dy: Array, x: Array, labels: Array, top: Array, total: Array) -> Array:
+    rows, classes = x.shape
+    dx = b.xp.exp((cast(b, x, dy.dtype) - top) - total)
+    column = b.xp.expand_dims(labels, axis=1)
+    own = b.arange(classes) == column
+    dx = dx - cast(b, own, dy.dtype)
+    dx = b.xp.where(_strange(column, classes), b.full((), math.nan, dy.dtype), dx)
+    return dx * (dy / rows)
+
+
+@on_device
+def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Context]:
+    """The mean over rows n of -log(softmax(x[n])[labels[n]]), with softmax(z)[k] = exp(z[k]) / sum over j of exp(z[j]).
+
+    x: (N, K), scores ("logits"); floating. labels: (N,), integers from 0 to K - 1.
+    y: a 0-d array of x's dtype. `softmax_cross_entropy_forward` also gives the context, which keeps x, the labels (as
+    int64) and two numbers a row.
+
+    Raises ValueError: no rows or no classes, labels of another shape or out of range (on CuPy, where looking would
+    stall the device, a label out of range makes the loss and its row's gradient NaN instead). TypeError: another dtype,
+    arrays of different owners. Source: torch.nn.functional.cross_entropy.
+    """
+    b = owner(x=x, labels=labels)
+    floating(b, x, "x")
+    if x.ndim != 2:
+        raise ValueError(f"x must be (N, K), a row of scores for each sample, got shape {tuple(x.shape)}")
+    if 0 in tuple(x.shape):
+        raise ValueError(
+            f"the loss of nothing is not defined: x must have rows and classes, got shape {tuple(x.shape)}"
+        )
+    labels = _labels(b, labels, *x.shape)
+    run = implementation("softmax_cross_entropy_forward", _loss_forward, b, None, x, labels)
+    loss, top, total = run(b, None, x, labels)
+    kept = {"x": x, "labels": labels, "top": top, "total": total}
+    return cast(b, loss, x.dtype), Context("softmax_cross_entropy", b, x.dtype, (), None, kept)
+
+
+softmax_cross_entropy = inference_of(softmax_cross_entropy_forward)
+
+
+def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
+    """dx of `softmax_cross_entropy`: dy * (softmax(x) - 1 at the label) / N.
+
+    dy: a 0-d array or a number, the factor of the whole gradient. dx: x's shape and dtype.
+    """
+    kept = ctx.arrays.get("x") if isinstance(ctx, Context) else None
+    with backends.on_device_of(kept):
+        if isinstance(ctx, Context) and isinstance(dy, Real):
+            dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator(ctx.backend, ctx.dtype))
+        b, dy = opened("softmax_cross_entropy", dy, ctx)
+        arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "total")]
+        run = implementation("softmax_cross_entropy_backward", _loss_backward, b, None, dy, *arrays)
+        return cast(b, run(b, None, dy, *arrays), ctx.dtype)

@@ -1,0 +1,100 @@
+"""Local response normalisation: each cell is divided by a power of what its neighbours in the channel axis hold.
+
+    y[c] = x[c] / d[c]**beta,    d[c] = k + alpha / size * sum(x[j]**2 for j from c - size // 2 to c + (size - 1) // 2)
+
+Channels outside the array count as 0, and alpha is divided by size (as PyTorch does; the paper does not). Loops run
+over the window's offsets, of which no more are taken than there are channels. Half types are computed in float32. The
+context keeps x alone: d is worked out again. A NaN spreads to the cells whose window holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cnnlayers import backends
+from cnnlayers.arguments import Layout, integer, layout, real
+from cnnlayers.backends import Backend
+
+from .common import Array, Context, accumulator, cast, floating, implementation, inference_of, on_device, opened
+
+
+@dataclass(frozen=True)
+class Response:
+    """Local response normalisation of an array; `size`, `alpha`, `beta` and `k` as in the module's docstring."""
+
+    layout: Layout
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+
+def _channels(lay: Layout, start: int, stop: int) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) if axis == lay.channel else slice(None) for axis in range(len(lay.shape)))
+
+
+def _window_sums(b: Backend, lay: Layout, a: Array, before: int, after: int) -> Array:
+    """For each channel c, the sum of a's channels from c - before to c + after."""
+    n = lay.channels
+    sums = b.xp.asarray(a, copy=True)
+    for offset in (*range(-min(before, n - 1), 0), *range(1, min(after, n - 1) + 1)):
+        low, high = max(0, -offset), min(n, n - offset)
+        sums[_channels(lay, low, high)] += a[_channels(lay, low + offset, high + offset)]
+    return sums
+
+
+def _denominator(b: Backend, spec: Response, x: Array) -> Array:
+    sums = _window_sums(b, spec.layout, x * x, spec.size // 2, (spec.size - 1) // 2)
+    return spec.alpha / spec.size * sums + spec.k
+
+
+def _local_response_norm_forward(b: Backend, spec: Response, x: Array) -> Array:
+    return x * _denominator(b, spec, x) ** -spec.beta
+
+
+def _local_response_norm_backward(b: Backend, spec: Response, dy: Array, x: Array) -> Array:
+    # x[j] reaches y[j] itself, and by d every y[c] whose window holds j: those windows are c's own, mirrored.
+    d = _denominator(b, spec, x)
+    direct = dy * d**-spec.beta
+    gathered = _window_sums(b, spec.layout, direct * x / d, (spec.size - 1) // 2, spec.size // 2)
+    return direct - 2.0 * spec.alpha * spec.beta / spec.size * x * gathered
+
+
+@on_device
+def local_response_norm_forward(
+    x: Array,
+    size: int,
+    *,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Local response normalisation: y = x / (k + alpha / size * sum of x**2 over `size` adjacent channels)**beta.
+
+    x: (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating. size: channels in a
+    window, 1 and more; of an even one the larger half lies before. alpha, beta, k: finite numbers.
+    y: x's dtype. The context keeps x. Raises ValueError for a size below 1 or a number that is not finite, TypeError
+    for another dtype or kind.
+    Source: Krizhevsky, Sutskever and Hinton 2012, section 3.3; the window as torch.nn.functional.local_response_norm.
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    lay = layout(tuple(x.shape), data_format, least=0)
+    spec = Response(lay, integer(size, "size", 1), real(alpha, "alpha"), real(beta, "beta"), real(k, "k"))
+    run = implementation("local_response_norm_forward", _local_response_norm_forward, b, spec, x)
+    y = run(b, spec, cast(b, x, accumulator(b, x.dtype)))
+    return cast(b, y, x.dtype), Context("local_response_norm", b, x.dtype, lay.shape, spec, {"x": x})
+
+
+local_response_norm = inference_of(local_response_norm_forward)
+
+
+@on_device
+def local_response_norm_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `local_response_norm`: dy / d**beta - 2 * alpha * beta / size * x * (sum of dy * x / d**(beta + 1) over the
+    windows that hold the cell). dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("local_response_norm", dy, ctx)
+    x = ctx.arrays["x"]
+    run = implementation("local_response_norm_backward", _local_response_norm_backward, b, ctx.spec, dy, x)
+    return cast(b, run(b, ctx.spec, dy, cast(b, x, accumulator(b, ctx.dtype))), ctx.dtype)

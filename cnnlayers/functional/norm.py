@@ -1,0 +1,320 @@
+"""Normalisation: batch, group, instance, layer and RMS norm, each a choice of rows for the mathematics of rows.py.
+
+| norm     | a row, normalised on its own                           | gamma and beta       |
+| -------- | ------------------------------------------------------ | -------------------- |
+| batch    | a channel over all samples (and, with comm, all ranks) | one pair a channel   |
+| group    | a group of adjacent channels of a sample               | one pair a channel   |
+| instance | a channel of a sample                                  | one pair a channel   |
+| layer    | what lies along the last axes                          | one pair a cell      |
+| RMS      | the same, neither centred nor shifted                  | gamma alone          |
+
+Rules of the family: y has x's shape, dtype and layout. The variance is the biased one; only the running variance may be
+the unbiased. Statistics are float64, other arithmetic float32, or float64 where x is. A row of one cell, whose y would
+be beta whatever x is, is refused by batch norm in training, by group and instance norm; an empty x is not. The context
+keeps x itself, not xhat, with gamma and the statistics of each row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.arguments import flag, grouped, layout, real, trailing
+from cnnlayers.backends import Backend
+
+from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner, parameter
+from .rows import (
+    Norm,
+    Rows,
+    Statistics,
+    batch_rows,
+    given_backward,
+    given_forward,
+    group_rows,
+    instance_rows,
+    reciprocal_std,
+    rows_backward,
+    rows_forward,
+    trailing_rows,
+)
+
+ALONE = "batch statistics need two; training=False uses the running ones"
+EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def _eps(value: Any) -> float:
+    number = real(value, "eps")
+    if number < 0:
+        raise ValueError(f"eps must not be negative, got {value!r}")
+    return number
+
+
+def _owner(x: Array, **others: Array | None) -> Backend:
+    """The owner of all the arrays of a call, x being floating."""
+    b = owner(x=x, **others)
+    floating(b, x, "x")
+    return b
+
+
+def _refuse_lone(lone: bool, rows: Rows, row: str, remedy: str) -> None:
+    """The ValueError where each row is a single value."""
+    if lone:
+        raise ValueError(f"x must have more than one value per {row}, got shape {rows.shape}: {remedy}")
+
+
+def _norm(b: Backend, rows: Rows, gamma: Array | None, beta: Array | None, **more: Any) -> Norm:
+    """The norm, once its parameters are known to have the right shape and a floating dtype."""
+    parameter(b, gamma, "gamma", rows.parameter)
+    parameter(b, beta, "beta", rows.parameter)
+    return Norm(rows, None if gamma is None else gamma.dtype, None if beta is None else beta.dtype, **more)
+
+
+def _forward(
+    op: str, b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
+) -> tuple[Array, Context, Statistics]:
+    """y and the context where the rows have statistics of their own, and these."""
+    run = implementation(f"{op}_forward", rows_forward, b, norm, x, gamma, beta)
+    y, stats = run(b, norm, x, gamma, beta)
+    kept = {"x": x, "mean": stats.mean, "rstd": stats.rstd, "gamma": gamma}
+    return y, Context(op, b, x.dtype, norm.rows.shape, norm, kept), stats
+
+
+def _backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
+    b, dy = opened(op, dy, ctx)
+    norm, kept = ctx.spec, [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
+    run = implementation(f"{op}_backward", given_backward if norm.given else rows_backward, b, norm, dy, *kept)
+    dx, dgamma, dbeta = run(b, norm, dy, *kept)
+    return cast(b, dx, ctx.dtype), dgamma, dbeta
+
+
+# --------------------------------------------------------------------------------------------------------------- batch
+def _running(
+    b: Backend, rows: Rows, mean: Array | None, var: Array | None, training: bool
+) -> tuple[Array, Array] | None:
+    """The running statistics, if there are any: both, and such as can be written to where they will be."""
+    if (mean is None) != (var is None):
+        missing = "running_mean" if mean is None else "running_var"
+        raise ValueError(f"running_mean and running_var belong together, got no {missing}: give both or neither")
+    for name, array in (("running_mean", mean), ("running_var", var)):
+        parameter(b, array, name, rows.parameter)
+        if training and not getattr(getattr(array, "flags", None), "writeable", True):
+            raise ValueError(f"{name} is updated in training, got a read-only array: pass a copy")
+    return None if mean is None else (mean, var)
+
+
+def _reducing(comm: Any) -> Any:
+    if comm is not None and not callable(getattr(comm, "allreduce", None)):
+        raise TypeError(f"comm must have an allreduce, as mpi4py's communicators do, got {type(comm).__name__}")
+    return comm
+
+
+def _track(b: Backend, running: tuple[Array, Array], stats: Statistics, momentum: float, unbiased: bool) -> None:
+    """Update running mean and variance in place by a batch's."""
+    var = stats.var * (stats.n / (stats.n - 1)) if unbiased and stats.n > 1 else stats.var
+    for old, new in zip(running, (stats.mean, var), strict=True):
+        blend = (1.0 - momentum) * cast(b, old, b.xp.float64) + momentum * b.xp.reshape(new, old.shape)
+        old[...] = cast(b, blend, old.dtype)
+
+
+def _batch_norm_given(
+    b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, running: tuple[Array, Array]
+) -> tuple[Array, Context]:
+    """y and the context where running statistics serve."""
+    # Copies: the context must not follow later updates in place.
+    mean, var = (
+        b.xp.asarray(b.xp.reshape(r, norm.rows.parameter_view), dtype=b.xp.float64, copy=True) for r in running
+    )
+    rstd = reciprocal_std(b, var, norm.rows.eps)
+    run = implementation("batch_norm_forward", given_forward, b, norm, x, gamma, beta, mean, rstd)
+    y = run(b, norm, x, gamma, beta, mean, rstd)
+    kept = {"x": None if gamma is None else x, "mean": mean, "rstd": rstd, "gamma": gamma}  # x is for dgamma alone
+    return y, Context("batch_norm", b, x.dtype, norm.rows.shape, norm, kept)
+
+
+@on_device
+def batch_norm_forward(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    unbiased: bool = True,
+    comm: Any = None,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Batch normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, for each channel.
+
+    x: (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating.
+    gamma, beta, running_mean, running_var: (C,), floating, or None.
+    training: mean and variance are the batch's, and the running ones (both or neither) are updated in place: new =
+    (1 - momentum) * old + momentum * batch, any real momentum, the variance unbiased (over n - 1) unless unbiased is
+    False. An empty batch leaves them as they are. In evaluation they serve; without them, the batch's do.
+    comm: an mpi4py communicator, or another with its `allreduce`: the batch is that of all ranks, and all must call.
+    y: x's dtype. Raises ValueError: one value per channel in training, one running array without the other or read-only
+    in training, a negative eps, another shape. TypeError: another dtype, owner or kind.
+    Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.functional.batch_norm.
+    """
+    b = _owner(x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
+    rows = batch_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
+    training, unbiased, momentum = flag(training, "training"), flag(unbiased, "unbiased"), real(momentum, "momentum")
+    running = _running(b, rows, running_mean, running_var, training)
+    served = None if training else running
+    norm = _norm(b, rows, gamma, beta, comm=_reducing(comm), given=served is not None)
+    if served is not None:
+        return _batch_norm_given(b, norm, x, gamma, beta, served)
+    strict = training and rows.parameter != (0,)
+    if comm is None:
+        _refuse_lone(strict and rows.count == 1, rows, "channel in training", ALONE)
+    y, ctx, stats = _forward("batch_norm", b, norm, x, gamma, beta)
+    # Only now is the count over all ranks known, to each of them.
+    _refuse_lone(strict and stats.n == 1, rows, "channel over all ranks in training", ALONE)
+    if training and running is not None and stats.n:
+        _track(b, running, stats, momentum, unbiased)
+    return y, ctx
+
+
+batch_norm = inference_of(batch_norm_forward)
+
+
+@on_device
+def batch_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
+    """`(dx, dgamma, dbeta)` of `batch_norm`, with xhat = (x - mean) * rstd, rstd = 1 / sqrt(var + eps):
+
+    dbeta = sum(dy), dgamma = sum(dy * xhat), dx = gamma * rstd * (dy - dbeta / n - xhat * dgamma / n) over the batch's
+    n cells a channel; dx = gamma * rstd * dy where running statistics served.
+    dy: y's shape. dx: x's shape and dtype; dgamma, dbeta: (C,), the parameters' dtypes, None for what was not given.
+    With comm all ranks must call: dx has the sums of all of them, dgamma and dbeta are this rank's own part.
+    """
+    return _backward("batch_norm", dy, ctx)
+
+
+# ------------------------------------------------------------------------------------------------- group and instance
+@on_device
+def group_norm_forward(
+    x: Array,
+    num_groups: int,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Group normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, mean and variance of each sample's groups
+    of C / num_groups adjacent channels.
+
+    x: (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating. gamma, beta: (C,).
+    y: x's dtype. Raises ValueError: num_groups that does not divide C, one value per group, a negative eps, another
+    shape. TypeError: another dtype, owner or kind.
+    Source: Wu and He 2018, https://arxiv.org/abs/1803.08494.
+    """
+    b = _owner(x, gamma=gamma, beta=beta)
+    lay = layout(tuple(x.shape), data_format, least=0)
+    rows = group_rows(lay, grouped(lay.channels, num_groups), _eps(eps))
+    _refuse_lone(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
+    return _forward("group_norm", b, _norm(b, rows, gamma, beta), x, gamma, beta)[:2]
+
+
+group_norm = inference_of(group_norm_forward)
+
+
+@on_device
+def group_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
+    """`(dx, dgamma, dbeta)` of `group_norm`: with dxhat = dy * gamma, and n cells in a group,
+
+    dx = rstd * (dxhat - sum(dxhat) / n - xhat * sum(dxhat * xhat) / n), both sums over the group.
+    dy: y's shape. dx: x's shape and dtype; dgamma, dbeta: (C,), the parameters' dtypes, None for what was not given.
+    """
+    return _backward("group_norm", dy, ctx)
+
+
+@on_device
+def instance_norm_forward(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Instance normalisation: `group_norm` with a group for each channel. Arguments, shapes and errors as there; one
+    value per instance, as (N, C) always has, is a ValueError.
+
+    Source: Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.
+    """
+    b = _owner(x, gamma=gamma, beta=beta)
+    rows = instance_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
+    _refuse_lone(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")
+    return _forward("instance_norm", b, _norm(b, rows, gamma, beta), x, gamma, beta)[:2]
+
+
+instance_norm = inference_of(instance_norm_forward)
+
+
+@on_device
+def instance_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
+    """`(dx, dgamma, dbeta)` of `instance_norm`; shapes and dtypes as `group_norm_backward`'s."""
+    return _backward("instance_norm", dy, ctx)
+
+
+# ------------------------------------------------------------------------------------------------------ layer and RMS
+@on_device
+def layer_norm_forward(
+    x: Array, normalized_shape: Any, gamma: Array | None = None, beta: Array | None = None, *, eps: float = 1e-5
+) -> tuple[Array, Context]:
+    """Layer normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, mean and variance over the last axes.
+
+    x: any shape of one axis and more; floating. normalized_shape: an int or a tuple, the lengths of the last axes.
+    gamma, beta: of that shape. y: x's dtype. Raises ValueError: a normalized_shape that x does not end with, a negative
+    eps, another shape. TypeError: another dtype, owner or kind.
+    Source: Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
+    """
+    b = _owner(x, gamma=gamma, beta=beta)
+    shape = tuple(x.shape)
+    rows = trailing_rows(shape, trailing(shape, normalized_shape), _eps(eps))
+    return _forward("layer_norm", b, _norm(b, rows, gamma, beta), x, gamma, beta)[:2]
+
+
+layer_norm = inference_of(layer_norm_forward)
+
+
+@on_device
+def layer_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
+    """`(dx, dgamma, dbeta)` of `layer_norm`: dx as `group_norm_backward`'s, its sums over the last axes.
+
+    dy: y's shape. dx: x's shape and dtype; dgamma, dbeta: normalized_shape, the parameters' dtypes, None for what was
+    not given.
+    """
+    return _backward("layer_norm", dy, ctx)
+
+
+@on_device
+def rms_norm_forward(
+    x: Array, normalized_shape: Any, gamma: Array | None = None, *, eps: float | None = None
+) -> tuple[Array, Context]:
+    """RMS normalisation: y = x / sqrt(mean(x**2) + eps) * gamma, the mean over the last axes.
+
+    Arguments and errors as `layer_norm`'s, but eps None is the epsilon of x's dtype.
+    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    """
+    b = _owner(x, gamma=gamma)
+    small = EPSILON[backends.dtype_name(b, x)] if eps is None else _eps(eps)
+    shape = tuple(x.shape)
+    rows = trailing_rows(shape, trailing(shape, normalized_shape), small, centred=False)
+    return _forward("rms_norm", b, _norm(b, rows, gamma, None), x, gamma, None)[:2]
+
+
+rms_norm = inference_of(rms_norm_forward)
+
+
+@on_device
+def rms_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None]:
+    """`(dx, dgamma)` of `rms_norm`: dx = rstd * (dxhat - xhat * sum(dxhat * xhat) / n), with dxhat = dy * gamma.
+
+    dy: y's shape. dx: x's shape and dtype; dgamma: normalized_shape, gamma's dtype, None without gamma.
+    """
+    dx, dgamma, _ = _backward("rms_norm", dy, ctx)
+    return dx, dgamma

@@ -1,0 +1,264 @@
+"""The one piece of mathematics in batch, group, instance, layer and RMS norm: an array falls into rows, each row is
+brought to mean 0 and variance 1 (in RMS norm to mean square 1), then scaled by gamma and shifted by beta.
+
+    xhat = (x - mean) * rstd,    rstd = 1 / sqrt(var + eps),    y = xhat * gamma + beta
+
+    dx = rstd * (dxhat - sum(dxhat) / n - xhat * sum(dxhat * xhat) / n),    dxhat = dy * gamma
+
+with sums over a row's n cells. Where mean and variance are given (batch norm in evaluation), dx = rstd * dxhat.
+
+Sums run in float64, and the variance is centred: mean(x**2) - mean(x)**2 would lose every digit at a large mean. The
+arrays stay in x's compute dtype all the same: x is centred by `shift`, the mean rounded to that dtype, and what the
+rounding left out, `delta`, is put right in the numbers of a row: x - mean = (x - shift) - delta. Squares are in the
+compute dtype, so in float32 a spread beyond 1e19 overflows.
+
+A row that holds a NaN becomes NaN, and no other does. Nothing here writes into an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy
+
+from cnnlayers import backends
+from cnnlayers.arguments import Layout, Shape
+from cnnlayers.backends import Backend
+
+from .common import Array, accumulator, cast
+
+Centred: TypeAlias = tuple[Array, Array | None]  # (x - shift, delta); (x, None) in RMS norm
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How an array falls into rows.
+
+    `shape`: x's; `view`: the shape it is looked at in; `axes`: the view's axes that a row runs along; `own`: the view's
+    axes that gamma and beta run along; `parameter`: their shape; `centred`: False in RMS norm.
+    """
+
+    shape: Shape
+    view: Shape
+    axes: Shape
+    own: Shape
+    parameter: Shape
+    eps: float
+    centred: bool = True
+
+    @property
+    def count(self) -> int:
+        """Cells of a row."""
+        return math.prod(self.view[a] for a in self.axes)
+
+    @property
+    def shared(self) -> Shape:
+        """The axes along which the cells of a row share one parameter; layer and RMS norm have none."""
+        return tuple(a for a in self.axes if a not in self.own)
+
+    @property
+    def others(self) -> Shape:
+        """The axes that a parameter's gradient is summed over."""
+        return tuple(a for a in range(len(self.view)) if a not in self.own)
+
+    @property
+    def parameter_view(self) -> Shape:
+        """The shape in which a parameter broadcasts against the view."""
+        return tuple(length if a in self.own else 1 for a, length in enumerate(self.view))
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A norm of an array. `gamma_dtype`, `beta_dtype`: None without the parameter; `comm`: whose ranks share the rows;
+    `given`: mean and variance are not the rows' own."""
+
+    rows: Rows
+    gamma_dtype: Any
+    beta_dtype: Any
+    comm: Any = None
+    given: bool = False
+
+
+class Statistics(NamedTuple):
+    """Of each row, in float64 and of the view's rank; `n`: the cells it has, over all ranks. In RMS norm `mean` is None
+    and `var` the mean square."""
+
+    mean: Array | None
+    rstd: Array
+    var: Array
+    n: int
+
+
+def batch_rows(lay: Layout, eps: float) -> Rows:
+    """A row is a channel, over all samples."""
+    axes = tuple(a for a in range(len(lay.shape)) if a != lay.channel)
+    return Rows(lay.shape, lay.shape, axes, (lay.channel,), (lay.channels,), eps)
+
+
+def instance_rows(lay: Layout, eps: float) -> Rows:
+    """A row is a channel of one sample."""
+    return Rows(lay.shape, lay.shape, lay.spatial, (lay.channel,), (lay.channels,), eps)
+
+
+def group_rows(lay: Layout, groups: int, eps: float) -> Rows:
+    """A row is a group of adjacent channels of one sample: the channel axis is looked at as two, (groups, channels)."""
+    c = lay.channel
+    view = (*lay.shape[:c], groups, lay.channels // groups, *lay.shape[c + 1 :])
+    axes = tuple(a for a in range(1, len(view)) if a != c)
+    return Rows(lay.shape, view, axes, (c, c + 1), (lay.channels,), eps)
+
+
+def trailing_rows(shape: Shape, normalized: Shape, eps: float, *, centred: bool = True) -> Rows:
+    """A row is what lies along the last axes, and each of its cells has a parameter of its own."""
+    axes = tuple(range(len(shape) - len(normalized), len(shape)))
+    return Rows(shape, shape, axes, axes, normalized, eps, centred)
+
+
+# ---------------------------------------------------------------------------------------------------------------- sums
+def total(b: Backend, a: Array, axes: Shape) -> Array:
+    """Sums in float64, the axes kept at length 1; `a` itself where there is no axis to sum over."""
+    return b.xp.sum(a, axis=axes, dtype=b.xp.float64, keepdims=True) if axes else a
+
+
+def over_ranks(b: Backend, comm: Any, count: int, *sums: Array) -> tuple[int, list[Array]]:
+    """A count and float64 sums, added up over the ranks of `comm` in one call; as they are where it is None."""
+    if comm is None:
+        return count, list(sums)
+    parts = [backends.to_numpy(s) for s in sums]
+    packed = numpy.concatenate([numpy.full(1, count, numpy.float64), *(p.reshape(-1) for p in parts)])
+    added = numpy.asarray(comm.allreduce(packed), dtype=numpy.float64)
+    pieces = numpy.split(added[1:], numpy.cumsum([p.size for p in parts])[:-1])
+    return int(added[0]), [b.array(s.reshape(p.shape), b.xp.float64) for s, p in zip(pieces, parts, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------------- pieces
+def seen(b: Backend, rows: Rows, x: Array) -> Array:
+    """x in the rows' view, and in the dtype it is computed in."""
+    return cast(b, b.xp.reshape(x, rows.view), accumulator(b, x.dtype))
+
+
+def as_parameter(b: Backend, rows: Rows, p: Array | None) -> Array | None:
+    """gamma or beta, so that it broadcasts against the view."""
+    return None if p is None else b.xp.reshape(p, rows.parameter_view)
+
+
+def centre(b: Backend, v: Array, mean: Array | None) -> Centred:
+    """`(v - shift, delta)`, as the module's docstring has them; `(v, None)` where there is no mean to take away."""
+    if mean is None:
+        return v, None
+    shift = cast(b, mean, v.dtype)
+    return v - shift, mean - cast(b, shift, mean.dtype)
+
+
+def affine(b: Backend, x: Array, scale: Array | None, offset: Array | None = None) -> Array:
+    """x * scale + offset in x's dtype; what is None is left out."""
+    if scale is not None:
+        x = x * cast(b, scale, x.dtype)
+    return x if offset is None else x + cast(b, offset, x.dtype)
+
+
+def standardise(
+    b: Backend, rows: Rows, centred: Centred, rstd: Array, gamma: Array | None, beta: Array | None
+) -> Array:
+    """y in the view: xhat * gamma + beta."""
+    xc, delta = centred
+    gamma, beta = as_parameter(b, rows, gamma), as_parameter(b, rows, beta)
+    offset = None if delta is None else -delta * rstd
+    if not rows.shared or offset is None:
+        return affine(b, affine(b, xc, rstd, offset), gamma, beta)
+    # All factors are small arrays: put together in float64, they pass over the large one once.
+    return affine(b, xc, affine(b, rstd, gamma), affine(b, offset, gamma, beta))
+
+
+def reciprocal_std(b: Backend, var: Array, eps: float) -> Array:
+    """rstd of a float64 variance."""
+    return 1.0 / b.xp.sqrt(var + eps)
+
+
+def along_xhat(b: Backend, rows: Rows, g: Array, centred: Centred, rstd: Array, plain: Array) -> Array:
+    """dy * xhat, summed over the cells that share a parameter: a small float64 array, but in layer norm.
+
+    plain: dy, summed likewise.
+    """
+    xc, delta = centred
+    sums = total(b, g * xc, rows.shared)
+    if delta is not None:
+        sums = sums - cast(b, delta, sums.dtype) * plain
+    return sums * cast(b, rstd, sums.dtype)
+
+
+def parameter_gradient(b: Backend, rows: Rows, sums: Array, dtype: Any) -> Array | None:
+    """dgamma or dbeta, from sums over the cells that share a parameter; None for a parameter that was not given."""
+    if dtype is None:
+        return None
+    return cast(b, b.xp.reshape(total(b, sums, rows.others), rows.parameter), dtype)
+
+
+# -------------------------------------------------------------------------------------------------- forward, backward
+def rows_forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Statistics]:
+    """y in x's shape and dtype, and the statistics that made it."""
+    rows = norm.rows
+    v, n, mean = seen(b, rows, x), rows.count, None
+    if rows.centred:
+        n, [sums] = over_ranks(b, norm.comm, n, total(b, v, rows.axes))
+        mean = sums / max(n, 1)
+    centred = xc, delta = centre(b, v, mean)
+    _, [squares] = over_ranks(b, norm.comm, rows.count, total(b, xc * xc, rows.axes))
+    var = squares / n if n else squares + 1.0  # without a cell any number will do, but 0 where eps is 0
+    if delta is not None:
+        var = b.xp.maximum(var - delta * delta, b.zeros((), var.dtype))  # delta is the mean of xc
+    rstd = reciprocal_std(b, var, rows.eps)
+    y = standardise(b, rows, centred, rstd, gamma, beta)
+    return b.xp.reshape(cast(b, y, x.dtype), rows.shape), Statistics(mean, rstd, var, n)
+
+
+def rows_backward(
+    b: Backend, norm: Norm, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
+) -> tuple[Array, Array | None, Array | None]:
+    """`(dx, dgamma, dbeta)`: dx in x's shape and compute dtype, the others in the parameters'."""
+    rows = norm.rows
+    g, centred = seen(b, rows, dy), centre(b, seen(b, rows, x), mean)
+    plain = total(b, g, rows.shared)
+    along = along_xhat(b, rows, g, centred, rstd, plain)
+    dgamma = parameter_gradient(b, rows, along, norm.gamma_dtype)
+    dbeta = parameter_gradient(b, rows, plain, norm.beta_dtype)
+    gamma = as_parameter(b, rows, gamma)
+    through = _through_statistics(b, norm, centred, rstd, affine(b, along, gamma), affine(b, plain, gamma))
+    dx = affine(b, affine(b, g, gamma) - through, rstd)
+    return b.xp.reshape(dx, rows.shape), dgamma, dbeta
+
+
+def _through_statistics(b: Backend, norm: Norm, centred: Centred, rstd: Array, along: Array, plain: Array) -> Array:
+    """(sum(dxhat) + xhat * sum(dxhat * xhat)) / n: what a cell does to y through its row's mean and variance.
+
+    along, plain: dxhat * xhat and dxhat, already summed over the cells that share a parameter.
+    """
+    axes, (xc, delta) = norm.rows.axes, centred
+    n, [along, plain] = over_ranks(b, norm.comm, norm.rows.count, total(b, along, axes), total(b, plain, axes))
+    slope = rstd * along / max(n, 1)
+    return affine(b, xc, slope, None if delta is None else plain / max(n, 1) - delta * slope)
+
+
+# ------------------------------------------------------------------------------------------- where statistics are given
+def given_forward(
+    b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, mean: Array, rstd: Array
+) -> Array:
+    """y, from float64 statistics of the view's rank. x is centred here too: x * scale + (beta - mean * scale) would
+    lose the digits that a large mean takes."""
+    y = standardise(b, norm.rows, centre(b, seen(b, norm.rows, x), mean), rstd, gamma, beta)
+    return b.xp.reshape(cast(b, y, x.dtype), norm.rows.shape)
+
+
+def given_backward(
+    b: Backend, norm: Norm, dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
+) -> tuple[Array, Array | None, Array | None]:
+    """As `rows_backward`, but x has no part in the statistics, and is needed for dgamma alone."""
+    rows, g, dgamma = norm.rows, seen(b, norm.rows, dy), None
+    plain = total(b, g, rows.shared)
+    if x is not None:
+        along = along_xhat(b, rows, g, centre(b, seen(b, rows, x), mean), rstd, plain)
+        dgamma = parameter_gradient(b, rows, along, norm.gamma_dtype)
+    dx = affine(b, g, affine(b, rstd, as_parameter(b, rows, gamma)))
+    return b.xp.reshape(dx, rows.shape), dgamma, parameter_gradient(b, rows, plain, norm.beta_dtype)

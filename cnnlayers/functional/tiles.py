@@ -1,0 +1,152 @@
+"""How a convolution is cut up: tiles of windows, and blocks of kernel taps.
+
+A tile is some samples, or some rows of one; tile by tile and block by block the image's cells are gathered into columns
+of a bounded size. The cuts follow from shapes alone, never from the number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from cnnlayers.arguments import Shape
+from cnnlayers.backends import Backend
+from cnnlayers.specs import Window, taps
+
+from . import blas
+
+WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
+DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
+
+ALL = slice(None)
+Tap: TypeAlias = tuple[
+    int, tuple[slice, ...], tuple[slice, ...]
+]  # flat tap, windows that see cells under it, those cells
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution from an image to its maps. `window`: on the image; `filters`: the maps' channels.
+
+    A *split* array of either has its channel axis split into (groups, channels of a group).
+    """
+
+    window: Window
+    filters: int
+    groups: int
+
+    @property
+    def ndim(self) -> int:
+        return len(self.window.axes)
+
+    @property
+    def channels(self) -> int:
+        """The image's."""
+        return self.window.layout.channels
+
+    @property
+    def last(self) -> bool:
+        """Whether channels are the last axis."""
+        return self.window.layout.channel > 1
+
+    @property
+    def maps_shape(self) -> Shape:
+        return self.window.layout.with_spatial(self.window.out_lengths, self.filters)
+
+    @property
+    def weight_shape(self) -> Shape:
+        """The weight by group: (groups, filters of a group, channels of a group, taps)."""
+        taps = math.prod(self.window.kernel)
+        return (self.groups, self.filters // self.groups, self.channels // self.groups, taps)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to multiply: no samples, or no channels on one side."""
+        return 0 in self.window.layout.shape or self.filters == 0
+
+    @property
+    def depthwise(self) -> bool:
+        """One channel a group, and few filters: too little for matrix products."""
+        _, filters, channels, _ = self.weight_shape
+        return self.groups > 1 and channels == 1 and filters <= 4
+
+    @property
+    def pointwise(self) -> bool:
+        """A 1×1 kernel that reads every cell once: the columns are the image."""
+        return all(a.kernel == a.stride == 1 and a.before == 0 and a.out == a.length for a in self.window.axes)
+
+    def split(self, shape: Shape) -> Shape:
+        """The shape of a split array."""
+        at = self.window.layout.channel
+        return (*shape[:at], self.groups, shape[at] // self.groups, *shape[at + 1 :])
+
+    def at(self, samples: slice, spatial: Sequence[slice]) -> tuple[slice, ...]:
+        """These samples and cells of a split array."""
+        return (samples, *spatial, ALL, ALL) if self.last else (samples, ALL, ALL, *spatial)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some windows: those of some samples, in some rows (cells of the first spatial axis) of the maps."""
+
+    samples: slice
+    rows: slice
+    window: Window  # of these rows alone
+
+    @property
+    def shape(self) -> Shape:
+        """Samples and windows."""
+        return (self.samples.stop - self.samples.start, *self.window.out_lengths)
+
+    @property
+    def maps(self) -> tuple[slice, ...]:
+        """Where its windows are in the maps."""
+        return (self.rows, *(ALL for _ in self.window.axes[1:]))
+
+
+def workspace(b: Backend) -> int:
+    """Bytes that the columns of one tile may take."""
+    return WORKSPACE if b.name == "numpy" else DEVICE_WORKSPACE
+
+
+def tiles_of(b: Backend, spec: Conv, itemsize: int) -> list[list[Tile]]:
+    """For each run of samples its tiles, in order; the columns of one tap fill a quarter of the workspace."""
+    room = max(1, workspace(b) // (4 * max(spec.channels, spec.filters) * itemsize))  # windows
+    windows, samples = math.prod(spec.window.out_lengths), spec.window.layout.shape[0]
+    rows = blas.cuts(spec.window.axes[0].out, -(-windows // room))
+    runs = blas.cuts(samples, -(-samples // max(1, room // windows)))
+    return [[Tile(run, cut, _rows_of(spec.window, cut)) for cut in rows] for run in runs]
+
+
+def _rows_of(window: Window, rows: slice) -> Window:
+    """Some rows of windows, as a window of its own on the same image."""
+    first = window.axes[0]
+    axis = replace(first, out=rows.stop - rows.start, before=first.before - rows.start * first.stride)
+    return Window(window.layout, (axis, *window.axes[1:]))
+
+
+def taps_of(window: Window) -> list[Tap]:
+    """Every kernel tap that meets the image, in C order."""
+    found = []
+    for combined in itertools.product(*(taps(axis) for axis in window.axes)):
+        flat = 0
+        for axis, (tap, _, _) in zip(window.axes, combined, strict=True):
+            flat = flat * axis.kernel + tap
+        found.append((flat, tuple(w for _, w, _ in combined), tuple(c for _, _, c in combined)))
+    return found
+
+
+def blocks_of(b: Backend, spec: Conv, tile: Tile, itemsize: int) -> list[list[Tap]]:
+    """The tile's taps in blocks of neighbours whose columns fit the workspace, one tap at least."""
+    found = taps_of(tile.window)
+    most = max(1, workspace(b) // (spec.channels * math.prod(tile.shape) * itemsize))
+    step = math.ceil(len(found) / math.ceil(len(found) / most)) if found else 1  # blocks of about one size
+    blocks: list[list[Tap]] = []
+    for tap in found:
+        if not blocks or len(blocks[-1]) == step or tap[0] != blocks[-1][-1][0] + 1:
+            blocks.append([])
+        blocks[-1].append(tap)
+    return blocks
