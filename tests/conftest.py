@@ -5,12 +5,16 @@ What a machine lacks shows as a counted skip with its reason.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_strict
 import numpy as np
 import pytest
+from cnnlayers import backends
+
+from . import standin_cupy
 
 # bfloat16 and float16 are not in the array API standard.
 HALF = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -18,34 +22,33 @@ HALF = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 
 @dataclass(frozen=True)
 class Impl:
-    """One implementation under test: makes its arrays from NumPy's, and gives NumPy's back after checking them."""
+    """One implementation under test: makes its arrays from NumPy's, and gives NumPy's back after checking them.
+
+    `name`: "numpy", "readonly", "strict" (array-api-strict), "standin" (tests/standin_cupy.py) or "gpu" (CuPy itself).
+    """
 
     name: str
-
-    @property
-    def xp(self) -> Any:
-        return array_api_strict if self.name == "strict" else np
+    xp: Any
 
     def array(self, a: Any, dtype: str | None = None) -> Any:
         """`a` as this implementation's array: its own copy, read-only for "readonly"."""
-        host = np.array(a, dtype=dtype)
-        if self.name == "strict":
-            if host.dtype == np.float16:
-                pytest.skip("array-api-strict has no float16")
-            return array_api_strict.asarray(host)
+        array = self.writable(a, dtype)
         if self.name == "readonly":
-            host.flags.writeable = False
-        return host
+            array.flags.writeable = False
+        return array
 
     def writable(self, a: Any, dtype: str | None = None) -> Any:
         """An array that an op may update in place (running statistics)."""
-        return array_api_strict.asarray(np.array(a, dtype=dtype)) if self.name == "strict" else np.array(a, dtype=dtype)
+        host = np.array(a, dtype=dtype)
+        if self.name == "strict" and host.dtype == np.float16:
+            pytest.skip("array-api-strict has no float16")
+        return host if self.xp is np else self.xp.asarray(host)
 
     def numpy(self, y: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
         """`y` on the host, once its kind, dtype and shape are what they should be."""
-        kind = type(array_api_strict.asarray(0)) if self.name == "strict" else np.ndarray
+        kind = type(self.xp.asarray(0))
         assert isinstance(y, kind), f"{type(y)} is not {kind}"
-        host = np.array(y) if self.name != "strict" else np.from_dlpack(y).copy()
+        host = np.array(backends.to_numpy(y))
         if dtype is not None:
             assert host.dtype == np.dtype(dtype), f"dtype {host.dtype}, expected {dtype}"
         if shape is not None:
@@ -65,11 +68,30 @@ class Impl:
         assert host.tobytes() == expected.tobytes(), f"{host}\nis not bit for bit\n{expected}"
 
 
-@pytest.fixture(params=["numpy", "readonly", "strict"])
-def impl(request: pytest.FixtureRequest) -> Impl:
-    return Impl(request.param)
+@pytest.fixture(params=["numpy", "readonly", "strict", "standin", "gpu"])
+def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
+    name = request.param
+    if name == "strict":
+        yield Impl(name, pytest.importorskip("array_api_strict"))
+    elif name == "standin":
+        with standin_cupy.installed() as cupy:
+            yield Impl(name, cupy)
+    elif name == "gpu":
+        reason = backends.available()["cupy"]
+        if reason:
+            pytest.skip(f"no GPU here: {reason}")
+        yield Impl(name, pytest.importorskip("cupy"))
+    else:
+        yield Impl(name, np)
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was skipped by reason and number: thousands of lines of it would hide the rest."""
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    for reason, number in reasons.most_common():
+        terminalreporter.line(f"{number} skipped: {reason.removeprefix('Skipped: ')}")

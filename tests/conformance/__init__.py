@@ -1,0 +1,1 @@
+"""Conformance: cases that others published, run through the library."""
