@@ -1,3 +1,26 @@
-"""Convolutional-network layers with explicit forward and backward, on NumPy and CuPy."""
+"""Convolutional-network layers with explicit forward and backward, on NumPy and CuPy.
+
+`cnnlayers.functional` has the ops, `cnnlayers.layers` the layers, `cnnlayers.backends` says where arrays live. The rest
+(cs231n, models, optim, data, testing, bench) is imported when it is first asked for.
+"""
+
+import importlib
+from typing import Any
+
+from . import backends, functional, kernels, layers
+from .checkpoint import load, save
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "backends", "functional", "kernels", "layers", "load", "save"]
+
+_LATER = ("bench", "cs231n", "data", "models", "optim", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_LATER])

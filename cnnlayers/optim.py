@@ -1,9 +1,9 @@
 """Optimisers: they change a layer's parameters in place, from the gradients of its last backward.
 
-An optimiser is given `layer.params` (names -> live arrays) once and `layer.grads` at every step. Both are checked by name
-and shape before anything is updated, so a failed step leaves the weights and the optimiser's own state as they were. The
-formulas are PyTorch's, weight decay included (it is added to the gradient). State dictionaries are flat, names -> arrays,
-so that they go into the same safetensors file as the weights.
+An optimiser is given `layer.params` (names -> live arrays) once and `layer.grads` at every step. Both are checked by
+name and shape before anything is updated, so a refused step leaves the weights and the optimiser's own state as they
+were. The formulas are PyTorch's, weight decay included (it is added to the gradient). State dictionaries are flat,
+names -> arrays, so that they go into a safetensors file as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cnnlayers import backends
+from cnnlayers.arguments import flag, real
 from cnnlayers.backends import Backend
-from cnnlayers.specs import flag, real
 
 Array = Any
 
@@ -56,8 +56,8 @@ class Optimizer:
         Raises ValueError for a missing, unknown or misshapen gradient, TypeError for one of another owner.
         """
         self._check(grads)
-        self.steps += 1
         lr = _number(self.lr, "lr", 0.0)
+        self.steps += 1
         for name, p in self.params.items():
             g = grads[name]
             self._update(self._owner(name), name, p, g + self.weight_decay * p if self.weight_decay else g, lr)

@@ -11,6 +11,7 @@ ceil mode rounds up instead, and drops the last window unless it starts inside t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -223,6 +224,8 @@ def pool_window(
     lay = layout(shape, data_format)
     ndim = len(lay.spatial)
     kernel = sizes(kernel_size, ndim, "kernel_size")
+    if math.prod(kernel) >= 2**63:
+        raise ValueError(f"kernel_size must have fewer than 2**63 taps in all, got {kernel}")
     strides = kernel if stride is None else sizes(stride, ndim, "stride")
     dilations = sizes(dilation, ndim, "dilation")
     ceil = flag(ceil_mode, "ceil_mode")

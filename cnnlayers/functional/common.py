@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -85,6 +86,14 @@ def cast(b: Backend, array: Array, dtype: Any) -> Array:
     return array if array.dtype == dtype else b.xp.astype(array, dtype)
 
 
+def select(b: Backend, condition: Array, x: Array, y: Array) -> Array:
+    """`x` where the condition holds, else `y`, bit for bit; both have one dtype."""
+    if b.name == "cupy" and backends.dtype_name(b, x) == "bfloat16":  # CuPy 14's where would give float32
+        bits = b.xp.uint16
+        return b.xp.where(condition, x.view(bits), y.view(bits)).view(x.dtype)
+    return b.xp.where(condition, x, y)
+
+
 def opened(op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: bool = False) -> tuple[Backend, Array]:
     """Check that `ctx` is this op's and `dy` fits it; give the backend and dy, cast to the dtype x is computed in.
 
@@ -154,4 +163,6 @@ def inference_of(forward: Callable[P, tuple[Any, Context]]) -> Callable[P, Any]:
         return forward(*args, **kwargs)[0]
 
     run.__name__ = run.__qualname__ = forward.__name__.removesuffix("_forward")
+    signature = inspect.signature(forward).replace(return_annotation="Array")
+    vars(run)["__signature__"] = signature
     return run

@@ -31,6 +31,7 @@ from .common import (
     opened,
     owner,
     parameter,
+    select,
 )
 
 
@@ -107,7 +108,7 @@ def linear_backward(dy: Array, ctx: Context) -> tuple[Array, Array, Array | None
 def _kept(b: Backend, array: Array, mask: Array) -> Array:
     """The array where the mask holds, else 0, whatever was there."""
     if b.name != "numpy" or not array.ndim:
-        return b.xp.where(mask, array, b.zeros((), array.dtype))
+        return select(b, mask, array, b.zeros((), array.dtype))
     # NumPy's where branches on every element: with a random mask a bitwise and is four times as fast.
     bits = f"i{array.dtype.itemsize}"
     return (-mask.astype(bits) & array.view(bits)).view(array.dtype)

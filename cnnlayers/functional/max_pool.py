@@ -24,7 +24,7 @@ from cnnlayers.arguments import flag
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, first_taps, pool_window, taps
 
-from .common import Array, Context, cast, floating, implementation, numeric, on_device, opened, widened
+from .common import Array, Context, cast, floating, implementation, numeric, on_device, opened, select, widened
 from .pool import along, vector
 
 TIES = ("first", "all", "split")
@@ -41,7 +41,10 @@ class Max:
 
 def _argmax_dtype(b: Backend, kernel: tuple[int, ...]) -> Any:
     number = math.prod(kernel)
-    return b.xp.uint8 if number <= 2**8 else b.xp.uint16 if number <= 2**16 else b.xp.uint32
+    for bits, dtype in ((8, b.xp.uint8), (16, b.xp.uint16), (32, b.xp.uint32)):
+        if number <= 2**bits:
+            return dtype
+    return b.xp.uint64
 
 
 def _isnan(b: Backend, x: Array) -> Array | None:
@@ -94,7 +97,7 @@ def _seed(
     best = b.xp.take(x, cells, axis=where)
     if any(cell < 0 for _, cell in firsts):
         met = vector(b, [cell >= 0 for _, cell in firsts], where, ndim, b.xp.bool)
-        best = b.xp.where(met, best, b.full((), _lowest(b, x), x.dtype))
+        best = select(b, met, best, b.full((), _lowest(b, x), x.dtype))
     if argmax is None:
         return best, None
     place = vector(b, [tap * later for tap, _ in firsts], where, ndim, argmax)
@@ -117,7 +120,7 @@ def _max_axis(
         better = _either(value > held, None if nan is None else nan & ~b.xp.isnan(held))
         if counted is not None:
             better = better & counted
-        best[windows] = b.xp.where(better, value, held)
+        best[windows] = select(b, better, value, held)
         if place is not None:
             step = b.full((), tap * later, argmax)
             new = step if places is None else read(places) + step
@@ -205,8 +208,8 @@ def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
 
 def _number_of_ties(b: Backend, window: Window, bits: Array, dtype: Any) -> Array:
     number = b.zeros(tuple(bits.shape[1:]), dtype)
-    for place in range(math.prod(window.kernel)):
-        number += cast(b, bits[place // 8, ...] // (1 << place % 8) % 2, dtype)
+    for place, windows, _ in _each_tap(window):
+        number[windows] += cast(b, bits[(place // 8, *windows)] // (1 << place % 8) % 2, dtype)
     return b.xp.where(number == 0, b.zeros((), dtype) + 1, number)
 
 

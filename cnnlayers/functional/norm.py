@@ -69,18 +69,26 @@ def _norm(b: Backend, rows: Rows, gamma: Array | None, beta: Array | None, **mor
     return Norm(rows, None if gamma is None else gamma.dtype, None if beta is None else beta.dtype, **more)
 
 
+def _own_forward(
+    b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
+) -> tuple[Array, Array | None, Array]:
+    """y, mean and rstd where the rows have statistics of their own."""
+    y, stats = rows_forward(b, norm, x, gamma, beta)
+    return y, stats.mean, stats.rstd
+
+
 def _forward(
-    op: str, b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
-) -> tuple[Array, Context, Statistics]:
-    """y and the context where the rows have statistics of their own, and these."""
-    run = implementation(f"{op}_forward", rows_forward, b, norm, x, gamma, beta)
-    y, stats = run(b, norm, x, gamma, beta)
-    kept = {"x": x, "mean": stats.mean, "rstd": stats.rstd, "gamma": gamma}
-    return y, Context(op, b, x.dtype, norm.rows.shape, norm, kept), stats
+    op: str, portable: Any, b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, *more: Any
+) -> tuple[Array, Context]:
+    run = implementation(f"{op}_forward", portable, b, norm, x, gamma, beta, *more)
+    y, mean, rstd = run(b, norm, x, gamma, beta, *more)
+    for_dgamma_alone = norm.given and gamma is None
+    kept = {"x": None if for_dgamma_alone else x, "mean": mean, "rstd": rstd, "gamma": gamma}
+    return y, Context(op, b, x.dtype, norm.rows.shape, norm, kept)
 
 
 def _backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
-    b, dy = opened(op, dy, ctx)
+    b, dy = opened(op, dy, ctx, exact=True)
     norm, kept = ctx.spec, [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
     run = implementation(f"{op}_backward", given_backward if norm.given else rows_backward, b, norm, dy, *kept)
     dx, dgamma, dbeta = run(b, norm, dy, *kept)
@@ -88,10 +96,8 @@ def _backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Ar
 
 
 # --------------------------------------------------------------------------------------------------------------- batch
-def _running(
-    b: Backend, rows: Rows, mean: Array | None, var: Array | None, training: bool
-) -> tuple[Array, Array] | None:
-    """The running statistics, if there are any: both, and such as can be written to where they will be."""
+def _check_running(b: Backend, rows: Rows, mean: Array | None, var: Array | None, training: bool) -> None:
+    """The running statistics, if there are any, must be both, and such as can be written to where they will be."""
     if (mean is None) != (var is None):
         missing = "running_mean" if mean is None else "running_var"
         raise ValueError(f"running_mean and running_var belong together, got no {missing}: give both or neither")
@@ -99,7 +105,6 @@ def _running(
         parameter(b, array, name, rows.parameter)
         if training and not getattr(getattr(array, "flags", None), "writeable", True):
             raise ValueError(f"{name} is updated in training, got a read-only array: pass a copy")
-    return None if mean is None else (mean, var)
 
 
 def _reducing(comm: Any) -> Any:
@@ -108,27 +113,41 @@ def _reducing(comm: Any) -> Any:
     return comm
 
 
-def _track(b: Backend, running: tuple[Array, Array], stats: Statistics, momentum: float, unbiased: bool) -> None:
+def _track(b: Backend, norm: Norm, running: tuple[Array, Array], stats: Statistics) -> None:
     """Update running mean and variance in place by a batch's."""
-    var = stats.var * (stats.n / (stats.n - 1)) if unbiased and stats.n > 1 else stats.var
+    var = stats.var * (stats.n / (stats.n - 1)) if norm.unbiased and stats.n > 1 else stats.var
     for old, new in zip(running, (stats.mean, var), strict=True):
-        blend = (1.0 - momentum) * cast(b, old, b.xp.float64) + momentum * b.xp.reshape(new, old.shape)
+        blend = (1.0 - norm.momentum) * cast(b, old, b.xp.float64) + norm.momentum * b.xp.reshape(new, old.shape)
         old[...] = cast(b, blend, old.dtype)
 
 
-def _batch_norm_given(
-    b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, running: tuple[Array, Array]
-) -> tuple[Array, Context]:
-    """y and the context where running statistics serve."""
-    # Copies: the context must not follow later updates in place.
-    mean, var = (
-        b.xp.asarray(b.xp.reshape(r, norm.rows.parameter_view), dtype=b.xp.float64, copy=True) for r in running
-    )
-    rstd = reciprocal_std(b, var, norm.rows.eps)
-    run = implementation("batch_norm_forward", given_forward, b, norm, x, gamma, beta, mean, rstd)
-    y = run(b, norm, x, gamma, beta, mean, rstd)
-    kept = {"x": None if gamma is None else x, "mean": mean, "rstd": rstd, "gamma": gamma}  # x is for dgamma alone
-    return y, Context("batch_norm", b, x.dtype, norm.rows.shape, norm, kept)
+def _batch_norm_forward(
+    b: Backend,
+    norm: Norm,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+) -> tuple[Array, Array | None, Array]:
+    """y, mean and rstd by the batch's statistics, the running ones updated where there are any, or by the running ones
+    where `norm.given`."""
+    rows = norm.rows
+    if norm.given:
+        # Copies: the context must not follow later updates in place.
+        mean, var = (
+            b.xp.asarray(b.xp.reshape(r, rows.parameter_view), dtype=b.xp.float64, copy=True)
+            for r in (running_mean, running_var)
+        )
+        rstd = reciprocal_std(b, var, rows.eps)
+        return given_forward(b, norm, x, gamma, beta, mean, rstd), mean, rstd
+    y, stats = rows_forward(b, norm, x, gamma, beta)
+    # Only now is the count over all ranks known, to each of them.
+    lone = norm.training and stats.n == 1 and rows.parameter != (0,)
+    _refuse_lone(lone, rows, "channel over all ranks in training", ALONE)
+    if norm.training and running_mean is not None and stats.n:
+        _track(b, norm, (running_mean, running_var), stats)
+    return y, stats.mean, stats.rstd
 
 
 @on_device
@@ -161,20 +180,23 @@ def batch_norm_forward(
     b = _owner(x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
     rows = batch_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
     training, unbiased, momentum = flag(training, "training"), flag(unbiased, "unbiased"), real(momentum, "momentum")
-    running = _running(b, rows, running_mean, running_var, training)
-    served = None if training else running
-    norm = _norm(b, rows, gamma, beta, comm=_reducing(comm), given=served is not None)
-    if served is not None:
-        return _batch_norm_given(b, norm, x, gamma, beta, served)
-    strict = training and rows.parameter != (0,)
+    _check_running(b, rows, running_mean, running_var, training)
+    given = running_mean is not None and not training
+    norm = _norm(
+        b,
+        rows,
+        gamma,
+        beta,
+        comm=_reducing(comm),
+        given=given,
+        training=training,
+        momentum=momentum,
+        unbiased=unbiased,
+    )
     if comm is None:
-        _refuse_lone(strict and rows.count == 1, rows, "channel in training", ALONE)
-    y, ctx, stats = _forward("batch_norm", b, norm, x, gamma, beta)
-    # Only now is the count over all ranks known, to each of them.
-    _refuse_lone(strict and stats.n == 1, rows, "channel over all ranks in training", ALONE)
-    if training and running is not None and stats.n:
-        _track(b, running, stats, momentum, unbiased)
-    return y, ctx
+        lone = training and rows.count == 1 and rows.parameter != (0,)
+        _refuse_lone(lone, rows, "channel in training", ALONE)
+    return _forward("batch_norm", _batch_norm_forward, b, norm, x, gamma, beta, running_mean, running_var)
 
 
 batch_norm = inference_of(batch_norm_forward)
@@ -215,7 +237,7 @@ def group_norm_forward(
     lay = layout(tuple(x.shape), data_format, least=0)
     rows = group_rows(lay, grouped(lay.channels, num_groups), _eps(eps))
     _refuse_lone(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
-    return _forward("group_norm", b, _norm(b, rows, gamma, beta), x, gamma, beta)[:2]
+    return _forward("group_norm", _own_forward, b, _norm(b, rows, gamma, beta), x, gamma, beta)
 
 
 group_norm = inference_of(group_norm_forward)
@@ -248,7 +270,7 @@ def instance_norm_forward(
     b = _owner(x, gamma=gamma, beta=beta)
     rows = instance_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
     _refuse_lone(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")
-    return _forward("instance_norm", b, _norm(b, rows, gamma, beta), x, gamma, beta)[:2]
+    return _forward("instance_norm", _own_forward, b, _norm(b, rows, gamma, beta), x, gamma, beta)
 
 
 instance_norm = inference_of(instance_norm_forward)
@@ -275,7 +297,7 @@ def layer_norm_forward(
     b = _owner(x, gamma=gamma, beta=beta)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), _eps(eps))
-    return _forward("layer_norm", b, _norm(b, rows, gamma, beta), x, gamma, beta)[:2]
+    return _forward("layer_norm", _own_forward, b, _norm(b, rows, gamma, beta), x, gamma, beta)
 
 
 layer_norm = inference_of(layer_norm_forward)
@@ -304,7 +326,7 @@ def rms_norm_forward(
     small = EPSILON[backends.dtype_name(b, x)] if eps is None else _eps(eps)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), small, centred=False)
-    return _forward("rms_norm", b, _norm(b, rows, gamma, None), x, gamma, None)[:2]
+    return _forward("rms_norm", _own_forward, b, _norm(b, rows, gamma, None), x, gamma, None)
 
 
 rms_norm = inference_of(rms_norm_forward)

@@ -71,14 +71,17 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A norm of an array. `gamma_dtype`, `beta_dtype`: None without the parameter; `comm`: whose ranks share the rows;
-    `given`: mean and variance are not the rows' own."""
+    """A norm of an array. `gamma_dtype`, `beta_dtype`: None without the parameter. The rest is batch norm's: `comm`,
+    whose ranks share the rows; `given`, mean and variance are the running ones; `training`, they are updated."""
 
     rows: Rows
     gamma_dtype: Any
     beta_dtype: Any
     comm: Any = None
     given: bool = False
+    training: bool = False
+    momentum: float = 0.1
+    unbiased: bool = True
 
 
 class Statistics(NamedTuple):

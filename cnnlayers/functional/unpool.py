@@ -14,7 +14,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Window, unpool_window
 
-from .common import Array, Context, cast, floating, inference_of, on_device, opened, owner
+from .common import Array, Context, cast, floating, inference_of, on_device, opened, owner, select
 
 
 def _planes(b: Backend, window: Window, array: Array) -> Array:
@@ -54,7 +54,7 @@ def _taken(b: Backend, values: Array, places: Array) -> Array:
     """values[places], and 0 where a place is −1."""
     zero = b.zeros((), values.dtype)
     safe = b.xp.where(places >= 0, places, b.zeros((), places.dtype))
-    return b.xp.where(places >= 0, b.xp.take(values, safe), zero)
+    return select(b, places >= 0, b.xp.take(values, safe), zero)
 
 
 def _targets(b: Backend, window: Window, indices: Array) -> tuple[Array, Array]:

@@ -1,0 +1,51 @@
+"""Layers: parameters, gradients and running statistics around `cnnlayers.functional`'s ops."""
+
+from .base import Layer
+from .containers import Residual, Sequential
+from .conv import Conv, ConvTranspose
+from .dense import Dropout, Flatten, Linear, ReLU
+from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LocalResponseNorm, RMSNorm
+from .pad import ConstantPad, EdgePad, ReflectPad, SymmetricPad, WrapPad
+from .pool import (
+    AdaptiveAvgPool,
+    AdaptiveMaxPool,
+    AvgPool,
+    GlobalAvgPool,
+    GlobalMaxPool,
+    LpPool,
+    MaxPool,
+    MaxUnpool,
+    SumPool,
+)
+
+__all__ = [
+    "AdaptiveAvgPool",
+    "AdaptiveMaxPool",
+    "AvgPool",
+    "BatchNorm",
+    "ConstantPad",
+    "Conv",
+    "ConvTranspose",
+    "Dropout",
+    "EdgePad",
+    "Flatten",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "GroupNorm",
+    "InstanceNorm",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "LocalResponseNorm",
+    "LpPool",
+    "MaxPool",
+    "MaxUnpool",
+    "RMSNorm",
+    "ReLU",
+    "ReflectPad",
+    "Residual",
+    "Sequential",
+    "SumPool",
+    "SymmetricPad",
+    "WrapPad",
+]

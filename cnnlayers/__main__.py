@@ -1,0 +1,5 @@
+"""`python -m cnnlayers` is `cnnlayers`."""
+
+from cnnlayers.cli import main
+
+raise SystemExit(main())

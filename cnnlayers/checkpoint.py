@@ -1,0 +1,101 @@
+"""Layers on disk: `save` and `load`, in the safetensors format under PyTorch's key names.
+
+A save appears whole or not at all. It is written to a new file in the same folder, forced to the disk, and only then
+renamed to its path, which replaces an older file in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+import safetensors
+import safetensors.numpy
+
+from cnnlayers import backends
+from cnnlayers.layers import Layer
+
+
+def save(layer: Layer, path: str | os.PathLike[str]) -> None:
+    """Write the layer's `state_dict` to `path`; until that has succeeded an older file there stays as it is.
+
+    Raises OSError where the file cannot be written.
+    """
+    save_arrays(layer.state_dict(), path)
+
+
+def save_arrays(
+    arrays: Mapping[str, Any], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named arrays, and texts beside them, as `save` does.
+
+    The same arrays and no more than one text give the same bytes: safetensors keeps no order among several.
+    """
+    # safetensors writes memory as it lies, and claims C order for it.
+    host = {name: numpy.asarray(backends.to_numpy(a), order="C") for name, a in arrays.items()}
+    replace_file(path, safetensors.numpy.save(host, None if metadata is None else dict(metadata)))
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that at any moment, even in a crash, `path` holds all that it held before or all of `data`."""
+    target = os.path.realpath(path)  # a link stays one
+    folder, name = os.path.split(target)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"there is no folder {folder} to save {name} in")
+    unfinished = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.unfinished")
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, unfinished)
+        os.replace(unfinished, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Force a rename to the disk, where a folder can be opened (not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def load(layer: Layer, path: str | os.PathLike[str]) -> Layer:
+    """Read a file that `save` (or PyTorch's safetensors) wrote into the layer, and give the layer.
+
+    Raises FileNotFoundError, and ValueError for a file that is damaged or whose arrays do not fit; each names the file,
+    and the layer is then as it was.
+    """
+    state, _ = load_arrays(path)
+    try:
+        layer.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    return layer
+
+
+def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a safetensors file, as NumPy's, and the texts beside them. Raises as `load`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        arrays: dict[str, Any] = safetensors.numpy.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {os.fspath(path)} to load") from None
+    except (safetensors.SafetensorError, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)} is no whole safetensors file: {error}") from error
+    return arrays, dict(header.get("__metadata__", {}))

@@ -1,0 +1,196 @@
+"""Labelled pictures, ready for training: two data sets, their splits, batches and augmentation.
+
+Pictures are float32 (N, C, H, W) on the selected backend, normalised by the mean and deviation of the training part's
+channels; labels are int64. A split is a set of rows, never a copy. The test rows are fixed; which training rows are
+held out for validation is the seed's choice. All randomness is drawn on the host, so it is the same on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from cnnlayers import backends, cifar
+from cnnlayers import functional as F
+
+Array = Any
+Rows = Any  # a NumPy array of int64 row numbers
+
+TEST_SHARE = 0.2  # of the digits, which come unsplit
+TEST_SEED = 0  # never --seed: the test rows must be the same in every run
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures `x` (N, C, H, W) float32, normalised; labels `y` (N,) int64; the rows that train and those that test.
+
+    `mean`, `std`: of the training part's channels, for pixels from 0 to 1. `crop`: the cells that augmentation pads by
+    before it crops at random, with `blank`, a normalised value; `flip`: whether it mirrors, too. `strokes`: whether
+    these are light strokes on a dark ground that fill their pictures' height.
+    """
+
+    name: str
+    x: Array
+    y: Array
+    classes: tuple[str, ...]
+    train: Rows
+    test: Rows
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: int
+    flip: bool
+    blank: float = 0.0
+    strokes: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One picture's (C, H, W)."""
+        return tuple(self.x.shape[1:])
+
+    def hold_out(self, share: float, seed: int) -> tuple[Rows, Rows]:
+        """The training rows without, and those in, a validation split of this share of every class, chosen by seed."""
+        if not 0.0 < share < 1.0:
+            raise ValueError(f"share must lie between 0 and 1, got {share}")
+        labels = backends.to_numpy(self.y)[self.train]
+        rest, held = stratified(labels, share, numpy.random.default_rng(seed))
+        return self.train[rest], self.train[held]
+
+
+def stratified(labels: Array, share: float, rng: numpy.random.Generator) -> tuple[Rows, Rows]:
+    """Row numbers in two ascending parts: the second holds `share` of every class, rounded, at random."""
+    chosen = []
+    for label in numpy.unique(labels):
+        rows = rng.permutation(numpy.flatnonzero(labels == label))
+        chosen.append(rows[: round(share * len(rows))])
+    held = numpy.sort(numpy.concatenate(chosen)) if chosen else numpy.zeros(0, numpy.int64)
+    return numpy.setdiff1d(numpy.arange(len(labels)), held, assume_unique=True), held
+
+
+def _normalise(x: Array, train: Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Normalise `x` in place, channel by channel; the means and deviations of the training rows."""
+    means, stds = [], []
+    for channel in range(x.shape[1]):
+        cells = x[train, channel]
+        mean, std = float(cells.mean(dtype=numpy.float64)), float(cells.std(dtype=numpy.float64))
+        std = std or 1.0  # a channel that is the same everywhere
+        x[:, channel] -= numpy.float32(mean)
+        x[:, channel] /= numpy.float32(std)
+        means.append(mean)
+        stds.append(std)
+    return tuple(means), tuple(stds)
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, 8×8 cells of grey; a fixed fifth of each class is for testing.
+
+    Raises ImportError, with the command that mends it, where scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise ImportError(
+            f"the digits come with scikit-learn, which does not import ({error}): pip install 'cnnlayers[train]'"
+        ) from error
+    found = datasets.load_digits()
+    x = (found.images[:, None] / 16).astype(numpy.float32)
+    y = found.target.astype(numpy.int64)
+    train, test = stratified(y, TEST_SHARE, numpy.random.default_rng(TEST_SEED))
+    mean, std = _normalise(x, train)
+    return Dataset(
+        name="digits",
+        x=backends.asarray(x),
+        y=backends.asarray(y),
+        classes=tuple(str(name) for name in found.target_names),
+        train=train,
+        test=test,
+        mean=mean,
+        std=std,
+        crop=1,
+        flip=False,
+        blank=-mean[0] / std[0],
+        strokes=True,
+    )
+
+
+def load_cifar10(path: str | Path) -> Dataset:
+    """CIFAR-10 from its python folder; `path` is that folder (cifar-10-batches-py) or the one it lies in.
+
+    Raises FileNotFoundError for a missing folder or file, ValueError for a damaged one, naming it.
+    """
+    folder = cifar.folder_of(Path(path))
+    classes = cifar.class_names(folder)
+    parts = [cifar.read(folder / name, len(classes)) for name in (*cifar.TRAIN_FILES, cifar.TEST_FILE)]
+    x = numpy.concatenate([pictures for pictures, _ in parts]).astype(numpy.float32)
+    x /= 255
+    y = numpy.concatenate([labels for _, labels in parts])
+    tested = len(parts[-1][1])
+    for count, said in ((len(y) - tested, "training"), (tested, "test")):
+        if count == 0:
+            raise ValueError(f"{folder} holds no {said} pictures: fetch it again, {cifar.WHERE}")
+    rows = numpy.arange(len(y))
+    train, test = rows[: len(y) - tested], rows[len(y) - tested :]
+    mean, std = _normalise(x, train)
+    x, y = backends.asarray(x), backends.asarray(y)
+    return Dataset("cifar10", x, y, classes, train, test, mean, std, crop=4, flip=True)
+
+
+def name_of(data: str) -> str:
+    """The name of the set that `load` would load."""
+    return "digits" if data == "digits" else "cifar10"
+
+
+def load(data: str) -> Dataset:
+    """`digits`, or CIFAR-10 from the path given. Raises as the two loaders do."""
+    if data == "digits":
+        return load_digits()
+    if not Path(data).exists():
+        raise FileNotFoundError(
+            f"--data must be 'digits' or CIFAR-10's folder, and there is no folder {data!r}: {cifar.WHERE}"
+        )
+    return load_cifar10(data)
+
+
+def augment(dataset: Dataset, x: Array, rng: numpy.random.Generator) -> Array:
+    """The pictures `x`, half of them cropped at random from their padded selves; half mirrored, where the set flips.
+
+    The others stay where they were, as test pictures do: an 8×8 digit fills its picture and loses a stroke when moved.
+    One gather over the batch: output cell (i, j) of picture n is padded cell (i + down[n], j' + right[n]), where j'
+    runs backwards in a mirrored picture.
+    """
+    b = backends.of(x)
+    n, channels, height, width = x.shape
+    moved, mirrored = rng.integers(0, 2, (2, n, 1, 1, 1))
+    down, right = dataset.crop + moved * rng.integers(-dataset.crop, dataset.crop + 1, (2, n, 1, 1, 1))
+    padded = F.pad(x, dataset.crop, value=dataset.blank)
+    tall, wide = padded.shape[2:]
+
+    def there(numbers: Any) -> Array:
+        return b.array(numbers, b.xp.int64)
+
+    i, j = there(numpy.arange(height)[:, None]), there(numpy.arange(width))
+    planes = there(numpy.arange(n * channels).reshape(n, channels, 1, 1))
+    columns = there(right) + j + there(mirrored * dataset.flip) * (width - 1 - 2 * j)
+    cells = (planes * tall + there(down) + i) * wide + columns
+    flat = b.xp.take(b.xp.reshape(padded, (-1,)), b.xp.reshape(cells, (-1,)), axis=0)
+    return b.xp.reshape(flat, (n, channels, height, width))
+
+
+def batches(
+    dataset: Dataset, rows: Rows, size: int, rng: numpy.random.Generator | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """`(x, y)` for each batch of these rows, the last one as small as it comes.
+
+    With `rng`, the rows are shuffled and the pictures augmented: an epoch of training. Without, neither: an evaluation.
+    """
+    if size < 1:
+        raise ValueError(f"a batch needs at least one picture, got size {size}")
+    b = backends.of(dataset.x)
+    order = rows if rng is None else rng.permutation(rows)
+    for start in range(0, len(order), size):
+        index = b.array(order[start : start + size], b.xp.int64)
+        x, y = b.xp.take(dataset.x, index, axis=0), b.xp.take(dataset.y, index, axis=0)
+        yield (x if rng is None else augment(dataset, x, rng)), y

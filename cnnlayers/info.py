@@ -1,0 +1,115 @@
+"""`cnnlayers info`: what this machine offers, and what would mend what is missing. Nothing here may fail."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+
+import numpy
+import threadpoolctl
+
+import cnnlayers
+from cnnlayers import backends, kernels
+
+# The distributions that each extra of pyproject.toml brings, with the module that shows them.
+EXTRAS = {
+    "train": {"scikit-learn": "sklearn", "matplotlib": "matplotlib"},
+    "cpu": {"numba": "numba"},
+    "cuda13": {"cupy-cuda13x": "cupy"},
+    "cuda12": {"cupy-cuda12x": "cupy"},
+    "mpi": {"mpi4py": "mpi4py"},
+}
+
+
+def lines() -> Iterator[str]:
+    """The report, a line at a time."""
+    yield f"cnnlayers {cnnlayers.__version__}"
+    for title, rows in (
+        (
+            "python",
+            [f"{platform.python_version()} on {platform.system()} {platform.machine()}, NumPy {numpy.__version__}"],
+        ),
+        ("backends", _backends()),
+        ("devices", _devices()),
+        ("threads", [_threads()]),
+        ("blas", _blas()),
+        ("kernels", _kernels()),
+        ("extras", _extras()),
+    ):
+        for i, row in enumerate(rows):
+            yield f"{'' if i else title:<10}{row}"
+
+
+def _backends() -> Iterator[str]:
+    try:
+        selected = backends.current().name
+    except (ValueError, backends.BackendUnavailable) as error:
+        selected = ""
+        yield f"none is selected: {error}"
+    for name, reason in backends.available().items():
+        said = "usable" if reason is None else f"cannot be used: {reason}"
+        yield f"{name:<8}{said}{', selected' if name == selected else ''}"
+
+
+def _devices() -> Iterator[str]:
+    yield f"cpu: {os.cpu_count()} cores"
+    if backends.available()["cupy"] is None:
+        try:
+            yield from _gpus()
+        except Exception as error:  # a driver may refuse in any way
+            yield f"gpu: it does not say what it is ({type(error).__name__}: {error})"
+
+
+def _gpus() -> Iterator[str]:
+    with backends.using("cupy") as b:
+        runtime = b.xp.cuda.runtime
+        for number in range(runtime.getDeviceCount()):
+            found = runtime.getDeviceProperties(number)
+            memory = found["totalGlobalMem"] / 2**30
+            capability = f"compute capability {found['major']}.{found['minor']}"
+            yield f"gpu {number}: {found['name'].decode()}, {memory:.0f} GiB, {capability}"
+
+
+def _threads() -> str:
+    try:
+        return f"{backends.num_threads()} (CNNLAYERS_NUM_THREADS sets it)"
+    except ValueError as error:
+        return f"none: {error}"
+
+
+def _blas() -> list[str]:
+    found = [lib for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
+    said = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads" for lib in found]
+    return said or ["NumPy's own, unknown to threadpoolctl"]
+
+
+def _kernels() -> Iterator[str]:
+    try:
+        mode = kernels.current_mode()
+    except ValueError as error:
+        mode = f"none: {error}"
+    yield f"mode {mode} (CNNLAYERS_KERNELS sets it)"
+    for name in backends.available():
+        ops = sorted(op for op, backend in kernels.TABLE if backend == name)
+        yield f"{name:<8}{', '.join(ops) or 'none: every op runs as portable array code'}"
+
+
+def _extras() -> Iterator[str]:
+    for extra, parts in EXTRAS.items():
+        found = {dist: _version(dist, module) for dist, module in parts.items()}
+        missing = [dist for dist, version in found.items() if not version]
+        if missing:
+            yield f"{extra:<8}without {', '.join(missing)}: pip install 'cnnlayers[{extra}]'"
+        else:
+            yield f"{extra:<8}" + ", ".join(f"{dist} {version}" for dist, version in found.items())
+
+
+def _version(distribution: str, module: str) -> str:
+    """The installed version, or nothing; the module is looked for, not imported."""
+    try:
+        return importlib.metadata.version(distribution) if importlib.util.find_spec(module) else ""
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: loaded by hand, and no package
+        return ""

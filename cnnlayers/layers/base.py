@@ -1,0 +1,241 @@
+"""What every layer is: named arrays, a mode, and the context of its last forward.
+
+A layer holds state alone (parameters, gradients, running statistics); all arithmetic is in `cnnlayers.functional`.
+Names are PyTorch's, nested ones joined by dots ("0.weight"). Arrays are updated in place, so whoever holds one sees its
+latest values. A context serves one backward: forward replaces it, backward uses it up.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from cnnlayers import backends
+from cnnlayers.arguments import flag, integer
+from cnnlayers.functional.common import Array
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own from Python 3.11 on
+
+
+class Parameters(dict[str, Array]):
+    """A layer's live parameters by name. To assign to a name copies the values into the live array."""
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        if name not in self:
+            raise KeyError(f"no parameter {name!r}; there are {', '.join(self) or 'none'}")
+        if value is not self[name]:  # `params[name] -= step` has written already
+            self[name][...] = _checked(name, self[name], value)
+
+
+class Layer:
+    """The base of all layers. One of your own writes `_forward(x) -> (y, ctx)` and `_backward(dy, ctx) -> dx`.
+
+    A context may be anything but None. Four dicts are there to be filled: `_params`, `_buffers` (other state),
+    `_children` (layers inside it) and `_grads`, which `_backward` replaces. A new layer is in training.
+    """
+
+    _forward: Callable[..., tuple[Any, Any]]
+    _op_backward: Callable[[Array, Any], Any]
+    _referred: tuple[str, ...] = ()  # attributes that a copy of the layer shares
+
+    def __init__(self) -> None:
+        self.training = True
+        self._params: dict[str, Array] = {}
+        self._buffers: dict[str, Array] = {}
+        self._children: dict[str, Layer] = {}
+        self._grads: dict[str, Array] = {}
+        self._ctx: Any = None
+
+    def forward(self, x: Array, *args: Any, **options: Any) -> Any:
+        """y; the context for `backward` is kept. A context that was pending is discarded, even where this raises."""
+        self.release()
+        y, self._ctx = self._forward(x, *args, **options)
+        return y
+
+    def __call__(self, x: Array, *args: Any, **options: Any) -> Any:
+        return self.forward(x, *args, **options)
+
+    def backward(self, dy: Array) -> Array:
+        """dx; the parameters' gradients replace those in `grads`. Raises RuntimeError unless a forward came before."""
+        if self._ctx is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward has no forward to go back through: call forward first, once for each"
+                " backward"
+            )
+        dx = self._backward(dy, self._ctx)
+        self._ctx = None
+        return dx
+
+    def _backward(self, dy: Array, ctx: Any) -> Array:
+        found = self._op_backward(dy, ctx)
+        dx, *gradients = found if isinstance(found, tuple) else (found,)
+        named = zip(("weight", "bias"), gradients, strict=False)
+        self._grads = {name: gradient for name, gradient in named if gradient is not None}
+        return dx
+
+    # ------------------------------------------------------------------------------------------------------------ state
+    def _walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """This layer and all inside it, each with the prefix of its names."""
+        yield prefix, self
+        for name, child in self._children.items():
+            yield from child._walk(f"{prefix}{name}.")
+
+    @property
+    def params(self) -> Parameters:
+        """The parameters by name: live arrays, to be updated in place."""
+        return Parameters({prefix + name: a for prefix, at in self._walk() for name, a in at._params.items()})
+
+    @property
+    def grads(self) -> dict[str, Array]:
+        """The gradients that the last backward gave, by the parameters' names."""
+        return {prefix + name: g for prefix, at in self._walk() for name, g in at._grads.items()}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Parameters and running statistics by PyTorch's names: live arrays, not copies."""
+        return {prefix + name: a for prefix, at in self._walk() for name, a in (at._params | at._buffers).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
+        """Write the arrays of `state` (NumPy's, CuPy's, PyTorch's, …) into this layer's, cast to their dtypes.
+
+        The names must be `state_dict`'s own; only `num_batches_tracked` may be missing. Raises ValueError that lists
+        every missing, unknown and misshapen name, TypeError for a value without real numbers; then nothing was changed.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping of names to arrays, got {type(state).__name__}")
+        own = self.state_dict()
+        missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+        faults = [f"missing: {', '.join(missing)}"] if missing else []
+        unknown = [str(n) for n in state if n not in own]
+        faults += [f"unknown: {', '.join(unknown)}"] if unknown else []
+        found = {}
+        for name in (n for n in own if n in state):
+            try:
+                found[name] = _checked(name, own[name], state[name])
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            raise ValueError(f"the state does not fit this {type(self).__name__}: {'; '.join(faults)}")
+        for name, value in found.items():
+            own[name][...] = value
+        return self
+
+    # ------------------------------------------------------------------------------------------------------------- mode
+    def train(self, mode: bool = True) -> Self:
+        """Training mode (or evaluation, with False) for this layer and all inside it; returns the layer."""
+        mode = flag(mode, "mode")
+        for _, at in self._walk():
+            at.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Evaluation mode for this layer and all inside it; returns the layer."""
+        return self.train(False)
+
+    def to(self, backend: str) -> Self:
+        """Move parameters and running statistics to a backend ("numpy", "cupy"); returns the layer.
+
+        A pending context and the gradients are dropped. Raises as `backends.using`; then nothing was moved.
+        """
+        with backends.using(backend):
+            return self.map_arrays(backends.asarray)
+
+    def map_arrays(self, function: Callable[[Array], Array]) -> Self:
+        """Replace every parameter and running statistic by `function(array)`; returns the layer.
+
+        A pending context and the gradients are dropped. Where `function` raises, nothing is replaced.
+        """
+        stores = [store for _, at in self._walk() for store in (at._params, at._buffers)]
+        replaced = [{name: function(array) for name, array in store.items()} for store in stores]
+        for store, new in zip(stores, replaced, strict=True):
+            store.update(new)
+        for _, at in self._walk():
+            at._grads = {}
+        self.release()
+        return self
+
+    def release(self) -> None:
+        """Drop the contexts that are pending, here and inside."""
+        for _, at in self._walk():
+            at._ctx = None
+
+    # ----------------------------------------------------------------------------------------------------------- copies
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ctx": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A layer with arrays of its own and no pending context."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        for name, value in vars(twin).items():
+            if name not in self._referred:
+                setattr(twin, name, copy.deepcopy(value, memo))
+        return twin
+
+    def __repr__(self) -> str:
+        if self._children:
+            inside = "".join(
+                f"  ({n}): {repr(child).replace(chr(10), chr(10) + '  ')}\n" for n, child in self._children.items()
+            )
+            return f"{type(self).__name__}(\n{inside})"
+        return f"{type(self).__name__}({', '.join(self._arguments())})"
+
+    def _arguments(self) -> Iterator[str]:
+        """The constructor's arguments as they would be typed; keyword-only ones where they are not the default."""
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            value = getattr(self, name, parameter.default)
+            if parameter.kind is parameter.KEYWORD_ONLY and (name == "rng" or value == parameter.default):
+                continue
+            bare = parameter.default is parameter.empty and name != "kernel_size"
+            yield repr(value) if bare else f"{name}={value!r}"
+
+
+def _checked(name: str, array: Array, value: Any) -> Array:
+    """`value` as an array of `array`'s backend and dtype. ValueError for a shape, TypeError for no real numbers."""
+    b = backends.of(array)
+    if type(value) is not type(array):
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+            value = value.float()  # exact; NumPy has no such dtype
+        try:
+            value = backends.to_numpy(value)
+        except TypeError as error:
+            raise TypeError(f"{name} must hold real numbers: {error}") from error
+    if tuple(value.shape) != tuple(array.shape):
+        raise ValueError(f"{name} must have shape {tuple(array.shape)}, got {tuple(value.shape)}")
+    kind = backends.dtype_name(backends.of(value), value)
+    if kind not in (*backends.FLOATS, *backends.INTEGERS):
+        raise TypeError(f"{name} must hold real numbers, got {kind}")
+    return b.xp.astype(value, array.dtype) if type(value) is type(array) else b.array(value, array.dtype)
+
+
+def shape_of(x: Array) -> tuple[int, ...]:
+    """x's shape. TypeError where x is no array."""
+    backends.of(x)
+    return tuple(x.shape)
+
+
+def generator(rng: Any) -> numpy.random.Generator:
+    """The generator that `rng=` names: None for fresh entropy, a seed, or a generator itself. TypeError otherwise."""
+    if isinstance(rng, numpy.random.Generator):
+        return rng
+    return numpy.random.default_rng(None if rng is None else integer(rng, "rng", 0))
+
+
+def uniform(rng: numpy.random.Generator, shape: tuple[int, ...], fan_in: int) -> Array:
+    """PyTorch's initial weights, uniform within ±1/sqrt(fan_in), as float32 on the selected backend.
+
+    They are drawn on the host, so that a seed gives the same weights everywhere.
+    """
+    bound = fan_in**-0.5 if fan_in else 0.0
+    return backends.asarray(rng.uniform(-bound, bound, shape).astype(numpy.float32))
+
+
+def full(shape: tuple[int, ...], value: float) -> Array:
+    """A float32 array of one value on the selected backend."""
+    return backends.asarray(numpy.full(shape, value, numpy.float32))

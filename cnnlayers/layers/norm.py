@@ -1,0 +1,219 @@
+"""Normalisation layers. `weight` and `bias` are the papers' gamma and beta, 1 and 0 in a new layer.
+
+Batch norm alone behaves differently in training and evaluation, and alone keeps running statistics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from cnnlayers import backends
+from cnnlayers import functional as F
+from cnnlayers.arguments import entries_of, flag, grouped, integer, real
+from cnnlayers.functional.common import Array
+
+from .base import Layer, full, shape_of
+
+
+class _Norm(Layer):
+    """Scale and shift by parameters of one shape."""
+
+    data_format: str = "channels_first"
+
+    def _affine(self, shape: tuple[int, ...], affine: bool, bias: bool) -> None:
+        if flag(affine, "affine"):
+            self._params["weight"] = full(shape, 1.0)
+            if flag(bias, "bias"):
+                self._params["bias"] = full(shape, 0.0)
+
+    def _gamma_beta(self) -> tuple[Array | None, Array | None]:
+        return self._params.get("weight"), self._params.get("bias")
+
+    def _check_channels(self, x: Array, expected: int, name: str) -> None:
+        shape = shape_of(x)
+        channels = shape[-1 if self.data_format == "channels_last" else 1] if len(shape) > 1 else expected
+        if channels != expected:
+            raise ValueError(f"x must have {name} = {expected} channels, got {channels} in shape {shape}")
+
+
+class BatchNorm(_Norm):
+    """Normalises each channel over the batch and all spatial axes; in evaluation by its running statistics.
+
+    momentum: the weight of the newest batch in the running statistics; None averages all batches alike. unbiased:
+    whether the running variance is. comm: a communicator of ranks that share their statistics. Without
+    `track_running_stats` evaluation uses the batch's own. Empty batches are not counted.
+    """
+
+    _op_backward = staticmethod(F.batch_norm_backward)
+    _referred = ("comm",)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        bias: bool = True,
+        unbiased: bool = True,
+        comm: Any = None,
+        data_format: str = "channels_first",
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps = integer(num_features, "num_features", 0), eps
+        self.momentum = None if momentum is None else real(momentum, "momentum")
+        self.affine, self.bias, self.track_running_stats = affine, bias, track_running_stats
+        self.unbiased, self.comm, self.data_format = unbiased, comm, data_format
+        self._affine((self.num_features,), affine, bias)
+        if flag(track_running_stats, "track_running_stats"):
+            self._buffers["running_mean"] = full((self.num_features,), 0.0)
+            self._buffers["running_var"] = full((self.num_features,), 1.0)
+            self._buffers["num_batches_tracked"] = backends.asarray(numpy.zeros((), numpy.int64))
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        self._check_channels(x, self.num_features, "num_features")
+        y, ctx = F.batch_norm_forward(
+            x,
+            *self._gamma_beta(),
+            self._buffers.get("running_mean"),
+            self._buffers.get("running_var"),
+            training=self.training,
+            momentum=self._newest(),
+            eps=self.eps,
+            unbiased=self.unbiased,
+            comm=self.comm,
+            data_format=self.data_format,
+        )
+        # With comm this rank's batch may be empty and the others' not, and all ranks must count alike.
+        if self.training and self.track_running_stats and (0 not in x.shape or self.comm is not None):
+            self._buffers["num_batches_tracked"] += 1
+        return y, ctx
+
+    def _newest(self) -> float:
+        """The weight of this batch in the running statistics."""
+        if self.momentum is not None:
+            return self.momentum
+        counting = self.training and self.track_running_stats
+        return 1.0 / (1 + int(self._buffers["num_batches_tracked"])) if counting else 0.0
+
+
+class GroupNorm(_Norm):
+    """Normalises each sample's groups of channels."""
+
+    _op_backward = staticmethod(F.group_norm_backward)
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        bias: bool = True,
+        data_format: str = "channels_first",
+    ) -> None:
+        super().__init__()
+        self.num_channels = integer(num_channels, "num_channels", 0)
+        self.num_groups = grouped(self.num_channels, num_groups)
+        self.eps, self.affine, self.bias, self.data_format = eps, affine, bias, data_format
+        self._affine((self.num_channels,), affine, bias)
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        self._check_channels(x, self.num_channels, "num_channels")
+        return F.group_norm_forward(x, self.num_groups, *self._gamma_beta(), eps=self.eps, data_format=self.data_format)
+
+
+class InstanceNorm(_Norm):
+    """Normalises each sample's channels one by one.
+
+    momentum and track_running_stats are PyTorch's; the latter must be False, for there are no running statistics here.
+    """
+
+    _op_backward = staticmethod(F.instance_norm_backward)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        *,
+        bias: bool = True,
+        data_format: str = "channels_first",
+    ) -> None:
+        super().__init__()
+        if flag(track_running_stats, "track_running_stats"):
+            raise ValueError("track_running_stats=True is not offered by InstanceNorm: it keeps no running statistics")
+        self.num_features = integer(num_features, "num_features", 0)
+        self.eps, self.momentum, self.track_running_stats = eps, momentum, False
+        self.affine, self.bias, self.data_format = affine, bias, data_format
+        self._affine((self.num_features,), affine, bias)
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        self._check_channels(x, self.num_features, "num_features")
+        return F.instance_norm_forward(x, *self._gamma_beta(), eps=self.eps, data_format=self.data_format)
+
+
+class LayerNorm(_Norm):
+    """Normalises over x's last axes, which have the shape `normalized_shape`."""
+
+    _op_backward = staticmethod(F.layer_norm_backward)
+
+    def __init__(
+        self, normalized_shape: Any, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.normalized_shape, self.eps = _shape(normalized_shape), eps
+        self.elementwise_affine, self.bias = elementwise_affine, bias
+        self._affine(self.normalized_shape, elementwise_affine, bias)
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        return F.layer_norm_forward(x, self.normalized_shape, *self._gamma_beta(), eps=self.eps)
+
+
+class RMSNorm(_Norm):
+    """Divides by the root mean square over x's last axes, which have the shape `normalized_shape`."""
+
+    _op_backward = staticmethod(F.rms_norm_backward)
+
+    def __init__(self, normalized_shape: Any, eps: float | None = None, elementwise_affine: bool = True) -> None:
+        super().__init__()
+        self.normalized_shape, self.eps = _shape(normalized_shape), eps
+        self.elementwise_affine = elementwise_affine
+        self._affine(self.normalized_shape, elementwise_affine, False)
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        return F.rms_norm_forward(x, self.normalized_shape, self._params.get("weight"), eps=self.eps)
+
+
+class LocalResponseNorm(Layer):
+    """Divides each value by the energy of `size` channels around it."""
+
+    _op_backward = staticmethod(F.local_response_norm_backward)
+
+    def __init__(
+        self,
+        size: int,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        k: float = 1.0,
+        *,
+        data_format: str = "channels_first",
+    ) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k, self.data_format = size, alpha, beta, k, data_format
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        return F.local_response_norm_forward(
+            x, self.size, alpha=self.alpha, beta=self.beta, k=self.k, data_format=self.data_format
+        )
+
+
+def _shape(normalized_shape: Any) -> tuple[int, ...]:
+    entries = entries_of(normalized_shape, "normalized_shape")
+    wanted = (normalized_shape,) if entries is None else entries
+    return tuple(integer(v, "normalized_shape", 0) for v in wanted)

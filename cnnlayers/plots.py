@@ -1,0 +1,73 @@
+"""The picture of a run: curves.png. Matplotlib is imported only here, when drawing, without its global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TRAIN, VALIDATION, RIGHT, WRONG, FAINT = "#4878a8", "#d1702b", "#2e7d32", "#c62828", "#9aa0a6"
+COLUMNS, ROWS = 12, 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test picture with what the model says: `image` is (H, W) or (H, W, 3) from 0 to 1; classes by name."""
+
+    image: Any
+    truth: str
+    guess: str
+    probability: float
+
+
+def curves(title: str, epochs: Sequence[dict[str, Any]], best: int, examples: Sequence[Example], caption: str) -> bytes:
+    """A PNG: loss and accuracy against epoch, the best epoch marked, and below them examples with the model's guesses.
+
+    Raises ImportError, with the command that mends it, where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"matplotlib does not import ({error}): pip install 'cnnlayers[train]'") from error
+    figure = Figure(figsize=(12, 7.2), dpi=110, layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.55, 1))
+    upper, lower = parts
+    upper.suptitle(title, fontsize=14, fontweight="bold")
+    left, right = upper.subplots(1, 2)
+    _panel(left, epochs, "loss", 1.0, best)
+    _panel(right, epochs, "accuracy", 100.0, best)
+    left.set(title="Loss (logarithmic)", ylabel="cross-entropy", yscale="log")
+    right.set(title="Accuracy", ylabel="pictures classified rightly, %")
+    lower.suptitle(caption, fontsize=11)
+    for axes, example in zip(lower.subplots(ROWS, COLUMNS).flat, examples, strict=False):
+        _picture(axes, example)
+    for axes in lower.axes:
+        axes.set_axis_off()
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _panel(axes: Any, epochs: Sequence[dict[str, Any]], what: str, scale: float, best: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    numbers = [record["epoch"] for record in epochs]
+    mark = "o" if len(epochs) <= 40 else None
+    for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
+        values = [scale * record[f"{split}_{what}"] for record in epochs]
+        said = "training (augmented)" if split == "train" else split
+        axes.plot(numbers, values, color=colour, marker=mark, markersize=3, linewidth=1.8, label=said)
+    axes.axvline(best, color=FAINT, linewidth=1, linestyle="--", zorder=0, label=f"best epoch: {best}")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def _picture(axes: Any, example: Example) -> None:
+    right = example.guess == example.truth
+    axes.imshow(example.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    said = example.guess if right else f"{example.guess}, not {example.truth}"
+    axes.set_title(said, fontsize=9, color=RIGHT if right else WRONG, pad=3)

@@ -1,0 +1,329 @@
+"""A training run: epochs in a folder that can be left at any moment and continued to the same bits.
+
+After every epoch the folder holds the best model by validation (`model.safetensors`), all that continues the run
+(`last.safetensors`: weights, running statistics, the optimiser's arrays, the settings and the epochs' figures) and
+`history.json`; each file is replaced in one step. Every random number belongs to (seed, epoch), and the learning rate
+to the epoch alone, so no generator's state need be kept: a continued run, to whatever number of epochs, repeats an
+uninterrupted one. The test rows are looked at once, at the end, by the model on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+import cnnlayers
+from cnnlayers import backends, checkpoint, data, models, optim, plots
+from cnnlayers import functional as F
+from cnnlayers.layers import Layer
+from cnnlayers.progress import Lines
+
+MODEL, LAST, HISTORY, CURVES = "model.safetensors", "last.safetensors", "history.json", "curves.png"
+TEXT = "cnnlayers"  # the one text beside the arrays of both files: JSON
+VALIDATION_SHARE = 0.15
+DECAY = 0.93  # of the learning rate, each epoch
+# The first learning rate, by data and optimiser: pictures of many cells give sums of many terms, and need small steps.
+RATES = {"digits": {"adam": 3e-3, "sgd": 0.05}, "cifar10": {"adam": 1e-3, "sgd": 0.01}}
+HIDDEN = 256
+EVALUATION_BATCH = 512
+SHOW_EVERY_S = 0.1
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a result, beside the number of epochs. `data`: "digits" or a path. `lr`: None for that of RATES."""
+
+    data: str = "digits"
+    model: str = "three-layer"
+    optimizer: str = "adam"
+    lr: float | None = None
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the best model does on the test rows: `probabilities` is (rows, classes), on the host."""
+
+    accuracy: float
+    loss: float
+    labels: Any
+    probabilities: Any
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more."""
+
+
+def softmax(logits: Any) -> Any:
+    """Probabilities, in float64 on the host, from the logits of a batch."""
+    powers = numpy.exp(logits - logits.max(axis=1, keepdims=True), dtype=numpy.float64)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _stream(seed: int, *purpose: int) -> numpy.random.Generator:
+    return numpy.random.default_rng(numpy.random.SeedSequence(seed, spawn_key=purpose))
+
+
+def logits_of(model: Layer, x: Any) -> Any:
+    """The model's output in evaluation, with nothing kept for a backward."""
+    y = model.eval()(x)
+    model.release()
+    return y
+
+
+class Run:
+    """A model in training and its folder. `records` holds the finished epochs' figures."""
+
+    def __init__(self, settings: Settings, out: Path) -> None:
+        self.dataset = data.load(settings.data)
+        self.rate = RATES[self.dataset.name][settings.optimizer] if settings.lr is None else settings.lr
+        where = settings.data if self.dataset.name == "digits" else str(Path(settings.data).resolve())
+        self.settings, self.out = dataclasses.replace(settings, data=where, lr=self.rate), out
+        self.rows, self.held = self.dataset.hold_out(VALIDATION_SHARE, settings.seed)
+        self.arguments = {
+            "input_shape": list(self.dataset.shape),
+            "classes": len(self.dataset.classes),
+            "hidden": HIDDEN,
+            "batch_norm": True,
+        }
+        self.model = self._new_model()
+        kind = {"adam": optim.Adam, "sgd": optim.SGD}[settings.optimizer]
+        self.optimizer: optim.Optimizer = kind(self.model.params, self.rate)
+        self.records: list[Record] = []
+
+    def _new_model(self) -> Layer:
+        return models.build(self.settings.model, self.arguments, rng=_stream(self.settings.seed, 0))
+
+    # ------------------------------------------------------------------------------------------------------- training
+    def train(self, epochs: int, report: Lines) -> None:
+        """Train until `epochs` are done, in all; each is on disk before it is reported."""
+        for epoch in range(len(self.records) + 1, epochs + 1):
+            record = self._epoch(epoch, report)
+            best = not self.records or _merit(record) > max(map(_merit, self.records))
+            self.records.append(record)
+            self._save(best)
+            report.end(record)
+
+    def _epoch(self, epoch: int, report: Lines) -> Record:
+        report.begin(epoch, len(self.rows))
+        self.model.train()
+        self.optimizer.lr = self.rate * DECAY ** (epoch - 1)
+        b = backends.of(self.dataset.x)
+        loss = right = b.zeros((), b.xp.float64)  # kept on the device: reading them makes a GPU wait
+        seen, start = 0, time.perf_counter()
+        shown = start
+        rng = _stream(self.settings.seed, 1, epoch)
+        for x, y in data.batches(self.dataset, self.rows, self.settings.batch_size, rng):
+            of_batch, hits = self._step(x, y)
+            loss, right, seen = loss + of_batch * x.shape[0], right + hits, seen + x.shape[0]
+            now = time.perf_counter()
+            if now - shown > SHOW_EVERY_S:
+                report.advance(seen, float(loss) / seen, float(right) / seen, seen / (now - start))
+                shown = now
+        train_loss, train_accuracy = float(loss) / seen, float(right) / seen
+        seconds = time.perf_counter() - start
+        if not math.isfinite(train_loss):
+            raise Diverged(f"the loss became {train_loss} in epoch {epoch}: try a lower --lr than {self.rate:g}")
+        held_loss, held_accuracy = self._evaluate(self.held)
+        return {
+            "epoch": epoch,
+            "lr": self.optimizer.lr,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": held_loss,
+            "validation_accuracy": held_accuracy,
+            "seconds": seconds,
+            "images_per_second": seen / seconds,
+        }
+
+    def _step(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """One step on one batch: its mean loss and number of right answers, both still on the device."""
+        b = backends.of(x)
+        logits = self.model(x)
+        loss, ctx = F.softmax_cross_entropy_forward(logits, y)
+        self.model.backward(F.softmax_cross_entropy_backward(b.full((), 1.0, loss.dtype), ctx))
+        self.optimizer.step(self.model.grads)
+        return b.xp.astype(loss, b.xp.float64), _hits(b, logits, y)
+
+    def _evaluate(self, rows: Any) -> tuple[float, float]:
+        """Mean loss and accuracy on these rows, in evaluation."""
+        b = backends.of(self.dataset.x)
+        loss = right = b.zeros((), b.xp.float64)
+        for x, y in data.batches(self.dataset, rows, EVALUATION_BATCH):
+            logits = logits_of(self.model, x)
+            loss = loss + b.xp.astype(F.softmax_cross_entropy(logits, y), b.xp.float64) * x.shape[0]
+            right = right + _hits(b, logits, y)
+        return float(loss) / len(rows), float(right) / len(rows)
+
+    # ----------------------------------------------------------------------------------------------------------- disk
+    def _save(self, best: bool) -> None:
+        """The finished epoch on disk. The best model goes first: if only that is written, the epoch is done again."""
+        if best:
+            card = {
+                "model": self.settings.model,
+                "arguments": self.arguments,
+                "data": self.dataset.name,
+                "classes": self.dataset.classes,
+                "mean": self.dataset.mean,
+                "std": self.dataset.std,
+                "strokes": self.dataset.strokes,
+            }
+            checkpoint.save_arrays(self.model.state_dict(), self.out / MODEL, {TEXT: json.dumps(card)})
+        arrays = {f"model.{name}": a for name, a in self.model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
+        settings = dataclasses.asdict(self.settings)
+        kept = {"settings": settings, "dataset": self.dataset.name, "epochs": self.records}
+        checkpoint.save_arrays(arrays, self.out / LAST, {TEXT: json.dumps(kept)})
+        self.write_history(None)
+
+    def continue_from(self, arrays: Mapping[str, Any], records: list[Record]) -> None:
+        """Take over the arrays and figures of the last finished epoch. Raises ValueError where they do not fit."""
+        parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
+        for name, a in arrays.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = a
+        try:
+            self.optimizer.load_state_dict(parts["optimizer"])
+            self.model.load_state_dict(parts["model"])
+        except ValueError as error:
+            raise ValueError(f"{self.out / LAST} does not fit this run: {error}") from error
+        self.records = records
+
+    def write_history(self, tested: Tested | None) -> None:
+        """history.json: the settings, the versions, every epoch's figures, and at the end the test's."""
+        b = backends.of(self.dataset.x)
+        test = None
+        if tested is not None:
+            test = {"accuracy": tested.accuracy, "loss": tested.loss, "pictures": len(tested.labels)}
+        found = {
+            "settings": dataclasses.asdict(self.settings) | {"data": self.dataset.name},
+            "versions": {
+                "cnnlayers": cnnlayers.__version__,
+                "python": platform.python_version(),
+                "numpy": numpy.__version__,
+                b.name: b.xp.__version__,
+            },
+            "backend": b.name,
+            "parameters": sum(int(p.size) for p in self.model.params.values()),
+            "pictures": {"train": len(self.rows), "validation": len(self.held), "test": len(self.dataset.test)},
+            "best_epoch": self.best_epoch,
+            "epochs": self.records,
+            "test": test,
+        }
+        checkpoint.replace_file(self.out / HISTORY, (json.dumps(found, indent=1) + "\n").encode())
+
+    @property
+    def best_epoch(self) -> int:
+        """The number of the epoch whose model is kept: the first of the highest merit."""
+        return int(max(self.records, key=_merit)["epoch"])
+
+    # ----------------------------------------------------------------------------------------------------------- test
+    def test(self) -> Tested:
+        """The best model, as it lies on disk, on the test rows; history.json gets its figures."""
+        best = self._new_model()
+        checkpoint.load(best, self.out / MODEL)
+        found = [
+            backends.to_numpy(logits_of(best, x))
+            for x, _ in data.batches(self.dataset, self.dataset.test, EVALUATION_BATCH)
+        ]
+        probabilities = softmax(numpy.concatenate(found))
+        labels = backends.to_numpy(self.dataset.y)[self.dataset.test]
+        of_truth = numpy.maximum(probabilities[numpy.arange(len(labels)), labels], numpy.finfo(numpy.float64).tiny)
+        accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+        tested = Tested(accuracy, float(-numpy.log(of_truth).mean()), labels, probabilities)
+        self.write_history(tested)
+        return tested
+
+    def draw(self, tested: Tested) -> None:
+        """curves.png, with the test pictures that the model found hardest. Raises ImportError without matplotlib."""
+        of_truth = tested.probabilities[numpy.arange(len(tested.labels)), tested.labels]
+        hardest = numpy.argsort(of_truth, kind="stable")[: plots.ROWS * plots.COLUMNS]
+        examples = [self._example(tested, int(i)) for i in hardest]
+        wrong = round((1 - tested.accuracy) * len(tested.labels))
+        png = plots.curves(
+            f"{self.dataset.name}, {self.settings.model}: test accuracy {100 * tested.accuracy:.1f} %",
+            self.records,
+            self.best_epoch,
+            examples,
+            f"The hardest of the {len(tested.labels):,} test pictures, {wrong:,} of which were classified wrongly",
+        )
+        checkpoint.replace_file(self.out / CURVES, png)
+
+    def _example(self, tested: Tested, i: int) -> plots.Example:
+        normalised = backends.to_numpy(self.dataset.x[int(self.dataset.test[i])])
+        mean, std = (numpy.reshape(v, (-1, 1, 1)) for v in (self.dataset.mean, self.dataset.std))
+        image = numpy.clip(normalised * std + mean, 0, 1).transpose(1, 2, 0)
+        guess = int(tested.probabilities[i].argmax())
+        names = self.dataset.classes
+        return plots.Example(
+            image[:, :, 0] if image.shape[2] == 1 else image,
+            names[int(tested.labels[i])],
+            names[guess],
+            float(tested.probabilities[i, guess]),
+        )
+
+
+def _hits(b: backends.Backend, logits: Any, y: Any) -> Any:
+    return b.xp.sum(b.xp.astype(b.xp.argmax(logits, axis=1) == y, b.xp.float64))
+
+
+def _merit(record: Record) -> float:
+    """What the best epoch has most of: a low validation loss, finer than the accuracy on a few hundred pictures."""
+    return -float(record["validation_loss"])
+
+
+def _read_last(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """last.safetensors: the arrays, and a dictionary with settings, dataset and epochs."""
+    path = out / LAST
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no run to resume in {out} (no {LAST}): start one without --resume")
+    arrays, texts = checkpoint.load_arrays(path)
+    try:
+        kept = json.loads(texts[TEXT])
+        Settings(**kept["settings"])
+        return arrays, {"dataset": str(kept["dataset"]), "epochs": list(kept["epochs"]), "settings": kept["settings"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no run that can be resumed ({error!r}): start one without --resume") from error
+
+
+def start(given: Mapping[str, Any], out: Path) -> Run:
+    """A new run with these settings, its folder made. Raises as the data's loaders do, OSError for the folder."""
+    run = Run(Settings(**given), out)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file: a run needs a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def resume(given: Mapping[str, Any], out: Path) -> Run:
+    """The run in `out`, at its last finished epoch; settings that are not given are its own.
+
+    Raises FileNotFoundError where there is no run, ValueError for a damaged one and for a setting that differs from its
+    own.
+    """
+    arrays, kept = _read_last(out)
+    own = Settings(**kept["settings"])
+    changed = [
+        f"{name} {value} (it was {getattr(own, name)})"
+        for name, value in given.items()
+        if name != "data" and value != getattr(own, name)
+    ]
+    run = Run(dataclasses.replace(own, **given), out)
+    if run.dataset.name != kept["dataset"]:
+        changed.append(f"data {run.dataset.name} (it was {kept['dataset']})")
+    if changed:
+        raise ValueError(f"a resumed run keeps its settings, but was given {', '.join(changed)}")
+    run.continue_from(arrays, kept["epochs"])
+    return run

@@ -1,0 +1,420 @@
+"""The thread pool and the hold on BLAS: concurrency, nesting, errors, forks, exit, and bits that no thread count changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from cnnlayers.backends import threads
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from cnnlayers import backends
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Four threads on any machine, in a pool of the test's own."""
+    monkeypatch.setattr(threads, "num_threads", lambda: 4)
+    monkeypatch.setattr(threads._state, "pool", None)
+    yield
+    if threads._state.pool is not None:
+        threads._state.pool.shutdown()
+
+
+def python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints; it must end well and soon."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout.strip()
+
+
+# ------------------------------------------------------------------------------------------------- number of threads
+@pytest.mark.parametrize(("text", "number"), [("1", 1), (" 3 ", 3), ("064", 64)])
+def test_the_variable_sets_the_number(text: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNLAYERS_NUM_THREADS", text)
+    assert threads.num_threads.__wrapped__() == number
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²"])
+def test_a_wrong_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNLAYERS_NUM_THREADS", text)
+    with pytest.raises(ValueError, match="CNNLAYERS_NUM_THREADS must be a positive whole number"):
+        threads.num_threads.__wrapped__()
+
+
+def test_by_default_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CNNLAYERS_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 7}, raising=False)
+    assert threads.num_threads.__wrapped__() == 3
+
+
+def test_the_variable_is_read_once() -> None:
+    code = """
+        import os
+        from cnnlayers import backends
+        first = backends.num_threads()
+        os.environ["CNNLAYERS_NUM_THREADS"] = "7"
+        print(first, backends.num_threads())
+    """
+    assert python(code, CNNLAYERS_NUM_THREADS="3") == "3 3"
+
+
+# --------------------------------------------------------------------------------------------------------------- slabs
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 300])
+def test_every_slab_runs_once(count: int, four: None) -> None:
+    seen: list[int] = []
+    backends.run_slabs(seen.append, list(range(count)))
+    assert sorted(seen) == list(range(count))
+
+
+def test_slabs_run_side_by_side(four: None) -> None:
+    meeting = threading.Barrier(4, timeout=30)
+    names: set[str] = set()
+
+    def meet(_: int) -> None:
+        names.add(threading.current_thread().name)
+        meeting.wait()  # passes only if four threads are here at once
+
+    backends.run_slabs(meet, range(4))
+    assert len(names) == 4
+    assert threading.current_thread().name in names
+
+
+def test_nested_calls_run_in_their_slab(four: None) -> None:
+    def outer(row: int) -> None:
+        home = threading.get_ident()
+        backends.run_slabs(lambda column: found.append((row, column, threading.get_ident() == home)), range(5))
+
+    found: list[tuple[int, int, bool]] = []
+    backends.run_slabs(outer, range(6))
+    assert sorted(found) == [(row, column, True) for row in range(6) for column in range(5)]
+
+
+def test_many_threads_may_call_at_once(four: None) -> None:
+    results: dict[int, list[int]] = {i: [] for i in range(12)}
+
+    def caller(me: int) -> None:
+        for _ in range(20):
+            with backends.one_blas_thread():
+                backends.run_slabs(lambda slab: results[me].append(slab), range(8))
+
+    before = blas_threads()
+    callers = [threading.Thread(target=caller, args=(i,)) for i in results]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(60)
+    assert all(sorted(found) == sorted([*range(8)] * 20) for found in results.values())
+    assert blas_threads() == before
+    assert (threads._state.depth, threads._state.limiter) == (0, None)
+
+
+def test_a_caller_does_not_wait_for_other_callers_work(four: None) -> None:
+    release = threading.Event()
+    hogs = [threading.Thread(target=backends.run_slabs, args=(lambda _: release.wait(30), range(4))) for _ in range(2)]
+    for hog in hogs:
+        hog.start()
+    time.sleep(0.1)  # the pool's threads are taken now
+    began = time.perf_counter()
+    backends.run_slabs(lambda _: None, range(4))
+    took = time.perf_counter() - began
+    release.set()
+    for hog in hogs:
+        hog.join(60)
+    assert took < 10
+
+
+def test_the_callers_context_travels_along(four: None) -> None:
+    meeting = threading.Barrier(4, timeout=30)
+    quiet: list[str] = []
+
+    def look(_: int) -> None:
+        meeting.wait()
+        quiet.append(np.geterr()["divide"])
+
+    with np.errstate(divide="raise"):
+        backends.run_slabs(look, range(4))
+    assert quiet == ["raise"] * 4
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize("cores", [1, 4])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_reaches_the_caller(
+    cores: int, kind: type[BaseException], four: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "num_threads", lambda: cores)
+    begun: list[int] = []
+
+    def fail(slab: int) -> None:
+        begun.append(slab)
+        if slab == 3:
+            raise kind("slab 3")
+        time.sleep(0.001)
+
+    before = blas_threads()
+    with pytest.raises(kind, match="slab 3"), backends.one_blas_thread():
+        backends.run_slabs(fail, range(500))
+    assert len(begun) < 500  # no further slab was begun
+    assert blas_threads() == before
+    backends.run_slabs(begun.append, range(500, 510))  # and the pool lives
+    assert set(range(500, 510)) <= set(begun)
+
+
+def test_of_several_errors_the_foremost_slab_s_is_raised(four: None) -> None:
+    meeting = threading.Barrier(4, timeout=30)
+
+    def fail(slab: int) -> None:
+        meeting.wait()
+        time.sleep(0.02 * (4 - slab))  # the last slab fails first
+        raise ValueError(f"slab {slab}")
+
+    with pytest.raises(ValueError, match="slab 0") as caught:
+        backends.run_slabs(fail, range(4))
+    if sys.version_info >= (3, 11):
+        (note,) = caught.value.__notes__
+        assert note == "3 more slabs failed: ValueError('slab 1'); ValueError('slab 2'); ValueError('slab 3')"
+
+
+def test_an_error_waits_for_the_slabs_under_way(four: None) -> None:
+    meeting = threading.Barrier(4, timeout=30)
+    finished: list[int] = []
+
+    def work(slab: int) -> None:
+        meeting.wait()
+        if slab == 0:
+            raise ValueError("slab 0")
+        time.sleep(0.05)
+        finished.append(slab)
+
+    with pytest.raises(ValueError, match="slab 0"):
+        backends.run_slabs(work, range(4))
+    assert sorted(finished) == [1, 2, 3]
+
+
+def test_without_further_threads_the_caller_works_alone(four: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    seen: list[int] = []
+    backends.run_slabs(seen.append, range(10))
+    assert seen == list(range(10))
+
+
+# ---------------------------------------------------------------------------------------------------------------- BLAS
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_callers_blas_setting_comes_back(number: int) -> None:
+    with threadpool_limits(number, user_api="blas"):
+        setting = blas_threads()  # as many as BLAS grants
+        with backends.one_blas_thread():
+            assert blas_threads() == {1}
+            with backends.one_blas_thread():
+                assert blas_threads() == {1}
+            assert blas_threads() == {1}
+        assert blas_threads() == setting
+        with pytest.raises(ZeroDivisionError), backends.one_blas_thread():
+            raise ZeroDivisionError
+        assert blas_threads() == setting
+
+
+def test_the_setting_comes_back_when_the_last_block_ends() -> None:
+    first_in, first_out, second_in = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with backends.one_blas_thread():
+            first_in.set()
+            second_in.wait(30)
+        first_out.set()
+
+    before = blas_threads()
+    other = threading.Thread(target=first)
+    other.start()
+    first_in.wait(30)
+    with backends.one_blas_thread():
+        second_in.set()
+        first_out.wait(30)
+        assert blas_threads() == {1}  # the block that began ended, this one holds on
+    other.join(30)
+    assert blas_threads() == before
+
+
+# ------------------------------------------------------------------------------------------------------ fork and exit
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+WORK = """
+    import os, sys, threading, time
+    import numpy as np
+    import cnnlayers.functional as F
+    from cnnlayers import backends
+    from threadpoolctl import threadpool_info
+    x, w = np.ones((8, 16, 20, 20), "float32"), np.ones((16, 16, 3, 3), "float32")
+
+    def limits():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    def child_says(child):
+        pid = os.fork()
+        if pid == 0:
+            ok = False
+            try:
+                ok = child()
+            finally:
+                os._exit(0 if ok else 1)
+        for _ in range(600):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status) == 0
+            time.sleep(0.05)
+        os.kill(pid, 9)
+        return "hangs"
+"""
+
+
+@fork
+def test_a_forked_child_has_a_pool_of_its_own() -> None:
+    code = """
+    before, y = limits(), F.conv(x, w)
+    def child():
+        return bool((F.conv(x, w) == y).all()) and limits() == before and child_says(lambda: bool((F.conv(x, w) == y).all()))
+    print([child_says(child) for _ in range(5)], bool((F.conv(x, w) == y).all()))
+    """
+    assert python(WORK + code, CNNLAYERS_NUM_THREADS="3") == f"{[True] * 5} True"
+
+
+@fork
+def test_a_child_forked_while_others_work_is_not_held_by_them() -> None:
+    code = """
+    before, y, stop = limits(), F.conv(x, w), threading.Event()
+    def busy():
+        while not stop.is_set():
+            F.conv(x, w)
+    others = [threading.Thread(target=busy) for _ in range(3)]
+    for thread in others: thread.start()
+    def child():
+        with backends.one_blas_thread():
+            held = limits()
+        return held == {1} and bool((F.conv(x, w) == y).all()) and limits() == before
+    print([child_says(child) for _ in range(10)])
+    stop.set()
+    for thread in others: thread.join()
+    print(limits() == before)
+    """
+    assert python(WORK + code, CNNLAYERS_NUM_THREADS="3").split("\n") == [str([True] * 10), "True"]
+
+
+@fork
+def test_a_child_forked_inside_a_block_stays_inside() -> None:
+    code = """
+    before = limits()
+    def child():
+        inside = limits()
+        F.conv(x, w)
+        return inside == limits() == {1}
+    def grandchild():
+        with backends.one_blas_thread():
+            pass
+        return limits() == before
+    with backends.one_blas_thread():
+        told = child_says(child)
+    print(told, child_says(grandchild), limits() == before)
+    """
+    assert python(WORK + code, CNNLAYERS_NUM_THREADS="3") == "True True True"
+
+
+def test_work_while_the_interpreter_shuts_down() -> None:
+    code = """
+    import atexit
+    y = F.conv(x, w)
+    def last():
+        print(bool((F.conv(x, w) == y).all()), flush=True)
+    atexit.register(last)
+    def late():  # after the main thread has ended, when the pool takes no more work
+        threading.main_thread().join()
+        last()
+    threading.Thread(target=late).start()
+    """
+    assert python(WORK + code, CNNLAYERS_NUM_THREADS="3") == "True\nTrue"
+
+
+def test_the_interpreter_ends_while_a_daemon_works() -> None:
+    code = """
+    def busy():
+        while True:
+            F.conv(x, w)
+    threading.Thread(target=busy, daemon=True).start()
+    time.sleep(0.2)
+    print("done", flush=True)
+    """
+    assert python(WORK + code, CNNLAYERS_NUM_THREADS="3") == "done"
+
+
+# ---------------------------------------------------------------------------------------------------------- same bits
+BITS = """
+    import hashlib
+    import numpy as np
+    import cnnlayers.functional as F
+    rng, digest = np.random.default_rng(0), hashlib.sha256()
+
+    def add(*arrays):
+        for a in arrays:
+            digest.update(b"" if a is None else a.tobytes())
+
+    def trio(name, *args, **given):
+        y, ctx = getattr(F, f"{name}_forward")(*args, **given)
+        add(y, *getattr(F, f"{name}_backward")(rng.standard_normal(y.shape).astype(y.dtype), ctx))
+
+    def array(*shape, dtype="float32"):
+        return rng.standard_normal(shape).astype(dtype)
+
+    for dtype in ("float32", "float64"):
+        trio("linear", array(700, 300, dtype=dtype), array(500, 300, dtype=dtype), array(500))
+        trio("linear", array(3, 300, dtype=dtype), array(5000, 300, dtype=dtype))
+    for last in (False, True):
+        given = {"data_format": "channels_last" if last else "channels_first"}
+        image = lambda n, c, h, w: array(n, h, w, c) if last else array(n, c, h, w)
+        trio("conv", image(12, 24, 30, 31), array(40, 24, 3, 3), array(40), padding=1, **given)
+        trio("conv", image(1, 24, 90, 91), array(40, 24, 3, 3), array(40), stride=2, **given)
+        trio("conv", image(12, 24, 30, 31), array(40, 24, 1, 1), array(40), **given)
+        trio("conv", image(12, 24, 30, 31), array(24, 1, 3, 3), groups=24, **given)
+        trio("conv", image(12, 24, 30, 31), array(48, 6, 5, 3), groups=4, padding="same", **given)
+        trio("conv_transpose", image(12, 24, 15, 16), array(24, 40, 3, 3), array(40), stride=2, padding=1, **given)
+    print(digest.hexdigest())
+"""
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+    found = {
+        python(BITS, CNNLAYERS_NUM_THREADS=ours, OPENBLAS_NUM_THREADS=blas)
+        for ours, blas in (("1", "1"), ("1", "2"), ("2", "1"), ("2", "2"), ("5", "4"))
+    }
+    assert len(found) == 1
+    assert all(len(bits) == hashlib.sha256().digest_size * 2 for bits in found)
+
+
+def test_blas_itself_does_not_promise_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why products are cut by us: if this ever passes without a difference, nothing is wrong, only the reason is gone."""
+    x, w = (np.random.default_rng(i).standard_normal((701, 997)).astype("float32") for i in range(2))
+    results: list[Any] = []
+    for number in (1, 2):
+        with threadpool_limits(number, user_api="blas"):
+            results.append(x @ w.T)
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)
