@@ -38,43 +38,68 @@ def num_threads() -> int:
 
 
 class _State:
-    """What the process shares: the pool, and how many blocks hold BLAS to one thread."""
+    """What the process shares: the pool, how many blocks hold BLAS to one thread, and what BLAS had before."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # re-entrant, because a signal handler may call in here too
         self.pool: ThreadPoolExecutor | None = None
         self.depth = 0
-        self.limiter: Any = None
+        self.before: list[int] = []
 
 
 class _Here(threading.local):
-    """What this thread is doing: running a slab, and how many blocks of its own hold BLAS to one thread."""
+    """What this thread is doing: running a slab, and holding BLAS to one thread in so many blocks of its own."""
 
     slab = False
     blocks = 0
+    before: Sequence[int] = ()
 
 
 _state = _State()
 _here = _Here()
 
 
+@functools.cache
+def _libraries(per_thread: bool) -> list[Any]:
+    """The BLAS libraries loaded in which each thread has its own number of threads, or where the process has one."""
+    blas = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    return [library for library in blas if (getattr(library, "threading_layer", "") == "openmp") == per_thread]
+
+
+def _set_threads(library: Any, number: int) -> None:
+    # A newer threadpoolctl heeds only the first thread that sets a library's number, and silently ignores all others.
+    # Here any thread may come first or go last, and a lock keeps them apart.
+    clear = getattr(library, "clear_controlling_thread", lambda force: None)
+    clear(force=True)
+    library.set_num_threads(number)
+    clear(force=True)
+
+
+def _hold(per_thread: bool) -> list[int]:
+    """Set BLAS to one thread; give what it had."""
+    before = [library.num_threads for library in _libraries(per_thread)]
+    for library in _libraries(per_thread):
+        _set_threads(library, 1)
+    return before
+
+
+def _let_go(per_thread: bool, before: Sequence[int]) -> None:
+    for library, number in zip(_libraries(per_thread), before, strict=True):
+        _set_threads(library, number)
+
+
 def _after_fork() -> None:
     """A forked child has this thread alone: no pool, no other thread's lock, and no other thread's hold on BLAS."""
+    held = _state.depth > 0
     _state.lock = threading.RLock()
     _state.pool = None
     _state.depth = _here.blocks
-    if _state.depth == 0 and _state.limiter is not None:
-        _state.limiter.restore_original_limits()
-        _state.limiter = None
+    if held and _state.depth == 0:
+        _let_go(False, _state.before)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-@functools.cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 @contextlib.contextmanager
@@ -84,7 +109,9 @@ def one_blas_thread() -> Iterator[None]:
         _state.depth += 1
         _here.blocks += 1
         if _state.depth == 1:
-            _state.limiter = _controller().limit(limits=1, user_api="blas")
+            _state.before = _hold(False)
+        if _here.blocks == 1:
+            _here.before = _hold(True)
     try:
         yield
     finally:
@@ -92,8 +119,9 @@ def one_blas_thread() -> Iterator[None]:
             _state.depth -= 1
             _here.blocks -= 1
             if _state.depth == 0:
-                _state.limiter.restore_original_limits()
-                _state.limiter = None
+                _let_go(False, _state.before)
+            if _here.blocks == 0:
+                _let_go(True, _here.before)
 
 
 class _Run(Generic[T]):
@@ -149,7 +177,7 @@ def _helpers(number: int, work: Callable[[], None]) -> list[Future[None]]:
     try:
         with _state.lock:
             if _state.pool is None:
-                _state.pool = ThreadPoolExecutor(max_workers=num_threads(), thread_name_prefix="cnnlayers")
+                _state.pool = ThreadPoolExecutor(num_threads(), "cnnlayers", initializer=_hold, initargs=(True,))
             for _ in range(number):
                 # The caller's context travels along: numpy.errstate and the backend of a `using` block live in it.
                 futures.append(_state.pool.submit(contextvars.copy_context().run, work))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,48 +69,45 @@ def test_small_sums_and_powers(impl: Impl) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- against the loops
-@BY_CASE
-@FORMATS
-def test_averages_against_loops(impl: Impl, rng: np.random.Generator, pool: Pool, data_format: str) -> None:
-    host = rng.standard_normal((2, 2, *pool.lengths))
-    x, given = impl.array(ordered(host, data_format)), options(pool) | {"data_format": data_format}
-    for include_pad in (True, False):
-        for override in (None, 3, -2):
-            more = {"count_include_pad": include_pad, "divisor_override": override}
-            expected = reference.avg_pool(host, pool, include_pad, override)
-            y, ctx = F.avg_pool_forward(x, **given, **more)
-            impl.close(y, ordered(expected, data_format))
-            impl.same(F.avg_pool(x, **given, **more), impl.numpy(y))
-            dy = rng.standard_normal(expected.shape)
-            dx = reference.avg_pool_backward(dy, pool, include_pad, override)
-            array = impl.array(ordered(dy, data_format))
-            impl.close(F.avg_pool_backward(array, ctx), ordered(dx, data_format))
-            impl.same(array, ordered(dy, data_format))
-            assert ctx.nbytes == 0
-    impl.same(x, ordered(host, data_format))
+DIVISORS = [(include_pad, override) for include_pad in (True, False) for override in (None, 3, -2)]
 
 
-@BY_CASE
-@FORMATS
-def test_sums_and_powers_against_loops(impl: Impl, rng: np.random.Generator, pool: Pool, data_format: str) -> None:
-    host = rng.standard_normal((2, 2, *pool.lengths))
-    host[0, 0] = np.round(host[0, 0])  # zeros among them
-    x, given = impl.array(ordered(host, data_format)), options(pool) | {"data_format": data_format}
-    y, ctx = F.sum_pool_forward(x, **given)
-    dy = rng.standard_normal((2, 2, *pool.out))
-    array = impl.array(ordered(dy, data_format))
-    impl.close(y, ordered(reference.sum_pool(host, pool), data_format))
-    impl.same(F.sum_pool(x, **given), impl.numpy(y))
-    impl.close(F.sum_pool_backward(array, ctx), ordered(reference.sum_pool_backward(dy, pool), data_format))
-    assert ctx.nbytes == 0
+@functools.cache
+def looped(pool: Pool) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+    """x and dy, and by op and option y and dx, from the loops."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 2, *pool.lengths)), rng.standard_normal((2, 2, *pool.out))
+    x[0, 0] = np.round(x[0, 0])  # zeros among them
+    found: dict[Any, tuple[np.ndarray, np.ndarray]] = {"given": (x, dy)}
+    found["sum"] = reference.sum_pool(x, pool), reference.sum_pool_backward(dy, pool)
+    for divisor in DIVISORS:
+        found[divisor] = reference.avg_pool(x, pool, *divisor), reference.avg_pool_backward(dy, pool, *divisor)
     for p in POWERS:
-        y, ctx = F.lp_pool_forward(x, norm_type=p, **given)
-        impl.close(y, ordered(reference.lp_pool(host, pool, p), data_format))
-        impl.same(F.lp_pool(x, norm_type=p, **given), impl.numpy(y))
-        dx = reference.lp_pool_backward(dy, host, pool, p)
-        impl.close(F.lp_pool_backward(array, ctx), ordered(dx, data_format))
-    impl.same(x, ordered(host, data_format))
-    impl.same(array, ordered(dy, data_format))
+        found[p] = reference.lp_pool(x, pool, p), reference.lp_pool_backward(dy, x, pool, p)
+    return found
+
+
+@BY_CASE
+@FORMATS
+@pytest.mark.parametrize("op", ["avg", "sum", "lp"])
+def test_against_loops(impl: Impl, op: str, pool: Pool, data_format: str) -> None:
+    expected = {key: [ordered(a, data_format) for a in pair] for key, pair in looped(pool).items()}
+    host, dy = expected["given"]
+    x, array = impl.array(host), impl.array(dy)
+    given = options(pool) | {"data_format": data_format}
+    cases: dict[Any, dict[str, Any]] = {
+        "avg": {d: {"count_include_pad": d[0], "divisor_override": d[1]} for d in DIVISORS},
+        "sum": {"sum": {}},
+        "lp": {p: {"norm_type": p} for p in POWERS},
+    }[op]
+    for key, option in cases.items():
+        y, ctx = getattr(F, f"{op}_pool_forward")(x, **given, **option)
+        impl.close(y, expected[key][0])
+        impl.same(getattr(F, f"{op}_pool")(x, **given, **option), impl.numpy(y))
+        impl.close(getattr(F, f"{op}_pool_backward")(array, ctx), expected[key][1])
+        assert ctx.nbytes == (host.nbytes if op == "lp" else 0)  # Lp needs x again, the others nothing
+    impl.same(x, host)
+    impl.same(array, dy)
 
 
 def test_ceil_mode_with_asymmetric_pads_never_miscounts() -> None:  # onnx#4958, onnxruntime PR 27375
@@ -132,7 +129,7 @@ def test_pytorch_agrees(ndim: int) -> None:
     average = getattr(torch.nn.functional, f"avg_pool{ndim}d")
     power = getattr(torch.nn.functional, f"lp_pool{ndim}d")
     rng, done = np.random.default_rng(ndim), 0
-    while done < 40:
+    while done < 25:
         pool = some_pool(rng, ndim)
         half = tuple(min(p[0], k // 2) for p, k in zip(pool.padding, pool.kernel, strict=True))
         if any(n < k for n, k in zip(pool.lengths, pool.kernel, strict=True)):
@@ -145,11 +142,19 @@ def test_pytorch_agrees(ndim: int) -> None:
             given["divisor_override"] = [None, 5, -3][rng.integers(3)]
         ours = F.avg_pool_forward(x, *size, half, **given)
         compare(
-            ours, F.avg_pool_backward, x, partial(average, kernel_size=size[0], stride=size[1], padding=half, **given)
+            ours,
+            F.avg_pool_backward,
+            x,
+            functools.partial(average, kernel_size=size[0], stride=size[1], padding=half, **given),
         )
         for p in (1.0, 2.0, 3.5):  # without ceil mode, where PyTorch's norm takes the overhang for cells; without signs
             ours = F.lp_pool_forward(abs(x), size[0], p, size[1])
-            compare(ours, F.lp_pool_backward, abs(x), partial(power, norm_type=p, kernel_size=size[0], stride=size[1]))
+            compare(
+                ours,
+                F.lp_pool_backward,
+                abs(x),
+                functools.partial(power, norm_type=p, kernel_size=size[0], stride=size[1]),
+            )
 
 
 def compare(ours: tuple[Any, Any], backward: Any, x: np.ndarray, theirs: Any) -> None:

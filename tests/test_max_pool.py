@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from typing import Any
@@ -78,27 +79,34 @@ VALUES = {
 }
 
 
+@functools.cache
+def looped(pool: Pool, values: str) -> tuple[np.ndarray, ...]:
+    """x, y, indices, dy and dx by each tie rule, from the loops."""
+    rng = np.random.default_rng(0)
+    x = VALUES[values](rng, (2, 2, *pool.lengths)).astype("float32")
+    y, indices = reference.max_pool(x, pool)
+    dy = rng.standard_normal(y.shape).astype("float32")
+    return x, y, indices, dy, *(reference.max_pool_backward(dy, x, pool, ties) for ties in TIES)
+
+
 @BY_CASE
 @FORMATS
 @pytest.mark.parametrize("values", VALUES)
-def test_against_loops(impl: Impl, rng: np.random.Generator, pool: Pool, data_format: str, values: str) -> None:
-    host = VALUES[values](rng, (2, 2, *pool.lengths)).astype("float32")
-    expected, places = reference.max_pool(host, pool)
+def test_against_loops(impl: Impl, pool: Pool, data_format: str, values: str) -> None:
+    host, expected, places, dy, *gradients = (ordered(a, data_format) for a in looped(pool, values))
     given = options(pool) | {"data_format": data_format}
-    x = impl.array(ordered(host, data_format))
-    impl.same(F.max_pool(x, **given), ordered(expected, data_format))
-    dy = rng.standard_normal(expected.shape).astype("float32")
-    for ties in TIES:
+    x, array = impl.array(host), impl.array(dy)
+    impl.same(F.max_pool(x, **given), expected)
+    for ties, dx in zip(TIES, gradients, strict=True):
         for op in (F.max_pool, lambda *a, **k: F.max_pool_forward(*a, **k)[0]):
             y, indices = op(x, **given, ties=ties, return_indices=True)
-            impl.same(y, ordered(expected, data_format))
-            impl.same(indices, ordered(places, data_format))
-        _, ctx = F.max_pool_forward(x, **given, ties=ties)
-        dx = reference.max_pool_backward(dy, host, pool, ties)  # adds in C order, so the bits are these
-        array = impl.array(ordered(dy, data_format))
-        impl.same(F.max_pool_backward(array, ctx), ordered(dx, data_format))
-        impl.same(array, ordered(dy, data_format))
-    impl.same(x, ordered(host, data_format))
+            impl.same(y, expected)
+            impl.same(indices, places)
+        y, ctx = F.max_pool_forward(x, **given, ties=ties)
+        impl.same(y, expected)
+        impl.same(F.max_pool_backward(array, ctx), dx)  # it adds in C order, so the bits are the loops'
+    impl.same(x, host)
+    impl.same(array, dy)
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
@@ -106,7 +114,7 @@ def test_pytorch_agrees(ndim: int) -> None:
     torch = pytest.importorskip("torch")
     function = getattr(torch.nn.functional, f"max_pool{ndim}d")
     rng, done = np.random.default_rng(ndim), 0
-    while done < 40:
+    while done < 30:
         pool = some_pool(rng, ndim)
         half = [p[0] for p in pool.padding]
         if any(2 * p > k for p, k in zip(half, pool.kernel, strict=True)):
@@ -339,13 +347,26 @@ def test_what_the_context_keeps(impl: Impl, kernel: Any, ties: str, per_output: 
 
 @pytest.mark.parametrize("kernel", [(16, 16), (16, 17), (1, 300)])
 def test_large_windows_find_their_last_cell(impl: Impl, kernel: tuple[int, int]) -> None:
-    for last in ((0, 0), (kernel[0] - 1, kernel[1] - 1), (kernel[0] - 1, 0)):
+    for last in ((kernel[0] - 1, 0), (kernel[0] - 1, kernel[1] - 1)):
         x = np.zeros((1, 1, *kernel), "float32")
         x[(0, 0, *last)] = 1
-        for ties in TIES:
+        for ties in ("first", "split") if kernel == (16, 17) else ("first",):
             (_, indices), ctx = F.max_pool_forward(impl.array(x), kernel, ties=ties, return_indices=True)
             assert int(impl.numpy(indices)[0, 0, 0, 0]) == last[0] * kernel[1] + last[1]
             impl.same(F.max_pool_backward(impl.array(np.ones((1, 1, 1, 1), "float32")), ctx), x)
+
+
+@pytest.mark.parametrize("kernel", [(1, 2**31 - 1), (2**16, 2**16 + 1), (2**31 - 1, 2**31 - 1)])
+def test_windows_far_larger_than_the_input(impl: Impl, kernel: tuple[int, int]) -> None:  # pytorch#189664
+    x = np.arange(6.0).reshape(1, 1, 2, 3)
+    (y, indices), ctx = F.max_pool_forward(impl.array(x), kernel, 1, "same", return_indices=True)
+    assert impl.numpy(y).tolist() == [[[[5.0] * 3] * 2 if kernel[0] > 1 else [[2.0] * 3, [5.0] * 3]]]
+    assert impl.numpy(indices).tolist() == [[[[5] * 3] * 2 if kernel[0] > 1 else [[2] * 3, [5] * 3]]]
+    dx = impl.numpy(F.max_pool_backward(impl.array(np.ones_like(x)), ctx))
+    assert dx.sum() == 6
+    for ties in ("all", "split"):
+        _, ctx = F.max_pool_forward(impl.array(x), (999, 999), 1, "same", ties=ties)
+        assert impl.numpy(F.max_pool_backward(impl.array(np.ones_like(x)), ctx)).sum() == 6
 
 
 def test_inference_works_out_no_argmax(monkeypatch: pytest.MonkeyPatch) -> None:  # pytorch#41099

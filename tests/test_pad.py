@@ -186,7 +186,7 @@ def test_gradient(mode: str, data_format: str, rng: np.random.Generator) -> None
 
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_backward_adds_in_the_stated_order(impl: Impl, mode: str, rng: np.random.Generator) -> None:
-    # The last axis first; at a cell its own gradient, the border before and then behind, from the outermost cell inwards.
+    # The last axis first; at a cell its own gradient, the border before, then behind, from the outermost cell inwards.
     pairs, lengths = [(2, 3), (3, 1)], (4, 5)
     dy = rng.standard_normal((1, 1, 9, 9)).astype("float32")
     dx = dy.copy()

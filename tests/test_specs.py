@@ -195,6 +195,7 @@ BAD = [
         ]
     ],
     ("kernel_size", None, TypeError, "kernel_size must be an int, got None"),
+    ("kernel_size", (2**31 - 1,) * 2, ValueError, "kernel_size 2147483647"),
     ("dilation", None, TypeError, "dilation must be an int, got None"),
 ]
 
@@ -219,6 +220,8 @@ def test_huge_arguments_that_fit_neither_overflow_nor_take_long() -> None:  # py
     two = specs.pool_window((1, 1, 5), 2, 1, "same", huge, False, FIRST).axes[0]
     assert specs.first_taps(two) == ((0, -1),) * 5  # its two taps straddle the input
     assert specs.taps(two) == ()
+    with pytest.raises(ValueError, match=r"kernel_size must have fewer than 2\*\*63 taps in all, got \(2147483647, "):
+        specs.pool_window((1, 1, 2, 2, 2), huge, 1, "same", 1, False, FIRST)
     assert time.monotonic() - start < 1
 
 

@@ -23,7 +23,9 @@ print("wheel", cnnlayers.__version__, "works from", cnnlayers.__file__)
 def main(wheel: Path) -> None:
     """Check the wheel's contents, then install and use it."""
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("py.typed", "backends/__init__.py", "kernels/__init__.py", "bench/__init__.py", "layers/conv.py"):
+    root = Path(__file__).parents[1]
+    sources = [p.relative_to(root).as_posix() for p in (root / "kernels").rglob("*.cu*")]
+    for needed in ("py.typed", "backends/__init__.py", "bench/__init__.py", "layers/conv.py", *sources):
         assert f"cnnlayers/{needed}" in names, f"{needed} is not in the wheel"
     stray = sorted({name.split("/")[0] for name in names} - {"cnnlayers"})
     assert all(name.endswith(".dist-info") for name in stray), f"the wheel would install {stray}"
