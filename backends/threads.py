@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-from threadpoolctl import ThreadpoolController
-
 T = TypeVar("T")
 VARIABLE = "CNNLAYERS_NUM_THREADS"
 
@@ -62,6 +60,8 @@ _here = _Here()
 @functools.cache
 def _libraries(per_thread: bool) -> list[Any]:
     """The BLAS libraries loaded in which each thread has its own number of threads, or where the process has one."""
+    from threadpoolctl import ThreadpoolController  # at the first product on the CPU: a GPU does without it
+
     blas = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
     return [library for library in blas if (getattr(library, "threading_layer", "") == "openmp") == per_thread]
 
@@ -174,17 +174,13 @@ class _Run(Generic[T]):
 def _helpers(number: int, work: Callable[[], None]) -> list[Future[None]]:
     """`work` on up to `number` of the pool's threads; on fewer, or none, where no more can be had."""
     futures: list[Future[None]] = []
-    try:
-        with _state.lock:
-            if _state.pool is None:
-                _state.pool = ThreadPoolExecutor(num_threads(), "cnnlayers", initializer=_hold, initargs=(True,))
-            for _ in range(number):
-                # The caller's context travels along: numpy.errstate and the backend of a `using` block live in it.
-                futures.append(_state.pool.submit(contextvars.copy_context().run, work))
-    except (
-        RuntimeError
-    ):  # the interpreter is shutting down, or the system gives no more threads: the caller works alone
-        pass
+    # RuntimeError: the interpreter is shutting down, or the system gives no more threads.
+    with contextlib.suppress(RuntimeError), _state.lock:
+        if _state.pool is None:
+            _state.pool = ThreadPoolExecutor(num_threads(), "cnnlayers", initializer=_hold, initargs=(True,))
+        for _ in range(number):
+            # The caller's context travels along: numpy.errstate and the backend of a `using` block live in it.
+            futures.append(_state.pool.submit(contextvars.copy_context().run, work))
     return futures
 
 

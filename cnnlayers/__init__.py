@@ -1,14 +1,16 @@
 """Convolutional-network layers with explicit forward and backward, on NumPy and CuPy.
 
 `cnnlayers.functional` has the ops, `cnnlayers.layers` the layers, `cnnlayers.backends` says where arrays live. The rest
-(cs231n, models, optim, data, testing, bench) is imported when it is first asked for.
+(checkpoints, cs231n, models, optim, data, testing, bench) is imported when it is first asked for.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import backends, functional, kernels, layers
-from .checkpoint import load, save
+
+if TYPE_CHECKING:
+    from .checkpoint import load, save
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "backends", "functional", "kernels", "layers", "load", "save"]
@@ -19,6 +21,8 @@ _LATER = ("bench", "cs231n", "data", "models", "optim", "testing")
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in ("load", "save"):
+        return getattr(importlib.import_module(f"{__name__}.checkpoint"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

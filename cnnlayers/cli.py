@@ -66,7 +66,7 @@ def _number(kind: Callable[[str], Any], least: float, exclusive: bool = False) -
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
-    top = _Parser(prog="cnnlayers", description=cnnlayers.__doc__, allow_abbrev=False)
+    top = _Parser(prog="cnnlayers", description=(cnnlayers.__doc__ or "").partition("\n")[0], allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"cnnlayers {cnnlayers.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="a trained model on your own pictures", allow_abbrev=False)
     predict.set_defaults(run=_predict)
     predict.add_argument("model", metavar="MODEL", help="model.safetensors of a run, or the run's folder")
-    predict.add_argument("images", metavar="IMAGE", nargs="+", help="a picture: PNG, JPEG, …")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="a picture: PNG, JPEG and the like")
     predict.add_argument("--backend", choices=["auto", "numpy", "cupy"], help="where to compute")
     return top
 
@@ -104,8 +104,11 @@ def _interrupted(said: str) -> int:
 
 
 def _select(name: str | None) -> None:
-    from cnnlayers import backends
+    """Select the backend; what the environment asks for is read now, before any work is done."""
+    from cnnlayers import backends, kernels
 
+    backends.num_threads()
+    kernels.current_mode()
     if name is None:
         backends.current()
     else:
@@ -122,7 +125,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cnnlayers import data, progress, train
+    from cnnlayers import data, kernels, progress, train
 
     names = ("data", "model", "optimizer", "lr", "batch_size", "seed")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -146,7 +149,7 @@ def _train(args: argparse.Namespace) -> int:
         done = len(run.records)
         kept = f"epoch {done} is in {out}, --resume continues" if done else f"no epoch was finished, {out} is as it was"
         return _interrupted(f"interrupted: {kept}")
-    except (OSError, train.Diverged) as error:
+    except (OSError, kernels.KernelUnavailable, train.Diverged) as error:
         print(f"cnnlayers train: {_one_line(error)}", file=sys.stderr)
         return 1
     print(f"saved in {out}")

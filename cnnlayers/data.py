@@ -57,6 +57,8 @@ class Dataset:
             raise ValueError(f"share must lie between 0 and 1, got {share}")
         labels = backends.to_numpy(self.y)[self.train]
         rest, held = stratified(labels, share, numpy.random.default_rng(seed))
+        if not len(rest) or not len(held):
+            raise ValueError(f"{len(labels)} training pictures are too few to hold out {share:.0%} of each class")
         return self.train[rest], self.train[held]
 
 

@@ -93,8 +93,10 @@ def _kernels() -> Iterator[str]:
         mode = f"none: {error}"
     yield f"mode {mode} (CNNLAYERS_KERNELS sets it)"
     for name in backends.available():
-        ops = sorted(op for op, backend in kernels.TABLE if backend == name)
-        yield f"{name:<8}{', '.join(ops) or 'none: every op runs as portable array code'}"
+        ops = {
+            op.removesuffix("_forward").removesuffix("_backward") for op, backend in kernels.TABLE if backend == name
+        }
+        yield f"{name:<8}{', '.join(sorted(ops)) or 'none: every op runs as portable array code'}"
 
 
 def _extras() -> Iterator[str]:

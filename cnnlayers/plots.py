@@ -9,6 +9,7 @@ from typing import Any
 
 TRAIN, VALIDATION, RIGHT, WRONG, FAINT = "#4878a8", "#d1702b", "#2e7d32", "#c62828", "#9aa0a6"
 COLUMNS, ROWS = 12, 2
+WIDEST = 12  # letters above a picture
 
 
 @dataclass(frozen=True)
@@ -70,4 +71,6 @@ def _picture(axes: Any, example: Example) -> None:
     right = example.guess == example.truth
     axes.imshow(example.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     said = example.guess if right else f"{example.guess}, not {example.truth}"
+    if len(said) > WIDEST:
+        said = said.replace(", ", ",\n")
     axes.set_title(said, fontsize=9, color=RIGHT if right else WRONG, pad=3)

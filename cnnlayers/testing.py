@@ -120,6 +120,7 @@ class _Lines:
         # What rounding does to L: to y at its end, and to x at its beginning, as far as the function carries that.
         signs = numpy.random.default_rng(0).choice((-ROUNDING, ROUNDING), self.x.shape)
         self.noise = ROUNDING * held + float(numpy.abs(self._rise(self.x * signs)).sum())
+        self.rough = self.noise > 1e-4 * (held + self.size * _spread(self.x))  # rounding alone changes L
 
     def check(self, rng: numpy.random.Generator) -> float:
         """The largest relative difference along the directions; GradientError where one is above the tolerance."""
@@ -128,7 +129,7 @@ class _Lines:
             at = tuple(wrong[0].tolist())
             raise GradientError(f"{self._said(at)}: backward gives {self.gradient[at]} where x and y are finite")
         measured = [found for _ in range(DIRECTIONS) if (found := self._along_some_direction(rng))]
-        if not measured:
+        if self.rough or not measured:
             raise GradientError(f"{self._said()}: no step is so short that the function is smooth within it")
         worst = max(measured, key=_excess)
         if not _excess(worst) <= 1:
@@ -136,7 +137,6 @@ class _Lines:
         return self.tol * _excess(worst)
 
     def _along_some_direction(self, rng: numpy.random.Generator) -> Compared | None:
-        """What `compare` finds along a random direction that meets no kink."""
         for redrawn in range(REDRAWN):
             v = rng.uniform(0.5, 1.0, self.x.size) * rng.choice((-1.0, 1.0), self.x.size)
             # The fewer elements move, the fewer kinks they meet.

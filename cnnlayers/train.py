@@ -84,7 +84,7 @@ def logits_of(model: Layer, x: Any) -> Any:
 
 
 class Run:
-    """A model in training and its folder. `records` holds the finished epochs' figures."""
+    """A model in training and its folder. `records` holds the figures of the epochs that are on disk."""
 
     def __init__(self, settings: Settings, out: Path) -> None:
         self.dataset = data.load(settings.data)
@@ -111,9 +111,7 @@ class Run:
         """Train until `epochs` are done, in all; each is on disk before it is reported."""
         for epoch in range(len(self.records) + 1, epochs + 1):
             record = self._epoch(epoch, report)
-            best = not self.records or _merit(record) > max(map(_merit, self.records))
-            self.records.append(record)
-            self._save(best)
+            self._save(record)
             report.end(record)
 
     def _epoch(self, epoch: int, report: Lines) -> Record:
@@ -134,9 +132,9 @@ class Run:
                 shown = now
         train_loss, train_accuracy = float(loss) / seen, float(right) / seen
         seconds = time.perf_counter() - start
-        if not math.isfinite(train_loss):
-            raise Diverged(f"the loss became {train_loss} in epoch {epoch}: try a lower --lr than {self.rate:g}")
         held_loss, held_accuracy = self._evaluate(self.held)
+        if not math.isfinite(train_loss + held_loss):
+            raise Diverged(f"the loss became {train_loss} in epoch {epoch}: try a lower --lr than {self.rate:g}")
         return {
             "epoch": epoch,
             "lr": self.optimizer.lr,
@@ -168,9 +166,9 @@ class Run:
         return float(loss) / len(rows), float(right) / len(rows)
 
     # ----------------------------------------------------------------------------------------------------------- disk
-    def _save(self, best: bool) -> None:
+    def _save(self, record: Record) -> None:
         """The finished epoch on disk. The best model goes first: if only that is written, the epoch is done again."""
-        if best:
+        if not self.records or _merit(record) > max(map(_merit, self.records)):
             card = {
                 "model": self.settings.model,
                 "arguments": self.arguments,
@@ -184,8 +182,9 @@ class Run:
         arrays = {f"model.{name}": a for name, a in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
         settings = dataclasses.asdict(self.settings)
-        kept = {"settings": settings, "dataset": self.dataset.name, "epochs": self.records}
+        kept = {"settings": settings, "dataset": self.dataset.name, "epochs": [*self.records, record]}
         checkpoint.save_arrays(arrays, self.out / LAST, {TEXT: json.dumps(kept)})
+        self.records.append(record)
         self.write_history(None)
 
     def continue_from(self, arrays: Mapping[str, Any], records: list[Record]) -> None:

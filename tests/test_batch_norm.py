@@ -276,7 +276,8 @@ def test_ranks_of_one_process_are_no_different_from_none(impl: Impl, rng: np.ran
     [alone], _ = on_ranks(impl, [x], [dy], given)
     y, ctx = F.batch_norm_forward(impl.array(x), *map(impl.array, given), training=True)
     for found, expected in zip(alone, (y, *F.batch_norm_backward(impl.array(dy), ctx)), strict=False):
-        impl.same(found, impl.numpy(expected))
+        # Not the same bits: a kernel may serve without ranks, and none does with them.
+        impl.close(found, impl.numpy(expected), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("means", [(1e6, 1e6), (1e6, 1e6 + 2), (1e6, -1e6), (0.0, 1e4)])

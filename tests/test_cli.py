@@ -99,6 +99,21 @@ def test_a_backend_that_cannot_be_used(capsys: pytest.CaptureFixture) -> None:
     assert re.search("backend 'cupy' cannot be used: .+", refusal(capsys, "train", "--backend", "cupy"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("CNNLAYERS_BACKEND", "must be one of auto, numpy, cupy; got 'nonsense'"),
+        ("CNNLAYERS_NUM_THREADS", "must be a positive whole number, got 'nonsense'"),
+        ("CNNLAYERS_KERNELS", "must be one of auto, off, require; got 'nonsense'"),
+    ],
+)
+def test_a_mistake_in_the_environment(tmp_path: Path, variable: str, said: str) -> None:
+    ran = command("train", cwd=tmp_path, **{variable: "nonsense"})
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"cnnlayers train: {variable} {said}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_is_a_file(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     (tmp_path / "out").touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def arrays(op: Conv, channels: int, filters: int, rng: np.random.Generator) -> l
 
 @functools.cache
 def looped(op: Conv, channels: int, filters: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Arrays of a case, and what the loops make of them: maps, image, the gradients of the weight and of a bias each."""
+    """A case's arrays, and what the loops make of them: maps, image, the gradients of the weight and of both biases."""
     image, maps, w, *_ = given = arrays(op, channels, filters, np.random.default_rng(0))
     made = [reference.maps(op, image, w), reference.image(op, maps, w), reference.dweight(op, image, maps)]
     return given, [*made, reference.dbias(maps), reference.dbias(image)]
@@ -432,6 +433,15 @@ def test_the_same_call_gives_the_same_bits(
                 impl.same(mine, before)
 
 
+def peak_of(call: Callable[[], object]) -> int:
+    """Bytes that a call takes beside what was there."""
+    tracemalloc.start()
+    call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
 @FORMATS
 @pytest.mark.parametrize("shape", [(1, 16, 200, 200), (40, 16, 32, 32)])
 def test_the_columns_of_a_large_image_never_exist_as_a_whole(
@@ -439,18 +449,28 @@ def test_the_columns_of_a_large_image_never_exist_as_a_whole(
 ) -> None:
     x = ordered(np.ones(shape, "float32"), data_format)
     w = np.ones((16, 16, 3, 3), "float32")
-    monkeypatch.setattr(tiles, "WORKSPACE", 1 << 18)
-    room = x.nbytes // 2 + backends.num_threads() * (2 << 20)
+    monkeypatch.setattr(tiles, "WORKSPACE", tiles.WORKSPACE // 16)
     y, ctx = F.conv_forward(x, w, padding=1, data_format=data_format)
-    for call, result in (
-        (lambda: F.conv(x, w, padding=1, data_format=data_format), 1),
-        (lambda: F.conv_backward(y, ctx), 1),
-    ):
-        tracemalloc.start()
-        call()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < result * y.nbytes + room, f"{peak:,} bytes; the columns would take {9 * x.nbytes:,}"
+    for call in (lambda: F.conv(x, w, padding=1, data_format=data_format), lambda: F.conv_backward(y, ctx)):
+        peak = peak_of(call)
+        room = x.nbytes // 2 + backends.num_threads() * (2 << 20)
+        assert peak < y.nbytes + room, f"{peak:,} bytes; the columns would take {9 * x.nbytes:,}"
+
+
+def test_partial_gradients_of_a_large_weight_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "WORKSPACE", 1 << 14)
+    monkeypatch.setattr(correlate, "STRAND_BYTES", 4 << 20)
+    y, ctx = F.conv_forward(np.ones((16, 64, 8, 8), "float32"), np.ones((256, 64, 5, 5), "float32"))
+    peak = peak_of(lambda: F.conv_backward(y, ctx))
+    assert peak < 14 << 20, f"{peak:,} bytes; sixteen partial gradients would take {16 * 256 * 64 * 25 * 4:,}"
+
+
+@FORMATS
+def test_a_bias_gradient_of_many_cells_is_summed_in_float64(impl: Impl, data_format: str) -> None:
+    x = impl.array(ordered(np.ones((1, 1, 400_000)), data_format), "float32")
+    _, ctx = F.conv_forward(x, impl.array([[[1.0]]], "float32"), impl.array([0.0]), data_format=data_format)
+    dy = impl.array(ordered(np.full((1, 1, 400_000), 0.1), data_format), "float32")
+    impl.close(F.conv_backward(dy, ctx)[2], np.array([400_000 * float(np.float32(0.1))]), rtol=1e-12)
 
 
 def test_the_number_of_array_operations_depends_on_the_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,8 @@ def test_the_validation_split_is_the_seeds(digits: data.Dataset) -> None:
     assert set(held.tolist()).isdisjoint(digits.test.tolist())
     with pytest.raises(ValueError, match="share must lie between 0 and 1"):
         digits.hold_out(1.0, seed=0)
+    with pytest.raises(ValueError, match="1797 training pictures are too few to hold out 0% of each class"):
+        small(digits.x).hold_out(0.001, seed=0)
 
 
 # ------------------------------------------------------------------------------------------------ batches, augmentation

@@ -26,6 +26,8 @@ from cnnlayers.layers import (
 )
 from cnnlayers.testing import gradcheck
 
+from . import standin_cupy
+
 IMAGE, LINE, VOLUME, ROWS = (3, 4, 9, 8), (3, 4, 9), (2, 4, 5, 6, 5), (5, 4)
 
 # (ours, torch.nn's, positional arguments, keyword arguments, the shape of x)
@@ -460,6 +462,33 @@ def test_layers_run_on_any_array_api(rng):
     np.testing.assert_allclose(
         np.array(other.state_dict()["1.running_var"]), net.state_dict()["1.running_var"], rtol=1e-5
     )
+
+
+def test_layers_move_to_cupy_and_back(rng):
+    x, dy = images(rng), rng.standard_normal((4, 10)).astype(np.float32)
+    host = network()
+    y, dx = host(x), host.backward(dy)
+    with standin_cupy.installed() as cupy:
+        net = network().to("cupy")
+        with backends.using("cupy"):
+            made_there = network()
+        for name, array in net.state_dict().items():
+            assert isinstance(array, cupy.ndarray)
+            np.testing.assert_array_equal(backends.to_numpy(made_there.state_dict()[name]), backends.to_numpy(array))
+        np.testing.assert_allclose(backends.to_numpy(net(cupy.asarray(x))), y, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(backends.to_numpy(net.backward(cupy.asarray(dy))), dx, rtol=1e-3, atol=1e-5)
+        for name, gradient in net.grads.items():
+            np.testing.assert_allclose(backends.to_numpy(gradient), host.grads[name], rtol=1e-3, atol=1e-4)
+        with pytest.raises(TypeError, match="owner"):
+            net(x)
+        net.load_state_dict(host.state_dict())
+        net.params["6.bias"] = cupy.asarray(np.arange(10))
+        host.params["6.bias"] = np.arange(10)
+        back = copy.deepcopy(net).to("numpy")
+        gradcheck(net, cupy.asarray(x))
+    assert {n: a.tobytes() for n, a in back.state_dict().items()} == {
+        n: a.tobytes() for n, a in host.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])

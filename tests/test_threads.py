@@ -1,4 +1,4 @@
-"""The thread pool and the hold on BLAS: concurrency, nesting, errors, forks, exit, and bits that no thread count changes."""
+"""The thread pool and the hold on BLAS: concurrency, nesting, errors, forks, exit, and bits no thread count changes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from cnnlayers.backends import threads
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from cnnlayers import backends
+from cnnlayers.backends import threads
 
 
 def blas_threads() -> set[int]:
@@ -111,11 +110,13 @@ def test_nested_calls_run_in_their_slab(four: None) -> None:
 
 def test_many_threads_may_call_at_once(four: None) -> None:
     results: dict[int, list[int]] = {i: [] for i in range(12)}
+    held: set[int] = set()
 
     def caller(me: int) -> None:
         for _ in range(20):
             with backends.one_blas_thread():
                 backends.run_slabs(lambda slab: results[me].append(slab), range(8))
+                held.update(blas_threads())
 
     before = blas_threads()
     callers = [threading.Thread(target=caller, args=(i,)) for i in results]
@@ -124,8 +125,8 @@ def test_many_threads_may_call_at_once(four: None) -> None:
     for thread in callers:
         thread.join(60)
     assert all(sorted(found) == sorted([*range(8)] * 20) for found in results.values())
+    assert held <= {1}
     assert blas_threads() == before
-    assert (threads._state.depth, threads._state.limiter) == (0, None)
 
 
 def test_a_caller_does_not_wait_for_other_callers_work(four: None) -> None:
@@ -227,10 +228,10 @@ def test_the_callers_blas_setting_comes_back(number: int) -> None:
     with threadpool_limits(number, user_api="blas"):
         setting = blas_threads()  # as many as BLAS grants
         with backends.one_blas_thread():
-            assert blas_threads() == {1}
+            assert blas_threads() <= {1}
             with backends.one_blas_thread():
-                assert blas_threads() == {1}
-            assert blas_threads() == {1}
+                assert blas_threads() <= {1}
+            assert blas_threads() <= {1}
         assert blas_threads() == setting
         with pytest.raises(ZeroDivisionError), backends.one_blas_thread():
             raise ZeroDivisionError
@@ -238,24 +239,70 @@ def test_the_callers_blas_setting_comes_back(number: int) -> None:
 
 
 def test_the_setting_comes_back_when_the_last_block_ends() -> None:
-    first_in, first_out, second_in = threading.Event(), threading.Event(), threading.Event()
+    entered, left = threading.Event(), threading.Event()
+    may_leave = threading.Event()
 
-    def first() -> None:
+    def other() -> None:
         with backends.one_blas_thread():
-            first_in.set()
-            second_in.wait(30)
-        first_out.set()
+            entered.set()
+            may_leave.wait(30)
+        left.set()
 
     before = blas_threads()
-    other = threading.Thread(target=first)
-    other.start()
-    first_in.wait(30)
+    for this_ends_first in (False, True):  # threadpoolctl of itself obeys one thread alone
+        thread = threading.Thread(target=other)
+        for event in (entered, left, may_leave):
+            event.clear()
+        if this_ends_first:
+            with backends.one_blas_thread():
+                thread.start()
+                entered.wait(30)
+            assert blas_threads() <= {1}
+            may_leave.set()
+        else:
+            thread.start()
+            entered.wait(30)
+            with backends.one_blas_thread():
+                may_leave.set()
+                left.wait(30)
+                assert blas_threads() <= {1}
+        thread.join(30)
+        assert blas_threads() == before
+
+
+class PerThread:
+    """A BLAS library whose number of threads is each thread's own, as OpenBLAS is on OpenMP."""
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+
+    @property
+    def num_threads(self) -> int:
+        return getattr(self.local, "number", 8)
+
+    def set_num_threads(self, number: int) -> None:
+        self.local.number = number
+
+
+def test_a_library_with_a_number_for_each_thread(four: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, meeting = PerThread(), threading.Barrier(4, timeout=30)
+    monkeypatch.setattr(threads, "_libraries", lambda per_thread: [library] if per_thread else [])
+    seen: list[int] = []
+
+    def look(_: int) -> None:
+        meeting.wait()
+        seen.append(library.num_threads)
+
     with backends.one_blas_thread():
-        second_in.set()
-        first_out.wait(30)
-        assert blas_threads() == {1}  # the block that began ended, this one holds on
-    other.join(30)
-    assert blas_threads() == before
+        backends.run_slabs(look, range(4))
+        outsider = threading.Thread(target=lambda: seen.append(library.num_threads))
+        outsider.start()
+        outsider.join(30)
+        with backends.one_blas_thread():
+            pass
+        assert library.num_threads == 1
+    assert seen == [1, 1, 1, 1, 8]
+    assert library.num_threads == 8
 
 
 # ------------------------------------------------------------------------------------------------------ fork and exit
@@ -293,9 +340,13 @@ WORK = """
 def test_a_forked_child_has_a_pool_of_its_own() -> None:
     code = """
     before, y = limits(), F.conv(x, w)
+    def right():
+        meeting = threading.Barrier(3, timeout=20)
+        backends.run_slabs(lambda _: meeting.wait(), range(3))  # passes only if three threads are here at once
+        return bool((F.conv(x, w) == y).all())
     def child():
-        return bool((F.conv(x, w) == y).all()) and limits() == before and child_says(lambda: bool((F.conv(x, w) == y).all()))
-    print([child_says(child) for _ in range(5)], bool((F.conv(x, w) == y).all()))
+        return right() and limits() == before and child_says(right)
+    print([child_says(child) for _ in range(5)], right())
     """
     assert python(WORK + code, CNNLAYERS_NUM_THREADS="3") == f"{[True] * 5} True"
 
@@ -312,7 +363,7 @@ def test_a_child_forked_while_others_work_is_not_held_by_them() -> None:
     def child():
         with backends.one_blas_thread():
             held = limits()
-        return held == {1} and bool((F.conv(x, w) == y).all()) and limits() == before
+        return held <= {1} and bool((F.conv(x, w) == y).all()) and limits() == before
     print([child_says(child) for _ in range(10)])
     stop.set()
     for thread in others: thread.join()
@@ -328,7 +379,7 @@ def test_a_child_forked_inside_a_block_stays_inside() -> None:
     def child():
         inside = limits()
         F.conv(x, w)
-        return inside == limits() == {1}
+        return inside == limits() <= {1}
     def grandchild():
         with backends.one_blas_thread():
             pass
@@ -408,13 +459,3 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
     }
     assert len(found) == 1
     assert all(len(bits) == hashlib.sha256().digest_size * 2 for bits in found)
-
-
-def test_blas_itself_does_not_promise_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why products are cut by us: if this ever passes without a difference, nothing is wrong, only the reason is gone."""
-    x, w = (np.random.default_rng(i).standard_normal((701, 997)).astype("float32") for i in range(2))
-    results: list[Any] = []
-    for number in (1, 2):
-        with threadpool_limits(number, user_api="blas"):
-            results.append(x @ w.T)
-    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)

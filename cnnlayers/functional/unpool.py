@@ -14,7 +14,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Window, unpool_window
 
-from .common import Array, Context, cast, floating, inference_of, on_device, opened, owner, select
+from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner, select
 
 
 def _planes(b: Backend, window: Window, array: Array) -> Array:
@@ -57,18 +57,28 @@ def _taken(b: Backend, values: Array, places: Array) -> Array:
     return select(b, places >= 0, b.xp.take(values, safe), zero)
 
 
-def _targets(b: Backend, window: Window, indices: Array) -> tuple[Array, Array]:
-    """For each cell of y, the x entry it shows (or −1), and for each entry of x the y cell it reached (or −1); flat."""
-    xp, plane = b.xp, math.prod(window.layout.lengths)
+def _cells(b: Backend, window: Window, index: Array) -> Array:
+    """The flat place in y's planes of the cell that each entry of `index` names in its own plane, or −1 outside it."""
+    plane, entries = math.prod(window.layout.lengths), math.prod(window.out_lengths)
+    first = b.arange(int(index.shape[0])) // max(entries, 1) * plane
+    return b.xp.where((index >= 0) & (index < plane), index + first, b.full((), -1, b.xp.int64))
+
+
+def _max_unpool_forward(b: Backend, window: Window, x: Array, indices: Array) -> tuple[Array, Array]:
+    """y, and for each entry of x the cell of its plane that shows it, or −1."""
+    xp, plane, none = b.xp, math.prod(window.layout.lengths), b.full((), -1, b.xp.int64)
     index = _planes(b, window, cast(b, indices, xp.int64))
-    cells = window.layout.shape[0] * window.layout.channels * plane
-    entries = math.prod(window.out_lengths)
-    cell = index + b.arange(int(index.shape[0])) // max(entries, 1) * plane
-    cell = xp.where((index >= 0) & (index < plane), cell, b.full((), cells, xp.int64))
-    shown = _last_owner(b, cell, cells)
-    kept = cell < cells
-    won = _taken(b, shown, xp.where(kept, cell, b.full((), -1, xp.int64))) == b.arange(int(cell.shape[0]))
-    return shown, xp.where(kept & won, cell, b.full((), -1, xp.int64))
+    cell, number = _cells(b, window, index), math.prod(window.layout.shape)
+    shown = _last_owner(b, xp.where(cell >= 0, cell, b.full((), number, xp.int64)), number)
+    won = (cell >= 0) & (_taken(b, shown, cell) == b.arange(int(cell.shape[0])))
+    y = _from_planes(b, window, _taken(b, _planes(b, window, x), shown), window.layout.shape)
+    reached = cast(b, xp.where(won, index, none), xp.int32 if plane < 2**31 else xp.int64)
+    return y, _from_planes(b, window, reached, window.out_shape)
+
+
+def _max_unpool_backward(b: Backend, window: Window, dy: Array, reached: Array) -> Array:
+    cell = _cells(b, window, _planes(b, window, cast(b, reached, b.xp.int64)))
+    return _from_planes(b, window, _taken(b, _planes(b, window, dy), cell), window.out_shape)
 
 
 def _check_indices(b: Backend, window: Window, indices: Array) -> None:
@@ -112,10 +122,9 @@ def max_unpool_forward(
         raise ValueError(f"indices must have x's shape {tuple(x.shape)}, got {tuple(indices.shape)}")
     window = unpool_window(tuple(x.shape), kernel_size, stride, padding, output_size, data_format)
     _check_indices(b, window, indices)
-    shown, reached = _targets(b, window, indices)
-    y = _from_planes(b, window, _taken(b, _planes(b, window, x), shown), window.layout.shape)
-    small = b.xp.int32 if math.prod(window.layout.shape) < 2**31 else b.xp.int64
-    return y, Context("max_unpool", b, x.dtype, window.layout.shape, window, {"reached": cast(b, reached, small)})
+    run = implementation("max_unpool_forward", _max_unpool_forward, b, window, x, indices)
+    y, reached = run(b, window, x, indices)
+    return y, Context("max_unpool", b, x.dtype, window.layout.shape, window, {"reached": reached})
 
 
 max_unpool = inference_of(max_unpool_forward)
@@ -126,6 +135,6 @@ def max_unpool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another one overwrote it. dy: y's shape;
     dx: x's shape and dtype."""
     b, dy = opened("max_unpool", dy, ctx, exact=True)
-    window = ctx.spec
-    flat = _taken(b, _planes(b, window, dy), ctx.arrays["reached"])
-    return _from_planes(b, window, flat, window.out_shape)
+    reached = ctx.arrays["reached"]
+    run = implementation("max_unpool_backward", _max_unpool_backward, b, ctx.spec, dy, reached)
+    return run(b, ctx.spec, dy, reached)

@@ -48,11 +48,11 @@ class Sequential(_Container):
     def __iter__(self) -> Iterator[Layer]:
         return iter(self._children.values())
 
-    def __getitem__(self, index: Any) -> Layer:
-        found = list(self)[index]
-        if not isinstance(found, list):
-            return found
-        part = Sequential(*found)
+    def __getitem__(self, index: int | slice) -> Layer:
+        layers = list(self)
+        if not isinstance(index, slice):
+            return layers[index]
+        part = Sequential(*layers[index])
         part.training = self.training
         return part
 
