@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint types wheel format clean
+.PHONY: help demo test lint types wheel gpu format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
-	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F': *' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F':  *' '{printf "make %-8s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,20 @@ wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, import and use it
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(BIN)/python tests/wheel_check.py dist/*.whl
+
+# The python3 that is there, without network: CuPy, NumPy, pytest and hypothesis must be installed. No .venv is made.
+SANITIZER := $(shell command -v compute-sanitizer)
+gpu:             ## on a machine with an NVIDIA GPU: every test on CuPy itself, offline, and compute-sanitizer if it is there
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -c 'from cnnlayers import backends; raise SystemExit(backends.available()["cupy"])'
+	$(PYTHON) -m pytest -k gpu
+ifneq ($(SANITIZER),)
+	for tool in memcheck racecheck; do \
+		$(SANITIZER) --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -k "gpu and (max_pool or pad or norm) and not hundred and not 31" tests || exit 1; \
+	done
+else
+	@echo "compute-sanitizer is not installed: memory and race checks did not run"
+endif
 
 format: $(VENV)/.dev  ## let ruff format and sort
 	$(BIN)/ruff check --fix .

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from array_api_strict import asarray as strict
 
 from cnnlayers import functional as F
 from cnnlayers.layers import Layer
 from cnnlayers.testing import GradientError, _is_array, gradcheck
+
+from .conftest import strict
 
 
 # An op of one's own: the trio stands in this module, and is found by its names.
