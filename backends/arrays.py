@@ -94,6 +94,10 @@ def _to_host(a: Any) -> numpy.ndarray:
         return host
     if _root(a) == "torch" and hasattr(a, "detach"):
         a = a.detach().cpu()
+        if str(a.dtype) == "torch.bfloat16":
+            return _from_torch_bfloat16(a)
+    if isinstance(a, bytes):  # as any other buffer; numpy.asarray would take it for text
+        return numpy.frombuffer(a, numpy.uint8)
     if hasattr(a, "__dlpack__") and not isinstance(a, numpy.ndarray | numpy.generic):
         # Some exporters refuse a dtype that their __array__ then hands over; a real fault shows in numpy.asarray.
         with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
@@ -104,11 +108,20 @@ def _to_host(a: Any) -> numpy.ndarray:
     return host
 
 
+def _from_torch_bfloat16(tensor: Any) -> numpy.ndarray:
+    try:
+        import ml_dtypes  # NumPy's only bfloat16
+    except ImportError:
+        raise TypeError("NumPy has no bfloat16 of its own: pass tensor.float(), or install ml_dtypes") from None
+    bits: numpy.ndarray = tensor.view(sys.modules["torch"].int16).numpy()
+    return bits.view(ml_dtypes.bfloat16)
+
+
 def to_numpy(a: Any) -> numpy.ndarray:
     """`a` as a NumPy array: itself where it is one, a view where DLPack or the buffer protocol allow, else a copy.
 
     Takes arrays of any library (DLPack, `__array__`), buffers, sequences and numbers. Raises TypeError for what is not
-    made of numbers.
+    made of numbers, ValueError for a ragged sequence.
     """
     return _to_host(a)
 

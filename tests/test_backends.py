@@ -568,3 +568,14 @@ def test_dtypes_go_by_their_array_api_names(name: str) -> None:
 def test_other_dtypes_are_none_of_ours(dtype: str) -> None:
     known = (*backends.FLOATS, *backends.INTEGERS, "bool")
     assert backends.dtype_name(backends.of(np.zeros(1)), np.zeros(1, dtype)) not in known
+
+
+def test_bytes_are_a_buffer_of_uint8() -> None:
+    np.testing.assert_array_equal(backends.to_numpy(b"abc"), np.array([97, 98, 99], np.uint8))
+
+
+def test_a_bfloat16_tensor_keeps_its_dtype() -> None:
+    torch, ml_dtypes = pytest.importorskip("torch"), pytest.importorskip("ml_dtypes")
+    host = backends.to_numpy(torch.tensor([1.0, -2.5], dtype=torch.bfloat16))
+    assert host.dtype == ml_dtypes.bfloat16
+    assert host.tolist() == [1.0, -2.5]

@@ -149,3 +149,9 @@ def test_an_op_calls_the_kernel_that_serves_it(monkeypatch: pytest.MonkeyPatch) 
         assert F.pad(x, 1).tolist() == [[[7.0] * 4]]
     with kernels.mode("off"):
         assert F.pad(x, 1).tolist() == [[[0.0] * 4]]
+
+
+@pytest.mark.parametrize("call", ["foo", ("max_pool", "cupy"), None])
+def test_warmup_says_what_a_call_is(call) -> None:
+    with pytest.raises(TypeError, match="op, backend name, spec"):
+        kernels.warmup(call)

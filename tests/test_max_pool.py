@@ -422,3 +422,12 @@ def test_the_gradient_is_of_the_values(impl: Impl) -> None:
         F.max_pool_backward((y, indices), ctx)
     with pytest.raises(TypeError, match="dy"):
         F.max_pool_backward(indices, ctx)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dy_kind", "said"), [("bool", "bool", "bool has no gradient"), ("int8", "float64", "x's dtype int8")]
+)
+def test_dy_of_integers_and_bools(kind, dy_kind, said) -> None:
+    y, ctx = F.max_pool_forward(np.ones((1, 1, 4, 4), kind), 2)
+    with pytest.raises(TypeError, match=said):
+        F.max_pool_backward(y.astype(dy_kind), ctx)

@@ -18,7 +18,11 @@ Array = Any  # an array of NumPy, CuPy or another array-API library
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Context:
-    """What a forward keeps for its backward: opaque to callers but for `nbytes`. It may be used more than once."""
+    """What a forward keeps for its backward: opaque to callers but for `nbytes`. It may be used more than once.
+
+    It refers to arrays of the call (a convolution's x and weight, say) and does not copy them: change none of them in
+    place before its last backward.
+    """
 
     op: str
     backend: Backend
@@ -113,7 +117,9 @@ def opened(op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: b
     if integers and dy.dtype == ctx.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
         return b, dy
     if not (is_float(b, dy.dtype) and is_float(b, ctx.dtype)):
-        raise TypeError(f"dy must be floating as x is, got {dy.dtype} for x of {ctx.dtype}")
+        wanted = "be floating" if is_float(b, ctx.dtype) else f"have x's dtype {ctx.dtype}"
+        bools = "; bool has no gradient" if backends.name_of_dtype(b, ctx.dtype) == "bool" else ""
+        raise TypeError(f"dy must {wanted}, got {dy.dtype}{bools}")
     return b, cast(b, dy, ctx.dtype if exact else accumulator(b, ctx.dtype))
 
 
