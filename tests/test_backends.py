@@ -422,7 +422,6 @@ def test_sequences_numbers_and_buffers_become_arrays(transfer: Any, value: Any) 
     "value",
     [
         "text",
-        b"text",
         ["a", "b"],
         [1, "a"],
         None,
