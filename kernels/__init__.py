@@ -36,7 +36,21 @@ class Entry:
 
 
 # (op, backend) -> entry. An op that is not here has the portable code alone.
-TABLE: dict[tuple[str, str], Entry] = {}
+TABLE: dict[tuple[str, str], Entry] = {
+    **{
+        (f"{op}{part}", "cupy"): Entry("cnnlayers.kernels.cuda.pool")
+        for op in ("max_pool", "adaptive_max_pool")
+        for part in ("", "_forward", "_backward")
+    },
+    **{
+        (f"{op}{part}", "cupy"): Entry("cnnlayers.kernels.cuda.avg_pool")
+        for op in ("avg_pool", "sum_pool", "adaptive_avg_pool")
+        for part in ("_forward", "_backward")
+    },
+    **{(f"max_unpool_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.unpool") for part in ("forward", "backward")},
+    **{(op, "cupy"): Entry("cnnlayers.kernels.cuda.pad") for op in ("pad_forward", "pad_backward")},
+    **{(step, "cupy"): Entry("cnnlayers.kernels.cuda.conv") for step in ("im2col", "col2im")},
+}
 
 _block: contextvars.ContextVar[str | None] = contextvars.ContextVar("cnnlayers_kernels", default=None)
 _process: list[str] = []
@@ -90,9 +104,12 @@ def find(op: str, b: Backend, spec: Any, *arrays: Any) -> Callable[..., Any] | N
 
 def warmup(*calls: tuple[str, str, Any]) -> int:
     """Compile ahead: each call is `(op, backend name, spec)`. Gives the number of kernels made ready; ops without a
-    kernel have nothing to compile. Raises what a failed compile raises."""
+    kernel have nothing to compile. Raises what a failed compile raises, TypeError for what is no such call."""
     ready = 0
-    for op, name, spec in calls:
+    for call in calls:
+        if not isinstance(call, tuple) or len(call) != 3:
+            raise TypeError(f"warmup takes calls (op, backend name, spec), got {call!r}")
+        op, name, spec = call
         entry = TABLE.get((op, name))
         if entry is not None and current_mode() != "off":
             entry.load().warmup(op, spec)

@@ -1,8 +1,9 @@
 """A stand-in for CuPy on machines without a GPU: its arrays are NumPy's behind a wall.
 
 It catches what would go wrong on the real one and nothing else would show here: a NumPy array that slips into a call
-(CuPy raises the same TypeError), an implicit transfer to the host, a keyword that CuPy's functions lack, an uninitialised
-array taken for zeros. It proves nothing about speed, streams or kernels.
+(CuPy raises the same TypeError), an implicit transfer to the host, a keyword that CuPy's functions lack, an
+uninitialised array taken for zeros, a bfloat16 that CuPy would widen. Raw kernels run on the CUDA emulator
+(standin_kernels.py). It proves nothing about speed or streams.
 """
 
 from __future__ import annotations
@@ -15,31 +16,33 @@ from typing import Any
 
 import numpy as np
 
-# Array-API names that CuPy 14's root does not have, and keywords that its functions do not take.
-ABSENT = {"vecdot", "unstack", "__array_namespace_info__", "__array_api_version__"}
-NO_DEVICE = {"empty", "zeros", "ones", "full", "asarray", "arange", "empty_like", "zeros_like", "ones_like", "full_like"}
+from . import standin_cuda, standin_kernels
+from .standin_cuda import Device, MemoryPointer, synchronises
+
+# NumPy's names that CuPy 14's root and arrays do not have, and keywords that its functions do not take.
+ABSENT = {
+    *("vecdot", "unstack", "matvec", "vecmat", "block", "insert", "einsum_path", "geomspace", "frompyfunc", "spacing"),
+    *("errstate", "seterr", "geterr", "nditer", "ndenumerate", "nested_iters", "nanpercentile", "nanquantile", "emath"),
+    *("ma", "matrix", "asmatrix", "char", "strings", "rec", "void", "str_", "object_", "longdouble", "datetime64"),
+}
+ABSENT_IN_ARRAYS = {"ctypes", "getfield", "setfield", "setflags", "resize", "to_device"}
+NO_DEVICE = {
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "asarray",
+    "arange",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+}
 NO_KEYWORDS = {"argsort": {"stable", "descending"}, "sort": {"stable", "descending"}, "astype": {"device"}}
 
 
-class Device:
-    """Device 0, which may be entered as a context."""
-
-    id = 0
-
-    def __enter__(self) -> Device:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Device)
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __str__(self) -> str:
-        return "<CUDA Device 0>"
+# Elementwise functions that have no bfloat16 form in CuPy 14: the first that fits is float32's, and so is the result.
+NO_BFLOAT16 = {"where", "clip", "round", "around"}
 
 
 def _wrap(value: Any) -> Any:
@@ -81,11 +84,26 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the name is CuPy's
     def device(self) -> Device:
         return Device()
 
+    @property
+    def data(self) -> MemoryPointer:
+        return MemoryPointer(self._a)
+
+    @property
+    def flags(self) -> Flags:
+        return Flags(self._a.flags)
+
     def get(self) -> np.ndarray:
+        synchronises("get()")
         return self._a.copy()
 
+    def item(self, *index: int) -> Any:
+        return self.get().item(*index)
+
+    def tolist(self) -> Any:
+        return self.get().tolist()
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name in ABSENT_IN_ARRAYS:
             raise AttributeError(name)
         value = getattr(self._a, name)
         return functools.partial(_call, value) if callable(value) else _wrap(value)
@@ -106,19 +124,27 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # the name is CuPy's
         return len(self._a)
 
     def __bool__(self) -> bool:
-        return bool(self._a)
+        return bool(self.get())
 
     def __int__(self) -> int:
-        return int(self._a)
+        return int(self.get())
 
     def __float__(self) -> float:
-        return float(self._a)
+        return float(self.get())
 
     def __index__(self) -> int:
-        return self._a.__index__()
+        return self.get().__index__()
 
 
 ndarray.__module__ = "cupy"
+
+
+class Flags:
+    """CuPy's: there is no `writeable`."""
+
+    def __init__(self, flags: Any) -> None:
+        self.c_contiguous, self.f_contiguous, self.owndata = flags.c_contiguous, flags.f_contiguous, flags.owndata
+        self.forc, self.fnc = flags.forc, flags.fnc
 
 
 def _poisoned(shape: Any, dtype: Any = float) -> ndarray:
@@ -132,6 +158,7 @@ def _asarray(a: Any, dtype: Any = None, *, copy: bool | None = None) -> ndarray:
     if isinstance(a, ndarray):
         a = a._a
         return ndarray(np.array(a, dtype=dtype, copy=copy))
+    synchronises("asarray() of host memory")
     return ndarray(np.array(a, dtype=dtype))  # a transfer always copies
 
 
@@ -146,16 +173,21 @@ def _attribute(name: str) -> Any:
         refused = NO_KEYWORDS.get(name, set()) | ({"device"} if name in NO_DEVICE else set())
         for keyword in refused & set(kwargs):
             raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}")
+        if name in NO_BFLOAT16:
+            args = tuple(a.astype(np.float32) if _is_bfloat16(a) else a for a in args)
         return _call(value, *args, **kwargs)
 
     return function
+
+
+def _is_bfloat16(a: Any) -> bool:
+    return isinstance(a, ndarray) and a.dtype.name == "bfloat16"
 
 
 def module() -> types.ModuleType:
     """The module to put into `sys.modules` as cupy."""
     cupy = types.ModuleType("cupy")
     cupy.__getattr__ = _attribute  # type: ignore[method-assign]
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
     members = {
         "ndarray": ndarray,
         "__version__": "14.0.0+standin",
@@ -165,13 +197,36 @@ def module() -> types.ModuleType:
         "asnumpy": lambda a: a.get(),
         "from_dlpack": _asarray,
         "random": types.SimpleNamespace(default_rng=_Generator, Generator=_Generator),
-        "cuda": types.SimpleNamespace(
-            Device=Device, runtime=runtime, nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0))
-        ),
+        "RawKernel": standin_kernels.RawKernel,
+        "RawModule": standin_kernels.RawModule,
+        "cuda": _cuda(),
     }
     for name, value in members.items():
         setattr(cupy, name, value)
     return cupy
+
+
+def _cuda() -> types.SimpleNamespace:
+    """What `cupy.cuda` is."""
+    return types.SimpleNamespace(
+        Device=Device,
+        Stream=standin_cuda.Stream,
+        MemoryPointer=MemoryPointer,
+        get_current_stream=standin_cuda.get_current_stream,
+        is_available=lambda: True,
+        runtime=types.SimpleNamespace(
+            getDeviceCount=lambda: 1,
+            getDevice=standin_cuda.current_device_id,
+            deviceSynchronize=lambda: synchronises("deviceSynchronize()"),
+            CUDARuntimeError=standin_cuda.CUDARuntimeError,
+        ),
+        driver=types.SimpleNamespace(
+            CUDADriverError=standin_cuda.CUDADriverError,
+            occupancyMaxActiveBlocksPerMultiprocessor=standin_kernels.resident_blocks,
+        ),
+        nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
+        compiler=types.SimpleNamespace(CompileException=standin_kernels.CompileException),
+    )
 
 
 class _Generator:
@@ -196,6 +251,7 @@ def installed() -> Iterator[types.ModuleType]:
 
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = cupy = module()
+    standin_cuda.launches.clear()
     cupy_probe.forget()
     try:
         yield cupy

@@ -24,12 +24,11 @@ from cnnlayers.arguments import Shape
 from cnnlayers.backends import Backend
 
 from . import blas
-from .common import Array, itemsize
+from .common import Array, implementation, itemsize
 from .tiles import ALL, Conv, Tap, Tile, blocks_of, taps_of, tiles_of
 
 STRANDS = 16  # partial weight gradients made side by side,
 STRAND_BYTES = 64 << 20  # and what they may take together
-LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
 
 # ------------------------------------------------------------------------------------------------------------- matrices
@@ -81,26 +80,20 @@ def _times(
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
-# Columns have a row for every (channel, tap), so that a weight need not be turned. Channels that lie in runs are copied
-# in runs: there the rows are (tap, channel), and the columns stored cell by cell.
-def _in_runs(spec: Conv) -> bool:
-    return spec.last and spec.weight_shape[2] >= LEAST_RUN
-
-
 def _columns_shape(spec: Conv, shape: Shape, taps: int) -> Shape:
     groups, _, channels, _ = spec.weight_shape
-    return (groups, *shape, taps, channels) if _in_runs(spec) else (groups, channels, taps, *shape)
+    return (groups, *shape, taps, channels) if spec.in_runs else (groups, channels, taps, *shape)
 
 
 def _slot(spec: Conv, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
     """One tap's windows in an array of `_columns_shape`."""
-    return (ALL, ALL, *windows, slot, ALL) if _in_runs(spec) else (ALL, ALL, slot, ALL, *windows)
+    return (ALL, ALL, *windows, slot, ALL) if spec.in_runs else (ALL, ALL, slot, ALL, *windows)
 
 
 def _block_weight(b: Backend, spec: Conv, weight: Array, block: list[Tap]) -> Array:
     """The block's taps of a weight by group, as (groups, filters of a group, rows of columns)."""
     part = weight[:, :, :, block[0][0] : block[-1][0] + 1]
-    part = b.xp.permute_dims(part, (0, 1, 3, 2)) if _in_runs(spec) else part
+    part = b.xp.permute_dims(part, (0, 1, 3, 2)) if spec.in_runs else part
     return b.xp.reshape(part, (*part.shape[:2], part.shape[2] * part.shape[3]))
 
 
@@ -108,17 +101,26 @@ def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap])
     """What the tile's windows see under the block's taps, as matrices; 0 outside the image."""
     if spec.pointwise:
         return _matrices(b, spec, image[spec.at(tile.samples, tile.maps)])
-    runs = _in_runs(spec)
     columns = b.empty(_columns_shape(spec, tile.shape, len(block)), image.dtype)
+    implementation("im2col", _im2col, b, spec, image)(b, spec, image, tile, block, columns)
+    size, rows = math.prod(tile.shape), spec.weight_shape[2] * len(block)
+    if spec.in_runs:
+        return _flip(b, b.xp.reshape(columns, (spec.groups, size, rows)))
+    return b.xp.reshape(columns, (spec.groups, rows, size))
+
+
+def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
         if any(w.stop - w.start < a.out for w, a in zip(windows, tile.window.axes, strict=True)):
             columns[_slot(spec, slot, [ALL] * spec.ndim)] = 0.0
-        seen = b.xp.permute_dims(image[spec.at(tile.samples, cells)], _order(spec, by_cell=runs))
+        seen = b.xp.permute_dims(image[spec.at(tile.samples, cells)], _order(spec, by_cell=spec.in_runs))
         columns[_slot(spec, slot, windows)] = seen
-    size, rows = math.prod(tile.shape), spec.weight_shape[2] * len(block)
-    if runs:
-        return _flip(b, b.xp.reshape(columns, (spec.groups, size, rows)))
-    return b.xp.reshape(columns, (spec.groups, rows, size))
+
+
+def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap], columns: Array) -> None:
+    for slot, (_, windows, cells) in enumerate(block):
+        seen = columns[_slot(spec, slot, windows)]
+        image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_order(spec, by_cell=spec.in_runs)))
 
 
 def _maps_of_tile(
@@ -139,14 +141,12 @@ def _maps_of_tile(
 
 def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
     matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)])
-    runs = _in_runs(spec)
+    runs = spec.in_runs
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         part = _flip(b, _block_weight(b, spec, weight, block))
         columns = _times(b, part, matrices, by_cell=runs, whole=whole)
         columns = b.xp.reshape(_flip(b, columns) if runs else columns, _columns_shape(spec, tile.shape, len(block)))
-        for slot, (_, windows, cells) in enumerate(block):
-            seen = columns[_slot(spec, slot, windows)]
-            image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_order(spec, by_cell=runs)))
+        implementation("col2im", _col2im, b, spec, image)(b, spec, image, tile, block, columns)
 
 
 def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, whole: bool) -> None:
@@ -154,7 +154,7 @@ def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array,
     groups, filters, channels, _ = spec.weight_shape
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         part = blas.matmul(b, matrices, _flip(b, _columns(b, spec, image, tile, block)), whole=whole)
-        if _in_runs(spec):
+        if spec.in_runs:
             part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
         else:
             part = b.xp.reshape(part, (groups, filters, channels, len(block)))

@@ -20,6 +20,7 @@ from . import blas
 
 WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
 DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
+LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
 ALL = slice(None)
 Tap: TypeAlias = tuple[
@@ -61,6 +62,12 @@ class Conv:
         """The weight by group: (groups, filters of a group, channels of a group, taps)."""
         taps = math.prod(self.window.kernel)
         return (self.groups, self.filters // self.groups, self.channels // self.groups, taps)
+
+    @property
+    def in_runs(self) -> bool:
+        """Whether columns have channels that lie in runs as runs: rows are (tap, channel), stored cell by cell. Else
+        they are (channel, tap), so that a weight need not be turned."""
+        return self.last and self.weight_shape[2] >= LEAST_RUN
 
     @property
     def empty(self) -> bool:

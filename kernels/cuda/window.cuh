@@ -1,0 +1,97 @@
+// window.cuh - the windows of a pool: which cells a window reads, and which windows read a cell.
+//
+// Layout    contiguous (outer, D, H, W, inner): channels first has inner = 1 and outer = n * c, channels last inner = c and
+//           outer = n. Missing spatial axes come first and have length, windows, kernel and stride 1.
+// Axis      window o's tap j reads cell o * stride + j * dilation - before, if there is one. Stride 0 says adaptive: window o
+//           is the cells floor(o * length / out) to ceil((o + 1) * length / out), `kernel` the widest.
+// Types     int along an axis (launchers see to it that twice the padded length fits), I for offsets into arrays.
+// Order     cells of a window, and windows over a cell, are visited in C order.
+#pragma once
+
+struct Span {  // of one window on one axis: the first tap inside the input, the cell it reads, the cell behind the window
+  int tap, cell, end;
+};
+
+struct Axis {
+  int length, out, kernel, stride, dilation, before;
+
+  __device__ __forceinline__ int start(int o) const {
+    return stride ? o * stride - before : int(static_cast<long long>(o) * length / out);
+  }
+  __device__ __forceinline__ int end(int o) const {
+    return stride ? min(length, start(o) + kernel * dilation) : int((static_cast<long long>(o + 1) * length + out - 1) / out);
+  }
+  __device__ __forceinline__ Span span(int o) const {
+    const int s = start(o), skipped = s < 0 ? (dilation - 1 - s) / dilation : 0;
+    return {skipped, s + skipped * dilation, end(o)};
+  }
+
+  // The windows that reach from before a cell to behind it; with dilation some of them step over it.
+  __device__ __forceinline__ int first(int cell) const {
+    if (!stride) return int(static_cast<long long>(cell) * out / length);
+    const int behind = cell + before - dilation * (kernel - 1);
+    return behind > 0 ? (behind - 1) / stride + 1 : 0;
+  }
+  __device__ __forceinline__ int last(int cell) const {
+    return stride ? min(out - 1, (cell + before) / stride)
+                  : int((static_cast<long long>(cell + 1) * out + length - 1) / length) - 1;
+  }
+  // The tap of window o that reads a cell not before its start; -1 where none does.
+  __device__ __forceinline__ int tap(int o, int cell) const {
+    int by = cell - start(o);
+    if (dilation > 1) {
+      if (by % dilation) return -1;
+      by /= dilation;
+    }
+    return by < kernel ? by : -1;
+  }
+};
+#define AXIS(a) int a##_length, int a##_out, int a##_kernel, int a##_stride, int a##_dilation, int a##_before
+#define AXES AXIS(d), AXIS(h), AXIS(w)
+#define GATHERED(a) const Axis a = {a##_length, a##_out, a##_kernel, a##_stride, a##_dilation, a##_before};
+#define GATHERED_AXES GATHERED(d) GATHERED(h) GATHERED(w)
+
+template <typename I> struct Place {  // of an element in (outer, D, H, W, inner)
+  I outer;
+  int z, r, c;
+  I lane;
+};
+
+template <typename I> __device__ __forceinline__ Place<I> place_of(I i, int depth, int height, int width, I inner) {
+  const I columns = i / inner, rows = columns / I(width), planes = rows / I(height), outer = planes / I(depth);
+  return {outer, int(planes - outer * I(depth)), int(rows - planes * I(height)), int(columns - rows * I(width)),
+          i - columns * inner};
+}
+
+// The element of (outer, D, H, W, inner) at a flat place of its spatial plane of `plane` cells.
+template <typename I> __device__ __forceinline__ I element(const Place<I>& at, I plane, I flat, I inner) {
+  return (at.outer * plane + flat) * inner + at.lane;
+}
+
+// each(tap, cell) for the taps of window (oz, oy, ox) that meet the input, or every `step`th of each row from the
+// `offset`th on: the tap's place in the window, the cell's in the plane.
+template <typename I, typename F>
+__device__ __forceinline__ void each_tap(const Axis& d, const Axis& h, const Axis& w, int oz, int oy, int ox, F each,
+    int offset = 0, int step = 1) {
+  const Span sd = d.span(oz), sh = h.span(oy), sw = w.span(ox);
+  for (int z = sd.cell, tz = sd.tap; z < sd.end; z += d.dilation, ++tz)
+    for (int r = sh.cell, ty = sh.tap; r < sh.end; r += h.dilation, ++ty)
+      for (int c = sw.cell + offset * w.dilation, tx = sw.tap + offset; c < sw.end; c += step * w.dilation, tx += step)
+        each((tz * h.kernel + ty) * w.kernel + tx, (I(z) * I(h.length) + I(r)) * I(w.length) + I(c));
+}
+
+// each(tap, oz, oy, ox) for the windows that have a tap on cell (z, r, c).
+template <typename F>
+__device__ __forceinline__ void each_window(const Axis& d, const Axis& h, const Axis& w, int z, int r, int c, F each) {
+  const int last_z = d.last(z), first_y = h.first(r), last_y = h.last(r), first_x = w.first(c), last_x = w.last(c);
+  for (int oz = d.first(z); oz <= last_z; ++oz) {
+    const int tz = d.tap(oz, z);
+    for (int oy = first_y; oy <= last_y && tz >= 0; ++oy) {
+      const int ty = h.tap(oy, r);
+      for (int ox = first_x; ox <= last_x && ty >= 0; ++ox) {
+        const int tx = w.tap(ox, c);
+        if (tx >= 0) each((tz * h.kernel + ty) * w.kernel + tx, oz, oy, ox);
+      }
+    }
+  }
+}

@@ -1,0 +1,78 @@
+"""A pool's windows as window.cuh takes them.
+
+Specs are taken as they come: a Window (axes with a stride), or an AdaptiveWindow (axes without one).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+# window.cuh's ints hold twice an axis's padded length.
+LONGEST = 2**30
+WIDE = 32  # taps of a row from which a warp shares a window
+MISSING = (1, 1, 1, 1, 1, 0)  # AXIS of an axis that is not there
+
+
+def axes_of(window: Any) -> tuple[Any, ...]:
+    """The spatial axes, the first of three None where there are fewer."""
+    return (None,) * (3 - len(window.axes)) + tuple(window.axes)
+
+
+def axes(window: Any, *, line: bool = False) -> list[np.int32]:
+    """The arguments AXES of window.cuh, AXIS for each axis. `line`: a window that is its whole plane is one of a line,
+    its cells and taps being in the same order."""
+    sizes = [_axis(axis) for axis in axes_of(window)]
+    if line and _is_plane(window):
+        cells = math.prod(window.kernel)
+        sizes = [MISSING, MISSING, (cells, 1, cells, 1, 1, 0)]
+    return [np.int32(size) for axis in sizes for size in axis]
+
+
+def is_wide(window: Any) -> bool:
+    """Whether the windows have rows long enough for a warp, in cells that are neighbours."""
+    row = math.prod(window.kernel) if _is_plane(window) else window.kernel[-1]
+    return bool(inner(window) == 1 and row >= WIDE)
+
+
+def _is_plane(window: Any) -> bool:
+    return not is_adaptive(window) and all(a.out == 1 and a.whole and a.kernel == a.length for a in window.axes)
+
+
+def _axis(axis: Any) -> tuple[int, ...]:
+    """length, out, kernel, stride (0: adaptive), dilation, before. What says nothing is 1, lest it overflow."""
+    if axis is None:
+        return MISSING
+    if not hasattr(axis, "stride"):  # adaptive
+        return axis.length, axis.out, axis.kernel, 0, 1, 0
+    stride = axis.stride if axis.out > 1 else 1
+    dilation = axis.dilation if axis.kernel > 1 else 1
+    return axis.length, axis.out, axis.kernel, stride, dilation, axis.before
+
+
+def is_adaptive(window: Any) -> bool:
+    """Whether windows differ in size, as AdaptiveWindow's do."""
+    return not hasattr(window.axes[0], "stride")
+
+
+def inner(window: Any) -> int:
+    """Elements from one cell to the next: the channels, where they are the last axis."""
+    layout = window.layout
+    return 1 if layout.channel == 1 else int(layout.channels)
+
+
+def planes(window: Any) -> int:
+    """Spatial planes of the array, one for each sample and channel."""
+    return int(window.layout.shape[0] * window.layout.channels)
+
+
+def too_large(window: Any) -> str | None:
+    """Why window.cuh's arithmetic cannot hold these windows, or None."""
+    for axis in window.axes:
+        cells = max(axis.length, axis.out) + getattr(axis, "before", 0) + getattr(axis, "after", 0)
+        if cells >= LONGEST:
+            return f"an axis of {cells} cells, padding included; kernels take fewer than {LONGEST}"
+    taps = math.prod(window.kernel)
+    return f"windows of {taps} taps; kernels take fewer than {LONGEST}" if taps >= LONGEST else None

@@ -1,0 +1,202 @@
+"""conv.cu on the emulator: im2col and col2im give what the portable steps give, tile by tile, for the least traffic."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnnlayers.functional as F
+from cnnlayers import backends, kernels
+from cnnlayers.functional import tiles
+from cnnlayers.functional.tiles import Conv
+from cnnlayers.kernels.cuda import conv as launchers
+from cnnlayers.kernels.cuda.compile import OPTIONS, source
+from cnnlayers.specs import conv_window
+
+from . import nvrtc, simt, standin_cuda, standin_cupy
+
+correlate = importlib.import_module("cnnlayers.functional.correlate")
+
+pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+
+# x's shape, kernel, stride, padding, dilation, groups; channels last in runs and not.
+CASES = {
+    "1-d": ((2, 4, 37), (5,), 2, 3, 2, 2, "channels_first"),
+    "2-d": ((2, 3, 9, 11), (3, 3), 1, 1, 1, 1, "channels_first"),
+    "one sided": ((2, 4, 9, 12), (2, 5), (2, 1), ((0, 3), (4, 0)), (3, 1), 2, "channels_first"),
+    "narrow": ((3, 2, 7, 3), (4, 2), 3, 3, 1, 1, "channels_first"),
+    "3-d": ((2, 2, 5, 6, 7), (2, 3, 3), (2, 1, 1), (1, 0, 2), 1, 1, "channels_first"),
+    "last": ((2, 9, 8, 6), (3, 2), 2, 1, 2, 2, "channels_last"),
+    "runs": ((2, 7, 6, 32), (3, 3), 1, 1, 1, 2, "channels_last"),
+    "odd runs": ((2, 5, 6, 17), (2, 3), 2, 2, 1, 1, "channels_last"),
+    "even runs": ((1, 3, 5, 4, 18), (2, 2, 2), 1, 1, 2, 1, "channels_last"),
+}
+
+
+@pytest.fixture
+def cupy() -> Iterator[types.ModuleType]:
+    with standin_cupy.installed() as module, kernels.mode("require"):
+        yield module
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64-bit offsets, as if the arrays had over 2**31 elements."""
+    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+
+
+def spec_of(case: str) -> Conv:
+    shape, kernel, stride, padding, dilation, groups, data_format = CASES[case]
+    return Conv(conv_window(shape, kernel, stride, padding, dilation, data_format), 2 * groups, groups)
+
+
+def steps(cupy: Any, spec: Conv, image: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray, Any]]:
+    """Each (tile, block) of a convolution: a function that runs a step there, and arrays for it."""
+    host, device = backends.of(image), backends.of(cupy.asarray(image))
+    image = image.reshape(spec.split(image.shape))
+    on_device = cupy.asarray(image)
+    rng = np.random.default_rng(1)
+    for tile in (tile for run in tiles.tiles_of(device, spec, image.itemsize) for tile in run):
+        for block in tiles.blocks_of(device, spec, tile, image.itemsize):
+            columns = rng.integers(-9, 9, correlate._columns_shape(spec, tile.shape, len(block))).astype(image.dtype)
+            both = columns.copy(), cupy.asarray(columns)
+
+            def run(step: str, tile: Any = tile, block: Any = block, both: Any = both) -> None:
+                getattr(correlate, f"_{step}")(host, spec, image, tile, block, both[0])
+                getattr(launchers, step)(device, spec, on_device, tile, block, both[1])
+
+            yield run, (image, both[0]), (on_device, both[1])
+
+
+@pytest.mark.parametrize("workspace", [1, 6_000, 1 << 27], ids=["least", "tiles", "whole"])
+@pytest.mark.parametrize("case", CASES)
+def test_steps(cupy: Any, case: str, workspace: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """im2col moves bits; col2im adds whole numbers, so that the order does not show."""
+    monkeypatch.setattr(tiles, "DEVICE_WORKSPACE", workspace)
+    spec = spec_of(case)
+    image = np.random.default_rng(0).integers(-9, 9, spec.window.layout.shape).astype("float32")
+    with standin_cuda.emulating(seed=workspace) as made:
+        for number, (run, host, device) in enumerate(steps(cupy, spec, image)):
+            if workspace == 1 and number % 5:
+                continue
+            for step, result in (("im2col", 1), ("col2im", 0)):
+                run(step)
+                assert device[result].get().tobytes() == host[result].tobytes(), f"{step} of {made[-1].name}"
+
+
+@pytest.mark.parametrize("case", ["one sided", "runs"])
+@pytest.mark.parametrize("order", simt.ORDERS)
+def test_doubles_64_bit_offsets_and_few_threads(
+    cupy: Any, wide: None, case: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    spec = spec_of(case)
+    image = np.random.default_rng(0).integers(-9, 9, spec.window.layout.shape).astype("float64")
+    with standin_cuda.emulating(order=order):
+        for run, host, device in steps(cupy, spec, image):
+            for step, result in (("im2col", 1), ("col2im", 0)):
+                run(step)
+                assert device[result].get().tobytes() == host[result].tobytes()
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
+@pytest.mark.parametrize("case", CASES)
+def test_whole_convolutions(
+    cupy: Any, case: str, op: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, on views of every second cell, tile by tile."""
+    monkeypatch.setattr(tiles, "DEVICE_WORKSPACE", 20_000)
+    shape, kernel, stride, padding, dilation, groups, data_format = CASES[case]
+    first, last = data_format == "channels_first", data_format == "channels_last"
+    channels = shape[1] if first else shape[-1]
+    views = (..., slice(None, None, 2)) if first else (slice(None), slice(None, None, 2))
+    x = rng.standard_normal((*shape[:-1], 2 * shape[-1]) if first else (shape[0], 2 * shape[1], *shape[2:]))
+    weight = rng.standard_normal((channels, 3, *kernel) if op != "conv" else (3 * groups, channels // groups, *kernel))
+    bias = rng.standard_normal(3 * groups)
+    forward, backward = getattr(F, f"{op}_forward"), getattr(F, f"{op}_backward")
+    options = (stride, padding, *((0,) if op != "conv" else ()))
+    more = {"dilation": dilation, "groups": groups, "data_format": "channels_last" if last else "channels_first"}
+
+    y, ctx = forward(x[views], weight, bias, *options, **more)
+    expected = (y, *backward(y, ctx))
+    with standin_cuda.emulating() as made:
+        y, ctx = forward(cupy.asarray(x)[views], cupy.asarray(weight), cupy.asarray(bias), *options, **more)
+        found = (y, *backward(y, ctx))
+    assert {launch.name.partition("<")[0] for launch in made} == {"im2col", "col2im"}
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got.get(), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_an_image_on_no_boundary_of_a_pack(cupy: Any, rng: np.random.Generator) -> None:
+    x = rng.standard_normal(1 + 2 * 5 * 6 * 16).astype("float32")
+    weight = rng.standard_normal((3, 16, 3, 3)).astype("float32")
+    with standin_cuda.emulating() as made:
+        y = F.conv(cupy.asarray(x)[1:].reshape(2, 5, 6, 16), cupy.asarray(weight), data_format="channels_last")
+    assert made[0].name == "im2col<unsigned, 1, true, unsigned>"
+    expected = F.conv(x[1:].reshape(2, 5, 6, 16), weight, data_format="channels_last")
+    np.testing.assert_allclose(y.get(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_waits_for_the_device(cupy: Any, rng: np.random.Generator) -> None:
+    """After a warm-up for the spec neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
+    for case in ("2-d", "runs"):
+        shape, kernel, *options, data_format = CASES[case]
+        spec = spec_of(case)
+        assert kernels.warmup(("im2col", "cupy", spec), ("col2im", "cupy", spec)) == 2
+        x = cupy.asarray(rng.standard_normal(shape).astype("float16"))
+        weight = cupy.asarray(rng.standard_normal((spec.filters, spec.weight_shape[2], *kernel)).astype("float32"))
+        with standin_cuda.no_host_sync():
+            y, ctx = F.conv_forward(x, weight, None, *options, data_format=data_format)
+            F.conv_backward(y, ctx)
+
+
+def test_windows_too_large_for_the_kernels_are_refused() -> None:
+    long = Conv(conv_window((1, 1, 2**30), (3,), 1, 0, 1, "channels_first"), 1, 1)
+    for step in ("im2col", "col2im"):
+        assert launchers.refuses(step, spec_of("2-d")) is None
+        assert "1073741824 cells" in str(launchers.refuses(step, long))
+
+
+@pytest.mark.parametrize(
+    ("shape", "data_format"), [((2, 4, 24, 32), "channels_first"), ((2, 24, 16, 16), "channels_last")]
+)
+def test_traffic_is_the_least(cupy: Any, shape: Any, data_format: str) -> None:
+    """Distinct sectors over the least: the image once (each way in col2im), the columns once."""
+    spec = Conv(conv_window(shape, (3, 3), 1, 1, 1, data_format), 4, 1)
+    image = np.zeros(shape, "float32")
+    with standin_cuda.emulating(traffic=True) as made:
+        ((run, (_, columns), _),) = steps(cupy, spec, image)
+        run("im2col")
+        run("col2im")
+    filled, added = (launch.traffic for launch in made)
+    assert filled.over(image.nbytes + columns.nbytes)[1] <= 1.05
+    assert added.over(2 * image.nbytes + columns.nbytes)[1] <= 1.05
+    if data_format == "channels_last":  # sectors asked for: the image once a tap
+        assert filled.over(2 * columns.nbytes)[0] <= 1.05
+        assert added.over(2 * image.nbytes + columns.nbytes)[0] <= 1.05
+
+
+# ------------------------------------------------------------------------------------------------ compiled for devices
+KERNELS = [
+    f"{step}, {offset}>"
+    for offset in ("unsigned", "unsigned long long")
+    for step in (
+        *("im2col<unsigned, 1, false", "im2col<unsigned, 4, true", "im2col<unsigned long long, 2, true"),
+        *("col2im<float, 1, false", "col2im<float, 4, true", "col2im<double, 2, true"),
+    )
+]
+
+
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
+def test_compiled_for_devices() -> None:
+    """No spills, four blocks of 256 threads a processor at least; 16 bytes are moved at once where runs allow."""
+    for made in nvrtc.compile_all(source("conv"), KERNELS, options=(*OPTIONS, "-ftz=true"), filename="conv.cu"):
+        assert (made.spills, made.stack) == (0, 0), made
+        assert made.registers <= 64, made
+        runs = ", true," in made.name
+        assert made.wide == (runs, runs or made.name.startswith("im2col")), made
