@@ -12,6 +12,7 @@ ceil mode rounds up instead, and drops the last window unless it starts inside t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -212,6 +213,12 @@ def _padding(value: Any, lengths: Shape, kernel: Shape, stride: Shape, dilation:
     return tuple(found)
 
 
+def _check_sides(pads: Sequence[Pair], reach: Sequence[int]) -> None:
+    for pad, cells in zip(pads, reach, strict=True):
+        if max(pad) >= cells:
+            raise ValueError(f"padding must be smaller than the effective kernel ({cells} cells), got {pad}")
+
+
 def _cells(lay: Layout) -> None:
     if 0 in lay.lengths:
         raise ValueError(f"x has a spatial axis without cells: shape {lay.shape}")
@@ -231,12 +238,7 @@ def pool_window(
     ceil = flag(ceil_mode, "ceil_mode")
     _cells(lay)
     pads = _padding(padding, lay.lengths, kernel, strides, dilations)
-    for k, d, pad in zip(kernel, dilations, pads, strict=True):
-        if max(pad) >= effective(k, d):
-            raise ValueError(
-                f"padding must be smaller than the effective kernel ({effective(k, d)} cells), got {pad}: a window"
-                " would hold padding alone"
-            )
+    _check_sides(pads, [effective(k, d) for k, d in zip(kernel, dilations, strict=True)])
     return _window(lay, kernel, strides, dilations, pads, ceil)
 
 
@@ -305,9 +307,7 @@ def unpool_window(
         raise ValueError(f"padding of max_unpool must be numbers, got {padding!r}")
     pads = pairs(padding, ndim, "padding")
     _cells(lay)
-    for k, pad in zip(kernel, pads, strict=True):
-        if max(pad) >= k:
-            raise ValueError(f"padding must be smaller than kernel_size {k}, got {pad}")
+    _check_sides(pads, kernel)
     natural = [(o - 1) * s - sum(pad) + k for o, k, s, pad in zip(lay.lengths, kernel, strides, pads, strict=True)]
     out = natural if output_size is None else _unpool_size(output_size, natural, strides, lay)
     if min(out) < 1:

@@ -53,3 +53,32 @@ def some_pool(rng: np.random.Generator, ndim: int) -> Pool:
         pads = tuple((int(rng.integers(r)), int(rng.integers(r))) for r in reach)
         if all(n + sum(p) >= r for n, p, r in zip(length, pads, reach, strict=True)):
             return Pool(length, kernel, stride, pads, dilation, bool(rng.integers(2)))
+
+
+def kind(name: str) -> np.dtype:
+    """The dtype of that name, bfloat16 by ml_dtypes."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
+def drawn(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
+    """Numbers of many magnitudes, subnormal ones and both zeros among them, so that another order of adding shows."""
+    if dtype.kind in "iub":
+        return rng.integers(0, 256, (*shape, dtype.itemsize), np.uint8).view(dtype)[..., 0]
+    least = {"float64": 1e-308, "float32": 1e-38, "bfloat16": 1e-38}.get(dtype.name, 1e-7)
+    scale = rng.choice([0.0, 1.0, 3e-3, least, -least / 7], shape)
+    return (rng.standard_normal(shape) * scale).astype(dtype)
+
+
+def rivals(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
+    """Few different values, so that windows hold ties: NaN, infinities, zeros of both signs, subnormal numbers; of
+    integers the ends of their range."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return rng.choice(np.array([info.min, info.min + 1, 0, 1, info.max - 1, info.max], dtype), shape)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    least = {"float64": 5e-324, "float32": 1e-45, "bfloat16": 1e-40}.get(dtype.name, 6e-8)
+    values = [-np.inf, -1.5, -2 * least, -least, -0.0, 0.0, least, 2.0, 2.0, np.inf, np.nan]
+    x = rng.choice(values, shape, p=[0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.08, 0.07, 0.03, 0.02]).astype(dtype)
+    flipped = np.isnan(x) & (rng.random(shape) < 0.5)
+    return np.where(flipped, -x, x).astype(dtype)  # NaNs of both signs

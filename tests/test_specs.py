@@ -290,7 +290,7 @@ def test_unpool_sizes() -> None:
         ({"output_size": (8, 8.0)}, TypeError, "output_size"),
         ({"output_size": "8"}, TypeError, "output_size"),
         ({"padding": "same"}, ValueError, "padding of max_unpool must be numbers, got 'same'"),
-        ({"padding": 3}, ValueError, "padding must be smaller than kernel_size 3"),
+        ({"padding": 3}, ValueError, r"padding must be smaller than the effective kernel \(3 cells\)"),
         ({"kernel_size": 0}, ValueError, "kernel_size"),
         ({"stride": -1}, ValueError, "stride"),
     ]:

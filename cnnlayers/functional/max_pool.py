@@ -169,7 +169,7 @@ def _flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtyp
     for where, axis in reversed(placed):
         step = axis.dilation if isinstance(axis, Axis) else 1
         cell = vector(b, axis.starts, where, len(argmax.shape), dtype) + rest % axis.kernel * step
-        met = met & (cell >= 0) & (cell < axis.length)
+        met = met & (cell >= 0)  # a window's maximum is never beyond the end
         flat, rest, plane = flat + cell * plane, rest // axis.kernel, plane * axis.length
     return b.xp.where(met, flat, b.full((), -1, dtype))
 
@@ -209,7 +209,8 @@ def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
 def _number_of_ties(b: Backend, window: Window, bits: Array, dtype: Any) -> Array:
     number = b.zeros(tuple(bits.shape[1:]), dtype)
     for place, windows, _ in _each_tap(window):
-        number[windows] += cast(b, bits[(place // 8, *windows)] // (1 << place % 8) % 2, dtype)
+        at = (place // 8, *windows)
+        number[windows] += cast(b, bits[at] // (1 << place % 8) % 2, dtype)
     return b.xp.where(number == 0, b.zeros((), dtype) + 1, number)
 
 

@@ -108,7 +108,7 @@ def _tile(window: Any, itemsize: int) -> int:
 
 def _aligned_tile(b: Backend, window: Any, wide: Array, *narrow: Array) -> int:
     """`_tile`, narrowed until arrays of cells (`wide`) and of windows (`narrow`) lie on boundaries of their packs."""
-    itemsize = FLOATS.get(backends.dtype_name(b, wide))
+    itemsize = FLOATS.get(backends.dtype_name(b, wide), 0)
     cells = _tile(window, itemsize) if itemsize else 0
     while cells > 1:
         windows = cells // window.axes[1].stride
@@ -156,7 +156,7 @@ def _scatters(window: Any) -> bool:
     """Whether a thread writes all cells of its window: where windows are disjoint and small."""
     if not _disjoint(window):
         return False
-    return math.prod(axis.stride if axis.out > 1 else axis.length for axis in window.axes) <= SCATTERED
+    return bool(math.prod(axis.stride if axis.out > 1 else axis.length for axis in window.axes) <= SCATTERED)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -165,6 +165,7 @@ def _forward(b: Backend, window: Any, x: Array, ties: str | None, numbered: bool
     x, y = contiguous(b, x), b.empty(window.out_shape, x.dtype)
     saved = _room(b, window, ties)
     indices = b.empty(window.out_shape if numbered else (0,), b.xp.int64)
+    arguments: tuple[Any, ...]
     if y.size:
         offset, integer = offsets(x.size, y.size, saved.size)
         cells = 0 if numbered else _aligned_tile(b, window, x, y, saved)
@@ -172,8 +173,8 @@ def _forward(b: Backend, window: Any, x: Array, ties: str | None, numbered: bool
         if cells:
             h, row = window.axes[0], x.shape[-1] // cells
             threads = planes(window) * h.out * row
-            scalars = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out))
-            arguments = (x, y, saved, *scalars)
+            sizes = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out))
+            arguments = (x, y, saved, *sizes)
         else:
             warp = _shared(window, ties)
             threads = y.size * (32 if warp else 1)
@@ -200,6 +201,7 @@ def _backward(b: Backend, window: Any, dy: Array, saved: Array, ties: str) -> Ar
     cells = _aligned_tile(b, window, dx, dy, saved)
     kernel = _backward_kernel(window, ctype(b, dy), ctype(b, saved), offset, cells, ties)
     rule = np.int32(RULE[ties])
+    arguments: tuple[Any, ...]
     if cells:
         h, row = window.axes[0], dx.shape[-1] // cells
         down = -(-h.length // h.stride)
@@ -211,7 +213,7 @@ def _backward(b: Backend, window: Any, dy: Array, saved: Array, ties: str) -> Ar
         arguments = (dy, saved, dx, rule, integer(threads), integer(inner(window)), *axes(window))
     else:
         threads = dx.size
-        sizes = (integer(threads), integer(dy.size), integer(inner(window)))
-        arguments = (dy, saved, dx, rule, np.int32(_disjoint(window)), *sizes, *axes(window))
+        counts = (integer(threads), integer(dy.size), integer(inner(window)))
+        arguments = (dy, saved, dx, rule, np.int32(_disjoint(window)), *counts, *axes(window))
     kernels.launch(*kernel, grid(b, threads), BLOCK, arguments)
     return dx
