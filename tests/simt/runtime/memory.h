@@ -15,14 +15,14 @@ struct DeviceMemory {
 
   bool reserve() {
     for (; !base && spacing >= (size_t(1) << 24); spacing /= 2) {  // a limit on address space: move closer together
-      void* p = mmap(nullptr, SLOTS * spacing, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* p = mmap(nullptr, (SLOTS + 1) * spacing, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (p == MAP_FAILED) continue;
       base = static_cast<char*>(p);
       break;
     }
     return base != nullptr;
   }
-  char* slot(size_t i) const { return base + i * spacing; }
+  char* slot(size_t i) const { return base + (i + 1) * spacing; }  // the first gap keeps stacks away
   static size_t pages(const Buffer& b) { return (PAGE + b.phase % ALLOCATION + b.size + PAGE - 1) / PAGE * PAGE; }
 
   void upload(Buffer* buffers, size_t n) {
