@@ -17,7 +17,8 @@ from .traffic import Traffic
 ORDERS = ("ascending", "descending", "random")
 DEFAULT_SHARED = 48 * 1024  # bytes a block may have without asking for more
 _LETTERS = {"float16": "h2", "bfloat16": "y2"}
-_lock = threading.Lock()  # a library keeps a launch's state in variables
+_lock = threading.Lock()  # a library keeps a launch's state in variables, and there is one device
+_reserved: list[tuple[int | None, int]] = []
 
 
 class SimtError(RuntimeError):
@@ -64,6 +65,8 @@ class _Launch(ctypes.Structure):
         ("order", ctypes.c_uint),
         ("cooperative", ctypes.c_uint),
         ("seed", ctypes.c_uint64),
+        ("memory", ctypes.c_void_p),
+        ("spacing", ctypes.c_size_t),
         ("buffers", ctypes.POINTER(_Buffer)),
         ("n_buffers", ctypes.c_size_t),
         ("ranges", ctypes.POINTER(_Range)),
@@ -147,6 +150,7 @@ class Module:
             ORDERS.index(order),
             cooperative,
             seed,
+            *self._memory(),
             packed.buffers,
             len(packed.buffers),
             packed.ranges,
@@ -156,6 +160,15 @@ class Module:
             if self._call("run", kernel)(ctypes.byref(config), packed.values):
                 raise SimtError(f"{kernel}: {self._fault()}")
         return packed.traffic() if traffic else None
+
+    def _memory(self) -> tuple[int | None, int]:
+        """The device's memory, which every module shares: its address, and how far apart buffers lie."""
+        with _lock:
+            if not _reserved:
+                spacing = ctypes.c_size_t()
+                self._library.simt_reserve.restype = ctypes.c_void_p
+                _reserved.append((self._library.simt_reserve(ctypes.byref(spacing)), spacing.value))
+            return _reserved[0]
 
     def _call(self, what: str, kernel: str) -> Any:
         if kernel not in self.kernels:

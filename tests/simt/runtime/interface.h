@@ -72,6 +72,8 @@ struct Launch {
   size_t dynamic_shared, shared_limit;
   unsigned order, cooperative;
   uint64_t seed;
+  char* memory;  // what simt_reserve gave: the device's memory, and how far its buffers lie apart
+  size_t spacing;
   Buffer* buffers;
   size_t n_buffers;
   const Range* ranges;

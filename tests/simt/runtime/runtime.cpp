@@ -254,7 +254,7 @@ int launch(const Launch& l, void (*k)(void*), void* a) {
   const uint64_t total = uint64_t(l.grid[0]) * l.grid[1] * l.grid[2], resident = l.cooperative ? total : 1;
   stride = int((n + 31) / 32 * 32);
   validate(l, n, resident);
-  if (error.empty()) device_memory.upload(l.buffers, l.n_buffers);
+  if (error.empty()) upload(l);
   if (error.empty()) {
     for (size_t i = 0; i < l.n_ranges; ++i)
       *l.ranges[i].value = l.buffers[l.ranges[i].buffer].device + l.ranges[i].start;
@@ -264,7 +264,7 @@ int launch(const Launch& l, void (*k)(void*), void* a) {
       if (alive && error.empty()) report_deadlock();
     }
     check_end();
-    device_memory.download(l.buffers, l.n_buffers, l.ranges, l.n_ranges);
+    download(l);
   }
   if (!error.empty()) abandon_fibers();
   running = &main_fiber;
