@@ -1,0 +1,312 @@
+"""pool.cu and max_pool_tile.cu on the emulator: the portable code's bits in any order of threads, the least traffic."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnnlayers.functional as F
+from cnnlayers import kernels, specs
+from cnnlayers.kernels.cuda import compile as compiler
+from cnnlayers.kernels.cuda import pool as launchers
+
+from . import nvrtc, simt, standin_cuda, standin_cupy
+from .pooling import CASES, FORMATS, drawn, kind, options, ordered, rivals
+
+FLOATS = ["float16", "bfloat16", "float32", "float64"]
+INTEGERS = ["int8", "int16", "int64", "uint8", "uint64"]
+TIES = ("first", "all", "split")
+FULL = {"float16": 8, "bfloat16": 8, "float32": 4, "float64": 2}  # elements of 16 bytes
+
+pytestmark = [
+    pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable())),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # ml_dtypes and NaN
+]
+
+
+@pytest.fixture
+def cupy() -> Iterator[types.ModuleType]:
+    with standin_cupy.installed() as module, kernels.mode("require"):
+        yield module
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64-bit offsets, as if the arrays had over 2**31 elements."""
+    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+
+
+def same(got: Any, expected: np.ndarray) -> None:
+    host = got.get()
+    assert (host.dtype, host.shape) == (expected.dtype, expected.shape)
+    assert host.tobytes() == expected.tobytes(), f"{host}\nis not bit for bit\n{expected}"
+
+
+def agree(cupy: Any, x: Any, given: dict[str, Any], ties: str = "first", indices: bool = False) -> set[str]:
+    """The kernels' y, indices, saved bits and dx have the bits of the portable code's. Gives the kernels' names."""
+    host, device = x if isinstance(x, tuple) else (x, cupy.asarray(x))
+    given = given | {"return_indices": indices}
+    first = (lambda y: y[0]) if indices else (lambda y: y)
+    y, ctx = F.max_pool_forward(host, **given, ties=ties)
+    with standin_cuda.emulating() as made:
+        got, kept = F.max_pool_forward(device, **given, ties=ties)
+        inference = F.max_pool(device, **given)
+        for pair in (got, inference):
+            same(first(pair), first(y))
+            if indices:
+                same(pair[1], y[1])
+        if ties != "first":
+            same(kept.arrays["saved"], ctx.arrays["saved"])
+        if host.dtype.kind in "fV" or (host.dtype.kind in "iu" and ties != "split"):
+            dy = drawn(np.random.default_rng(1), first(y).shape, host.dtype)
+            same(F.max_pool_backward(cupy.asarray(dy), kept), F.max_pool_backward(dy, ctx))
+    return {launch.name.partition("<")[0] for launch in made}
+
+
+# ------------------------------------------------------------------------------------------------------- the same bits
+@FORMATS
+@pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS, "bool"])
+def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
+    for number, pool in enumerate(CASES):
+        x = ordered(rivals(rng, (2, 3, *pool.lengths), kind(dtype)), data_format)
+        with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
+            for ties in TIES:
+                agree(cupy, x, options(pool) | {"data_format": data_format}, ties, indices=(number + len(ties)) % 2 > 0)
+
+
+TILES = [(2, 2, 0), (3, 1, 1), (3, 2, 1)]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "pad"), TILES)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_windows_that_the_compiler_knows(
+    cupy: Any, dtype: str, kernel: int, stride: int, pad: int, rng: np.random.Generator
+) -> None:
+    for number, height in enumerate((kernel, 4, 5, 7)):
+        for after in range(min(pad + 2, kernel)):  # below; at the right, windows must be as many as packs hold
+            x = rivals(rng, (2, 2, height, 3 * FULL[dtype]), kind(dtype))
+            given = {
+                "kernel_size": kernel,
+                "stride": stride,
+                "padding": ((pad, after), pad),
+                "ceil_mode": stride == kernel,
+            }
+            with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
+                for ties in TIES if dtype in ("float32", "float16") else ("first",):
+                    ran = agree(cupy, x, given, ties)
+                    assert ran == {"max_pool_tile", "max_pool_tile_backward"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_and_arrays_on_narrower_boundaries(cupy: Any, dtype: str, rng: np.random.Generator) -> None:
+    def cells(x: Any) -> set[int]:
+        with standin_cuda.emulating() as made:
+            agree(cupy, x, {"kernel_size": 2})
+        return {int(launch.name.split(", ")[3]) if "tile" in launch.name else 1 for launch in made}
+
+    for width, expected in [(2, 2), (4, 4), (6, 2), (8, FULL[dtype]), (12, 4), (7, 1)]:
+        assert cells(rivals(rng, (2, 2, 4, width), kind(dtype))) == {expected}
+    flat, device = (lambda a: (a, cupy.asarray(a)))(rivals(rng, (200,), kind(dtype)))
+    for start, expected in [(1, 1), (2, 2), (4, 4), (8, FULL[dtype])]:
+        views = tuple(a[start : start + 128].reshape(2, 1, 4, 16) for a in (flat, device))
+        ran = cells(views)
+        assert min(ran) == expected  # backward's own arrays are aligned
+        assert ran <= {expected, FULL[dtype]}
+
+
+def test_long_rows_are_shared_by_a_warp(cupy: Any, rng: np.random.Generator) -> None:
+    for dtype in ("float16", "float32", "int8", "uint64"):
+        for lengths, kernel, given in [
+            ((9, 13), (9, 13), {}),  # the whole plane, as one line
+            ((3, 70), (2, 40), {"stride": (1, 30)}),
+            ((90,), (33,), {"stride": 7, "padding": 20, "dilation": 2, "ceil_mode": True}),
+            ((2, 3, 35), (2, 2, 35), {"stride": 1}),
+        ]:
+            x = rivals(rng, (2, 2, *lengths), kind(dtype))
+            ran = agree(cupy, x, {"kernel_size": kernel} | given, indices=len(lengths) > 1)
+            assert ran == {"max_pool_wide", "max_pool_gather"}
+            assert "max_pool" in agree(cupy, x, {"kernel_size": kernel} | given, "all")  # tie bits: a thread a window
+
+
+def test_an_argmax_of_two_and_four_bytes(cupy: Any) -> None:
+    for taps, itemsize in ((256, 1), (257, 2), (2**16 + 1, 4)):
+        x = np.zeros((1, 1, taps), "float32")
+        x[..., -1] = 1
+        for data_format in ("channels_first", "channels_last"):
+            agree(cupy, ordered(x, data_format), {"kernel_size": taps, "data_format": data_format})
+        _, ctx = F.max_pool_forward(cupy.asarray(x), taps)
+        assert ctx.nbytes == itemsize
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_adaptive_windows(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
+    for lengths, out in [((7,), 3), ((5,), 8), ((90,), 2), ((6, 8), (3, 2)), ((5, 7), (2, 4)), ((4, 3, 5), (3, 2, 2))]:
+        x = ordered(rivals(rng, (2, 3, *lengths), kind(dtype)), data_format)
+        y, ctx = F.adaptive_max_pool_forward(x, out, data_format=data_format)
+        got, kept = F.adaptive_max_pool_forward(cupy.asarray(x), out, data_format=data_format)
+        same(got, y)
+        same(F.adaptive_max_pool(cupy.asarray(x), out, data_format=data_format), y)
+        same(kept.arrays["argmax"], ctx.arrays["argmax"])
+        dy = drawn(rng, y.shape, kind(dtype))
+        dx = F.adaptive_max_pool_backward(cupy.asarray(dy), kept).get()
+        np.testing.assert_array_equal(dx, F.adaptive_max_pool_backward(dy, ctx))  # where lengths divide −0 stays −0
+
+
+def test_64_bit_offsets(cupy: Any, wide: None, rng: np.random.Generator) -> None:
+    x = rivals(rng, (2, 3, 6, 8), kind("float32"))
+    for given, ties in [
+        ({"kernel_size": 2}, "first"),
+        ({"kernel_size": 3, "stride": 1, "padding": 1}, "split"),
+        ({"kernel_size": 2, "data_format": "channels_last"}, "first"),
+        ({"kernel_size": 3, "stride": 2, "padding": 1, "data_format": "channels_last"}, "all"),
+        ({"kernel_size": (6, 8)}, "first"),
+    ]:
+        agree(cupy, x, given, ties)
+    agree(cupy, x, {"kernel_size": 2}, indices=True)
+
+
+def test_a_thread_takes_more_than_one_element(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    x = rivals(rng, (3, 5, 31, 32), kind("float32"))
+    for given in ({"kernel_size": 2}, {"kernel_size": 3, "stride": 1, "padding": 1}, {"kernel_size": (31, 32)}):
+        agree(cupy, x, given)
+        agree(cupy, x[..., :-1], given | {"kernel_size": 3, "stride": 3}, "all")
+
+
+def test_sums_of_integer_gradients_wrap(cupy: Any) -> None:  # as NumPy's do
+    _, ctx = F.max_pool_forward(cupy.asarray(np.array([[[0, 9, 0]]], "int8")), 2, 1)
+    dx = F.max_pool_backward(cupy.asarray(np.array([[[100, 100]]], "int8")), ctx)
+    same(dx, np.array([[[0, -56, 0]]], "int8"))
+
+
+def test_strides_of_any_kind(cupy: Any, rng: np.random.Generator) -> None:
+    base = rivals(rng, (6, 8, 10, 12), kind("float32"))
+    for view in (
+        lambda a: a.transpose(3, 1, 2, 0),
+        lambda a: a[::-1, ::2, :, ::-3],
+        lambda a: a[1:, :, 2:, 1:],
+        lambda a: a[:, :, :, ::2],
+    ):
+        agree(cupy, (view(base), view(cupy.asarray(base))), {"kernel_size": 2})
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+def test_empty_arrays_launch_nothing(cupy: Any) -> None:
+    for shape in ((0, 3, 4, 4), (2, 0, 4, 4)):
+        with standin_cuda.emulating() as made:
+            for given in ({"kernel_size": 2}, {"kernel_size": 3, "ties": "all", "return_indices": True}):
+                y, ctx = F.max_pool_forward(cupy.asarray(np.zeros(shape, "float32")), **given)
+                y = y[0] if "ties" in given else y
+                assert F.max_pool_backward(y, ctx).shape == shape
+        assert made == []
+
+
+def test_nothing_waits_for_the_device(cupy: Any) -> None:
+    """After a warm-up for the spec neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
+    for kernel, stride, pad, ties in [(2, 2, 0, "first"), (3, 1, 1, "split"), (3, 3, 0, "first"), (16, 1, 0, "first")]:
+        x = cupy.asarray(np.zeros((2, 3, 16, 16), "float16"))
+        window = specs.pool_window(x.shape, kernel, stride, pad, 1, False, "channels_first")
+        spec = types.SimpleNamespace(window=window, ties=ties, indices=False)
+        ops = ("max_pool", "max_pool_forward", "max_pool_backward")
+        assert kernels.warmup(*((op, "cupy", spec) for op in ops)) == 3
+        with standin_cuda.no_host_sync():
+            F.max_pool(x, kernel, stride, pad)
+            y, ctx = F.max_pool_forward(x, kernel, stride, pad, ties=ties)
+            F.max_pool_backward(y, ctx)
+    for out in (1, 5):
+        spec = specs.adaptive_window(x.shape, out, "channels_first")
+        ops = ("adaptive_max_pool", "adaptive_max_pool_forward", "adaptive_max_pool_backward")
+        assert kernels.warmup(*((op, "cupy", spec) for op in ops)) == 3
+        with standin_cuda.no_host_sync():
+            F.adaptive_max_pool(x, out)
+            y, ctx = F.adaptive_max_pool_forward(x, out)
+            F.adaptive_max_pool_backward(y, ctx)
+
+
+def test_what_the_kernels_refuse() -> None:
+    def window(length: int, kernel: int, dilation: int = 1, padding: int = 0) -> Any:
+        spec = specs.pool_window((1, 1, length), kernel, 1, padding, dilation, False, "channels_first")
+        return types.SimpleNamespace(window=spec)
+
+    assert launchers.refuses("max_pool", window(2**30 - 1, 2)) is None
+    assert "1073741824 cells" in str(launchers.refuses("max_pool", window(2**30, 2)))
+    assert "cells, padding included" in str(launchers.refuses("max_pool", window(4, 2, 2**29, 2**29)))
+    assert "taps" in str(launchers.refuses("max_pool", types.SimpleNamespace(window=_cube(2**11))))
+
+
+def _cube(side: int) -> Any:
+    return specs.pool_window((1, 1, side, side, side), side, 1, 0, 1, False, "channels_first")
+
+
+# ------------------------------------------------------------------------------------------------------------- traffic
+# kernel, stride, padding; the sectors asked for over the least, forward and backward, at most. What is above 1 comes
+# from caches: the rows above and below a window, the cells beside a pack, the halves of sectors that two rows share.
+PRICES = [
+    ((2, 2, 0), "float32", (1.0, 1.0)),
+    ((2, 2, 0), "float16", (1.15, 1.15)),
+    ((3, 2, 1), "float32", (2.7, 2.1)),
+    ((3, 2, 1), "float16", (2.8, 2.1)),
+    ((3, 1, 1), "float32", (4.7, 5.8)),
+    ((3, 1, 1), "float16", (4.3, 6.5)),
+    ((3, 3, 0), "float32", (3.2, 3.7)),
+]
+
+
+@pytest.mark.parametrize(("window", "dtype", "asked"), PRICES)
+def test_traffic(cupy: Any, window: tuple[int, int, int], dtype: str, asked: tuple[float, float]) -> None:
+    """From memory each array comes once, also where windows overlap."""
+    side = 56 if window[0] == window[1] == 2 or window[2] else 57
+    x = cupy.asarray(np.ones((2, 4, side, side), dtype))
+    with standin_cuda.emulating(traffic=True, order="ascending") as made:
+        y, ctx = F.max_pool_forward(x, *window)
+        F.max_pool_backward(y, ctx)
+    for launch, most in zip(made, asked, strict=True):
+        over, distinct = launch.traffic.over(x.nbytes + y.nbytes + ctx.nbytes)
+        assert distinct <= 1.05, f"{launch.name}: {distinct:.3f} times the least"
+        assert over <= most + 1e-6, f"{launch.name}: asks for {over:.3f} times the least"
+
+
+def test_traffic_of_inference_and_of_channels_last(cupy: Any) -> None:
+    x = cupy.asarray(np.ones((2, 28, 28, 64), "float32"))
+    with standin_cuda.emulating(traffic=True) as made:
+        y = F.max_pool(x, 2)
+        F.max_pool(x, 2, data_format="channels_last")
+    for launch in made:
+        over, distinct = launch.traffic.over(x.nbytes + y.nbytes)
+        assert distinct <= 1.001
+        assert over <= 1.15
+
+
+# ------------------------------------------------------------------------------------------------------ real compilers
+INSTANCES = {
+    "pool": [
+        *(f"{name}<float, unsigned char, unsigned>" for name in ("max_pool", "max_pool_wide", "max_pool_scatter")),
+        *(f"max_pool_gather<{t}>" for t in ("__half, unsigned char, unsigned", "double, unsigned, unsigned long long")),
+    ],
+    "max_pool_tile": [
+        f"{name}<{element}, {kernel}, {stride}, {cells}, 1, unsigned>"
+        for name in ("max_pool_tile", "max_pool_tile_backward")
+        for element, cells in (("float", 4), ("__half", 8))
+        for kernel, stride, _ in TILES
+    ],
+}
+
+
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
+@pytest.mark.parametrize("stem", INSTANCES)
+def test_compiled_for_devices(stem: str) -> None:
+    options = (*compiler.OPTIONS, "-ftz=true")
+    for kernel in nvrtc.compile_all(compiler.source(stem), INSTANCES[stem], (75, 90, 120), options=options):
+        assert (kernel.spills, kernel.stack) == (0, 0), kernel
+        assert kernel.registers <= 64, kernel  # a quarter of a processor's registers for a block of 256
+        if stem == "max_pool_tile":  # each row of a pack's cells is one access of 16 bytes
+            size, stride = map(int, kernel.name.split(", ")[1:3])
+            moved, rows = (kernel.stores, stride) if "backward" in kernel.name else (kernel.loads, size)
+            assert moved[16] == rows, kernel
