@@ -70,7 +70,7 @@ def drawn(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def rivals(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
-    """Few different values, so that windows hold ties: NaN, infinities, zeros of both signs, subnormal numbers; of
+    """Few different values, so that windows hold ties: NaNs, infinities, zeros of both signs, subnormal numbers; of
     integers the ends of their range."""
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
@@ -78,7 +78,8 @@ def rivals(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool)
     least = {"float64": 5e-324, "float32": 1e-45, "bfloat16": 1e-40}.get(dtype.name, 6e-8)
-    values = [-np.inf, -1.5, -2 * least, -least, -0.0, 0.0, least, 2.0, 2.0, np.inf, np.nan]
-    x = rng.choice(values, shape, p=[0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.08, 0.07, 0.03, 0.02]).astype(dtype)
-    flipped = np.isnan(x) & (rng.random(shape) < 0.5)
-    return np.where(flipped, -x, x).astype(dtype)  # NaNs of both signs
+    values = [np.inf, 1.5, 2 * least, least, 0.0, np.nan]
+    x = rng.choice(values, shape, p=[0.08, 0.2, 0.2, 0.2, 0.3, 0.02]).astype(dtype)
+    bits, nan = x.view(f"u{dtype.itemsize}"), np.isnan(x)
+    bits[nan] = np.array(np.inf, dtype).view(bits.dtype) + rng.choice([1, 2, 5], shape)[nan]  # payloads
+    return np.where(rng.random(shape) < 0.5, x, -x)  # NaNs of both signs

@@ -16,6 +16,7 @@ from cnnlayers.kernels.cuda import pool as launchers
 
 from . import nvrtc, simt, standin_cuda, standin_cupy
 from .pooling import CASES, FORMATS, drawn, kind, options, ordered, rivals
+from .reference.pool import Pool
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 INTEGERS = ["int8", "int16", "int64", "uint8", "uint64"]
@@ -71,11 +72,20 @@ def agree(cupy: Any, x: Any, given: dict[str, Any], ties: str = "first", indices
 @FORMATS
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS, "bool"])
 def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
-    for number, pool in enumerate(CASES):
+    rest = Pool(
+        (5, 5, 5), (2, 2, 2), (2, 2, 2), ((0, 0),) * 3, (1, 1, 1)
+    )  # disjoint, with cells that no window reaches
+    for number, pool in enumerate((*CASES, rest)):
         x = ordered(rivals(rng, (2, 3, *pool.lengths), kind(dtype)), data_format)
         with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
             for ties in TIES:
-                agree(cupy, x, options(pool) | {"data_format": data_format}, ties, indices=(number + len(ties)) % 2 > 0)
+                agree(
+                    cupy,
+                    x,
+                    options(pool) | {"data_format": data_format},
+                    ties,
+                    indices=(number + TIES.index(ties)) % 2 > 0,
+                )
 
 
 TILES = [(2, 2, 0), (3, 1, 1), (3, 2, 1)]
@@ -130,6 +140,8 @@ def test_long_rows_are_shared_by_a_warp(cupy: Any, rng: np.random.Generator) -> 
             ran = agree(cupy, x, {"kernel_size": kernel} | given, indices=len(lengths) > 1)
             assert ran == {"max_pool_wide", "max_pool_gather"}
             assert "max_pool" in agree(cupy, x, {"kernel_size": kernel} | given, "all")  # tie bits: a thread a window
+            if dtype.startswith("float"):
+                agree(cupy, np.full(x.shape, -np.inf, dtype), {"kernel_size": kernel} | given, indices=True)
 
 
 def test_an_argmax_of_two_and_four_bytes(cupy: Any) -> None:

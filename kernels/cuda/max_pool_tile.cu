@@ -2,17 +2,17 @@
 //
 // Layout    channels first, contiguous: x and dx are planes of h rows of `row` packs of C cells, y, dy and saved planes of
 //           oh rows of `row` packs of V = C / S windows. Window o starts at cell S o - P, P = (K - S + 1) / 2; beyond that
-//           padding and ceil mode may add windows below, none to the right. Saved is the argmax (the tap K ty + tx), or with
-//           tie bits one byte a window (2x2) or two planes of bytes (3x3), bit b of byte a for the tap 8 a + b.
+//           padding and ceil mode may add windows below, none to the right. Saved is a byte a window, the argmax (the tap
+//           K ty + tx), or tie bits in one plane of bytes (2x2) or two (3x3), bit b of byte a for the tap 8 a + b.
 // Types     T any float: moved bit for bit forward, summed in Sum<T> backward. I (offsets) unsigned below 2**31 elements, else
 //           unsigned long long.
 // Ties, NaN as in pool.cu: `rank`, the first in C order, gradients added in C order of windows. Every window meets a cell.
-// Thread    forward: V windows of a row, from K rows of C cells and the P or K - S - P cells beside them. Backward: S rows of
-//           C cells, which collect in registers what the windows over them give: those of its own row and column of
-//           packs, and with 3x3 their neighbours.
-// Bytes     2x2, an output: forward 4 T + T + 1 (inference 4 T + T), backward T + 1 + 4 T; each sector is asked for once
-//           where C cells are 16 bytes. 3x3: the same from memory, 9 T / S^2 or so from the caches: a pack is read by the rows
-//           above and below it (K / S times), and cells beside it singly.
+// Thread    forward: V windows of a row, from K rows of C cells and the P before and K - S - P behind them. Backward: S rows
+//           of C cells, which collect in registers what the windows over them give: the V that start there, and with 3x3
+//           those beside them.
+// Bytes     2x2, an output: forward 4 T + T + 1 (inference 4 T + T), backward T + 1 + 4 T: the least, and each sector is asked
+//           for once where rows are whole sectors. 3x3: the least from memory. The halo's price is paid by the caches: a row
+//           of packs is asked for K / S times, and the cells beside a pack singly, up to as much again each.
 // Source    the portable code in functional/max_pool.py, which the tests hold these kernels to.
 #include "common.cuh"
 

@@ -7,13 +7,13 @@
 //           elements, else unsigned long long.
 // Ties, NaN order is `rank` (integers: nothing is flushed, NaNs are equal and above all numbers, -0 == +0), the first in C
 //           order wins; a window that meets no cell gives `lowest`, argmax 0 (a tap outside), no tie bit and index -1.
-// Thread    max_pool: one output. max_pool_wide, for windows of long rows: a warp an output, whose lanes take every 32nd
-//           cell of a row and then agree on the first of the largest; for no tie bits. max_pool_scatter, for disjoint windows: one output; it writes every cell from its
-//           window's start to the next one's, zeros included, so each cell has one writer and nothing is cleared before.
-//           max_pool_gather, for any windows: one cell, which adds up the windows over it in C order. No atomics: the bits
-//           are fixed, and those of the portable code.
+// Thread    max_pool: one output. max_pool_wide, for windows of long rows and no tie bits: a warp an output, whose lanes take
+//           every 32nd cell of a row and then agree on the first of the largest. max_pool_scatter, for disjoint windows: one
+//           output; it writes every cell from its window's start to the next one's, zeros included, so each cell has one
+//           writer and nothing is cleared before. max_pool_gather, for any windows: one cell, which adds up the windows
+//           over it in C order. No atomics: the bits are fixed, and those of the portable code.
 // Bytes     each array once from memory, the least there is: x, y, saved forward; dy, saved, dx backward. What windows share
-//           comes from the caches. Narrow windows, channels first, are max_pool_tile.cu's.
+//           comes from the caches. Narrow windows of planes, channels first, are max_pool_tile.cu's.
 // Source    the portable code in functional/max_pool.py, which the tests hold these kernels to.
 #include "common.cuh"
 #include "window.cuh"

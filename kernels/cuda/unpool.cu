@@ -23,10 +23,9 @@ __global__ void __launch_bounds__(256) max_unpool_claim(const J* __restrict__ in
   using I = typename Offset<O>::type;
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
     const I column = i / inner, lane = i - column * inner;
-    const long long cell = indices[i];
+    const unsigned long long cell = static_cast<long long>(indices[i]);  // a negative one is too large
     reached[i] = -1;
-    if (cell >= 0 && static_cast<unsigned long long>(cell) < plane)
-      atomicMax(owner + ((column / entries * plane + I(cell)) * inner + lane), O(i));
+    if (cell < plane) atomicMax(owner + (column / entries * plane + I(cell)) * inner + lane, O(i));
   }
 }
 

@@ -1,0 +1,201 @@
+"""avg_pool.cu on the emulator: sums, averages and adaptive averages near the portable code's, for the least traffic."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnnlayers.functional as F
+from cnnlayers import kernels, specs
+from cnnlayers.functional.pool import Average
+from cnnlayers.kernels.cuda import avg_pool as launchers
+from cnnlayers.kernels.cuda import compile as compiler
+
+from . import nvrtc, simt, standin_cuda, standin_cupy
+from .pooling import CASES, FORMATS, kind, options, ordered, some_pool
+
+FLOATS = ["float16", "bfloat16", "float32", "float64"]
+# The portable code sums in another order: an ulp of the result's dtype, and of what the sum went through.
+NEAR = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 1e-6, "float64": 1e-14}
+
+pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+
+
+@pytest.fixture
+def cupy() -> Iterator[types.ModuleType]:
+    with standin_cupy.installed() as module, kernels.mode("require"):
+        yield module
+
+
+def near(got: Any, expected: np.ndarray) -> None:
+    host = got.get()
+    assert (host.dtype, host.shape) == (expected.dtype, expected.shape)
+    tolerance, wide = NEAR[host.dtype.name], expected.astype("float64")
+    most = np.nanmax(np.abs(wide), initial=1)
+    np.testing.assert_allclose(host.astype("float64"), wide, rtol=tolerance, atol=tolerance * most)
+
+
+def agree(cupy: Any, op: str, x: np.ndarray, *args: Any, **given: Any) -> set[str]:
+    """The kernels' y and dx are near the portable code's, and the same bits in any order. Gives the kernels' names."""
+    forward, backward = getattr(F, f"{op}_forward"), getattr(F, f"{op}_backward")
+    y, ctx = forward(x, *args, **given)
+    dy = np.random.default_rng(1).standard_normal(y.shape).astype(x.dtype)
+    dx = backward(dy, ctx)
+    seen = set()
+    for order in ("ascending", "random"):
+        with standin_cuda.emulating(order=order) as made:
+            got, kept = forward(cupy.asarray(x), *args, **given)
+            gradient = backward(cupy.asarray(dy), kept)
+        near(got, y)
+        near(gradient, dx)
+        seen.add((got.get().tobytes(), gradient.get().tobytes()))
+    assert len(seen) == 1
+    return {launch.name.partition("<")[0] for launch in made}
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+@FORMATS
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
+    for pool in CASES:
+        x = ordered(rng.standard_normal((2, 3, *pool.lengths)), data_format).astype(kind(dtype))
+        given = options(pool) | {"data_format": data_format}
+        assert agree(cupy, "sum_pool", x, **given) == {"sum_pool", "sum_pool_backward"}
+        agree(cupy, "avg_pool", x, **given)
+        agree(cupy, "avg_pool", x, **given, count_include_pad=False)
+    agree(cupy, "avg_pool", x, **given, divisor_override=-3)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_divisors_at_random(cupy: Any, ndim: int) -> None:
+    rng = np.random.default_rng(ndim)
+    for _ in range(25):
+        pool = some_pool(rng, ndim)
+        x = rng.standard_normal((1, 2, *pool.lengths))
+        agree(cupy, "avg_pool", x, **options(pool), count_include_pad=bool(rng.integers(2)))
+
+
+@FORMATS
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_adaptive_windows(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
+    for lengths, out in [((7,), 3), ((5,), 8), ((90,), 2), ((6, 8), (3, 2)), ((5, 7), (2, 4)), ((4, 3, 5), (3, 2, 2))]:
+        x = ordered(rng.standard_normal((2, 3, *lengths)), data_format).astype(dtype)
+        agree(cupy, "adaptive_avg_pool", x, out, data_format=data_format)
+
+
+def test_long_rows_are_shared_by_a_warp(cupy: Any, rng: np.random.Generator) -> None:
+    wide = {"sum_pool_wide", "sum_pool_backward"}
+    for dtype in FLOATS:
+        x = rng.standard_normal((2, 3, 7, 70)).astype(kind(dtype))
+        assert agree(cupy, "adaptive_avg_pool", x[..., :7], 1) == wide  # the whole plane, as one line
+        assert agree(cupy, "avg_pool", x, (3, 40), (2, 30), (1, 5), ceil_mode=True) == wide
+        assert agree(cupy, "adaptive_avg_pool", x, (2, 2)) == wide
+        assert agree(cupy, "sum_pool", x[:, 0], 33, 3, 0, 2) == wide
+        last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        assert "sum_pool" in agree(cupy, "avg_pool", last, (3, 40), data_format="channels_last")
+
+
+@FORMATS
+def test_a_large_sum_stays_exact(cupy: Any, data_format: str) -> None:  # one running sum in float32 is off by 1e-5
+    x = 1 + np.random.default_rng(0).random((1, 2, 512, 512), "float32") / 8
+    expected = ordered(x.mean((2, 3), keepdims=True, dtype="float64"), data_format)
+    for op, size in ((F.avg_pool, 512), (F.adaptive_avg_pool, 1)):
+        y = op(cupy.asarray(ordered(x, data_format)), size, data_format=data_format)
+        np.testing.assert_allclose(y.get(), expected, rtol=1e-6)
+
+
+def test_a_nan_spreads_through_its_windows(cupy: Any) -> None:
+    x = np.ones((1, 1, 6, 6), "float32")
+    x[0, 0, 2, 3] = np.nan
+    y, _ = F.avg_pool_forward(cupy.asarray(x), 2, 1)
+    np.testing.assert_array_equal(np.argwhere(np.isnan(y.get()[0, 0])), [(1, 2), (1, 3), (2, 2), (2, 3)])
+
+
+def test_64_bit_offsets(cupy: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+    x = rng.standard_normal((2, 3, 8, 40))
+    agree(cupy, "avg_pool", x, 3, 2, 1)
+    agree(cupy, "avg_pool", x, 3, 2, 1, data_format="channels_last")
+    agree(cupy, "adaptive_avg_pool", x, 1)
+
+
+def test_a_thread_takes_more_than_one_element(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    x = rng.standard_normal((3, 5, 31, 32)).astype("float32")
+    agree(cupy, "avg_pool", x, 3, 2, 1)
+    agree(cupy, "adaptive_avg_pool", x, (None, 1))
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+def test_empty_arrays_launch_nothing(cupy: Any) -> None:
+    with standin_cuda.emulating() as made:
+        for shape in ((0, 3, 4, 4), (2, 0, 4, 4)):
+            y, ctx = F.avg_pool_forward(cupy.asarray(np.zeros(shape, "float32")), 2)
+            assert F.avg_pool_backward(y, ctx).shape == shape
+    assert made == []
+
+
+def test_nothing_waits_for_the_device(cupy: Any) -> None:
+    x = cupy.asarray(np.zeros((2, 3, 16, 40), "float16"))
+    for kernel in (2, (1, 40)):
+        window = specs.pool_window(x.shape, kernel, 1, 0, 1, False, "channels_first")
+        calls = [("sum_pool", window), ("avg_pool", Average(window))]
+        ops = [(f"{op}{part}", "cupy", spec) for op, spec in calls for part in ("_forward", "_backward")]
+        assert kernels.warmup(*ops) == 4
+        with standin_cuda.no_host_sync():
+            for op in ("sum_pool", "avg_pool"):
+                y, ctx = getattr(F, f"{op}_forward")(x, kernel, 1)
+                getattr(F, f"{op}_backward")(y, ctx)
+    adaptive = specs.adaptive_window(x.shape, 3, "channels_first")
+    kernels.warmup(("adaptive_avg_pool_forward", "cupy", adaptive), ("adaptive_avg_pool_backward", "cupy", adaptive))
+    with standin_cuda.no_host_sync():
+        y, ctx = F.adaptive_avg_pool_forward(x, 3)
+        F.adaptive_avg_pool_backward(y, ctx)
+
+
+def test_what_the_kernels_refuse() -> None:
+    fits = specs.pool_window((1, 1, 2**30 - 1), 2, 1, 0, 1, False, "channels_first")
+    long = specs.pool_window((1, 1, 2**30 - 1), 2, 1, 1, 1, False, "channels_first")
+    assert launchers.refuses("sum_pool_forward", fits) is None
+    for spec in (long, Average(long), specs.adaptive_window((1, 1, 2**30), 3, "channels_first")):
+        assert "cells, padding included" in str(launchers.refuses("avg_pool_forward", spec))
+
+
+# ------------------------------------------------------------------------------------------------------------- traffic
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("op", "args", "asked"),
+    [
+        ("avg_pool", (2,), 2.9),
+        ("avg_pool", (3, 2, 1), 4.8),
+        ("avg_pool", (3, 1, 1), 7.6),
+        ("adaptive_avg_pool", (1,), 1.5),
+    ],
+)
+def test_traffic(cupy: Any, op: str, args: tuple[int, ...], asked: float, dtype: str) -> None:
+    """From memory each array comes once; of what is asked for, more: the rest is from caches."""
+    x = cupy.asarray(np.ones((2, 4, 56, 56), dtype))
+    with standin_cuda.emulating(traffic=True, order="ascending") as made:
+        y, ctx = getattr(F, f"{op}_forward")(x, *args)
+        getattr(F, f"{op}_backward")(y, ctx)
+    for launch in made:
+        over, distinct = launch.traffic.over(x.nbytes + y.nbytes)
+        assert distinct <= 1.05, f"{launch.name}: {distinct:.3f} times the least"
+        assert over <= asked, f"{launch.name}: asks for {over:.3f} times the least"
+
+
+# ------------------------------------------------------------------------------------------------------ real compilers
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
+def test_compiled_for_devices() -> None:
+    names = [f"{name}<float, unsigned>" for name in ("sum_pool", "sum_pool_wide", "sum_pool_backward")]
+    names += ["sum_pool_wide<__half, unsigned>", "sum_pool_backward<double, unsigned long long>"]
+    options = (*compiler.OPTIONS, "-ftz=true")
+    for kernel in nvrtc.compile_all(compiler.source("avg_pool"), names, (75, 90, 120), options=options):
+        assert (kernel.spills, kernel.stack) == (0, 0), kernel
+        assert kernel.registers <= 64, kernel
