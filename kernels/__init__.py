@@ -50,6 +50,15 @@ TABLE: dict[tuple[str, str], Entry] = {
     **{(f"max_unpool_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.unpool") for part in ("forward", "backward")},
     **{(op, "cupy"): Entry("cnnlayers.kernels.cuda.pad") for op in ("pad_forward", "pad_backward")},
     **{(step, "cupy"): Entry("cnnlayers.kernels.cuda.conv") for step in ("im2col", "col2im")},
+    **{
+        (f"{op}_norm_forward", "cupy"): Entry("cnnlayers.kernels.cuda.norm")
+        for op in ("batch", "group", "instance", "layer", "rms")
+    },
+    **{
+        (f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_backward")
+        for op in ("batch", "group", "instance")
+    },
+    **{(f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_cells") for op in ("layer", "rms")},
 }
 
 _block: contextvars.ContextVar[str | None] = contextvars.ContextVar("cnnlayers_kernels", default=None)

@@ -1,0 +1,143 @@
+"""Launchers of norm.cu: the forward of batch, group, instance, layer and RMS norm, called as the portable code is.
+
+Where channels come last, norm_last.py serves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+
+from . import compile as kernels
+from . import norm_last
+from .arrays import contiguous, ctype, offsets
+from .norm_arrays import accumulator, itemsize, keep, lie, parameter, refuses, statistics
+from .norm_plan import Columns, Device, Plan, Rows, device_here, device_of, pack_of, plan, streamed
+
+__all__ = [
+    "batch_norm_forward",
+    "group_norm_forward",
+    "instance_norm_forward",
+    "layer_norm_forward",
+    "refuses",
+    "rms_norm_forward",
+    "warmup",
+]
+
+Array = Any
+HELD = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}  # packs a thread; nvcc keeps bfloat16's widened
+ROW, CHANNEL, CELL = 0, 1, 2  # norm.cu's Own
+
+
+def warmup(op: str, spec: Any) -> None:
+    """Compile what `op` needs for this spec and any floating dtype, on aligned arrays of fewer than 2**31 elements."""
+    if 0 in spec.rows.shape or refuses(op, spec, np.empty(0, np.float64)):
+        return
+    rows = lie(spec.rows)
+    if isinstance(rows, Columns):
+        norm_last.warmup(op, spec, rows)
+        return
+    for dtype in HELD:
+        how = _plan(device_here(), spec, rows, dtype, pack_of(rows, itemsize(dtype)))
+        for instance in _instances(spec, rows, how, kernels.CUDA_TYPE[dtype], "unsigned"):
+            kernels.kernel("norm", instance, cooperative=how.way == "grid")
+
+
+# ----------------------------------------------------------------------------------------------------------------- ops
+def batch_norm_forward(
+    b: Backend,
+    norm: Any,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+) -> tuple[Array, Array | None, Array]:
+    """y, mean and rstd; running statistics are updated in the same launch."""
+    if running_mean is None or not (norm.given or norm.training):
+        return _forward(b, norm, x, gamma, beta)
+    running = [contiguous(b, a) for a in (running_mean, running_var)]
+    result = _forward(b, norm, x, gamma, beta, *running)
+    for array, updated in zip((running_mean, running_var), running, strict=True):
+        if updated is not array and not norm.given:
+            array[...] = updated
+    return result
+
+
+def _own_forward(
+    b: Backend, norm: Any, x: Array, gamma: Array | None, beta: Array | None
+) -> tuple[Array, Array | None, Array]:
+    """y, mean (None in RMS norm) and rstd."""
+    return _forward(b, norm, x, gamma, beta)
+
+
+group_norm_forward = instance_norm_forward = layer_norm_forward = rms_norm_forward = _own_forward
+
+
+def _forward(
+    b: Backend, norm: Any, x: Array, gamma: Array | None, beta: Array | None, *running: Array
+) -> tuple[Array, Array | None, Array]:
+    x, y = contiguous(b, x), b.empty(norm.rows.shape, x.dtype)
+    make = b.empty if x.size else b.zeros
+    mean, rstd = statistics(norm.rows, make, b) if norm.rows.centred else None, statistics(norm.rows, make, b)
+    if not x.size:
+        return y, mean, rstd
+    rows, dtype = lie(norm.rows), accumulator(b, x)
+    if isinstance(rows, Columns):
+        norm_last.forward(b, norm, rows, [x, *(parameter(b, p, dtype) for p in (gamma, beta)), y], mean, rstd, running)
+        return y, mean, rstd
+    pack = pack_of(rows, x.dtype.itemsize, x.data.ptr)
+    gamma, beta = (parameter(b, p, dtype, pack * dtype().itemsize) for p in (gamma, beta))
+    arrays = [rstd if a is None else a for a in (x, gamma, beta, y)]
+    kept = keep(b, norm, gamma, beta, mean, rstd, running)
+    how = _plan(device_of(b), norm, rows, backends.dtype_name(b, x), pack)
+    instances = _instances(norm, rows, how, ctype(b, x), offsets(x.size)[0])
+    (_twice if how.way == "parts" else _at_once)(b, rows, how, instances, arrays, kept)
+    return y, mean, rstd
+
+
+# ------------------------------------------------------------------------------------------------------------- launches
+def _plan(device: Device, norm: Any, rows: Rows, dtype: str, pack: int) -> Plan:
+    return streamed(rows, pack) if norm.given else plan(device, rows, itemsize(dtype), pack, HELD[dtype])
+
+
+def _instances(norm: Any, rows: Rows, how: Plan, element: str, offset: str) -> list[str]:
+    """The kernels of a plan, in their order."""
+    own, centred = CELL if rows.each else ROW if rows.own == rows.cells else CHANNEL, norm.rows.centred
+    if how.way != "parts":
+        return [kernels.name("norm_forward", element, how.pack, how.held, offset, own, centred, how.mode)]
+    apply = kernels.name("norm_apply", element, how.pack, offset, own, norm.given)
+    if norm.given:
+        return [apply]
+    return [kernels.name("norm_moments", element, how.pack, how.held, offset, centred), apply]
+
+
+def _geometry(rows: Rows, how: Plan) -> list[Any]:
+    numbers = rows.rows, rows.segments, rows.cells // how.pack, rows.period, max(1, rows.own // how.pack)
+    return [np.uint32(n) for n in numbers]
+
+
+def _at_once(b: Backend, rows: Rows, how: Plan, instances: list[str], arrays: list[Array], kept: list[Any]) -> None:
+    grid = how.way == "grid"
+    partial = b.empty((how.rows * how.parts, 2), b.xp.float64) if grid else kept[1]
+    last = [np.int32(how.lanes), np.uint32(how.parts), np.uint32(how.turn)]
+    arguments = [*arrays, partial, *kept, *_geometry(rows, how), *last]
+    kernels.launch("norm", instances[0], how.grid, how.threads, arguments, shared=how.shared, cooperative=grid)
+
+
+def _twice(b: Backend, rows: Rows, how: Plan, instances: list[str], arrays: list[Array], kept: list[Any]) -> None:
+    """Moments, then y, for as many rows at a time as the plan says; or y alone, where statistics were given."""
+    *moments, apply = instances
+    partial = b.empty((how.rows * how.parts, 2), b.xp.float64) if moments else kept[1]
+    geometry, parts = _geometry(rows, how), np.uint32(how.parts)
+    for first in range(0, how.rows, how.turn):
+        turn = min(how.turn, how.rows - first)
+        for instance in moments:
+            arguments = [arrays[0], partial, *geometry[:3], parts, np.uint32(first)]
+            kernels.launch("norm", instance, turn * how.parts, how.threads, arguments)
+        arguments = [*arrays, partial, *kept, *geometry, parts, np.uint32(how.stream), np.uint32(first)]
+        kernels.launch("norm", apply, turn * how.stream, how.threads, arguments)
