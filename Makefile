@@ -20,7 +20,7 @@ $(VENV)/.%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.train  ## train a convolutional network on handwritten digits; draws runs/digits-three-layer/curves.png
 	$(BIN)/cnnlayers train --data digits
 
-test: $(VENV)/.train $(VENV)/.test  ## run every test that this machine can run
+test: $(VENV)/.train $(VENV)/.cpu $(VENV)/.test  ## run every test that this machine can run
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev  ## ruff: style, imports, formatting

@@ -27,9 +27,15 @@ class KernelUnavailable(RuntimeError):
 @dataclass(frozen=True)
 class Entry:
     """Where an op's kernel lives: `module`, imported at first use. It has a launcher of the op's own name,
-    `refuses(op, spec, *arrays)` (None, or the reason it cannot serve) and `warmup(op, spec)`."""
+    `refuses(op, spec, *arrays)` (None, or the reason it cannot serve) and `warmup(op, spec)`.
+
+    `needs`: a module whose `unavailable()` says why none of this kind can run here, or None."""
 
     module: str
+    needs: str | None = None
+
+    def unavailable(self) -> str | None:
+        return None if self.needs is None else importlib.import_module(self.needs).unavailable()
 
     def load(self) -> Any:
         return importlib.import_module(self.module)
@@ -101,11 +107,13 @@ def find(op: str, b: Backend, spec: Any, *arrays: Any) -> Callable[..., Any] | N
     chosen = current_mode()
     if entry is None or chosen == "off":
         return None
-    module = entry.load()
-    refusal: str | None = module.refuses(op, spec, *arrays)
+    refusal = entry.unavailable()
     if refusal is None:
-        launcher: Callable[..., Any] = getattr(module, op)
-        return launcher
+        module = entry.load()
+        refusal = module.refuses(op, spec, *arrays)
+        if refusal is None:
+            launcher: Callable[..., Any] = getattr(module, op)
+            return launcher
     if chosen == "require":
         raise KernelUnavailable(f"{op} has a {b.name} kernel that cannot serve this call: {refusal}")
     return None
@@ -120,7 +128,7 @@ def warmup(*calls: tuple[str, str, Any]) -> int:
             raise TypeError(f"warmup takes calls (op, backend name, spec), got {call!r}")
         op, name, spec = call
         entry = TABLE.get((op, name))
-        if entry is not None and current_mode() != "off":
+        if entry is not None and current_mode() != "off" and entry.unavailable() is None:
             entry.load().warmup(op, spec)
             ready += 1
     return ready

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cnnlayers import backends, kernels
+from cnnlayers.kernels.cpu import compile as cpu
 
 from . import simt, standin_cupy
 
@@ -47,7 +48,8 @@ def pytest_report_header() -> list[str]:
 class Impl:
     """One implementation under test: makes its arrays from NumPy's, and gives NumPy's back after checking them.
 
-    `name`: "numpy", "readonly", "strict" (array-api-strict), "standin" (tests/standin_cupy.py) or "gpu" (CuPy itself).
+    `name`: "numpy" (array code), "cpu" (its compiled kernels), "readonly", "strict" (array-api-strict), "standin"
+    (tests/standin_cupy.py) or "gpu" (CuPy itself).
     """
 
     name: str
@@ -96,7 +98,7 @@ def strict(a: Any) -> Any:
     return pytest.importorskip("array_api_strict").asarray(np.asarray(a))
 
 
-@pytest.fixture(params=["numpy", "readonly", "strict", "standin", "gpu"])
+@pytest.fixture(params=["numpy", "cpu", "readonly", "strict", "standin", "gpu"])
 def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
     name = request.param
     if name == "strict":
@@ -109,8 +111,12 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
         if reason:
             pytest.skip(f"no GPU here: {reason}")
         yield Impl(name, pytest.importorskip("cupy"))
-    else:
-        yield Impl(name, np)
+    else:  # read-only arrays go to the kernels too, where there are any
+        reason = cpu.unavailable()
+        if name == "cpu" and reason:
+            pytest.skip(reason)
+        with kernels.mode("off" if name == "numpy" else "auto"):
+            yield Impl(name, np)
 
 
 @pytest.fixture
