@@ -1,6 +1,6 @@
 """How CPU kernels are compiled, what they are given, and how their work is cut.
 
-A kernel is a serial loop over a range of whole contiguous arrays, compiled by Numba, that releases the GIL: `slabs` runs
+A kernel is a serial loop over a range of whole contiguous arrays, compiled by Numba; it releases the GIL. `slabs` runs
 it over ranges on the library's own threads. Where a range ends depends on the shape alone, so results do not depend on
 the number of threads. Compiled code is kept on disk where a folder can be written to, beside the source or where
 NUMBA_CACHE_DIR says; where none can it is compiled once a process.
@@ -59,7 +59,7 @@ class _View:
 
 
 def flat(array: Array) -> Array:
-    """The array's elements in C order, without a copy where they lie so. Read-only arrays come as writable views, because
+    """The array's elements in C order, without a copy where they lie so. Read-only ones come as writable views, because
     Numba would compile every kernel once more for them: a kernel must not write to what it was given to read."""
     array = np.ascontiguousarray(array).reshape(-1)
     return array if array.flags.writeable else np.asarray(_View(array))
