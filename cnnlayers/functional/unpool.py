@@ -30,7 +30,8 @@ def _from_planes(b: Backend, window: Window, flat: Array, shape: tuple[int, ...]
     order = (0, lay.channel, *lay.spatial)
     planes = b.xp.reshape(flat, tuple(shape[a] for a in order))
     back = tuple(order.index(a) for a in range(len(order)))
-    return b.xp.asarray(b.xp.permute_dims(planes, back), copy=True)
+    # Flattened on the way, because a copy would keep the order in memory.
+    return b.xp.reshape(b.xp.reshape(b.xp.permute_dims(planes, back), (-1,)), shape)
 
 
 def _last_owner(b: Backend, cell: Array, cells: int) -> Array:

@@ -1,0 +1,23 @@
+"""This library beside PyTorch (extra `torch`): its ops as autograd Functions on PyTorch's own memory, drop-in modules,
+and `convert`, which puts them into a model.
+
+    from cnnlayers.torch import MaxPool2d, convert, functional
+
+    model = convert(model)  # the same answers; one byte an output kept by max pooling; the same bits every run
+    y = functional.max_pool(x, 3, 2, 1, ties="split")  # with the choices that PyTorch does not give
+"""
+
+from typing import Any
+
+from . import functional
+from .modules import MODULES, convert
+
+__all__ = ["convert", "functional", *MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    """The modules, `MaxPool2d` and so on, by PyTorch's names."""
+    try:
+        return MODULES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

@@ -1,0 +1,75 @@
+"""PyTorch's tensors as NumPy's or CuPy's arrays and back, without a copy, and on PyTorch's current stream."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import Any
+
+import torch
+
+from cnnlayers import backends
+
+Array = Any
+DEVICES = ("cpu", "cuda")
+IMAGES = {4: torch.channels_last, 5: torch.channels_last_3d}  # axes: the memory format with the channels last
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """The tensor's own memory as an array of NumPy or, on a GPU, CuPy. bfloat16 needs ml_dtypes.
+
+    Raises TypeError for a tensor elsewhere, or one that is not plain memory; BackendUnavailable for one on a GPU where
+    there is no CuPy.
+    """
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.device.type not in DEVICES:
+        raise TypeError(f"a tensor must be dense, on the CPU or a CUDA device, got {tensor.layout}, {tensor.device}")
+    if tensor.device.type == "cpu":
+        return backends.to_numpy(tensor)
+    cupy = _cupy()
+    if tensor.dtype == torch.bfloat16:
+        return cupy.from_dlpack(tensor.view(torch.int16)).view(importlib.import_module("ml_dtypes").bfloat16)
+    return cupy.from_dlpack(tensor)
+
+
+def tensor_of(array: Array) -> torch.Tensor:
+    """An array's own memory as a tensor."""
+    b = backends.of(array)
+    bits = array.view("int16") if backends.dtype_name(b, array) == "bfloat16" else array
+    tensor = torch.from_numpy(bits) if b.name == "numpy" else torch.from_dlpack(bits)
+    return tensor if bits is array else tensor.view(torch.bfloat16)
+
+
+class _Stream:
+    """PyTorch's current stream of a device, as CUDA's stream protocol has it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pointer = torch.cuda.current_stream(device).cuda_stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+@contextlib.contextmanager
+def on_stream_of(tensor: torch.Tensor) -> Any:
+    """A block in which CuPy works on the tensor's device and on PyTorch's current stream there."""
+    if tensor.device.type != "cuda":
+        yield
+        return
+    cupy, stream = _cupy(), _Stream(tensor.device)
+    of_cupy = cupy.cuda.Stream.from_external(stream) if stream.pointer else cupy.cuda.Stream.null
+    with cupy.cuda.Device(tensor.device.index), of_cupy:
+        yield
+
+
+def _cupy() -> Any:
+    reason = backends.available()["cupy"]
+    if reason is not None:
+        raise backends.BackendUnavailable(f"a tensor on a GPU needs CuPy, which cannot be used: {reason}")
+    return importlib.import_module("cupy")
+
+
+def lies_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of images lies in memory with its channels last, and not also with its channels first."""
+    memory = IMAGES.get(tensor.ndim)
+    return memory is not None and tensor.is_contiguous(memory_format=memory) and not tensor.is_contiguous()

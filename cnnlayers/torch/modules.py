@@ -1,0 +1,169 @@
+"""PyTorch's pooling, padding and normalisation modules with this library's ops inside, and `convert`, which swaps a
+model's own for them.
+
+Each is a subclass of torch.nn's module of the same name: the same arguments, state_dict, repr and isinstance. What
+differs: max pooling keeps one byte an output for backward (PyTorch: eight, and x), and every gradient is gathered, so
+it has the same bits every time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import functional as T
+
+Run = Callable[..., Any]
+
+
+# ------------------------------------------------------------------- what each module does, given itself and its inputs
+def _max_pool(m: Any, x: torch.Tensor) -> Any:
+    options = {"ceil_mode": m.ceil_mode, "return_indices": m.return_indices}
+    return T.max_pool(x, m.kernel_size, m.stride, m.padding, m.dilation, **options)
+
+
+def _avg_pool(m: Any, x: torch.Tensor) -> Any:
+    divisor = getattr(m, "divisor_override", None)  # AvgPool1d has none
+    options = {"ceil_mode": m.ceil_mode, "count_include_pad": m.count_include_pad, "divisor_override": divisor}
+    return T.avg_pool(x, m.kernel_size, m.stride, m.padding, **options)
+
+
+def _adaptive_avg_pool(m: Any, x: torch.Tensor) -> Any:
+    return T.adaptive_avg_pool(x, m.output_size)
+
+
+def _adaptive_max_pool(m: Any, x: torch.Tensor) -> Any:
+    if m.return_indices:
+        raise ValueError(f"{type(m).__name__} of cnnlayers.torch has no return_indices: use torch.nn's")
+    return T.adaptive_max_pool(x, m.output_size)
+
+
+def _max_unpool(m: Any, x: torch.Tensor, indices: torch.Tensor, output_size: Any = None) -> Any:
+    size = None if output_size is None else tuple(output_size)[-len(_per_axis(m)) :]
+    return T.max_unpool(x, indices, m.kernel_size, m.stride, m.padding, output_size=size)
+
+
+def _per_axis(m: Any) -> tuple[int, ...]:
+    return m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,)
+
+
+def _pad(mode: str) -> Run:
+    def run(m: Any, x: torch.Tensor) -> Any:
+        pairs = list(zip(m.padding[::2], m.padding[1::2], strict=True))[::-1]  # PyTorch begins with the last axis
+        return T.pad(x, pairs, mode, getattr(m, "value", 0))
+
+    return run
+
+
+def _batch_norm(m: Any, x: torch.Tensor) -> Any:
+    m._check_input_dim(x)
+    momentum = 0.0 if m.momentum is None else m.momentum
+    tracking = m.training and m.track_running_stats
+    if tracking and m.num_batches_tracked is not None:
+        m.num_batches_tracked.add_(1)
+        if m.momentum is None:  # the plain average of all batches
+            momentum = 1.0 / float(m.num_batches_tracked)
+    running = (m.running_mean, m.running_var) if tracking or not m.training else (None, None)
+    by_batch = m.training or running == (None, None)
+    return T.batch_norm(x, m.weight, m.bias, *running, training=by_batch, momentum=momentum, eps=m.eps)
+
+
+def _instance_norm(m: Any, x: torch.Tensor) -> Any:
+    if m.track_running_stats:
+        raise ValueError(f"{type(m).__name__} of cnnlayers.torch has no running statistics: use torch.nn's")
+    return T.instance_norm(x, m.weight, m.bias, eps=m.eps)
+
+
+def _group_norm(m: Any, x: torch.Tensor) -> Any:
+    return T.group_norm(x, m.num_groups, m.weight, m.bias, eps=m.eps)
+
+
+def _layer_norm(m: Any, x: torch.Tensor) -> Any:
+    return T.layer_norm(x, m.normalized_shape, m.weight, m.bias, eps=m.eps)
+
+
+def _rms_norm(m: Any, x: torch.Tensor) -> Any:
+    return T.rms_norm(x, m.normalized_shape, m.weight, eps=m.eps)
+
+
+def _local_response_norm(m: Any, x: torch.Tensor) -> Any:
+    return T.local_response_norm(x, m.size, alpha=m.alpha, beta=m.beta, k=m.k)
+
+
+# Modules for one to three spatial axes, which take an image without the batch's axis too; and others.
+FOR_IMAGES: dict[str, Run] = {
+    "MaxPool": _max_pool,
+    "AvgPool": _avg_pool,
+    "AdaptiveAvgPool": _adaptive_avg_pool,
+    "AdaptiveMaxPool": _adaptive_max_pool,
+    "MaxUnpool": _max_unpool,
+    "ConstantPad": _pad("constant"),
+    "ZeroPad": _pad("constant"),
+    "ReflectionPad": _pad("reflect"),
+    "ReplicationPad": _pad("edge"),
+    "CircularPad": _pad("wrap"),
+    "InstanceNorm": _instance_norm,
+}
+OTHERS: dict[str, Run] = {
+    **{f"BatchNorm{axes}d": _batch_norm for axes in (1, 2, 3)},
+    "GroupNorm": _group_norm,
+    "LayerNorm": _layer_norm,
+    "RMSNorm": _rms_norm,
+    "LocalResponseNorm": _local_response_norm,
+}
+
+
+def _of_images(run: Run, axes: int) -> Run:
+    """`run` for a single image too, which lacks the batch's axis."""
+
+    def forward(self: Any, x: torch.Tensor, indices: torch.Tensor | None = None, *more: Any, **options: Any) -> Any:
+        inputs = [x] if indices is None else [x, indices]
+        if x.ndim != axes + 1:
+            return run(self, *inputs, *more, **options)
+        y = run(self, *(a[None] for a in inputs), *more, **options)
+        return tuple(a[0] for a in y) if isinstance(y, tuple) else y[0]
+
+    return forward
+
+
+def _module(name: str, forward: Run) -> Any:
+    base = getattr(nn, name)
+    doc = f"torch.nn.{name} with this library's op inside: its arguments, state and shapes."
+    return type(name, (base,), {"forward": forward, "__module__": __name__, "__doc__": doc})
+
+
+MODULES: dict[str, Any] = {name: _module(name, run) for name, run in OTHERS.items() if hasattr(nn, name)} | {
+    f"{root}{axes}d": _module(f"{root}{axes}d", _of_images(run, axes))
+    for root, run in FOR_IMAGES.items()
+    for axes in (1, 2, 3)
+}
+globals().update(MODULES)
+
+_REPLACED = {getattr(nn, name): module for name, module in MODULES.items()}
+
+
+def convert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """A copy of `model` in which pooling, padding and normalisation are this library's; with `inplace`, `model` itself.
+
+    Parameters, buffers, hooks and training mode stay as they are; make the optimizer from what this gives. Left alone:
+    subclasses of torch.nn's modules, convolutions and all other modules, and what has no counterpart here
+    (AdaptiveMaxPool with return_indices, InstanceNorm with running statistics). Raises TypeError for no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert needs a torch.nn.Module, got {type(model).__name__}")
+    model = model if inplace else copy.deepcopy(model)
+    for module in model.modules():
+        replacement = _REPLACED.get(type(module))
+        if replacement is not None and not _without_counterpart(module):
+            module.__class__ = replacement  # what a module holds is its torch.nn base's
+    return model
+
+
+def _without_counterpart(module: Any) -> bool:
+    adaptive = isinstance(module, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool3d)
+    instance = isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d)
+    return (adaptive and module.return_indices) or (instance and module.track_running_stats)

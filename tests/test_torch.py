@@ -1,0 +1,411 @@
+"""cnnlayers.torch beside PyTorch's own modules: the same answers, less kept, and PyTorch's own machinery at work."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+import cnnlayers.torch as ours  # noqa: E402
+from cnnlayers import backends  # noqa: E402
+from cnnlayers import functional as F  # noqa: E402
+from cnnlayers.torch import convert, functional  # noqa: E402
+from cnnlayers.torch.arrays import array_of, tensor_of  # noqa: E402
+
+
+@pytest.fixture(params=["cpu", "gpu"], autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "gpu":
+        reason = backends.available()["cupy"]
+        if reason or not torch.cuda.is_available():
+            pytest.skip(f"no GPU here: {reason or 'PyTorch sees none'}")
+    name = "cuda" if request.param == "gpu" else "cpu"
+    with torch.device(name):
+        yield name
+
+
+def values(*shape: int, dtype: Any = torch.float32) -> torch.Tensor:
+    """Random values without ties, so that nobody's rule for them matters."""
+    size = int(np.prod(shape))
+    order = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(size), device="cpu")
+    return ((order + 0.3) / max(size, 1) * 4 - 2).reshape(shape).to(torch.get_default_device(), dtype)
+
+
+def kept(run: Callable[[], Any]) -> int:
+    """Bytes that PyTorch saves for backward while `run` runs; parameters are not counted."""
+    seen: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if not isinstance(t, nn.Parameter):
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        run()
+    return sum(seen.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- modules
+CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
+    ("MaxPool1d", (3, 2, 1), {}, (2, 3, 11)),
+    ("MaxPool2d", (2,), {}, (2, 3, 8, 9)),
+    ("MaxPool2d", ((3, 2), (2, 1), (1, 0)), {"ceil_mode": True, "dilation": (1, 2)}, (2, 3, 8, 9)),
+    ("MaxPool3d", (2,), {}, (2, 3, 4, 5, 6)),
+    ("AvgPool1d", (3, 2, 1), {}, (2, 3, 11)),
+    ("AvgPool2d", (3, 2, 1), {"count_include_pad": False, "ceil_mode": True}, (2, 3, 8, 9)),
+    ("AvgPool2d", (2,), {"divisor_override": 3}, (2, 3, 8, 9)),
+    ("AvgPool3d", (2,), {}, (2, 3, 4, 5, 6)),
+    ("AdaptiveAvgPool1d", (4,), {}, (2, 3, 11)),
+    ("AdaptiveAvgPool2d", ((3, None),), {}, (2, 3, 8, 9)),
+    ("AdaptiveAvgPool3d", (2,), {}, (2, 3, 4, 5, 6)),
+    ("AdaptiveMaxPool1d", (4,), {}, (2, 3, 11)),
+    ("AdaptiveMaxPool2d", ((3, 4),), {}, (2, 3, 8, 9)),
+    ("AdaptiveMaxPool3d", (2,), {}, (2, 3, 4, 5, 6)),
+    ("ConstantPad1d", ((1, 2), 0.5), {}, (2, 3, 11)),
+    ("ConstantPad2d", ((1, -2, 0, 3), 0.5), {}, (2, 3, 8, 9)),
+    ("ConstantPad3d", (1, 2.0), {}, (2, 3, 4, 5, 6)),
+    ("ZeroPad2d", (2,), {}, (2, 3, 8, 9)),
+    ("ReflectionPad1d", ((3, 1),), {}, (2, 3, 11)),
+    ("ReflectionPad2d", ((1, 2, 3, 0),), {}, (2, 3, 8, 9)),
+    ("ReflectionPad3d", (1,), {}, (2, 3, 4, 5, 6)),
+    ("ReplicationPad1d", (2,), {}, (2, 3, 11)),
+    ("ReplicationPad2d", ((1, 2, 3, 0),), {}, (2, 3, 8, 9)),
+    ("ReplicationPad3d", (1,), {}, (2, 3, 4, 5, 6)),
+    ("CircularPad1d", ((2, 1),), {}, (2, 3, 11)),
+    ("CircularPad2d", ((1, 2, 3, 0),), {}, (2, 3, 8, 9)),
+    ("CircularPad3d", (1,), {}, (2, 3, 4, 5, 6)),
+    ("BatchNorm1d", (5,), {}, (6, 5)),
+    ("BatchNorm1d", (3,), {"affine": False}, (2, 3, 11)),
+    ("BatchNorm2d", (3,), {"momentum": None}, (2, 3, 8, 9)),
+    ("BatchNorm2d", (3,), {"track_running_stats": False, "eps": 1e-3}, (2, 3, 8, 9)),
+    ("BatchNorm3d", (3,), {"momentum": 0.3}, (2, 3, 4, 5, 6)),
+    ("InstanceNorm1d", (3,), {"affine": True}, (2, 3, 11)),
+    ("InstanceNorm2d", (3,), {}, (2, 3, 8, 9)),
+    ("InstanceNorm3d", (3,), {"affine": True}, (2, 3, 4, 5, 6)),
+    ("GroupNorm", (2, 6), {}, (2, 6, 8, 9)),
+    ("GroupNorm", (3, 6), {"affine": False}, (2, 6, 8, 9)),
+    ("LayerNorm", ((8, 9),), {}, (2, 3, 8, 9)),
+    ("LayerNorm", (9,), {"elementwise_affine": False}, (2, 3, 8, 9)),
+    ("RMSNorm", (9,), {}, (2, 3, 8, 9)),
+    ("LocalResponseNorm", (3,), {"alpha": 0.1}, (2, 6, 8, 9)),
+]
+BY_CASE = pytest.mark.parametrize(
+    ("name", "args", "options", "shape"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)]
+)
+LOOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def pair(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """PyTorch's module and this library's, with the same random parameters."""
+    if not hasattr(nn, name):
+        pytest.skip(f"this PyTorch has no {name}")
+    theirs, mine = getattr(nn, name)(*args, **options), getattr(ours, name)(*args, **options)
+    for p in theirs.parameters():
+        nn.init.uniform_(p, 0.5, 1.5)
+    mine.load_state_dict(theirs.state_dict())
+    return theirs, mine
+
+
+def both_ways(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """y, and the gradients of x and the parameters for a dy that every dtype can hold."""
+    x = x.detach().requires_grad_()
+    y = module(x)
+    dy = (torch.arange(y.numel()) % 17 / 8 - 1).reshape(y.shape).to(y.dtype)
+    return [y, *torch.autograd.grad(y, [x, *module.parameters()], dy)]
+
+
+@BY_CASE
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_module_gives_pytorchs_answers(name, args, options, shape, dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32  # parameters, and the half types' oracle
+    theirs, mine = (module.to(wide) for module in pair(name, args, options))
+    assert repr(theirs) == repr(mine)
+    assert isinstance(mine, type(theirs))
+    x = values(*shape, dtype=dtype)
+    for training in (True, False):
+        expected = both_ways(theirs.train(training), x.to(wide))
+        found = both_ways(mine.train(training), x)
+        assert (found[0].dtype, found[1].dtype) == (dtype, dtype)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.to(wide), b, rtol=LOOSE[dtype], atol=4 * LOOSE[dtype])
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    for key, state in mine.state_dict().items():
+        torch.testing.assert_close(state, theirs.state_dict()[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "shape"),
+    [("MaxPool2d", (2,), (3, 8, 8)), ("ReflectionPad1d", (2,), (3, 8)), ("InstanceNorm3d", (3,), (3, 2, 4, 4))],
+)
+def test_a_single_image_without_the_batchs_axis(name, args, shape):
+    for a, b in zip(*(both_ways(m, values(*shape)) for m in pair(name, args, {})), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_indices_and_unpooling():
+    x = values(2, 3, 8, 9)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        y, indices = ours.MaxPool2d(2, return_indices=True)(x.contiguous(memory_format=memory).requires_grad_())
+        expected, places = nn.MaxPool2d(2, return_indices=True)(x)
+        assert torch.equal(indices, places)
+        assert y.requires_grad
+        assert not indices.requires_grad
+        wide, theirs = ours.MaxUnpool2d(2)(y, indices, x.shape), nn.MaxUnpool2d(2)(expected, places, x.shape)
+        torch.testing.assert_close(wide, theirs)
+        assert wide.is_contiguous(memory_format=memory)
+
+
+@pytest.mark.parametrize(("name", "args"), [("MaxPool2d", (3, 2, 1)), ("BatchNorm2d", (4,)), ("ReflectionPad2d", (1,))])
+def test_channels_last_stays_so(name, args):
+    theirs, mine = pair(name, args, {})
+    x = values(2, 4, 8, 9).contiguous(memory_format=torch.channels_last)
+    for i, (a, b) in enumerate(zip(both_ways(mine, x), both_ways(theirs, x), strict=True)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        if i < 2:  # y and dx
+            assert a.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_modules_save_load_and_copy():
+    module = ours.BatchNorm2d(3)
+    module(values(2, 3, 4, 4))
+    stream = io.BytesIO()
+    torch.save(module, stream)
+    stream.seek(0)
+    again = torch.load(stream, weights_only=False)
+    assert type(again) is type(copy.deepcopy(module)) is ours.BatchNorm2d
+    assert torch.equal(again.running_mean, module.running_mean)
+    assert int(again.num_batches_tracked) == 1
+
+
+def test_what_a_module_has_no_counterpart_for_is_refused():
+    with pytest.raises(ValueError, match="no return_indices"):
+        ours.AdaptiveMaxPool2d(2, return_indices=True)(values(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="no running statistics"):
+        ours.InstanceNorm2d(3, track_running_stats=True)(values(1, 3, 4, 4))
+    with pytest.raises(AttributeError, match="Conv2d"):
+        _ = ours.Conv2d
+
+
+# ----------------------------------------------------------------------------------------------------------- functions
+# op, shapes of its tensors, options
+FUNCTIONS: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
+    ("max_pool", [(2, 2, 5, 6)], {"kernel_size": 3, "stride": 2, "padding": ((1, 0), (0, 1))}),
+    ("max_pool", [(2, 2, 5, 6)], {"kernel_size": 2, "ties": "split", "data_format": "channels_last"}),
+    ("avg_pool", [(2, 2, 5, 6)], {"kernel_size": 2, "padding": "same"}),
+    ("sum_pool", [(2, 2, 5, 6)], {"kernel_size": 2}),
+    ("lp_pool", [(2, 2, 5, 6)], {"kernel_size": 2, "norm_type": 3.0}),
+    ("adaptive_avg_pool", [(2, 2, 5, 6)], {"output_size": 3}),
+    ("adaptive_max_pool", [(2, 2, 5, 6)], {"output_size": 3}),
+    ("pad", [(2, 2, 5, 6)], {"padding": 1, "mode": "symmetric"}),
+    ("batch_norm", [(3, 2, 4, 4), (2,), (2,)], {"training": True}),
+    ("group_norm", [(2, 4, 3, 3), (), (4,), (4,)], {"num_groups": 2}),
+    ("instance_norm", [(2, 2, 4, 4), (2,)], {}),
+    ("layer_norm", [(2, 3, 4), (), (4,), (4,)], {"normalized_shape": 4}),
+    ("layer_norm", [(2, 3, 4), (), (), (4,)], {"normalized_shape": 4}),  # beta without gamma
+    ("batch_norm", [(3, 2, 4), (), (2,)], {"training": True}),
+    ("rms_norm", [(2, 3, 4), (), (4,)], {"normalized_shape": 4}),
+    ("local_response_norm", [(2, 5, 3)], {"size": 3, "beta": 0.6}),
+    ("conv", [(2, 4, 5, 5), (6, 2, 3, 3), (6,)], {"padding": "same", "groups": 2}),
+    ("conv_transpose", [(2, 4, 3, 3), (4, 2, 3, 3), (2,)], {"stride": 2, "output_padding": 1}),
+    ("linear", [(3, 4), (5, 4), (5,)], {}),
+    ("relu", [(3, 4)], {}),
+    ("dropout", [(3, 4)], {"p": 0.4, "training": True, "rng": 3}),
+    ("dropout", [(3, 4)], {}),
+]
+
+
+def test_every_op_is_there():
+    trios = {name.removesuffix("_forward") for name in dir(F) if name.endswith("_forward")}
+    assert {name for name in trios if callable(getattr(functional, name, None))} == trios
+    used = {op for op, *_ in FUNCTIONS}
+    assert trios - used == {"max_unpool", "softmax_cross_entropy"}  # which have tests of their own
+
+
+@pytest.mark.parametrize(("op", "shapes", "options"), FUNCTIONS, ids=[f"{i}-{c[0]}" for i, c in enumerate(FUNCTIONS)])
+def test_gradcheck_and_no_second_derivative(op, shapes, options):
+    names = list(inspect.signature(getattr(F, op)).parameters)[: len(shapes)]
+    given = {n: values(*s, dtype=torch.float64).requires_grad_() for n, s in zip(names, shapes, strict=True) if s}
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        return getattr(functional, op)(**dict(zip(given, tensors, strict=True)), **options)
+
+    tensors = tuple(given.values())
+    assert torch.autograd.gradcheck(call, tensors)
+    (dx,) = torch.autograd.grad(call(*tensors).square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{op} of cnnlayers.torch has no second derivative"):
+        dx.square().sum().backward()
+
+
+def test_the_loss_and_a_bad_label():
+    x, labels = values(4, 5).requires_grad_(), torch.tensor([0, 4, 2, 2])
+    loss, expected = functional.softmax_cross_entropy(x, labels), nn.functional.cross_entropy(x, labels)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (loss, expected)))
+    if x.device.type == "cpu":
+        with pytest.raises(ValueError, match="labels"):
+            functional.softmax_cross_entropy(x, labels + 3)
+
+
+def test_nothing_is_saved_where_no_gradient_is_wanted(monkeypatch):
+    monkeypatch.setattr(F, "max_pool_forward", None)
+    x = values(1, 1, 4, 4)
+    assert functional.max_pool(x, 2).shape == (1, 1, 2, 2)
+    with torch.no_grad():
+        assert not functional.max_pool(x.requires_grad_(), 2).requires_grad
+    with pytest.raises(TypeError):
+        functional.max_pool(x, 2)
+
+
+def test_nothing_is_copied_on_the_way():
+    for dtype in (torch.float32, torch.bfloat16, torch.bool, torch.int64):
+        x = torch.ones(4, 6, device="cpu", dtype=dtype)
+        array = array_of(x.T)
+        assert array.__array_interface__["data"][0] == x.data_ptr()
+        assert tensor_of(array).data_ptr() == x.data_ptr()
+        assert tensor_of(array).dtype == dtype
+
+
+def test_arguments_that_are_no_tensors_here_are_refused(device):
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got ndarray"):
+        functional.relu(np.ones(3))
+    with pytest.raises(TypeError, match=r"weight must be a torch\.Tensor, got list"):
+        functional.linear(values(2, 3), [[1.0]])
+    with pytest.raises(TypeError, match="dense, on the CPU or a CUDA device"):
+        functional.relu(torch.ones(3, device="meta"))
+    with pytest.raises(TypeError, match="dense"):
+        functional.relu(torch.eye(3).to_sparse())
+
+
+# --------------------------------------------------------------------------------------------- PyTorch's own machinery
+def test_max_pool_keeps_a_byte_an_output_and_not_x():
+    x = values(4, 8, 16, 16).requires_grad_()
+    outputs = 4 * 8 * 8 * 8
+    assert kept(lambda: ours.MaxPool2d(2)(x)) == outputs
+    assert kept(lambda: nn.MaxPool2d(2)(x)) >= 8 * outputs
+
+
+def test_a_change_in_place_of_what_backward_needs_is_noticed():
+    x = values(2, 3, 4, 4).requires_grad_()
+    hidden = x * 1
+    y = ours.GroupNorm(1, 3)(hidden)
+    hidden.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_second_backward_is_pytorchs_own_error_and_retain_graph_works():
+    x = values(2, 3, 4, 4).requires_grad_()
+    y = ours.BatchNorm2d(3)(x).square().sum()
+    (first,), (second,) = (torch.autograd.grad(y, x, retain_graph=keep) for keep in (True, False))
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, x)
+
+
+def test_checkpoints_and_compiled_models_run():
+    from torch.utils.checkpoint import checkpoint
+
+    model = nn.Sequential(ours.GroupNorm(1, 3), nn.ReLU(), ours.MaxPool2d(2))
+    x = values(2, 3, 4, 4)
+    expected = both_ways(model, x)
+    for run in (lambda x: checkpoint(model, x, use_reentrant=False), torch.compile(model, backend="eager")):
+        t = x.clone().requires_grad_()
+        y = run(t)
+        y.backward((torch.arange(y.numel()) % 17 / 8 - 1).reshape(y.shape))
+        torch.testing.assert_close([y, t.grad], expected[:2])
+
+
+def test_autocast(device):
+    x, weight = values(2, 3, 6, 6).requires_grad_(), values(4, 3, 3, 3).requires_grad_()
+    with torch.autocast(device, torch.bfloat16):
+        y = functional.conv(x, weight)
+        normal = ours.BatchNorm2d(4)(y)
+        pooled = ours.MaxPool2d(2)(normal)
+        loss = functional.softmax_cross_entropy(
+            functional.linear(pooled.flatten(1), values(5, 16)), torch.tensor([1, 4])
+        )
+    assert {y.dtype, normal.dtype, pooled.dtype} == {torch.bfloat16}
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert (x.grad.dtype, weight.grad.dtype) == (torch.float32, torch.float32)
+    with torch.autocast(device, torch.bfloat16):
+        expected = nn.functional.conv2d(x, weight)
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+
+
+# ------------------------------------------------------------------------------------------------------------- convert
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.ReflectionPad2d(1),
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(inplace=True),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+def trained(model: nn.Module, steps: int = 15) -> list[float]:
+    """The losses of a few steps."""
+    x, labels = values(32, 1, 8, 8), torch.arange(32) % 10
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for _ in range(steps):
+        sgd.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), labels)
+        loss.backward()
+        sgd.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_a_converted_model_trains_to_the_same_loss_and_keeps_less():
+    model = network()
+    converted = convert(model)
+    x = values(32, 1, 8, 8)
+    assert kept(lambda: converted(x)) < kept(lambda: model(x))
+    model, converted = network(), convert(network())
+    theirs, mine = trained(model), trained(converted)
+    assert mine[-1] < mine[0] / 2
+    np.testing.assert_allclose(mine, theirs, rtol=1e-3)
+    assert mine == trained(convert(network()))  # to the last bit
+    assert list(converted.state_dict()) == list(model.state_dict())
+    model.load_state_dict(converted.state_dict())
+    torch.testing.assert_close(model.eval()(x), converted.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_convert_leaves_the_original_alone_unless_told():
+    class Mine(nn.MaxPool2d):
+        pass
+
+    model = nn.Sequential(
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.BatchNorm2d(3), Mine(2)),
+        nn.AdaptiveMaxPool2d(2, return_indices=True),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+    )
+    kinds = [type(m) for m in model.modules()]
+    converted = convert(model)
+    assert [type(m) for m in model.modules()] == kinds
+    changed = {i: type(m) for i, m in enumerate(converted.modules()) if type(m) is not kinds[i]}
+    assert changed == {1: ours.MaxPool2d, 3: ours.BatchNorm2d}
+    assert converted[1][0].weight is not model[1][0].weight
+    assert convert(model, inplace=True) is model
+    assert isinstance(model[0], ours.MaxPool2d)
+    assert type(convert(nn.MaxPool2d(2))) is ours.MaxPool2d
+    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got function"):
+        convert(network)
