@@ -134,6 +134,8 @@ def asarray(a: Any, dtype: Any = None) -> Any:
     b = current()
     if b.name == "cupy":
         with b.device:
+            if _root(a) == "torch" and hasattr(a, "detach"):
+                a = a.detach()  # PyTorch exports no tensor that requires gradient
             if _root(a) == "cupy" or (hasattr(a, "__dlpack__") and _on_gpu(a)):
                 array = b.xp.asarray(a) if _root(a) == "cupy" else b.xp.from_dlpack(a)
             else:

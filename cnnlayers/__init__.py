@@ -1,7 +1,7 @@
 """Convolutional-network layers with explicit forward and backward, on NumPy and CuPy.
 
 `cnnlayers.functional` has the ops, `cnnlayers.layers` the layers, `cnnlayers.backends` says where arrays live. The rest
-(checkpoints, cs231n, models, optim, data, testing, bench) is imported when it is first asked for.
+(autograd, checkpoints, cs231n, models, optim, data, testing, bench) is imported when it is first asked for.
 """
 
 import importlib
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "backends", "functional", "kernels", "layers", "load", "save"]
 
-_LATER = ("bench", "cs231n", "data", "models", "optim", "testing")
+_LATER = ("autograd", "bench", "cs231n", "data", "models", "optim", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -507,6 +507,42 @@ def test_dlpack_exporters_and_array_makers_are_taken() -> None:
     assert backends.to_numpy(Dlpack(read_only)).tolist() == [0.0, 1.0, 2.0]  # some exporters refuse read-only memory
 
 
+class DeviceExporter:
+    """An array on a GPU that answers DLPack and nothing else, as JAX's do; its memory is the stand-in's."""
+
+    def __init__(self, a: Any, requires_grad: bool = False) -> None:
+        self.a, self.requires_grad = a, requires_grad
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, **options: Any) -> Any:
+        if self.requires_grad:
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        return self.a
+
+
+class DeviceTensor(DeviceExporter):
+    """The same as a PyTorch tensor."""
+
+    def detach(self) -> DeviceTensor:
+        return DeviceTensor(self.a)
+
+
+DeviceTensor.__module__ = "torch"
+
+
+@pytest.mark.parametrize(
+    ("kind", "requires_grad"), [(DeviceExporter, False), (DeviceTensor, False), (DeviceTensor, True)]
+)
+def test_what_another_library_has_on_the_gpu_stays_there(kind, requires_grad, monkeypatch) -> None:
+    with standin_cupy.installed() as cupy, backends.using("cupy"):
+        monkeypatch.setattr(cupy, "from_dlpack", lambda exporter: exporter.__dlpack__())
+        x = cupy.asarray([1.0, 2.0])
+        assert backends.asarray(kind(x, requires_grad)) is x
+        assert backends.asarray(kind(x, requires_grad), cupy.float32).dtype == np.float32
+
+
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "float32", "float64", "int64"])
 def test_strict_arrays_cross_with_their_dtype(dtype: str) -> None:
     x = strict.asarray(np.array([[0, 1], [1, 0]], dtype))
