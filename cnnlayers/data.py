@@ -7,7 +7,7 @@ held out for validation is the seed's choice. All randomness is drawn on the hos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,17 +156,21 @@ def load(data: str) -> Dataset:
     return load_cifar10(data)
 
 
-def augment(dataset: Dataset, x: Array, rng: numpy.random.Generator) -> Array:
+def augment(
+    dataset: Dataset, x: Array, rng: numpy.random.Generator, whole: int | None = None, part: slice = slice(None)
+) -> Array:
     """The pictures `x`, half of them cropped at random from their padded selves; half mirrored, where the set flips.
 
     The others stay where they were, as test pictures do: an 8×8 digit fills its picture and loses a stroke when moved.
     One gather over the batch: output cell (i, j) of picture n is padded cell (i + down[n], j' + right[n]), where j'
     runs backwards in a mirrored picture.
+    whole, part: `x` is that part of a batch of so many pictures. All of them draw, so each moves as it would there.
     """
     b = backends.of(x)
     n, channels, height, width = x.shape
-    moved, mirrored = rng.integers(0, 2, (2, n, 1, 1, 1))
-    down, right = dataset.crop + moved * rng.integers(-dataset.crop, dataset.crop + 1, (2, n, 1, 1, 1))
+    drawn = (2, n if whole is None else whole, 1, 1, 1)
+    moved, mirrored = rng.integers(0, 2, drawn)[:, part]
+    down, right = dataset.crop + moved * rng.integers(-dataset.crop, dataset.crop + 1, drawn)[:, part]
     padded = F.pad(x, dataset.crop, value=dataset.blank)
     tall, wide = padded.shape[2:]
 
@@ -181,18 +185,29 @@ def augment(dataset: Dataset, x: Array, rng: numpy.random.Generator) -> Array:
     return b.xp.reshape(flat, (n, channels, height, width))
 
 
+def _whole(n: int) -> slice:
+    return slice(n)
+
+
 def batches(
-    dataset: Dataset, rows: Rows, size: int, rng: numpy.random.Generator | None = None
+    dataset: Dataset,
+    rows: Rows,
+    size: int,
+    rng: numpy.random.Generator | None = None,
+    part: Callable[[int], slice] = _whole,
 ) -> Iterator[tuple[Array, Array]]:
     """`(x, y)` for each batch of these rows, the last one as small as it comes.
 
     With `rng`, the rows are shuffled and the pictures augmented: an epoch of training. Without, neither: an evaluation.
+    part: which part of a batch of so many pictures is wanted, the same pictures as in the whole one; it may be empty.
     """
     if size < 1:
         raise ValueError(f"a batch needs at least one picture, got size {size}")
     b = backends.of(dataset.x)
     order = rows if rng is None else rng.permutation(rows)
     for start in range(0, len(order), size):
-        index = b.array(order[start : start + size], b.xp.int64)
+        batch = order[start : start + size]
+        mine = part(len(batch))
+        index = b.array(batch[mine], b.xp.int64)
         x, y = b.xp.take(dataset.x, index, axis=0), b.xp.take(dataset.y, index, axis=0)
-        yield (x if rng is None else augment(dataset, x, rng)), y
+        yield (x if rng is None else augment(dataset, x, rng, len(batch), mine)), y

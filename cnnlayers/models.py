@@ -1,17 +1,40 @@
 """Whole networks, made of layers, and how a trained one is described so that it can be made again.
 
 A description is a name of `NAMES` and the constructor's arguments, plain numbers that JSON can hold.
+
+A residual network's arrays go by the names that PyTorch's residual networks have (conv1, layer1.0.bn2, fc), whatever
+their places in the layers it is built of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from cnnlayers import backends
 from cnnlayers.arguments import flag, integer, sizes
-from cnnlayers.layers import BatchNorm, Conv, Flatten, Layer, Linear, MaxPool, ReLU, Sequential
+from cnnlayers.functional.common import Array
+from cnnlayers.layers import (
+    BatchNorm,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    Linear,
+    MaxPool,
+    ReLU,
+    Residual,
+    Sequential,
+)
 from cnnlayers.layers.base import generator
 from cnnlayers.specs import pool_window
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own from Python 3.11 on
+
+STAGES = (16, 32, 64)  # channels; each stage but the first halves the picture's sides
+SHORTCUTS = ("projection", "padding")
 
 
 class ThreeLayerConvNet(Sequential):
@@ -50,7 +73,142 @@ class ThreeLayerConvNet(Sequential):
         )
 
 
-NAMES: Mapping[str, Callable[..., Layer]] = {"three-layer": ThreeLayerConvNet}
+class _Renamed(Sequential):
+    """A Sequential whose parts' arrays go by other names than their places: `_names` has a prefix for a prefix."""
+
+    _names: ClassVar[Mapping[str, str]] = {}
+
+    def _walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        for place, layer in super()._walk():
+            old = next((old for old in self._names if place.startswith(old)), "")
+            yield prefix + self._names.get(old, "") + place[len(old) :], layer
+
+
+class _PaddedShortcut(Layer):
+    """Every second cell of every second row, among channels of zeros that fill up the number: no parameters."""
+
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        self.channels, self.filters = channels, filters
+
+    def _own(self) -> slice:
+        before = (self.filters - self.channels) // 2
+        return slice(before, before + self.channels)
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        kept = x[:, :, ::2, ::2]
+        n, _, height, width = kept.shape
+        y = backends.of(x).zeros((n, self.filters, height, width), x.dtype)
+        y[:, self._own(), :, :] = kept
+        return y, tuple(x.shape)
+
+    def _backward(self, dy: Array, ctx: Any) -> Array:
+        dx = backends.of(dy).zeros(ctx, dy.dtype)
+        dx[:, :, ::2, ::2] = dy[:, self._own(), :, :]
+        return dx
+
+
+class _BasicBlock(_Renamed):
+    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)), both convolutions 3×3, the first with the stride."""
+
+    _names: ClassVar[Mapping[str, str]] = {
+        **{f"0.body.{i}.": f"{name}." for i, name in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"))},
+        "0.shortcut.": "downsample.",
+    }
+
+    def __init__(self, channels: int, filters: int, stride: int, shortcut: str, rng: Any) -> None:
+        body = Sequential(
+            Conv(channels, filters, 3, stride, 1, bias=False, rng=rng),
+            BatchNorm(filters),
+            ReLU(),
+            Conv(filters, filters, 3, 1, 1, bias=False, rng=rng),
+            BatchNorm(filters),
+        )
+        beside: Layer | None = None
+        if channels != filters and shortcut == "padding":
+            beside = _PaddedShortcut(channels, filters)
+        elif channels != filters:
+            beside = Sequential(Conv(channels, filters, 1, stride, bias=False, rng=rng), BatchNorm(filters))
+        super().__init__(Residual(body, beside), ReLU())
+
+
+class ResNet(_Renamed):
+    """He et al.'s residual network for small pictures: depth 6n + 2 weight layers in three stages of n blocks.
+
+    conv 3×3 - batch norm - relu, n blocks each of 16, 32 and 64 channels, global average pool, linear. A block adds its
+    input to two 3×3 convolutions of it; the first block of the second and third stage has stride 2.
+
+    depth: 8, 14, 20, 26, … input_shape: a picture's (C, H, W), which sets C alone: any H and W will do. The output is
+    (N, classes). shortcut: where the shape changes, "projection" (the paper's option B: a strided 1×1 convolution and
+    batch norm) or "padding" (option A, the paper's own choice for these: strided, channels of zeros on both sides).
+    rng: None, a seed or a NumPy Generator for the initial weights.
+
+    The state has torchvision's key names: conv1, bn1, layer1.0.conv1, layer2.0.downsample.0, fc. `load_state_dict` also
+    takes `shortcut` for `downsample` and `linear` for `fc`, as other PyTorch code calls them.
+    Raises ValueError or TypeError for a depth that is none, sizes that are none and an unknown shortcut.
+    Source: He, Zhang, Ren and Sun 2015, https://arxiv.org/abs/1512.03385, section 4.2.
+    """
+
+    _names: ClassVar[Mapping[str, str]] = {
+        "0.": "conv1.",
+        "1.": "bn1.",
+        "3.": "layer1.",
+        "4.": "layer2.",
+        "5.": "layer3.",
+        "8.": "fc.",
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        input_shape: Sequence[int] = (3, 32, 32),
+        classes: int = 10,
+        *,
+        shortcut: str = "projection",
+        rng: Any = None,
+    ) -> None:
+        self.depth = integer(depth, "depth")
+        blocks, rest = divmod(self.depth - 2, 6)
+        if blocks < 1 or rest:
+            raise ValueError(f"depth must be 6n + 2 with n of at least 1 (8, 14, 20, …), got {self.depth}")
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut must be one of {', '.join(SHORTCUTS)}; got {shortcut!r}")
+        channels = sizes(tuple(input_shape), 3, "input_shape")[0]
+        classes, source = integer(classes, "classes", 1), generator(rng)
+        stages, before = [], STAGES[0]
+        for filters in STAGES:
+            first = _BasicBlock(before, filters, 1 if before == filters else 2, shortcut, source)
+            others = [_BasicBlock(filters, filters, 1, shortcut, source) for _ in range(blocks - 1)]
+            stages.append(Sequential(first, *others))
+            before = filters
+        super().__init__(
+            Conv(channels, STAGES[0], 3, 1, 1, bias=False, rng=source),
+            BatchNorm(STAGES[0]),
+            ReLU(),
+            *stages,
+            GlobalAvgPool(),
+            Flatten(),
+            Linear(before, classes, rng=source),
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
+        if isinstance(state, Mapping):
+            # Where both names are there, the second is unknown, as any other would be.
+            state = {
+                name if (new := _torchvision_name(str(name))) in state else new: value for name, value in state.items()
+            }
+        return super().load_state_dict(state)
+
+
+def _torchvision_name(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return f"fc.{rest}" if first == "linear" else name.replace(".shortcut.", ".downsample.")
+
+
+NAMES: Mapping[str, Callable[..., Layer]] = {
+    "three-layer": ThreeLayerConvNet,
+    "resnet8": functools.partial(ResNet, 8),
+}
 
 
 def build(name: str, arguments: Mapping[str, Any], *, rng: Any = None) -> Layer:

@@ -5,6 +5,9 @@ After every epoch the folder holds the best model by validation (`model.safetens
 `history.json`; each file is replaced in one step. Every random number belongs to (seed, epoch), and the learning rate
 to the epoch alone, so no generator's state need be kept: a continued run, to whatever number of epochs, repeats an
 uninterrupted one. The test rows are looked at once, at the end, by the model on disk.
+
+Several ranks share every batch and draw what one process would draw: their number changes nothing but the rounding.
+Only the first writes files. What they send one another is distributed.py's matter.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import numpy
 import cnnlayers
 from cnnlayers import backends, checkpoint, data, models, optim, plots
 from cnnlayers import functional as F
+from cnnlayers.distributed import Ranks
 from cnnlayers.layers import Layer
 from cnnlayers.progress import Lines
 
@@ -33,9 +37,11 @@ VALIDATION_SHARE = 0.15
 DECAY = 0.93  # of the learning rate, each epoch
 # The first learning rate, by data and optimiser: pictures of many cells give sums of many terms, and need small steps.
 RATES = {"digits": {"adam": 3e-3, "sgd": 0.05}, "cifar10": {"adam": 1e-3, "sgd": 0.01}}
-HIDDEN = 256
+# A model's arguments beside the pictures' shape and the number of classes.
+ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"three-layer": {"hidden": 256, "batch_norm": True}, "resnet8": {}}
 EVALUATION_BATCH = 512
 SHOW_EVERY_S = 0.1
+ALONE = Ranks()
 
 Record = dict[str, Any]
 
@@ -86,7 +92,8 @@ def logits_of(model: Layer, x: Any) -> Any:
 class Run:
     """A model in training and its folder. `records` holds the figures of the epochs that are on disk."""
 
-    def __init__(self, settings: Settings, out: Path) -> None:
+    def __init__(self, settings: Settings, out: Path, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.dataset = data.load(settings.data)
         self.rate = RATES[self.dataset.name][settings.optimizer] if settings.lr is None else settings.lr
         where = settings.data if self.dataset.name == "digits" else str(Path(settings.data).resolve())
@@ -95,8 +102,7 @@ class Run:
         self.arguments = {
             "input_shape": list(self.dataset.shape),
             "classes": len(self.dataset.classes),
-            "hidden": HIDDEN,
-            "batch_norm": True,
+            **ARGUMENTS[settings.model],
         }
         self.model = self._new_model()
         kind = {"adam": optim.Adam, "sgd": optim.SGD}[settings.optimizer]
@@ -120,17 +126,18 @@ class Run:
         self.optimizer.lr = self.rate * DECAY ** (epoch - 1)
         b = backends.of(self.dataset.x)
         loss = right = b.zeros((), b.xp.float64)  # kept on the device: reading them makes a GPU wait
-        seen, start = 0, time.perf_counter()
+        seen, own, start = 0, 0, time.perf_counter()
         shown = start
         rng = _stream(self.settings.seed, 1, epoch)
-        for x, y in data.batches(self.dataset, self.rows, self.settings.batch_size, rng):
-            of_batch, hits = self._step(x, y)
-            loss, right, seen = loss + of_batch * x.shape[0], right + hits, seen + x.shape[0]
+        for x, y in data.batches(self.dataset, self.rows, self.settings.batch_size, rng, self.ranks.part):
+            whole = min(self.settings.batch_size, len(self.rows) - seen)
+            of_batch, hits = self._step(x, y, whole)
+            loss, right, seen, own = loss + of_batch * x.shape[0], right + hits, seen + whole, own + x.shape[0]
             now = time.perf_counter()
-            if now - shown > SHOW_EVERY_S:
-                report.advance(seen, float(loss) / seen, float(right) / seen, seen / (now - start))
+            if own and now - shown > SHOW_EVERY_S:
+                report.advance(seen, float(loss) / own, float(right) / own, seen / (now - start))
                 shown = now
-        train_loss, train_accuracy = float(loss) / seen, float(right) / seen
+        train_loss, train_accuracy = self._means(loss, right, seen)
         seconds = time.perf_counter() - start
         held_loss, held_accuracy = self._evaluate(self.held)
         if not math.isfinite(train_loss + held_loss):
@@ -146,28 +153,41 @@ class Run:
             "images_per_second": seen / seconds,
         }
 
-    def _step(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """One step on one batch: its mean loss and number of right answers, both still on the device."""
+    def _step(self, x: Any, y: Any, whole: int) -> tuple[Any, Any]:
+        """One step on one batch, of whose `whole` pictures this rank has (x, y): their mean loss and number of right
+        answers, both still on the device."""
         b = backends.of(x)
         logits = self.model(x)
-        loss, ctx = F.softmax_cross_entropy_forward(logits, y)
-        self.model.backward(F.softmax_cross_entropy_backward(b.full((), 1.0, loss.dtype), ctx))
-        self.optimizer.step(self.model.grads)
+        loss, dlogits = b.zeros((), logits.dtype), logits
+        if x.shape[0]:  # a rank may have none, and takes part in batch norm and in the sums all the same
+            loss, ctx = F.softmax_cross_entropy_forward(logits, y)
+            dlogits = F.softmax_cross_entropy_backward(b.full((), x.shape[0] / whole, loss.dtype), ctx)
+        self.model.backward(dlogits)
+        self.optimizer.step(self.ranks.add(self.model.grads))
         return b.xp.astype(loss, b.xp.float64), _hits(b, logits, y)
+
+    def _means(self, loss: Any, right: Any, pictures: int) -> tuple[float, float]:
+        """Mean loss and accuracy, from all ranks' sums over their parts of so many pictures."""
+        sums = self.ranks.allreduce([float(loss), float(right)])
+        return float(sums[0]) / pictures, float(sums[1]) / pictures
 
     def _evaluate(self, rows: Any) -> tuple[float, float]:
         """Mean loss and accuracy on these rows, in evaluation."""
         b = backends.of(self.dataset.x)
         loss = right = b.zeros((), b.xp.float64)
-        for x, y in data.batches(self.dataset, rows, EVALUATION_BATCH):
+        for x, y in data.batches(self.dataset, rows[self.ranks.part(len(rows))], EVALUATION_BATCH):
             logits = logits_of(self.model, x)
             loss = loss + b.xp.astype(F.softmax_cross_entropy(logits, y), b.xp.float64) * x.shape[0]
             right = right + _hits(b, logits, y)
-        return float(loss) / len(rows), float(right) / len(rows)
+        return self._means(loss, right, len(rows))
 
     # ----------------------------------------------------------------------------------------------------------- disk
     def _save(self, record: Record) -> None:
         """The finished epoch on disk. The best model goes first: if only that is written, the epoch is done again."""
+        self.ranks.check(self.model)
+        if not self.ranks.first:
+            self.records.append(record)
+            return
         if not self.records or _merit(record) > max(map(_merit, self.records)):
             card = {
                 "model": self.settings.model,
@@ -215,6 +235,7 @@ class Run:
                 b.name: b.xp.__version__,
             },
             "backend": b.name,
+            "ranks": self.ranks.size,
             "parameters": sum(int(p.size) for p in self.model.params.values()),
             "pictures": {"train": len(self.rows), "validation": len(self.held), "test": len(self.dataset.test)},
             "best_epoch": self.best_epoch,
@@ -297,32 +318,37 @@ def _read_last(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{path} is no run that can be resumed ({error!r}): start one without --resume") from error
 
 
-def start(given: Mapping[str, Any], out: Path) -> Run:
+def start(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE) -> Run:
     """A new run with these settings, its folder made. Raises as the data's loaders do, OSError for the folder."""
-    run = Run(Settings(**given), out)
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out} is a file: a run needs a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    with ranks.agreeing():
+        run = Run(Settings(**given), out, ranks)
+        if ranks.first:
+            if out.exists() and not out.is_dir():
+                raise NotADirectoryError(f"{out} is a file: a run needs a folder")
+            out.mkdir(parents=True, exist_ok=True)
+    ranks.join(run.model)
     return run
 
 
-def resume(given: Mapping[str, Any], out: Path) -> Run:
+def resume(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE) -> Run:
     """The run in `out`, at its last finished epoch; settings that are not given are its own.
 
     Raises FileNotFoundError where there is no run, ValueError for a damaged one and for a setting that differs from its
     own.
     """
-    arrays, kept = _read_last(out)
-    own = Settings(**kept["settings"])
-    changed = [
-        f"{name} {value} (it was {getattr(own, name)})"
-        for name, value in given.items()
-        if name != "data" and value != getattr(own, name)
-    ]
-    run = Run(dataclasses.replace(own, **given), out)
-    if run.dataset.name != kept["dataset"]:
-        changed.append(f"data {run.dataset.name} (it was {kept['dataset']})")
-    if changed:
-        raise ValueError(f"a resumed run keeps its settings, but was given {', '.join(changed)}")
-    run.continue_from(arrays, kept["epochs"])
+    arrays, kept = ranks.of_first(lambda: _read_last(out))
+    with ranks.agreeing():
+        own = Settings(**kept["settings"])
+        changed = [
+            f"{name} {value} (it was {getattr(own, name)})"
+            for name, value in given.items()
+            if name != "data" and value != getattr(own, name)
+        ]
+        run = Run(dataclasses.replace(own, **given), out, ranks)
+        if run.dataset.name != kept["dataset"]:
+            changed.append(f"data {run.dataset.name} (it was {kept['dataset']})")
+        if changed:
+            raise ValueError(f"a resumed run keeps its settings, but was given {', '.join(changed)}")
+        run.continue_from(arrays, kept["epochs"])
+    ranks.join(run.model)
     return run

@@ -65,7 +65,7 @@ def test_a_description_makes_it_again() -> None:
     net = models.build("three-layer", arguments, rng=4)
     twin = ThreeLayerConvNet((1, 8, 8), 3, batch_norm=True, rng=4)
     assert all(np.array_equal(a, twin.state_dict()[name]) for name, a in net.state_dict().items())
-    with pytest.raises(ValueError, match=r"no model 'resnet'; there are three-layer"):
+    with pytest.raises(ValueError, match=r"no model 'resnet'; there are three-layer, resnet8"):
         models.build("resnet", {})
 
 
