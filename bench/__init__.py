@@ -1,1 +1,1 @@
-"""Benchmarks: this machine beside the peers that are installed."""
+"""Benchmarks: this machine beside the peers that are installed. `cnnlayers bench` runs them."""

@@ -21,7 +21,10 @@ EXTRAS = {
     "cuda13": {"cupy-cuda13x": "cupy"},
     "cuda12": {"cupy-cuda12x": "cupy"},
     "mpi": {"mpi4py": "mpi4py"},
+    "torch": {"torch": "torch"},
 }
+
+COST = "several times as long"
 
 
 def lines() -> Iterator[str]:
@@ -93,10 +96,13 @@ def _kernels() -> Iterator[str]:
         mode = f"none: {error}"
     yield f"mode {mode} (CNNLAYERS_KERNELS sets it)"
     for name in backends.available():
-        ops = {
-            op.removesuffix("_forward").removesuffix("_backward") for op, backend in kernels.TABLE if backend == name
-        }
-        yield f"{name:<8}{', '.join(sorted(ops)) or 'none: every op runs as portable array code'}"
+        entries = {op: entry for (op, backend), entry in kernels.TABLE.items() if backend == name}
+        ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries}
+        said = ", ".join(sorted(ops)) or "none: every op runs as portable array code"
+        reasons = {reason for entry in entries.values() if (reason := entry.unavailable())}
+        for reason in reasons:
+            said = f"none, {reason}. Array code serves until then, which takes {COST}: {said}"
+        yield f"{name:<8}{said}"
 
 
 def _extras() -> Iterator[str]:
