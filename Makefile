@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test lint types wheel gpu format clean
+.PHONY: help demo test bench lint types wheel kernels gpu format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -20,8 +20,12 @@ $(VENV)/.%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.train  ## train a convolutional network on handwritten digits; draws runs/digits-three-layer/curves.png
 	$(BIN)/cnnlayers train --data digits
 
-test: $(VENV)/.train $(VENV)/.cpu $(VENV)/.test  ## run every test that this machine can run
+# nvrtc: NVIDIA's compiler as wheels, so that the CUDA kernels are compiled where no CUDA is installed (Linux alone).
+test: $(VENV)/.train $(VENV)/.cpu $(VENV)/.test $(VENV)/.nvrtc  ## run every test that this machine can run
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.train $(VENV)/.cpu $(VENV)/.torch  ## this machine beside PyTorch, as a table, JSON and pictures in bench/results
+	$(BIN)/cnnlayers bench --device cpu
 
 lint: $(VENV)/.dev  ## ruff: style, imports, formatting
 	$(BIN)/ruff check .
@@ -39,15 +43,24 @@ wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, import and use it
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(BIN)/python tests/wheel_check.py dist/*.whl
 
-# The python3 that is there, without network: CuPy, NumPy, pytest and hypothesis must be installed. No .venv is made.
+kernels: $(VENV)/.test $(VENV)/.nvrtc  ## print the table of the CUDA kernels: registers, spills, bytes moved over the least
+	@$(BIN)/python -m tests.kernel_table
+
+# The python3 that is there, without network or pip: NumPy, CuPy, pytest and hypothesis must be installed. No .venv is
+# made and nothing is installed; in .gpu links stand as the package would.
 SANITIZER := $(shell command -v compute-sanitizer)
+ON_GPU    := -m pytest -q -p no:cacheprovider tests -k
 gpu:             ## on a machine with an NVIDIA GPU: every test on CuPy itself, offline, and compute-sanitizer if it is there
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -c 'from cnnlayers import backends; raise SystemExit(backends.available()["cupy"])'
-	$(PYTHON) -m pytest -k gpu
+	@rm -rf .gpu && mkdir -p .gpu/cnnlayers
+	@for f in *; do [ $$f = cnnlayers ] || ln -s ../$$f .gpu/; done
+	@for f in cnnlayers/*; do ln -s ../../$$f .gpu/cnnlayers/; done
+	@for d in backends kernels bench; do ln -s ../../$$d .gpu/cnnlayers/$$d; done
+	cd .gpu && $(PYTHON) -c 'from cnnlayers import backends; raise SystemExit(backends.available()["cupy"])'
+	cd .gpu && $(PYTHON) $(ON_GPU) "gpu and not standin"
 ifneq ($(SANITIZER),)
-	for tool in memcheck racecheck; do \
-		$(SANITIZER) --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -q -k "gpu and (max_pool or pad or norm) and not hundred and not 31" tests || exit 1; \
+	cd .gpu && for tool in memcheck racecheck; do \
+		$(SANITIZER) --tool $$tool --error-exitcode 1 $(PYTHON) $(ON_GPU) \
+			"gpu and not standin and (max_pool or pad or norm) and not hundred and not 31 and not graph" || exit 1; \
 	done
 else
 	@echo "compute-sanitizer is not installed: memory and race checks did not run"
@@ -58,4 +71,4 @@ format: $(VENV)/.dev  ## let ruff format and sort
 	$(BIN)/ruff format .
 
 clean:           ## remove what the targets made, but for runs/
-	rm -rf $(VENV) .typecheck build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .typecheck .gpu build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

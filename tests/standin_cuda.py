@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -184,6 +185,30 @@ class Stream:
 
 Stream.null = Stream(null=True)
 Stream._current = [Stream.null]
+
+
+class Event:
+    """A moment on a stream: the host's time when it was recorded."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.time: float | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        synchronises("Event.synchronize()")
+
+    @property
+    def done(self) -> bool:
+        return True
+
+
+def get_elapsed_time(start: Event, end: Event) -> float:
+    """Milliseconds between two events that were recorded."""
+    if start.time is None or end.time is None:
+        raise CUDARuntimeError("cudaErrorInvalidResourceHandle: an event was not recorded")
+    return (end.time - start.time) * 1e3
 
 
 def current_device_id() -> int:

@@ -200,6 +200,7 @@ def module() -> types.ModuleType:
         "RawKernel": standin_kernels.RawKernel,
         "RawModule": standin_kernels.RawModule,
         "cuda": _cuda(),
+        "get_default_memory_pool": lambda: types.SimpleNamespace(free_all_blocks=lambda: None),
     }
     for name, value in members.items():
         setattr(cupy, name, value)
@@ -213,10 +214,15 @@ def _cuda() -> types.SimpleNamespace:
         Stream=standin_cuda.Stream,
         MemoryPointer=MemoryPointer,
         get_current_stream=standin_cuda.get_current_stream,
+        Event=standin_cuda.Event,
+        get_elapsed_time=standin_cuda.get_elapsed_time,
         is_available=lambda: True,
         runtime=types.SimpleNamespace(
             getDeviceCount=lambda: 1,
             getDevice=standin_cuda.current_device_id,
+            getDeviceProperties=lambda device: {"name": b"Stand-in", "major": 9, "minor": 0},
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
             deviceSynchronize=lambda: synchronises("deviceSynchronize()"),
             CUDARuntimeError=standin_cuda.CUDARuntimeError,
         ),

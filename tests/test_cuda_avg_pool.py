@@ -1,4 +1,4 @@
-"""avg_pool.cu on the emulator: sums, averages and adaptive averages near the portable code's, for the least traffic."""
+"""avg_pool.cu on the emulator: sums, averages and adaptive averages near the portable code's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import cnnlayers.functional as F
 from cnnlayers import kernels, specs
 from cnnlayers.functional.pool import Average
 from cnnlayers.kernels.cuda import avg_pool as launchers
-from cnnlayers.kernels.cuda import compile as compiler
 
-from . import nvrtc, simt, standin_cuda, standin_cupy
+from . import simt, standin_cuda, standin_cupy
 from .pooling import CASES, FORMATS, kind, options, ordered, some_pool
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
@@ -165,37 +164,3 @@ def test_what_the_kernels_refuse() -> None:
     assert launchers.refuses("sum_pool_forward", fits) is None
     for spec in (long, Average(long), specs.adaptive_window((1, 1, 2**30), 3, "channels_first")):
         assert "cells, padding included" in str(launchers.refuses("avg_pool_forward", spec))
-
-
-# ------------------------------------------------------------------------------------------------------------- traffic
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize(
-    ("op", "args", "asked"),
-    [
-        ("avg_pool", (2,), 2.9),
-        ("avg_pool", (3, 2, 1), 4.8),
-        ("avg_pool", (3, 1, 1), 7.6),
-        ("adaptive_avg_pool", (1,), 1.5),
-    ],
-)
-def test_traffic(cupy: Any, op: str, args: tuple[int, ...], asked: float, dtype: str) -> None:
-    """From memory each array comes once; of what is asked for, more: the rest is from caches."""
-    x = cupy.asarray(np.ones((2, 4, 56, 56), dtype))
-    with standin_cuda.emulating(traffic=True, order="ascending") as made:
-        y, ctx = getattr(F, f"{op}_forward")(x, *args)
-        getattr(F, f"{op}_backward")(y, ctx)
-    for launch in made:
-        over, distinct = launch.traffic.over(x.nbytes + y.nbytes)
-        assert distinct <= 1.05, f"{launch.name}: {distinct:.3f} times the least"
-        assert over <= asked, f"{launch.name}: asks for {over:.3f} times the least"
-
-
-# ------------------------------------------------------------------------------------------------------ real compilers
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
-def test_compiled_for_devices() -> None:
-    names = [f"{name}<float, unsigned>" for name in ("sum_pool", "sum_pool_wide", "sum_pool_backward")]
-    names += ["sum_pool_wide<__half, unsigned>", "sum_pool_backward<double, unsigned long long>"]
-    options = (*compiler.OPTIONS, "-ftz=true")
-    for kernel in nvrtc.compile_all(compiler.source("avg_pool"), names, (75, 90, 120), options=options):
-        assert (kernel.spills, kernel.stack) == (0, 0), kernel
-        assert kernel.registers <= 64, kernel

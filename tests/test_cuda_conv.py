@@ -1,4 +1,4 @@
-"""conv.cu on the emulator: im2col and col2im give what the portable steps give, tile by tile, for the least traffic."""
+"""conv.cu on the emulator: im2col and col2im give what the portable steps give, tile by tile."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from cnnlayers import backends, kernels
 from cnnlayers.functional import tiles
 from cnnlayers.functional.tiles import Conv
 from cnnlayers.kernels.cuda import conv as launchers
-from cnnlayers.kernels.cuda.compile import OPTIONS, source
 from cnnlayers.specs import conv_window
 
-from . import nvrtc, simt, standin_cuda, standin_cupy
+from . import simt, standin_cuda, standin_cupy
 
 correlate = importlib.import_module("cnnlayers.functional.correlate")
 
@@ -160,43 +159,3 @@ def test_windows_too_large_for_the_kernels_are_refused() -> None:
     for step in ("im2col", "col2im"):
         assert launchers.refuses(step, spec_of("2-d")) is None
         assert "1073741824 cells" in str(launchers.refuses(step, long))
-
-
-@pytest.mark.parametrize(
-    ("shape", "data_format"), [((2, 4, 24, 32), "channels_first"), ((2, 24, 16, 16), "channels_last")]
-)
-def test_traffic_is_the_least(cupy: Any, shape: Any, data_format: str) -> None:
-    """Distinct sectors over the least: the image once (each way in col2im), the columns once."""
-    spec = Conv(conv_window(shape, (3, 3), 1, 1, 1, data_format), 4, 1)
-    image = np.zeros(shape, "float32")
-    with standin_cuda.emulating(traffic=True) as made:
-        ((run, (_, columns), _),) = steps(cupy, spec, image)
-        run("im2col")
-        run("col2im")
-    filled, added = (launch.traffic for launch in made)
-    assert filled.over(image.nbytes + columns.nbytes)[1] <= 1.05
-    assert added.over(2 * image.nbytes + columns.nbytes)[1] <= 1.05
-    if data_format == "channels_last":  # sectors asked for: the image once a tap
-        assert filled.over(2 * columns.nbytes)[0] <= 1.05
-        assert added.over(2 * image.nbytes + columns.nbytes)[0] <= 1.05
-
-
-# ------------------------------------------------------------------------------------------------ compiled for devices
-KERNELS = [
-    f"{step}, {offset}>"
-    for offset in ("unsigned", "unsigned long long")
-    for step in (
-        *("im2col<unsigned, 1, false", "im2col<unsigned, 4, true", "im2col<unsigned long long, 2, true"),
-        *("col2im<float, 1, false", "col2im<float, 4, true", "col2im<double, 2, true"),
-    )
-]
-
-
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
-def test_compiled_for_devices() -> None:
-    """No spills, four blocks of 256 threads a processor at least; 16 bytes are moved at once where runs allow."""
-    for made in nvrtc.compile_all(source("conv"), KERNELS, options=(*OPTIONS, "-ftz=true"), filename="conv.cu"):
-        assert (made.spills, made.stack) == (0, 0), made
-        assert made.registers <= 64, made
-        runs = ", true," in made.name
-        assert made.wide == (runs, runs or made.name.startswith("im2col")), made

@@ -1,4 +1,4 @@
-"""pad.cu on the emulator: the portable code's bits, on any array, in any order of threads, for the least traffic."""
+"""pad.cu on the emulator: the portable code's bits, on any array, in any order of threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import pad as launchers
-from cnnlayers.kernels.cuda.compile import OPTIONS, source
 
-from . import nvrtc, simt, standin_cuda, standin_cupy
+from . import simt, standin_cuda, standin_cupy
 from .reference.pad import MODES
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
@@ -195,42 +194,3 @@ def test_axes_too_long_for_the_kernels_are_refused() -> None:
         assert launchers.refuses(op, fits) is None
         assert "1073741824 cells" in str(launchers.refuses(op, long))
         assert launchers.refuses(op, beside) is None  # an axis without padding is none for the kernel
-
-
-# ------------------------------------------------------------------------------------------------------------- traffic
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("mode", MODES)
-def test_traffic_is_the_least(cupy: Any, mode: str, dtype: str) -> None:
-    """Distinct sectors over the least, and, with channels last in whole packs, sectors asked for."""
-    for data_format, shape in (("channels_first", (2, 2, 60, 64)), ("channels_last", (2, 40, 40, 16))):
-        x = cupy.asarray(np.ones(shape, dtype))
-        with standin_cuda.emulating(traffic=True) as made:
-            y, ctx = F.pad_forward(x, 1, mode, data_format=data_format)
-            F.pad_backward(y, ctx)
-        for launch in made:
-            asked, distinct = launch.traffic.over(x.nbytes + y.nbytes)
-            assert distinct <= 1.05, f"{launch.name}: {distinct:.3f} times the least"
-            if data_format == "channels_last":
-                assert asked <= 1.05, f"{launch.name}: asks for {asked:.3f} times the least"
-
-
-# ------------------------------------------------------------------------------------------------ compiled for devices
-KERNELS = [
-    *(f"pad_forward<{word}, 1, unsigned>" for word in launchers.WORD.values()),
-    "pad_forward<unsigned long long, 2, unsigned>",
-    "pad_forward<unsigned, 1, unsigned long long>",
-    *(f"pad_backward<{kind}, 1, unsigned>" for kind in ("__half", "__nv_bfloat16", "float", "double", "unsigned char")),
-    *(f"pad_backward<{kind}, {16 // size}, unsigned>" for kind, size in (("__half", 2), ("float", 4), ("double", 8))),
-    "pad_backward<unsigned char, 16, unsigned>",
-    "pad_backward<__half, 8, unsigned long long>",
-]
-
-
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
-def test_compiled_for_devices() -> None:
-    """No spills, two blocks of 256 threads a processor at least, stores of 16 bytes, and loads where elements are."""
-    for made in nvrtc.compile_all(source("pad"), KERNELS, options=(*OPTIONS, "-ftz=true"), filename="pad.cu"):
-        assert (made.spills, made.stack) == (0, 0), made
-        assert made.registers <= 128, made
-        lanes = int(made.name.split(", ")[1])
-        assert made.wide == (lanes > 1, True), made

@@ -1,4 +1,4 @@
-"""pool.cu and max_pool_tile.cu on the emulator: the portable code's bits in any order of threads, the least traffic."""
+"""pool.cu and max_pool_tile.cu on the emulator: the portable code's bits in any order of threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels, specs
-from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda import pool as launchers
 
-from . import nvrtc, simt, standin_cuda, standin_cupy
+from . import simt, standin_cuda, standin_cupy
 from .pooling import CASES, FORMATS, drawn, kind, options, ordered, rivals
 from .reference.pool import Pool
 
@@ -255,70 +254,3 @@ def test_what_the_kernels_refuse() -> None:
 
 def _cube(side: int) -> Any:
     return specs.pool_window((1, 1, side, side, side), side, 1, 0, 1, False, "channels_first")
-
-
-# ------------------------------------------------------------------------------------------------------------- traffic
-# kernel, stride, padding; the sectors asked for over the least, forward and backward, at most. What is above 1 comes
-# from caches: the rows above and below a window, the cells beside a pack, the halves of sectors that two rows share.
-PRICES = [
-    ((2, 2, 0), "float32", (1.0, 1.0)),
-    ((2, 2, 0), "float16", (1.15, 1.15)),
-    ((3, 2, 1), "float32", (2.7, 2.1)),
-    ((3, 2, 1), "float16", (2.8, 2.1)),
-    ((3, 1, 1), "float32", (4.7, 5.8)),
-    ((3, 1, 1), "float16", (4.3, 6.5)),
-    ((3, 3, 0), "float32", (3.2, 3.7)),
-]
-
-
-@pytest.mark.parametrize(("window", "dtype", "asked"), PRICES)
-def test_traffic(cupy: Any, window: tuple[int, int, int], dtype: str, asked: tuple[float, float]) -> None:
-    """From memory each array comes once, also where windows overlap."""
-    side = 56 if window[0] == window[1] == 2 or window[2] else 57
-    x = cupy.asarray(np.ones((2, 4, side, side), dtype))
-    with standin_cuda.emulating(traffic=True, order="ascending") as made:
-        y, ctx = F.max_pool_forward(x, *window)
-        F.max_pool_backward(y, ctx)
-    for launch, most in zip(made, asked, strict=True):
-        over, distinct = launch.traffic.over(x.nbytes + y.nbytes + ctx.nbytes)
-        assert distinct <= 1.05, f"{launch.name}: {distinct:.3f} times the least"
-        assert over <= most + 1e-6, f"{launch.name}: asks for {over:.3f} times the least"
-
-
-def test_traffic_of_inference_and_of_channels_last(cupy: Any) -> None:
-    x = cupy.asarray(np.ones((2, 28, 28, 64), "float32"))
-    with standin_cuda.emulating(traffic=True) as made:
-        y = F.max_pool(x, 2)
-        F.max_pool(x, 2, data_format="channels_last")
-    for launch in made:
-        over, distinct = launch.traffic.over(x.nbytes + y.nbytes)
-        assert distinct <= 1.001
-        assert over <= 1.15
-
-
-# ------------------------------------------------------------------------------------------------------ real compilers
-INSTANCES = {
-    "pool": [
-        *(f"{name}<float, unsigned char, unsigned>" for name in ("max_pool", "max_pool_wide", "max_pool_scatter")),
-        *(f"max_pool_gather<{t}>" for t in ("__half, unsigned char, unsigned", "double, unsigned, unsigned long long")),
-    ],
-    "max_pool_tile": [
-        f"{name}<{element}, {kernel}, {stride}, {cells}, 1, unsigned>"
-        for name in ("max_pool_tile", "max_pool_tile_backward")
-        for element, cells in (("float", 4), ("__half", 8))
-        for kernel, stride, _ in TILES
-    ],
-}
-
-
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
-@pytest.mark.parametrize("stem", INSTANCES)
-def test_compiled_for_devices(stem: str) -> None:
-    options = (*compiler.OPTIONS, "-ftz=true")
-    for kernel in nvrtc.compile_all(compiler.source(stem), INSTANCES[stem], (75, 90, 120), options=options):
-        assert (kernel.spills, kernel.stack) == (0, 0), kernel
-        assert kernel.registers <= 64, kernel  # a quarter of a processor's registers for a block of 256
-        if stem == "max_pool_tile":  # each row of a pack's cells is one access of 16 bytes
-            size, stride = map(int, kernel.name.split(", ")[1:3])
-            moved, rows = (kernel.stores, stride) if "backward" in kernel.name else (kernel.loads, size)
-            assert moved[16] == rows, kernel

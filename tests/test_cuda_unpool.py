@@ -14,7 +14,7 @@ from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda import unpool as launchers
 
-from . import nvrtc, simt, standin_cuda, standin_cupy
+from . import simt, standin_cuda, standin_cupy
 from .pooling import FORMATS, kind, ordered, rivals
 
 pytestmark = [
@@ -115,13 +115,3 @@ def test_an_entry_that_wins_no_cell_is_told_so() -> (
     module = simt.Module(compiler.source("unpool"), [name])
     module.launch(name, (1,), (32,), (indices, owner, reached, *(np.uint32(n) for n in sizes)))
     assert (owner.tolist(), reached.tolist()) == ([-1, 1, -1, -1], [-1, -1])
-
-
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
-def test_compiled_for_devices() -> None:
-    names = ["max_unpool_claim<long long, int, int>", "max_unpool_claim<int, long long, long long>"]
-    names += ["max_unpool_show<float, int, int>", "max_unpool_backward<__half, int, long long>"]
-    options = (*compiler.OPTIONS, "-ftz=true")
-    for kernel in nvrtc.compile_all(compiler.source("unpool"), names, (75, 90, 120), options=options):
-        assert (kernel.spills, kernel.stack) == (0, 0), kernel
-        assert kernel.registers <= 32, kernel

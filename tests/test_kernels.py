@@ -29,7 +29,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module.warmup = lambda op, spec: module.warmed.append((op, spec))
     monkeypatch.setitem(sys.modules, "toy_kernels", module)
     monkeypatch.setitem(kernels.TABLE, ("toy_forward", "numpy"), kernels.Entry("toy_kernels"))
-    monkeypatch.setattr(kernels, "_process", ["auto"])
+    monkeypatch.setattr(kernels._mode, "process", ["auto"])
     return module
 
 

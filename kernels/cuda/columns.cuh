@@ -34,32 +34,41 @@ template <typename I> struct Column {
   __device__ __forceinline__ I operator()(unsigned j) const { return first + I(j) * columns; }
 };
 
-// Each of N packs of values summed over the threads of a block that have the same column. `room`: blockDim.x packs.
-template <int N, typename A, int V>
-__device__ __forceinline__ void sum_columns(Pack<A, V> (&v)[N], unsigned wide, Pack<A, V>* room) {
+// Each of M / V packs of values summed over the threads of a block that have the same column. `room`: blockDim.x packs.
+template <int V, int M, typename A>
+__device__ __forceinline__ void sum_columns(A (&values)[M], unsigned wide, Pack<A, V>* room) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  A* values = reinterpret_cast<A*>(room);
+  A* sums = reinterpret_cast<A*>(room);
 #pragma unroll
-  for (int n = 0; n < N; ++n) {
+  for (int m = 0; m < M; m += V) {
+    Pack<A, V> pack;
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      for (unsigned apart = 16; apart >= wide; apart >>= 1) v[n].v[i] += __shfl_xor_sync(0xffffffffu, v[n].v[i], int(apart));
+    for (int v = 0; v < V; ++v) {
+      pack.v[v] = values[m + v];
+      for (unsigned apart = 16; apart >= wide; apart >>= 1) pack.v[v] += __shfl_xor_sync(0xffffffffu, pack.v[v], int(apart));
+    }
     __syncthreads();  // those who still read an earlier sum
-    if (lane < wide) room[warp * wide + lane] = v[n];
+    if (lane < wide) room[warp * wide + lane] = pack;
     __syncthreads();
     for (unsigned c = threadIdx.x; c < wide * V; c += blockDim.x) {
-      A sum = values[c];
-      for (unsigned w = 1; w < warps; ++w) sum += values[w * wide * V + c];
-      values[c] = sum;
+      A sum = sums[c];
+      for (unsigned w = 1; w < warps; ++w) sum += sums[w * wide * V + c];
+      sums[c] = sum;
     }
     __syncthreads();
-    v[n] = room[threadIdx.x % wide];
+    pack = room[threadIdx.x % wide];
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[m + v] = pack.v[v];
   }
 }
 
-template <typename A, int V> __device__ __forceinline__ Pack<A, V> all_of(A value) {
-  Pack<A, V> pack;
+// The first row of a part, widened: a value of each channel from which others are measured.
+template <typename T, int V, typename A, typename I>
+__device__ __forceinline__ void first_of(const Pack<T, V>* __restrict__ x, const Column<I>& at, const Slab& slab, A (&pivot)[V]) {
 #pragma unroll
-  for (int v = 0; v < V; ++v) pack.v[v] = value;
-  return pack;
+  for (int v = 0; v < V; ++v) pivot[v] = 0;
+  if (slab.size == 0) return;
+  const Pack<T, V> first = x[at(0)];
+#pragma unroll
+  for (int v = 0; v < V; ++v) pivot[v] = widen(first.v[v]);
 }

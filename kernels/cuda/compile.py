@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cnnlayers.kernels import ahead
+
 HERE = Path(__file__).parent
 OPTIONS = ("-std=c++17",)
 CUDA_TYPE = {
@@ -25,7 +27,7 @@ CUDA_TYPE = {
     **{f"uint{bits}": f"unsigned {name}" for bits, name in ((8, "char"), (16, "short"), (32, "int"))},
     "uint64": "unsigned long long",
 }
-_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
+_INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 
 
 class KernelError(RuntimeError):
@@ -34,13 +36,22 @@ class KernelError(RuntimeError):
 
 @functools.cache
 def source(stem: str) -> str:
-    """The text of `<stem>.cu` with the library's own headers spliced in."""
-    text = (HERE / f"{stem}.cu").read_text(encoding="utf-8")
+    """The text of `<stem>.cu` with the library's own headers spliced in, and #line where another file begins, so that
+    the compiler names the right one."""
+    file = f"{stem}.cu"
+    lines = [f'#line 1 "{file}"']
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        header = _INCLUDE.fullmatch(line)
+        if header:
+            inside = _text(header[1]).replace("#pragma once", "", 1)  # it is no file of its own any more
+            lines += [f'#line 1 "{header[1]}"', inside, f'#line {number + 1} "{file}"']
+        else:
+            lines.append(line)
+    return "\n".join([*lines, ""])
 
-    def spliced(match: re.Match[str]) -> str:
-        return (HERE / match.group(1)).read_text(encoding="utf-8").replace("#pragma once\n", "")
 
-    return _INCLUDE.sub(spliced, text)
+def _text(file: str) -> str:
+    return (HERE / file).read_text(encoding="utf-8")
 
 
 def name(kernel: str, *arguments: str | int | bool) -> str:
@@ -59,9 +70,11 @@ def _function(stem: str, instance: str, cooperative: bool, cupy: Any) -> Any:
             backend="nvrtc",
             enable_cooperative_groups=cooperative,
         )
-        return module.get_function(instance)
+        function = module.get_function(instance)
+        _ = function.kernel  # loaded on the current device: a launch that is captured in a graph must find it there
     except Exception as error:
         raise KernelError(f"{instance} of {stem}.cu did not compile with {' '.join(OPTIONS)}:\n{error}") from error
+    return function
 
 
 def kernel(stem: str, instance: str, *, cooperative: bool = False) -> Any:
@@ -81,16 +94,20 @@ def launch(
 ) -> None:
     """Run a kernel on the current stream of the current device; `arguments` are arrays and exactly typed NumPy scalars.
 
-    An empty grid is no launch. Raises KernelError with the kernel's name and launch shape.
+    An empty grid is no launch; while kernels are compiled ahead (`cnnlayers.kernels.warmup`) none is made. Raises
+    KernelError with the kernel's name, the compiler's options and the launch's shape.
     """
     if grid == 0:
         return
     function = kernel(stem, instance, cooperative=cooperative)
+    if ahead(instance):
+        return
     try:
         if shared > 48 * 1024:
             function.max_dynamic_shared_size_bytes = shared
         function((grid,), (block,), tuple(arguments), shared_mem=shared)
     except Exception as error:
         raise KernelError(
-            f"{instance} of {stem}.cu did not launch with grid {grid}, block {block}, {shared} bytes shared: {error}"
+            f"{instance} of {stem}.cu, compiled with {' '.join(OPTIONS)}, did not launch with grid {grid}, "
+            f"block {block}, {shared} bytes shared: {error}"
         ) from error

@@ -1,4 +1,5 @@
-"""Launchers of norm.cu: the forward of batch, group, instance, layer and RMS norm, called as the portable code is.
+"""Launchers of the forward in norm.cu and norm_grid.cu: batch, group, instance, layer and RMS norm, called as the
+portable code is.
 
 Where channels come last, norm_last.py serves.
 """
@@ -15,8 +16,8 @@ from cnnlayers.backends import Backend
 from . import compile as kernels
 from . import norm_last
 from .arrays import contiguous, ctype, offsets
-from .norm_arrays import accumulator, itemsize, keep, lie, parameter, refuses, statistics
-from .norm_plan import Columns, Device, Plan, Rows, device_here, device_of, pack_of, plan, streamed
+from .norm_arrays import accumulator, keep, lie, parameter, refuses, statistics
+from .norm_plan import ITEMSIZE, Columns, Plan, Rows, device_here, device_of, pack_of, plan
 
 __all__ = [
     "batch_norm_forward",
@@ -29,8 +30,7 @@ __all__ = [
 ]
 
 Array = Any
-HELD = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}  # packs a thread; nvcc keeps bfloat16's widened
-ROW, CHANNEL, CELL = 0, 1, 2  # norm.cu's Own
+ROW, CHANNEL, CELL = 0, 1, 2  # forward.cuh's Own
 
 
 def warmup(op: str, spec: Any) -> None:
@@ -41,10 +41,10 @@ def warmup(op: str, spec: Any) -> None:
     if isinstance(rows, Columns):
         norm_last.warmup(op, spec, rows)
         return
-    for dtype in HELD:
-        how = _plan(device_here(), spec, rows, dtype, pack_of(rows, itemsize(dtype)))
+    for dtype, itemsize in ITEMSIZE.items():
+        how = plan(device_here(), rows, dtype, pack_of(rows, itemsize), given=spec.given)
         for instance in _instances(spec, rows, how, kernels.CUDA_TYPE[dtype], "unsigned"):
-            kernels.kernel("norm", instance, cooperative=how.way == "grid")
+            kernels.kernel(_stem(how), instance, cooperative=how.way == "grid")
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
@@ -94,22 +94,25 @@ def _forward(
     gamma, beta = (parameter(b, p, dtype, pack * dtype().itemsize) for p in (gamma, beta))
     arrays = [rstd if a is None else a for a in (x, gamma, beta, y)]
     kept = keep(b, norm, gamma, beta, mean, rstd, running)
-    how = _plan(device_of(b), norm, rows, backends.dtype_name(b, x), pack)
+    how = plan(device_of(b), rows, backends.dtype_name(b, x), pack, given=norm.given)
     instances = _instances(norm, rows, how, ctype(b, x), offsets(x.size)[0])
     (_twice if how.way == "parts" else _at_once)(b, rows, how, instances, arrays, kept)
     return y, mean, rstd
 
 
 # ------------------------------------------------------------------------------------------------------------- launches
-def _plan(device: Device, norm: Any, rows: Rows, dtype: str, pack: int) -> Plan:
-    return streamed(rows, pack) if norm.given else plan(device, rows, itemsize(dtype), pack, HELD[dtype])
+def _stem(how: Plan) -> str:
+    return "norm_grid" if how.way == "grid" else "norm"
 
 
 def _instances(norm: Any, rows: Rows, how: Plan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     own, centred = CELL if rows.each else ROW if rows.own == rows.cells else CHANNEL, norm.rows.centred
+    if how.way == "grid":
+        return [kernels.name("grid_forward", element, how.pack, how.held, offset, own, centred)]
     if how.way != "parts":
-        return [kernels.name("norm_forward", element, how.pack, how.held, offset, own, centred, how.mode)]
+        way = ("team", "block").index(how.way)  # rows.cuh's Way
+        return [kernels.name("norm_forward", element, how.pack, how.held, offset, own, centred, way)]
     apply = kernels.name("norm_apply", element, how.pack, offset, own, norm.given)
     if norm.given:
         return [apply]
@@ -122,11 +125,15 @@ def _geometry(rows: Rows, how: Plan) -> list[Any]:
 
 
 def _at_once(b: Backend, rows: Rows, how: Plan, instances: list[str], arrays: list[Array], kept: list[Any]) -> None:
-    grid = how.way == "grid"
-    partial = b.empty((how.rows * how.parts, 2), b.xp.float64) if grid else kept[1]
-    last = [np.int32(how.lanes), np.uint32(how.parts), np.uint32(how.turn)]
-    arguments = [*arrays, partial, *kept, *_geometry(rows, how), *last]
-    kernels.launch("norm", instances[0], how.grid, how.threads, arguments, shared=how.shared, cooperative=grid)
+    if how.way == "grid":
+        partial = b.empty((how.rows * how.parts, 2), b.xp.float64)
+        arguments = [*arrays, partial, *kept, *_geometry(rows, how), np.uint32(how.parts), np.uint32(how.turn)]
+    else:
+        arguments = [*arrays, *kept, *_geometry(rows, how), np.int32(how.lanes)]
+    cooperative = how.way == "grid"
+    kernels.launch(
+        _stem(how), instances[0], how.grid, how.threads, arguments, shared=how.shared, cooperative=cooperative
+    )
 
 
 def _twice(b: Backend, rows: Rows, how: Plan, instances: list[str], arrays: list[Array], kept: list[Any]) -> None:

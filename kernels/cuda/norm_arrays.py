@@ -19,7 +19,7 @@ from .arrays import aligned, contiguous
 from .norm_plan import Columns, Rows
 
 Array = Any
-GAMMA, BETA, CENTRED, RUNNING, UNBIASED = 1, 2, 4, 8, 16  # record.cuh's Given
+GAMMA, BETA, DGAMMA, DBETA, X, CENTRED, RUNNING, UNBIASED = (1 << i for i in range(8))  # rows.cuh's Given
 KINDS = ("float16", "bfloat16", "float32", "float64")  # its kinds
 LIMIT = 2**31  # rows, and cells of a row
 TINY = 2.0**-126  # what is smaller is 0 in float32 arithmetic
@@ -76,11 +76,6 @@ def accumulator(b: Backend, x: Array) -> Any:
 def cast(array: Array, dtype: Any) -> Array:
     """`array` in `dtype`, itself where it has that already."""
     return array if array.dtype == dtype else array.astype(dtype)
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes of an element of a floating dtype."""
-    return 2 if dtype.endswith("16") else int(dtype[5:]) // 8
 
 
 def parameter(b: Backend, array: Array | None, dtype: Any, alignment: int = 1) -> Array | None:

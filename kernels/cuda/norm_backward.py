@@ -1,4 +1,8 @@
-"""Launchers of norm_backward.cu: the backward of batch, instance and group norm, called as the portable code is."""
+"""Launchers of norm_backward.cu and of the backward in norm_grid.cu: batch, instance and group norm, called as the
+portable code is.
+
+Where channels come last, norm_last.py serves.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,12 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import compile as kernels
-from . import norm_arrays, norm_last, norm_plan
+from . import norm_arrays, norm_last
 from .arrays import contiguous, ctype, offsets
-from .norm_plan import Columns, Plan, Rows, device_here, device_of, pack_of, plan, streamed
+from .norm_arrays import DBETA, DGAMMA, GAMMA, X
+from .norm_plan import ITEMSIZE, Columns, Plan, Rows, device_here, device_of, pack_of, plan
 
 Array = Any
-HELD = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 7}  # packs of x and of dy a thread
-GAMMA, DGAMMA, DBETA, X = 1, 2, 4, 8  # norm_backward.cu's Given
 ENDS = 128  # threads of a block of norm_gradients, a warp for each channel
 
 
@@ -36,10 +39,10 @@ def warmup(op: str, spec: Any) -> None:
     else:
         rows, group = units_of(shape)
         left = rows.rows > rows.period or spec.given
-        for dtype in HELD:
-            how = _plan(device_here(), spec, rows, group, dtype, pack_of(rows, norm_arrays.itemsize(dtype)))
-            for instance in _instances(spec, rows, how, kernels.CUDA_TYPE[dtype], "unsigned"):
-                kernels.kernel("norm_backward", instance, cooperative=how.way == "grid")
+        for dtype, itemsize in ITEMSIZE.items():
+            how = plan(device_here(), rows, dtype, pack_of(rows, itemsize), arrays=2, group=group, given=spec.given)
+            for instance in _instances(spec, how, kernels.CUDA_TYPE[dtype], "unsigned"):
+                kernels.kernel(_stem(how), instance, cooperative=how.way == "grid")
     if left:
         for accumulator in ("float", "double"):
             kernels.kernel("norm_backward", kernels.name("norm_gradients", accumulator, "unsigned"))
@@ -67,7 +70,8 @@ def _backward(
     else:
         rows, group = units_of(shape)
         pack = pack_of(rows, dy.dtype.itemsize, arrays[0].data.ptr, dy.data.ptr)
-        how = _plan(device_of(b), spec, rows, group, backends.dtype_name(b, dy), pack)
+        dtype_name = backends.dtype_name(b, dy)
+        how = plan(device_of(b), rows, dtype_name, pack, arrays=2, group=group, given=spec.given)
         sums = (_sums if how.way == "parts" else _at_once)(b, spec, rows, group, how, arrays, given)
         channels, samples, parts = rows.period, rows.rows // rows.period, how.parts if how.way == "parts" else 1
         left = samples > 1 or spec.given
@@ -85,55 +89,48 @@ def units_of(whole: Rows) -> tuple[Rows, int]:
     return Rows(whole.rows * channels, whole.segments, whole.own, whole.period * channels, whole.own), channels
 
 
-def _plan(device: Any, spec: Any, rows: Rows, group: int, dtype: str, pack: int) -> Plan:
-    itemsize = norm_arrays.itemsize(dtype)
-    if spec.given:
-        return streamed(rows, pack)
-    if group > 1:
-        return norm_plan.group(device, rows, group, itemsize, pack, HELD[dtype])
-    return plan(device, rows, itemsize, pack, HELD[dtype], 2)
+def _stem(how: Plan) -> str:
+    return "norm_grid" if how.way == "grid" else "norm_backward"
 
 
-def _instances(spec: Any, rows: Rows, how: Plan, element: str, offset: str) -> list[str]:
+def _instances(spec: Any, how: Plan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     if how.way == "group":
-        found = [kernels.name("group_norm_backward", element, how.pack, how.held, offset)]
-    elif how.way != "parts":
-        found = [kernels.name("norm_backward", element, how.pack, how.held, offset, how.mode)]
-    else:
-        found = [kernels.name("norm_sums", element, how.pack, offset, spec.given)]
-        if not spec.given:
-            found.append(kernels.name("norm_backward_apply", element, how.pack, offset))
-    return found
+        return [kernels.name("group_norm_backward", element, how.pack, how.held, offset)]
+    if how.way == "grid":
+        return [kernels.name("grid_backward", element, how.pack, how.held, offset)]
+    if how.way != "parts":
+        way = ("team", "block").index(how.way)  # rows.cuh's Way
+        return [kernels.name("norm_backward", element, how.pack, how.held, offset, way)]
+    apply = [] if spec.given else [kernels.name("norm_backward_apply", element, how.pack, offset)]
+    return [kernels.name("norm_sums", element, how.pack, offset, spec.given), *apply]
 
 
-def _numbers(rows: Rows, how: Plan, group: int, given: int) -> list[Any]:
-    return [
-        np.int32(given),
-        *(np.uint32(n) for n in (rows.rows, rows.segments, rows.cells // how.pack, rows.period, group)),
-    ]
+def _numbers(rows: Rows, how: Plan, given: int) -> list[Any]:
+    numbers = rows.rows, rows.segments, rows.cells // how.pack, rows.period
+    return [np.int32(given), *(np.uint32(n) for n in numbers)]
 
 
 def _at_once(b: Backend, spec: Any, rows: Rows, group: int, how: Plan, arrays: list[Array], given: int) -> Array:
     """One launch; the rows' sums, if there are several of a channel."""
-    [instance] = _instances(spec, rows, how, ctype(b, arrays[1]), offsets(rows.size)[0])
-    grid = how.way == "grid"
+    [instance] = _instances(spec, how, ctype(b, arrays[1]), offsets(rows.size)[0])
     sums = b.empty((rows.rows, 2), b.xp.float64) if rows.rows > rows.period else arrays[3]
-    partial = b.empty((rows.rows * how.parts, 2), b.xp.float64) if grid else arrays[3]
-    lanes, numbers = np.int32(how.lanes), _numbers(rows, how, group, given)
-    if how.way == "group":
-        arguments = [*arrays, sums, *numbers, lanes, np.uint32(how.packs)]
+    numbers, cooperative = _numbers(rows, how, given), how.way == "grid"
+    if cooperative:
+        partial = b.empty((rows.rows * how.parts, 2), b.xp.float64)
+        arguments = [*arrays, sums, partial, *numbers, np.uint32(how.parts), np.uint32(how.turn)]
     else:
-        arguments = [*arrays, sums, partial, *numbers, lanes, np.uint32(how.parts), np.uint32(how.turn)]
-    kernels.launch("norm_backward", instance, how.grid, how.threads, arguments, shared=how.shared, cooperative=grid)
+        arguments = [*arrays, sums, *numbers, np.uint32(group), np.int32(how.lanes)]
+        arguments += [np.uint32(how.packs)] if how.way == "group" else []
+    kernels.launch(_stem(how), instance, how.grid, how.threads, arguments, shared=how.shared, cooperative=cooperative)
     return sums
 
 
 def _sums(b: Backend, spec: Any, rows: Rows, group: int, how: Plan, arrays: list[Array], given: int) -> Array:
     """The sums, then dx, for as many rows at a time as the plan says; or both at once, where statistics were given."""
-    sums_of, *apply = _instances(spec, rows, how, ctype(b, arrays[1]), offsets(rows.size)[0])
+    sums_of, *apply = _instances(spec, how, ctype(b, arrays[1]), offsets(rows.size)[0])
     sums = b.empty((rows.rows * how.parts, 2), b.xp.float64)
-    numbers = _numbers(rows, how, group, given)
+    numbers = [*_numbers(rows, how, given), np.uint32(group)]
     for first in range(0, rows.rows, how.turn):
         turn = min(how.turn, rows.rows - first)
         last = [np.uint32(how.parts), np.uint32(first)]

@@ -17,27 +17,24 @@
 // Source    Ba, Kiros and Hinton 2016 (arXiv:1607.06450), Zhang and Sennrich 2019 (arXiv:1910.07467).
 #include "common.cuh"
 #include "rows.cuh"
+#include "backward.cuh"
 
-enum Given { GAMMA = 1, DGAMMA = 2, DBETA = 4, CENTRED = 8 };  // bits: arrays that are there; whether there are means
+template <typename A> __device__ __forceinline__ Moments<A> moments_in(const double* means, const double* rstds, int given,
+    unsigned row) {
+  return moments_of<A>(given & CENTRED ? means[row] : 0.0, rstds[row]);
+}
 
-constexpr int DEEP = 64;  // rows at most that a block of cells_apply goes down
+template <typename A> struct Known {  // what dx, dgamma and dbeta take of a row
+  Slope<A> slope;
+  A delta;
 
-template <typename A> struct Line {  // dx = (h - (x - shift) * slope - offset) * rstd
-  A shift, delta, rstd, slope, offset;
-
-  __device__ __forceinline__ void know(const double* means, const double* rstds, int given, long long row) {
-    shift = given & CENTRED ? A(means[row]) : A(0);
-    delta = given & CENTRED ? A(means[row] - double(shift)) : A(0);
-    rstd = A(rstds[row]);
-  }
-  // sum[0]: of h; sum[1]: of h * (x - shift); over n cells
-  __device__ __forceinline__ void choose(int given, A plain, A along, A n) {
-    slope = (along - delta * plain) * rstd * rstd / n;
-    offset = (given & CENTRED ? plain / n : A(0)) - delta * slope;
-  }
+  Known() = default;
+  // plain, away: the sums over the row of h and of h * (x - shift)
+  __device__ __forceinline__ Known(const Moments<A>& m, int given, A plain, A away, A n)
+      : slope(m, given & CENTRED ? plain : A(0), (away - m.delta * plain) * m.rstd, n), delta(m.delta) {}
 };
 
-template <typename A, int V> __device__ __forceinline__ Pack<A, V> gamma_of(const void* gammas, int given, unsigned j) {
+template <typename A, int V> __device__ __forceinline__ Pack<A, V> gammas_of(const void* gammas, int given, unsigned j) {
   if (given & GAMMA) return static_cast<const Pack<A, V>*>(gammas)[j];
   Pack<A, V> ones;
 #pragma unroll
@@ -49,7 +46,7 @@ template <typename A, int V> __device__ __forceinline__ Pack<A, V> gamma_of(cons
     const double* __restrict__ rstds, const void* __restrict__ gammas
 
 template <typename A, typename T, int V>
-__device__ __forceinline__ void add(A (&sum)[2], const Pack<T, V>& x, const Pack<T, V>& dy, const Pack<A, V>& gamma, A shift) {
+__device__ __forceinline__ void add_h(A (&sum)[2], const Pack<T, V>& x, const Pack<T, V>& dy, const Pack<A, V>& gamma, A shift) {
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const A h = widen(dy.v[v]) * gamma.v[v];
@@ -60,15 +57,15 @@ __device__ __forceinline__ void add(A (&sum)[2], const Pack<T, V>& x, const Pack
 
 // dx of a pack; its part of dgamma and dbeta is added to these.
 template <typename A, typename T, int V>
-__device__ __forceinline__ Pack<T, V> finish(const Line<A>& line, const Pack<T, V>& x, const Pack<T, V>& dy,
+__device__ __forceinline__ Pack<T, V> finish(const Known<A>& row, const Pack<T, V>& x, const Pack<T, V>& dy,
     const Pack<A, V>& gamma, Pack<A, V>& dgamma, Pack<A, V>& dbeta) {
   Pack<T, V> dx;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const A g = widen(dy.v[v]), away = widen(x.v[v]) - line.shift;
-    dgamma.v[v] += g * ((away - line.delta) * line.rstd);
+    const A g = widen(dy.v[v]);
+    dgamma.v[v] += g * ((widen(x.v[v]) - row.slope.shift - row.delta) * row.slope.rstd);
     dbeta.v[v] += g;
-    dx.v[v] = narrow<T>((g * gamma.v[v] - (away * line.slope + line.offset)) * line.rstd);
+    dx.v[v] = row.slope(x.v[v], g * gamma.v[v]);
   }
   return dx;
 }
@@ -115,20 +112,19 @@ __global__ void __launch_bounds__(512, 1) cells_backward(ARRAYS, Pack<T, V>* __r
         px[r] = x[I(row) * length + lane + r * step];
         pg[r] = dy[I(row) * length + lane + r * step];
       }
-    Line<A> line;
-    line.know(means, rstds, given, row);
+    const Moments<A> m = moments_in<A>(means, rstds, given, row);
     A sum[2] = {0, 0};
 #pragma unroll
     for (int r = 0; r < R; ++r)
-      if (lane + r * step < size) add(sum, px[r], pg[r], gamma_of<A, V>(gammas, given, lane + r * step), line.shift);
+      if (lane + r * step < size) add_h(sum, px[r], pg[r], gammas_of<A, V>(gammas, given, lane + r * step), m.shift);
     if constexpr (Way == TEAM) sum_lanes(sum, lanes);
     else sum_warps(sum, step / 32);
-    line.choose(given, sum[0], sum[1], A(length) * V);
+    const Known<A> known(m, given, sum[0], sum[1], A(length) * V);
 #pragma unroll
     for (int r = 0; r < R; ++r)
       if (lane + r * step < size) {
-        const P gamma = gamma_of<A, V>(gammas, given, lane + r * step);
-        dx[I(row) * length + lane + r * step] = finish(line, px[r], pg[r], gamma, dgamma[r], dbeta[r]);
+        const P gamma = gammas_of<A, V>(gammas, given, lane + r * step);
+        dx[I(row) * length + lane + r * step] = finish(known, px[r], pg[r], gamma, dgamma[r], dbeta[r]);
       }
   }
 
@@ -160,8 +156,7 @@ __global__ void __launch_bounds__(256, 2) cells_sums(ARRAYS, Pair* __restrict__ 
   const unsigned share = (length + parts - 1) / parts, row = blockIdx.x / parts, begin = blockIdx.x % parts * share;
   const unsigned end = least(begin + share, length), step = blockDim.x;
   const I at = I(row) * length;
-  Line<A> line;
-  line.know(means, rstds, given, row);
+  const Moments<A> m = moments_in<A>(means, rstds, given, row);
   double total[2] = {0.0, 0.0};
   for (unsigned j = begin + threadIdx.x; j < end; j += N * step) {
     Pack<T, V> px[N], pg[N];
@@ -171,7 +166,7 @@ __global__ void __launch_bounds__(256, 2) cells_sums(ARRAYS, Pair* __restrict__ 
     A sum[2] = {0, 0};
 #pragma unroll
     for (int k = 0; k < N; ++k)
-      if (j + k * step < end) add(sum, px[k], pg[k], gamma_of<A, V>(gammas, given, j + k * step), line.shift);
+      if (j + k * step < end) add_h(sum, px[k], pg[k], gammas_of<A, V>(gammas, given, j + k * step), m.shift);
     total[0] += double(sum[0]);
     total[1] += double(sum[1]);
   }
@@ -179,40 +174,32 @@ __global__ void __launch_bounds__(256, 2) cells_sums(ARRAYS, Pair* __restrict__ 
   if (threadIdx.x == 0) partial[I(row) * parts + blockIdx.x % parts] = {total[0], total[1]};
 }
 
-// dx of `deep` rows, a pack of columns a thread, and what they add to dgamma and dbeta. Block: blockDim.x packs of columns.
-template <typename T, int V, typename I>
+// dx of `Deep` rows, a pack of columns a thread, and what they add to dgamma and dbeta. Block: blockDim.x packs of columns.
+template <typename T, int V, typename I, int Deep>
 __global__ void __launch_bounds__(256, 3) cells_apply(ARRAYS, const Pair* __restrict__ partial, Pack<T, V>* __restrict__ dx,
-    void* __restrict__ columns, int given, unsigned rows, unsigned length, unsigned parts, unsigned deep) {
+    void* __restrict__ columns, int given, unsigned rows, unsigned length, unsigned parts) {
   using A = typename Sum<T>::type;
   using P = Pack<A, V>;
-  __shared__ Line<A> lines[DEEP];
-  const unsigned wide = (length + blockDim.x - 1) / blockDim.x, slab = blockIdx.x / wide, top = slab * deep;
-  const unsigned bottom = least(top + deep, rows), j = blockIdx.x % wide * blockDim.x + threadIdx.x;
+  __shared__ Known<A> known[Deep];
+  const unsigned wide = (length + blockDim.x - 1) / blockDim.x, slab = blockIdx.x / wide, top = slab * Deep;
+  const unsigned bottom = least(top + Deep, rows), j = blockIdx.x % wide * blockDim.x + threadIdx.x;
   for (unsigned row = top + threadIdx.x / 32; row < bottom; row += blockDim.x / 32) {
-    double sum[2] = {0.0, 0.0};
-    for (unsigned k = threadIdx.x % 32; k < parts; k += 32) {
-      const Pair part = partial[I(row) * parts + k];
-      sum[0] += part.v[0];
-      sum[1] += part.v[1];
-    }
-    sum_lanes(sum);
-    Line<A> line;
-    line.know(means, rstds, given, row);
-    line.choose(given, A(sum[0]), A(sum[1]), A(length) * V);
-    if (threadIdx.x % 32 == 0) lines[row - top] = line;
+    const Pair sum = add_parts(partial + I(row) * parts, parts, 1u);
+    const Moments<A> m = moments_in<A>(means, rstds, given, row);
+    if (threadIdx.x % 32 == 0) known[row - top] = Known<A>(m, given, A(sum.v[0]), A(sum.v[1]), A(length) * V);
   }
   __syncthreads();
   if (j >= length) return;
-  const P gamma = gamma_of<A, V>(gammas, given, j);
+  const P gamma = gammas_of<A, V>(gammas, given, j);
   P dgamma = nothing<A, V>(), dbeta = nothing<A, V>();
 #pragma unroll 4
   for (unsigned row = top; row < bottom; ++row) {
     const Pack<T, V> px = x[I(row) * length + j], pg = dy[I(row) * length + j];
-    dx[I(row) * length + j] = finish(lines[row - top], px, pg, gamma, dgamma, dbeta);
+    dx[I(row) * length + j] = finish(known[row - top], px, pg, gamma, dgamma, dbeta);
   }
   P* out = static_cast<P*>(columns) + I(slab) * length + j;
   out[0] = dgamma;
-  out[I((rows + deep - 1) / deep) * length] = dbeta;
+  out[I((rows + Deep - 1) / Deep) * length] = dbeta;
 }
 
 // Sums down the columns of both halves of (2, blocks, length). Block: 32 columns, a warp for every eighth row.

@@ -13,11 +13,11 @@ from cnnlayers.backends import Backend
 from . import compile as kernels
 from . import norm_arrays
 from .arrays import contiguous, ctype, offsets
-from .norm_plan import STREAM, THREADS, Device, Rows, device_here, device_of, lanes_of, pack_of, threads_of
+from .norm_arrays import CENTRED, DBETA, DGAMMA, GAMMA
+from .norm_plan import ITEMSIZE, STREAM, Device, Rows, device_here, device_of, lanes_of, pack_of, threads_of
 
 Array = Any
 HELD = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 4}  # packs of x, dy, dgamma and dbeta a thread
-GAMMA, DGAMMA, DBETA, CENTRED = 1, 2, 4, 8  # norm_cells.cu's Given
 DEEP = 64  # rows at most that a block of cells_apply goes down
 FEW = 4  # rows that a team should have, or what it leaves of dgamma and dbeta weighs too much
 COLUMNS = 32  # of a block of add_columns, of eight times as many threads
@@ -63,8 +63,8 @@ def warmup(op: str, spec: Any) -> None:
     if 0 in spec.rows.shape or refuses(op, spec, np.empty(0, np.float64)):
         return
     rows = norm_arrays.last_axes(spec.rows)
-    for dtype in HELD:
-        how = plan(device_here(), rows, dtype, pack_of(rows, norm_arrays.itemsize(dtype)))
+    for dtype, itemsize in ITEMSIZE.items():
+        how = plan(device_here(), rows, dtype, pack_of(rows, itemsize))
         for instance in _instances(how, kernels.CUDA_TYPE[dtype], "unsigned"):
             kernels.kernel("norm_cells", instance)
 
@@ -72,12 +72,14 @@ def warmup(op: str, spec: Any) -> None:
 def plan(device: Device, rows: Rows, dtype: str, pack: int) -> Plan:
     """The plan for these rows."""
     packs, held = rows.cells // pack, HELD[dtype]
-    if packs <= THREADS * held and (2 * rows.rows >= device.processors or packs <= 2 * THREADS):
+    if packs <= device.threads * held and (2 * rows.rows >= device.processors or packs <= 2 * device.threads):
         team = packs <= 32 * held
-        lanes = lanes_of(packs) if team else threads_of(packs, held, THREADS)
-        teams = max(1, min(THREADS // 2, 256) // lanes)  # of a block
+        lanes = lanes_of(packs) if team else threads_of(packs, held, device.threads)
+        teams = max(1, min(device.threads // 2, 256) // lanes)  # of a block
         blocks = -(-rows.rows // teams)
-        most = device.processors * max(1, THREADS // (teams * lanes))  # are resident, with 128 registers a thread
+        most = device.processors * max(
+            1, device.threads // (teams * lanes)
+        )  # are resident, with 128 registers a thread
         blocks = min(blocks, most, max(-(-blocks // FEW), device.processors))
         return Plan("team" if team else "block", rows.rows, packs, pack, held, teams * lanes, lanes, blocks)
     parts = max(1, min(-(-8 * device.processors // rows.rows), -(-packs // (STREAM * 4))))
@@ -112,7 +114,10 @@ layer_norm_backward = rms_norm_backward = _backward
 def _instances(how: Plan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     if how.way == "parts":
-        return [kernels.name(kernel, element, how.pack, offset) for kernel in ("cells_sums", "cells_apply")]
+        return [
+            kernels.name("cells_sums", element, how.pack, offset),
+            kernels.name("cells_apply", element, how.pack, offset, DEEP),
+        ]
     return [kernels.name("cells_backward", element, how.pack, how.held, offset, ("team", "block").index(how.way))]
 
 
@@ -126,7 +131,7 @@ def _launch(b: Backend, rows: Rows, how: Plan, arrays: list[Array], dx: Array, c
     partial, parts = b.empty((rows.rows, how.parts, 2), b.xp.float64), np.uint32(how.parts)
     kernels.launch("norm_cells", instances[0], rows.rows * how.parts, how.threads, [*arrays, partial, *numbers, parts])
     wide = -(-how.packs // how.threads)
-    arguments = [*arrays, partial, dx, columns, *numbers, parts, np.uint32(how.deep)]
+    arguments = [*arrays, partial, dx, columns, *numbers, parts]
     kernels.launch("norm_cells", instances[1], how.blocks * wide, how.threads, arguments)
 
 

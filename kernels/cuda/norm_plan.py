@@ -1,12 +1,17 @@
 """How a norm's rows are laid over a device: which launches, how many blocks a row, what is held where.
 
-A row is what is normalised on its own (rows.cuh). Where it fits on the chip, one launch reads it once: held by a part
-of a warp, by a block, or by several blocks of a cooperative grid, which also fill the device where rows are few. Rows
-that do not fit are read twice by two launches, as many rows at a time as stay in the L2 cache.
+A row is what is normalised on its own (rows.cuh). Where it fits on the chip, one launch reads it once: held by lanes of
+a warp, by a block, or by several blocks of a cooperative grid, which also fill the device where rows are few. Rows that
+do not fit are read twice by two launches, as many rows at a time as stay in the L2 cache.
+
+    python -m cnnlayers.kernels.cuda.norm_plan 32x64x56x56 float16
+
+prints the plans of batch norm in training for such an x, on this machine's device or else for an H200's numbers.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import math
@@ -17,21 +22,32 @@ from cnnlayers.backends import Backend
 
 THREADS = 512  # of a block at most: with 128 registers a thread it has a processor to itself
 SMALL = 128  # of a block whose warps have rows of their own
-STREAM = 256  # of a block that holds nothing
+STREAM = 256  # of a block that holds nothing, or columns
 RUN = 16  # packs that a thread streams
 MOST_PARTS = 256  # of a row in two launches: every block of the second reads what all of the first have found
 STATIC = 1024  # bytes of shared memory that a kernel may need for itself
+UNASKED = (
+    48 * 1024
+)  # bytes that a block may have, its own included, of which compile.py's launch need not tell the driver
+MEETING = 2048  # packs that a processor could move while a grid meets: an estimate, which weighs blocks against turns
+HELD = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}  # packs of x a thread; nvcc keeps bfloat16's widened
+HELD_TWICE = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 7}  # packs of x and of dy a thread, in a row
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class Device:
     """What a plan asks of a device. `shared`: bytes a block may have; `l2`: bytes of cache; `cooperative`: whether a
-    grid may meet at a barrier."""
+    grid may meet at a barrier; `threads`: of a block that has a processor to itself."""
 
     processors: int
     shared: int
     l2: int
     cooperative: bool
+    threads: int = THREADS
+
+
+H200 = Device(processors=132, shared=227 << 10, l2=50 << 20, cooperative=True)
 
 
 def device_of(b: Backend) -> Device:
@@ -49,7 +65,7 @@ def device_here() -> Device:
 def _device(cupy: Any, number: int) -> Device:
     has = cupy.cuda.Device(number).attributes
     shared = has.get("MaxSharedMemoryPerBlockOptin") or has["MaxSharedMemoryPerBlock"]
-    return Device(has["MultiProcessorCount"], shared, has["L2CacheSize"], bool(has["CooperativeLaunch"]))
+    return Device(has["MultiProcessorCount"], shared, has["L2CacheSize"], bool(has["CooperativeLaunch"]), THREADS)
 
 
 @dataclass(frozen=True)
@@ -140,11 +156,6 @@ class Plan:
             return -(-self.rows * self.lanes // self.threads)
         return self.turn * self.parts if self.way == "grid" else self.rows
 
-    @property
-    def mode(self) -> int:
-        """rows.cuh's Way."""
-        return ("team", "block", "grid").index(self.way)
-
 
 @dataclass(frozen=True)
 class ColumnPlan(Plan):
@@ -159,96 +170,147 @@ class ColumnPlan(Plan):
         return f"{slab}: one launch, {blocks}, {self.held} packs a thread in registers, {self.shared:,} bytes shared"
 
 
-def pack_of(rows: Rows | Columns, itemsize: int, *addresses: int) -> int:
+def pack_of(shape: Rows | Columns, itemsize: int, *addresses: int) -> int:
     """Elements that one access may move: up to 16 bytes, within a segment and, as all the arrays are, aligned."""
     pack = 16 // itemsize
-    while rows.together % pack or any(a % (pack * itemsize) for a in addresses):
+    while shape.together % pack or any(a % (pack * itemsize) for a in addresses):
         pack //= 2
     return pack
 
 
-def plan(device: Device, rows: Rows, itemsize: int, pack: int, held: int, arrays: int = 1) -> Plan:
-    """The plan for rows that are held on the chip in `arrays` arrays, of `held` packs a thread each in registers."""
-    packs = rows.segments * rows.cells // pack
-    bytes_of = pack * itemsize * arrays  # of a pack of each
-    if packs <= 64 or (packs <= 32 * held and rows.rows >= 4 * device.processors):
-        return Plan("team", rows.rows, packs, pack, held, SMALL, lanes_of(packs), turn=rows.rows)
-    room = held * THREADS + (device.shared - STATIC) // bytes_of  # packs that a block can hold
-    needed = -(-packs // room)
-    alone = needed == 1 and (2 * rows.rows > device.processors or packs <= 4 * THREADS)
-    if not alone and (needed > device.processors or not device.cooperative):
-        return two_launches(device, rows, itemsize, pack, held, arrays)
-    at_once = 1 if alone else min(rows.rows, device.processors // needed)
-    parts = 1 if alone else max(needed, min(device.processors // at_once, -(-packs // THREADS)))
+@functools.lru_cache(maxsize=4096)
+def plan(
+    device: Device,
+    shape: Rows | Columns,
+    dtype: str,
+    pack: int,
+    *,
+    arrays: int = 1,
+    group: int = 1,
+    given: bool = False,
+) -> Plan:
+    """The plan for rows of which `arrays` arrays are held on the chip: x in a forward, x and dy in a backward.
+
+    `group`: rows that share statistics, of which each one's sums are wanted; `given`: statistics are known beforehand.
+    """
+    bytes_of = pack * ITEMSIZE[dtype] * arrays  # of a pack of each
+    if isinstance(shape, Columns):
+        room = STREAM * pack * max(4, ITEMSIZE[dtype])  # bytes of columns.cuh's room
+        columns = _columns(device, shape, pack, 0 if given or shape.own > 1 else HELD[dtype], bytes_of, room)
+        return replace(columns, parts=columns.stream) if given else columns
+    if given:
+        return _streamed(shape, pack)
+    held = HELD[dtype] if arrays == 1 else HELD_TWICE[dtype]
+    if group > 1:
+        return _groups(device, shape, pack, held, bytes_of, group, max(4, ITEMSIZE[dtype]))
+    return _rows(device, shape, pack, held, bytes_of)
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+def _rows(device: Device, shape: Rows, pack: int, held: int, bytes_of: int) -> Plan:
+    rows, packs = shape.rows, shape.segments * shape.cells // pack
+    if packs <= 64 or (packs <= 32 * held and rows >= 4 * device.processors):
+        return Plan("team", rows, packs, pack, held, SMALL, lanes_of(packs), turn=rows)
+    room = held * device.threads + (device.shared - STATIC) // bytes_of
+    found = _spread(device, rows, packs, room, device.threads, MEETING)
+    if found is None or _idle(device, rows, packs, found[0]):
+        return _two_launches(device, shape, pack, bytes_of, held)
+    _, parts, turn = found
     share = -(-packs // parts)
-    parts = -(-packs // share)  # none is empty
-    many = alone and rows.rows >= 4 * device.processors  # small blocks, of which a processor holds several
-    threads = threads_of(share, held if many else max(1, held // 2), THREADS)
-    turn = rows.rows if alone else min(rows.rows, device.processors // parts)
-    shared = bytes_of * max(0, share - held * threads)
-    return Plan("block" if alone else "grid", rows.rows, packs, pack, held, threads, 32, parts, turn, shared)
+    many = parts == 1 and rows >= 4 * device.processors  # small blocks, of which a processor holds several
+    threads = threads_of(share, held if many else max(1, held // 2), device.threads)
+    shared = _asked(bytes_of * max(0, share - held * threads))
+    return Plan("grid" if parts > 1 else "block", rows, packs, pack, held, threads, 32, parts, turn, shared)
 
 
-def group(device: Device, rows: Rows, channels: int, itemsize: int, pack: int, held: int) -> Plan:
-    """The plan for groups of `channels` rows, whose sums are wanted one by one: a block a group, which holds each row
-    in whole runs, or two launches."""
-    length = rows.cells // pack
+def _spread(device: Device, rows: int, length: int, room: int, least: int, meeting: int) -> tuple[int, int, int] | None:
+    """The quickest way to lay rows over blocks that hold `room` of their `length`: its time, the blocks of a row and
+    the rows at a time. None where a row does not fit the chip.
+
+    Time is counted in what a processor moves, `meeting` being that of a barrier. A block's part is `least` or more.
+    """
+    needed, most = -(-length // room), device.processors if device.cooperative else 1
+    ways = []
+    for wanted in range(needed, min(most, max(needed, length // least)) + 1):
+        share = -(-length // wanted)
+        parts = -(-length // share)  # none is empty
+        turn = min(rows, device.processors // parts)
+        turns = -(-rows // turn)
+        ways.append((turns * (share + meeting * (parts > 1)), parts, turn if parts > 1 else rows))
+    return min(ways, default=None)
+
+
+def _idle(device: Device, rows: int, length: int, time: int) -> bool:
+    """Whether a device whose blocks cannot meet is so empty that reading twice with all of it is quicker."""
+    return not device.cooperative and time > 2 * -(-rows * length // device.processors) + 2 * MEETING
+
+
+def _groups(device: Device, shape: Rows, pack: int, held: int, bytes_of: int, channels: int, accumulator: int) -> Plan:
+    """A block a group of `channels` rows, which holds each row in whole runs, or two launches."""
+    length = shape.cells // pack
     lanes = next(n for n in (32, 16, 8, 4, 2, 1) if 4 * (-length % n) <= length)  # a quarter is wasted at most
     slots = -(-channels * -(-length // lanes) * lanes // 32) * 32
-    threads = threads_of(slots, max(1, held // 2), THREADS)
-    sums = -(-(slots // lanes * 2 * max(4, itemsize)) // 16) * 16
-    shared = sums + 2 * pack * itemsize * max(0, slots - held * threads)
-    groups = rows.rows // channels
-    if shared > device.shared - STATIC or (2 * groups <= device.processors and slots > 4 * THREADS):
-        return two_launches(device, rows, itemsize, pack, 4, 2, channels)
+    threads = threads_of(slots, max(1, held // 2), device.threads)
+    sums = -(-(slots // lanes * 2 * accumulator) // 16) * 16
+    shared = _asked(sums + bytes_of * max(0, slots - held * threads))
+    groups = shape.rows // channels
+    if shared > device.shared - STATIC or (2 * groups <= device.processors and slots > 4 * device.threads):
+        return _two_launches(device, shape, pack, bytes_of, 4, channels)
     return Plan("group", groups, slots, pack, held, threads, lanes, 1, groups, shared)
 
 
-def slabs(device: Device, shape: Columns, itemsize: int, pack: int, held: int, arrays: int = 1) -> ColumnPlan:
-    """The plan for columns, in slabs of `wide` packs across: the widest that one launch can hold, or three launches."""
-    across = shape.channels // pack
-    options = [lanes_of(across)]
-    while options[-1] > 8:
-        options.append(options[-1] // 2)
-    bytes_of, room = (
-        pack * itemsize * arrays,
-        STREAM * pack * max(4, itemsize),
-    )  # of a row's pack; of columns.cuh's room
-    fused = shape.own == 1 and room <= device.shared - STATIC
-    for cooperative in (False, device.cooperative) if fused else ():
-        for wide in options:
-            number, step = shape.samples * -(-across // wide), STREAM // wide
-            fit = held * step + (device.shared - STATIC - room) // (wide * bytes_of)
-            needed = -(-shape.depth // fit)
-            small = wide == options[-1] and shape.depth <= 2 * held * step
-            if not cooperative and (needed > 1 or not (small or 2 * number > device.processors)):
-                continue
-            if needed > device.processors:
-                continue
-            at_once = min(number, device.processors // needed)
-            parts = max(needed, min(device.processors // at_once, -(-shape.depth // step))) if cooperative else 1
-            share = -(-shape.depth // parts)
-            parts = -(-shape.depth // share)  # none is empty
-            turn = min(number, device.processors // parts) if cooperative else number
-            shared = room + wide * bytes_of * max(0, share - held * step)
-            way = "grid" if cooperative else "block"
-            return ColumnPlan(way, number, shape.depth, pack, held, STREAM, wide, parts, turn, shared)
-    return _columns_parts(device, shape, pack, options[0])
+def _two_launches(device: Device, shape: Rows, pack: int, bytes_of: int, held: int, together: int = 1) -> Plan:
+    """Rows that are read twice; `together` of them at least in a turn."""
+    packs = shape.segments * shape.cells // pack
+    run = STREAM * held  # packs that a block loads at once
+    wanted = max(-(-8 * device.processors // shape.rows), -(-packs // (64 * run)))  # the device full, no block too long
+    parts = _none_empty(packs, max(1, min(wanted, -(-packs // run), MOST_PARTS)))
+    fit = device.l2 // 2 // (packs * bytes_of) // together * together
+    stream, threads = _stream(packs)
+    turn = min(shape.rows, fit or shape.rows)
+    return Plan("parts", shape.rows, packs, pack, held, threads, 32, parts, turn, 0, stream)
 
 
-def through(device: Device, shape: Columns, pack: int) -> ColumnPlan:
-    """The plan for columns whose statistics are known: they are only streamed through."""
-    plan = _columns_parts(device, shape, pack, lanes_of(shape.channels // pack))
-    return replace(plan, parts=plan.stream)
+def _streamed(shape: Rows, pack: int) -> Plan:
+    """Rows whose statistics are known: one launch that holds nothing."""
+    packs = shape.segments * shape.cells // pack
+    stream, threads = _stream(packs)
+    return Plan("parts", shape.rows, packs, pack, 0, threads, 32, stream, shape.rows, 0, stream)
+
+
+def _stream(packs: int) -> tuple[int, int]:
+    """Blocks of a row that is only streamed through, and their threads."""
+    blocks = _none_empty(packs, -(-packs // (STREAM * RUN)))
+    return blocks, threads_of(-(-packs // blocks), 4, STREAM)
+
+
+# ------------------------------------------------------------------------------------------------------------- columns
+def _columns(device: Device, shape: Columns, pack: int, held: int, bytes_of: int, room: int) -> ColumnPlan:
+    """Slabs of the width that one launch is quickest with, or three launches; `held` 0: these at once."""
+    across, depth = shape.channels // pack, shape.depth
+    widest, best, quickest = lanes_of(across), None, 0
+    widths = [widest] + [wide for wide in (16, 8) if wide < widest]  # 8 packs are 128 bytes
+    for wide in widths if held and room <= device.shared - STATIC else ():
+        number, step = shape.samples * -(-across // wide), STREAM // wide
+        fit = held * step + (device.shared - STATIC - room) // (wide * bytes_of)
+        found = _spread(device, number, depth, fit, step, 2 * MEETING // wide)
+        if found is None or _idle(device, number, depth, found[0]) or (best and found[0] * wide >= quickest):
+            continue
+        quickest, parts, turn = found[0] * wide, *found[1:]
+        shared = _asked(room + wide * bytes_of * max(0, -(-depth // parts) - held * step))
+        way = "grid" if parts > 1 else "block"
+        best = ColumnPlan(way, number, depth, pack, held, STREAM, wide, parts, turn, shared)
+    return best or _columns_parts(device, shape, pack, widest)
 
 
 def _columns_parts(device: Device, shape: Columns, pack: int, wide: int) -> ColumnPlan:
     number, step = shape.samples * -(-(shape.channels // pack) // wide), STREAM // wide
     parts = max(1, min(-(-8 * device.processors // number), -(-shape.depth // max(64, 4 * step))))
-    parts, stream = (-(-shape.depth // -(-shape.depth // n)) for n in (parts, -(-shape.depth // (RUN * step))))
+    parts, stream = (_none_empty(shape.depth, n) for n in (parts, -(-shape.depth // (RUN * step))))
     return ColumnPlan("parts", number, shape.depth, pack, 4, STREAM, wide, parts, number, 0, stream)
 
 
+# ------------------------------------------------------------------------------------------------------------- numbers
 def lanes_of(packs: int) -> int:
     """Threads of a row that a warp holds: a power of two."""
     return min(32, 1 << (packs - 1).bit_length())
@@ -259,26 +321,39 @@ def threads_of(packs: int, each: int, most: int) -> int:
     return min(most, -(-packs // (32 * each)) * 32)
 
 
-def two_launches(
-    device: Device, rows: Rows, itemsize: int, pack: int, held: int, arrays: int = 1, together: int = 1
-) -> Plan:
-    """The plan for rows that are read twice; `together` of them at least in a turn."""
-    packs = rows.segments * rows.cells // pack
-    run = STREAM * held  # packs that a block loads at once
-    wanted = max(
-        -(-8 * device.processors // rows.rows), -(-packs // (64 * run))
-    )  # blocks a row: the device full, and none too long
-    parts = max(1, min(wanted, -(-packs // run), MOST_PARTS))
-    parts = -(-packs // -(-packs // parts))  # none is empty
-    fit = device.l2 // 2 // (packs * pack * itemsize * arrays) // together * together
-    turn = min(rows.rows, fit or rows.rows)
-    return replace(streamed(rows, pack), held=held, parts=parts, turn=turn)
+def _none_empty(length: int, parts: int) -> int:
+    """As many parts, or so many fewer that none of them is empty."""
+    return -(-length // -(-length // parts))
 
 
-def streamed(rows: Rows, pack: int) -> Plan:
-    """The plan for rows whose statistics are known: one launch that holds nothing."""
-    packs = rows.segments * rows.cells // pack
-    stream = -(-packs // (STREAM * RUN))
-    stream = -(-packs // -(-packs // stream))  # none is empty
-    threads = threads_of(-(-packs // stream), 4, STREAM)
-    return Plan("parts", rows.rows, packs, pack, 0, threads, 32, stream, rows.rows, 0, stream)
+def _asked(shared: int) -> int:
+    """Dynamic shared memory to launch with: enough for the driver to be told, where the kernel's own makes it too much
+    otherwise."""
+    return shared if shared <= UNASKED - STATIC else max(shared, UNASKED + 16)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the plans of batch norm in training, forward and backward."""
+    parser = argparse.ArgumentParser(prog="python -m cnnlayers.kernels.cuda.norm_plan", description=main.__doc__)
+    parser.add_argument("shape", help="of x, such as 32x64x56x56")
+    parser.add_argument("dtype", nargs="?", default="float32", choices=list(ITEMSIZE))
+    parser.add_argument("--channels-last", action="store_true", help="the shape ends with the channels")
+    given = parser.parse_args(arguments)
+    samples, *rest = (int(n) for n in given.shape.split("x"))
+    channels, cells = rest.pop(-1 if given.channels_last else 0), math.prod(rest)
+    shape = (
+        Columns(1, samples * cells, channels, 1)
+        if given.channels_last
+        else Rows(channels, samples, cells, channels, cells)
+    )
+    try:
+        device = device_here()
+    except ImportError:
+        device = H200
+    print(device)
+    for what, arrays in (("forward", 1), ("backward", 2)):
+        print(f"{what}: {plan(device, shape, given.dtype, pack_of(shape, ITEMSIZE[given.dtype]), arrays=arrays)}")
+
+
+if __name__ == "__main__":
+    main()

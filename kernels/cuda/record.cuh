@@ -1,10 +1,9 @@
 // record.cuh - where a forward's statistics are kept, and how running ones follow them.
 #pragma once
 
-enum Given { GAMMA = 1, BETA = 2, CENTRED = 4, RUNNING = 8, UNBIASED = 16 };  // bits: arrays that are there; how they follow
-
 // Parameters of a kernel that keeps statistics. The kinds of running_mean and running_var count float16, bfloat16, float32,
-// float64. `given`: bits of Given; an array that is not there is not touched.
+// float64. `given`: bits of rows.cuh's Given; an array
+// that is not there is not touched.
 #define KEPT double *means, double *rstds, void *running_mean, void *running_var, int given, int mean_kind, int var_kind, \
     double eps, double momentum
 #define KEEP Keep{means, rstds, running_mean, running_var, given, mean_kind, var_kind, momentum}

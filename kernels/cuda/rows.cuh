@@ -10,11 +10,19 @@
 //           put right in small numbers. So nothing is lost where the mean is 1e6 times the standard deviation.
 #pragma once
 
-enum Way { TEAM, BLOCK, GRID };  // of a kernel's rows: in a warp, in a block, in several blocks of a cooperative grid
+// Bits of what a kernel is given: arrays that are there, and how statistics are kept. norm_arrays.py has them too.
+enum Given { GAMMA = 1, BETA = 2, DGAMMA = 4, DBETA = 8, X = 16, CENTRED = 32, RUNNING = 64, UNBIASED = 128 };
+
+enum Way { TEAM, BLOCK };  // of a kernel's rows: each in lanes of a warp, or in a block
 
 template <typename A> struct Moments {  // x - mean = (x - shift) - delta
   A shift, delta, rstd;
 };
+
+template <typename A> __device__ __forceinline__ Moments<A> moments_of(double mean, double rstd) {
+  const A shift = A(mean);
+  return {shift, A(mean - double(shift)), A(rstd)};
+}
 
 using Pair = Pack<double, 2>;  // what a block tells the others: mean and squares, or two sums
 
@@ -61,8 +69,10 @@ template <bool Lanes, int N, typename A> __device__ __forceinline__ void sum_tea
 template <typename T, int V, int R, bool Shared> struct Held {
   Pack<T, V> near[R];
   Pack<T, V>* far;
-  unsigned lane, step, size, pitch = 1;
+  unsigned lane, step, pitch, size = 0;
 
+  __device__ __forceinline__ Held(unsigned lane, unsigned step, Pack<T, V>* far = nullptr, unsigned pitch = 1)
+      : far(far), lane(lane), step(step), pitch(pitch) {}
   template <typename At> __device__ __forceinline__ void load(const Pack<T, V>* __restrict__ x, const At& at, unsigned begin) {
 #pragma unroll
     for (int r = 0; r < R; ++r)  // all at once: R loads in flight
@@ -97,11 +107,22 @@ template <typename T, int V, int R, bool Shared> struct Held {
   }
 };
 
+// The pairs of a row's parts, `apart` from one to the next, added up by one whole warp: all lanes get both sums.
+template <typename I> __device__ __forceinline__ Pair add_parts(const Pair* parts, unsigned number, I apart) {
+  double sum[2] = {0.0, 0.0};
+  for (unsigned k = threadIdx.x & 31; k < number; k += 32) {
+    sum[0] += parts[k * apart].v[0];
+    sum[1] += parts[k * apart].v[1];
+  }
+  sum_lanes(sum);
+  return {sum[0], sum[1]};
+}
+
 // Mean and mean square distance of a row, from those of its parts (Chan's formula), by one whole warp: all lanes get both.
 // `share`: of a row's `packs` what a part has, but the last; none is empty. `apart`: from one part to the next.
 template <int V, typename I>
-__device__ __forceinline__ void combine(const Pair* parts, unsigned number, I apart, unsigned share, unsigned packs,
-    double& mean, double& var) {
+__device__ __forceinline__ void combine(const Pair* parts, unsigned number, I apart, unsigned share, unsigned packs, double& mean,
+    double& var) {
   const double all = double(packs) * V;
   double sum[1] = {0.0};
   for (unsigned k = threadIdx.x & 31; k < number; k += 32) {

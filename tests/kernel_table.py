@@ -1,0 +1,282 @@
+"""The table of the CUDA kernels: registers, spills, and how much they move over the least. `make kernels` prints it.
+
+Nothing here has run on a GPU. Registers and spills are the compiler's word (tests/nvrtc.py); traffic is counted on the
+emulator (tests/simt): the 32-byte sectors that a call's launches touch, over the bytes of the arrays that go in, come
+out or are kept, each once. Tests hold the same figures to the limits below (test_kernel_table.py).
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cnnlayers import kernels
+from cnnlayers.kernels.cuda import compile as compiler
+
+from . import kernel_calls, nvrtc, simt, standin_cupy
+from .kernel_calls import ALONE, LAST, TRAIN, Asked, Call, on_device
+
+FULL, OTHERS = (75, 90), (80, 100, 120)  # architectures: every kernel is compiled for the first, a few for the others
+OPTIONS = (*compiler.OPTIONS, "-ftz=true")  # which CuPy adds
+ONCE = 1.05  # over the least: each array comes from memory once
+Limits = Mapping[str, tuple[float, float]]  # of each part of a trio: distinct sectors, and sectors asked for
+
+
+@dataclass(frozen=True)
+class Price:
+    """A call, and the most that it may move over the least: distinct sectors, which memory must move, and sectors that
+    warps ask for. What these have more comes from caches: a window's halo, above all."""
+
+    call: Call
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a part of a trio moved, in bytes; `launches`: its kernels."""
+
+    part: str
+    launches: tuple[str, ...]
+    least: int
+    distinct: int
+    asked: int
+
+    @property
+    def over(self) -> tuple[float, float]:
+        """(distinct, asked) over the least."""
+        return self.distinct / self.least, self.asked / self.least
+
+
+def _prices() -> Iterator[Price]:
+    """Limits of what is asked for are those that were met when this was written, and a little."""
+    few = kernel_calls.FEW
+    for window, dtype, forward, backward in (
+        ((2, 2, 0), "float32", 1.0, 1.0),
+        ((2, 2, 0), "float16", 1.15, 1.15),
+        ((3, 2, 1), "float32", 2.7, 2.1),  # from here on windows overlap, or rows are no whole packs
+        ((3, 2, 1), "float16", 2.8, 2.1),
+        ((3, 1, 1), "float32", 4.7, 5.8),
+        ((3, 1, 1), "float16", 4.3, 6.5),
+        ((3, 3, 0), "float32", 3.2, 3.7),
+    ):
+        side = 57 if window == (3, 3, 0) else 56
+        limits = {"forward": (ONCE, forward), "backward": (ONCE, backward)}
+        yield Price(Call("max_pool", (2, 4, side, side), window, {}, (dtype,)), limits)
+    disjoint = Call("max_pool", (2, 28, 28, 64), (2,), {}, ("float32",))
+    yield Price(disjoint, {"inference": (1.001, 1.15)})
+    yield Price(Call("max_pool", (2, 28, 28, 64), (2,), LAST, ("float32",)), {"inference": (1.001, 1.15)})
+    for op, args, asked in (("avg_pool", (2,), 2.9), ("avg_pool", (3, 2, 1), 4.8), ("avg_pool", (3, 1, 1), 7.6)):
+        yield Price(Call(op, (2, 4, 56, 56), args, {}, few), dict.fromkeys(("forward", "backward"), (ONCE, asked)))
+    pooled = dict.fromkeys(("forward", "backward"), (ONCE, 1.5))
+    yield Price(Call("adaptive_avg_pool", (2, 4, 56, 56), (1,), {}, few), pooled)
+    for mode in ("constant", "edge", "reflect", "symmetric", "wrap"):
+        dtypes = (*few, "float64") if mode in ("constant", "reflect") else ("float32",)
+        first, last = ((2, 2, 60, 64), {}, 6.2), ((2, 40, 40, 16), LAST, ONCE)  # 66 cells a row are no whole packs
+        for shape, options, asked in (first, last):
+            limits = dict.fromkeys(("forward", "backward"), (ONCE, asked))
+            yield Price(Call("pad", shape, (1, mode), options, dtypes), limits)
+    for shape, options, asked in (((2, 4, 24, 32), {}, 4.5), ((2, 24, 16, 16), LAST, 1.9)):
+        limits = {"im2col": (ONCE, asked), "col2im": (ONCE, asked)}
+        yield Price(Call("conv", shape, (None, 1, 1), options, ("float32",)), limits)
+    yield from _norm_prices(few)
+
+
+def _norm_prices(few: tuple[str, ...]) -> Iterator[Price]:
+    twice = {**ALONE, "MaxSharedMemoryPerBlockOptin": 2048, "L2CacheSize": 40_000}
+    for op, shape, args, options, device, forward, backward in (
+        ("batch_norm", (16, 4, 28, 28), (), TRAIN, {}, (ONCE, 1.05), (ONCE, 1.05)),  # a block a channel
+        ("batch_norm", (16, 2, 56, 56), (), TRAIN, {}, (ONCE, 1.05), (ONCE, 1.05)),  # a cooperative grid
+        ("batch_norm", (16, 2, 56, 56), (), {}, {}, (ONCE, 1.05), (ONCE, 1.05)),  # evaluation
+        ("batch_norm", (32, 16, 7, 7), (), TRAIN, {}, (ONCE, 2.0), (ONCE, 2.0)),  # no whole packs
+        ("batch_norm", (8, 28, 28, 16), (), {**TRAIN, **LAST}, {}, (ONCE, 1.4), (ONCE, 1.4)),
+        ("batch_norm", (8, 28, 28, 16), (), LAST, {}, (ONCE, 1.6), (ONCE, 1.6)),
+        ("batch_norm", (16, 2, 56, 56), (), TRAIN, twice, (1.52, 1.55), (1.69, 1.72)),  # read twice: 3 / 2 and 5 / 3
+        ("instance_norm", (8, 8, 28, 28), (), {}, {}, (ONCE, 1.05), (ONCE, 1.05)),
+        ("group_norm", (8, 8, 28, 28), (4,), {}, {}, (ONCE, 1.1), (ONCE, 1.1)),
+        ("layer_norm", (512, 256), ((256,),), {}, {}, (ONCE, 5.1), (1.1, 3.9)),  # what 16 blocks leave of dgamma, dbeta
+        ("rms_norm", (512, 256), ((256,),), {}, {}, (ONCE, 3.1), (1.1, 3.9)),
+    ):
+        yield Price(Call(op, shape, args, options, few, device), {"forward": forward, "backward": backward})
+
+
+PRICES = tuple(_prices())
+
+
+# ------------------------------------------------------------------------------------------------------------- traffic
+def moved(call: Call, dtype: str) -> list[Moved]:
+    """What each part of the call's trio moves on the emulator."""
+    found, done = [], 0
+    with (
+        standin_cupy.installed() as cupy,
+        kernels.mode("require"),
+        on_device(call.device, traffic=True, order="ascending") as made,
+    ):
+        for part, arrays in call.run(cupy, dtype, cupy.ones):
+            launches, done = made[done:], len(made)
+            if call.op == "conv":  # whose products are CuPy's
+                found += [m for m in _columns(call, launches) if m not in found]
+            elif launches:
+                found.append(_moved(part, launches, sum(_unique(arrays).values())))
+    return found
+
+
+def _unique(arrays: Iterable[Any]) -> dict[int, int]:
+    """Bytes of different arrays, by their addresses."""
+    return {a.data.ptr: int(a.nbytes) for a in arrays}
+
+
+def _moved(part: str, launches: Sequence[Any], least: int) -> Moved:
+    total = launches[0].traffic
+    for launch in launches[1:]:
+        total = total + launch.traffic
+    names = tuple(dict.fromkeys(launch.name for launch in launches))
+    return Moved(part, names, least, simt.SECTOR * sum(total.distinct), simt.SECTOR * sum(total.sectors))
+
+
+def _columns(call: Call, launches: Sequence[Any]) -> Iterator[Moved]:
+    """Of a convolution's steps: the image once (both ways where gradients are added to it) and the columns once."""
+    image = 4 * math.prod(call.shape)
+    for launch in launches:
+        step = launch.name.partition("<")[0]
+        yield _moved(step, [launch], image * 9 + image * (2 if step == "col2im" else 1))
+
+
+# ----------------------------------------------------------------------------------------------------------- compilers
+def few_of(asked: Sequence[Asked]) -> list[Asked]:
+    """One kernel of each template and element: that with the widest packs, and 32-bit offsets."""
+    best: dict[tuple[str, str], Asked] = {}
+    for kernel in asked:
+        key = kernel.template, kernel.element
+        if key not in best or _crowded(kernel) > _crowded(best[key]):
+            best[key] = kernel
+    return list(best.values())
+
+
+def _crowded(kernel: Asked) -> tuple[bool, list[int]]:
+    return "unsigned long long" not in kernel.arguments[1:], [int(a) for a in kernel.arguments if a.isdecimal()]
+
+
+def compiled(jobs: Iterable[tuple[int, Sequence[Asked]]]) -> list[tuple[Asked, nvrtc.Kernel]]:
+    """The kernels as the compiler made them for an architecture each, all jobs side by side."""
+    work = []
+    for arch, asked in jobs:
+        for stem in {kernel.stem for kernel in asked}:
+            mine = [kernel for kernel in asked if kernel.stem == stem]
+            work.append((arch, stem, list({kernel.name: kernel for kernel in mine}.values())))
+
+    def one(job: tuple[int, str, list[Asked]]) -> list[tuple[Asked, nvrtc.Kernel]]:
+        arch, stem, mine = job
+        source, names = compiler.source(stem), [kernel.name for kernel in mine]
+        made = nvrtc.compile_all(source, names, (arch,), options=OPTIONS, filename=f"{stem}.cu")
+        return list(zip(mine, made, strict=True))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [pair for made in pool.map(one, sorted(work, key=lambda job: -len(job[2]))) for pair in made]
+
+
+STORES_SUMS = ("norm_moments", "norm_sums", "last_moments", "last_sums", "cells_sums")  # and no array of packs
+
+
+def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
+    """Whether a kernel is meant to (load, store) 16 bytes at once: where its packs have so many."""
+    numbers = [int(a) for a in kernel.arguments[1:] if a.isdecimal()]
+    if kernel.stem in ("pool", "avg_pool", "unpool") or not numbers or kernel.template == "last_finish":
+        return False, False
+    if kernel.stem == "max_pool_tile":
+        whole = numbers[2] * kernel.itemsize == 16
+        back = kernel.template == "max_pool_tile_backward"
+        return whole and not back, whole and back
+    whole = numbers[0] * kernel.itemsize == 16
+    if kernel.stem == "conv":
+        runs = "true" in kernel.arguments
+        return whole and runs, kernel.template == "im2col" or (whole and runs)
+    if kernel.stem == "pad":
+        return whole, True
+    return whole, whole and kernel.template not in STORES_SUMS
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; `made`: its kernels, compiled."""
+
+    kernels: tuple[str, ...]
+    call: str = ""
+    over: tuple[float, float] | None = None
+    made: list[nvrtc.Kernel] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        archs = sorted({k.arch for k in self.made})
+        registers = " ".join(str(max(k.registers for k in self.made if k.arch == arch)) for arch in archs)
+        spills = str(max(k.spills + k.stack for k in self.made)) if self.made else ""
+        loads, stores = (any(k.wide[i] for k in self.made) for i in (0, 1))
+        wide = ", ".join(word for word, there in (("loads", loads), ("stores", stores)) if there)
+        figures = [f"{n:.2f}" for n in self.over] if self.over else ["", ""]
+        names = " + ".join(f"`{name}`" for name in self.kernels)
+        return f"| {names} | {registers} | {spills} | {wide} | {' | '.join(figures)} | {self.call} |"
+
+
+def rows(archs: Sequence[int] = (75, 90, 120)) -> list[Row]:
+    """The whole table: priced calls first, then a kernel of each template and dtype that none of them launched."""
+    asked = kernel_calls.asked_by()
+    priced = kernel_calls.asked_by(tuple(price.call for price in PRICES), device={}, wide=False)
+    _build(priced)
+    wanted = {(k.stem, k.name): k for k in (*few_of(asked), *priced)}
+    made: dict[str, list[nvrtc.Kernel]] = {}
+    if nvrtc.unavailable() is None:
+        for kernel, found in compiled((arch, list(wanted.values())) for arch in archs):
+            made.setdefault(kernel.name, []).append(found)
+    table = []
+    for price in PRICES:
+        for dtype in price.call.dtypes:
+            for m in moved(price.call, dtype):
+                if m.part in price.limits:
+                    where = f"{m.part} of {price.call}, {dtype}"
+                    table.append(Row(m.launches, where, m.over, [k for n in m.launches for k in made.get(n, [])]))
+    shown = {name for row in table for name in row.kernels}
+    others = sorted(name for _, name in wanted if name not in shown)
+    return [*table, *(Row((name,), "", None, made.get(name, [])) for name in others)]
+
+
+def _build(asked: Sequence[Asked]) -> None:
+    """Compile for the emulator, side by side; the stand-in finds them there."""
+    if simt.unavailable() is None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda kernel: simt.Module(compiler.source(kernel.stem), [kernel.name]), asked))
+
+
+def _commit() -> str:
+    said = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
+    try:
+        ran = [subprocess.run(c, cwd=Path(__file__).parent, capture_output=True, text=True, check=True) for c in said]
+    except (OSError, subprocess.CalledProcessError):
+        return "no git repository"
+    return f"commit {ran[0].stdout.strip()}{' with changes' if ran[1].stdout.strip() else ''}"
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    archs = (75, 90, 120)
+    print(f"CUDA kernels, {datetime.date.today()}, {_commit()}, {nvrtc.compiler()}. No GPU has run them.\n")
+    said = " ".join(f"sm_{arch}" for arch in archs)
+    print(f"| kernel | registers ({said}) | spills | 16 bytes at once | sectors over the least | asked for | call |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows(archs):
+        print(row)
+    print(
+        "\nSpills: bytes of a thread, stack included. Sectors over the least: what memory must move, over the arrays'"
+        "\nown bytes. Asked for: what warps ask of the caches; where windows overlap this is the halo's price."
+    )
+    for reason in filter(None, (nvrtc.unavailable(), simt.unavailable())):
+        print(f"\nNot all columns: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Every CUDA kernel compiled for real devices, and what each moves on the emulator, held to the limits of the table."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from cnnlayers.kernels.cuda import compile as compiler
+
+from . import kernel_calls, kernel_table, nvrtc, simt
+from .kernel_calls import Asked, templates
+from .kernel_table import FULL, OTHERS, PRICES, Price
+
+STEMS = sorted(templates())
+emulated = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+
+
+@functools.cache
+def asked() -> list[Asked]:
+    return kernel_calls.asked_by()
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_launchers_ask_for_every_kernel_there_is(stem: str) -> None:
+    """A kernel that no call reaches is dead, or the list of calls is short."""
+    assert {k.template for k in asked() if k.stem == stem} == set(templates()[stem])
+
+
+def test_blocks_are_no_larger_than_launch_bounds_say() -> None:
+    for kernel in asked():
+        assert kernel.threads <= templates()[kernel.stem][kernel.template][0], kernel
+
+
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
+@pytest.mark.parametrize("stem", STEMS)
+def test_compiled_for_devices(stem: str) -> None:
+    """No spills, no local memory, registers as launch bounds leave them, 16 bytes at once where packs have so many."""
+    mine = [k for k in asked() if k.stem == stem]
+    jobs = [*((arch, mine) for arch in FULL), *((arch, kernel_table.few_of(mine)) for arch in OTHERS)]
+    for kernel, made in kernel_table.compiled(jobs):
+        assert (made.spills, made.stack) == (0, 0), made
+        threads, blocks = templates()[stem][kernel.template]
+        assert made.registers <= 65536 // (threads * blocks), made
+        for meant, there in zip(kernel_table.wide_by_design(kernel), made.wide, strict=True):
+            assert there or not meant, made
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("price", "dtype"), [(p, d) for p in PRICES for d in p.call.dtypes], ids=lambda v: getattr(v, "call", v)
+)
+def test_traffic(price: Price, dtype: str) -> None:
+    """Distinct sectors, and sectors asked for, over the least."""
+    found = {moved.part: moved for moved in kernel_table.moved(price.call, dtype)}
+    for part, limits in price.limits.items():
+        for over, most, what in zip(found[part].over, limits, ("moves", "asks for"), strict=True):
+            assert over <= most + 1e-6, f"{part} {what} {over:.3f} times the least: {found[part].launches}"
+
+
+# ---------------------------------------------------------------------------------------------------- the table itself
+def test_a_spill_and_a_narrow_access_would_show() -> None:
+    tile = Asked("max_pool_tile", "max_pool_tile<float, 2, 2, 4, 1, unsigned>")
+    assert kernel_table.wide_by_design(tile) == (True, False)
+    assert kernel_table.wide_by_design(Asked("pad", "pad_forward<unsigned long long, 2, unsigned>")) == (True, True)
+    assert kernel_table.wide_by_design(Asked("pad", "pad_backward<__half, 4, unsigned>")) == (False, True)
+    assert kernel_table.wide_by_design(Asked("norm", "norm_moments<double, 2, 4, unsigned, true>")) == (True, False)
+    assert kernel_table.wide_by_design(Asked("conv", "im2col<unsigned, 4, true, unsigned>")) == (True, True)
+    assert kernel_table.wide_by_design(Asked("pool", "max_pool<float, unsigned char, unsigned>")) == (False, False)
+
+
+def test_few_are_one_of_each_template_and_element() -> None:
+    few = kernel_table.few_of(asked())
+    assert len({(k.template, k.element) for k in asked()}) == len(few)
+    assert Asked("max_pool_tile", "max_pool_tile<__half, 3, 2, 8, 2, unsigned>", 256) in few
+
+
+@emulated
+def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Two of its rows: a priced call, and a kernel without one."""
+    monkeypatch.setattr(kernel_table, "PRICES", PRICES[:1])
+    monkeypatch.setattr(kernel_calls, "CALLS", ())
+    gather = Asked("pool", "max_pool_gather<float, unsigned char, unsigned>")
+    monkeypatch.setattr(kernel_table, "few_of", lambda asked: [gather])
+    kernel_table.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"CUDA kernels, {kernel_table.datetime.date.today()}, ")
+    assert "No GPU has run them" in printed
+    tile = "| `max_pool_tile<float, 2, 2, 4, 1, unsigned>` |"
+    [row] = [line for line in printed.splitlines() if line.startswith(tile)]
+    assert "| 1.00 | 1.00 | forward of max_pool((2, 4, 56, 56), 2, 2, 0), float32 |" in row
+    [row] = [line for line in printed.splitlines() if gather.name in line]
+    if nvrtc.unavailable() is None:
+        assert len(row.split("|")[2].split()) == 3  # registers, for three architectures
+    assert compiler.OPTIONS[0] in kernel_table.OPTIONS
