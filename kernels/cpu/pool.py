@@ -1,0 +1,150 @@
+"""Launchers of pool_loops.py: average, sum and adaptive average pooling, called as the portable code is.
+
+Sums of up to SHORT taps are kept in x's compute dtype, longer ones in float64. The slabs are runs of rows of y.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cnnlayers.backends import Backend
+
+from . import pool_loops as loops
+from .pool_window import axes_of, cells_of, is_adaptive, lines, met, over, planes_of, refusal, small, windows_of
+
+Array = Any
+SHORT = 32
+UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose sums along a row are unrolled
+
+
+def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+    """Why no kernel here serves this call, or None."""
+    return refusal(_window(spec), arrays[0] if arrays else None)
+
+
+def warmup(op: str, spec: Any) -> None:
+    """Compile what `op` needs for this spec, by pooling one plane of ones in either dtype."""
+    window, backward = small(_window(spec)), op.endswith("_backward")
+    for dtype in (np.float32, np.float64):
+        x = np.ones(window.out_shape if backward else window.layout.shape, dtype)
+        _pooled(window, x, _divisors(spec), backward)
+
+
+# ----------------------------------------------------------------------------------------------------------------- ops
+def avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
+    """y."""
+    return _pooled(spec.window, x, _divisors(spec), False)
+
+
+def avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
+    """dx."""
+    return _pooled(spec.window, dy, _divisors(spec), True)
+
+
+def sum_pool_forward(b: Backend, window: Any, x: Array) -> Array:
+    """y."""
+    return _pooled(window, x, _divisors(window), False)
+
+
+def sum_pool_backward(b: Backend, window: Any, dy: Array) -> Array:
+    """dx."""
+    return _pooled(window, dy, _divisors(window), True)
+
+
+def adaptive_avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
+    """y."""
+    return _pooled(spec, x, _divisors(spec), False)
+
+
+def adaptive_avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
+    """dx."""
+    return _pooled(spec, dy, _divisors(spec), True)
+
+
+# --------------------------------------------------------------------------------------------------------------- plans
+def _window(spec: Any) -> Any:
+    return getattr(spec, "window", spec)
+
+
+def _divisors(spec: Any) -> tuple[Array, Array, Array]:
+    """What the sum of a window is divided by, as a product over the axes. An axis on which all windows have the same
+    divisor gives it to the last one."""
+    window = _window(spec)
+    if hasattr(spec, "override"):
+        if spec.override is not None:
+            return _gathered([np.ones(a.out) for a in axes_of(window)], spec.override)
+        return _gathered([_counts(a, spec.include_pad) for a in axes_of(window)])
+    if is_adaptive(window.axes[0]):
+        return _gathered([met(a)[1].astype(np.float64) for a in axes_of(window)])
+    return _gathered([np.ones(a.out) for a in axes_of(window)])
+
+
+def _gathered(numbers: list[Array], factor: float = 1.0) -> tuple[Array, Array, Array]:
+    for i, number in enumerate(numbers[:2]):
+        if number.min() == number.max():
+            factor, numbers[i] = factor * number[0], np.ones(number.size)
+    return numbers[0], numbers[1], numbers[2] * factor
+
+
+def _counts(axis: Any, include_pad: bool) -> Array:
+    """For each window its taps inside the input (and its declared padding); 1 where there is none."""
+    low, high = (-axis.before, axis.length + axis.after) if include_pad else (0, axis.length)
+    starts = met(axis)[3]
+    below = [np.clip(-((starts - bound) // axis.dilation), 0, axis.kernel) for bound in (low, high)]
+    return np.maximum(below[1] - below[0], 1).astype(np.float64)
+
+
+def _unrolled(axis: Any, channels: int, backward: bool) -> tuple[int, int, int, int]:
+    """Width and stride of the runs along a row to unroll, and from which cell to which; width 0 for none."""
+    none = (0, 1, 0, 0)
+    if channels > 1 or is_adaptive(axis) or axis.dilation > 1 or (axis.kernel, axis.stride) not in UNROLLED:
+        return none
+    begin, _ = (windows_of if backward else cells_of)(axis)
+    number = np.diff(begin)
+    if backward and axis.stride == axis.kernel:
+        low = (axis.before + axis.stride - 1) // axis.stride * axis.stride - axis.before  # where a whole window begins
+        high = low + (min(axis.length, axis.out * axis.stride - axis.before) - low) // axis.kernel * axis.kernel
+        return (axis.kernel, 0, low, high) if low < high else none
+    if backward and axis.stride > 1:
+        return none
+    whole = np.flatnonzero(number == axis.kernel)
+    return (axis.kernel, axis.stride, int(whole[0]), int(whole[-1]) + 1) if whole.size else none
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+def _pooled(window: Any, x: Array, divisors: tuple[Array, ...], backward: bool) -> Array:
+    """y of x, or dx of dy."""
+    y = np.empty(window.layout.shape if backward else window.out_shape, x.dtype)
+    axes, (planes, channels) = axes_of(window), planes_of(window)
+    if channels == 1 and all(a.out == 1 and met(a)[1][0] == a.length for a in axes):
+        return _planes(x, y, planes, float(np.prod([divisor[0] for divisor in divisors])), backward)
+    short = x.dtype != np.float64 and math.prod(window.kernel) <= SHORT
+    total = np.empty(0, np.float32 if short else np.float64)
+    divisors = tuple(divisor.astype(total.dtype) for divisor in divisors)
+    begin, sources = zip(*map(windows_of if backward else cells_of, axes), strict=True)
+    lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
+    sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
+    width, stride, low, high = _unrolled(axes[2], channels, backward)
+    run = loops.sums(width, stride, backward)
+
+    def sums(x: Array, y: Array, start: int, stop: int) -> None:
+        run(x, y, total, sizes, begin, sources, divisors, low, high, start, stop)
+
+    over(planes, sizes[3] * sizes[4], (lines(x),), (lines(y),), sums)
+    return y
+
+
+def _planes(x: Array, y: Array, planes: int, divisor: float, backward: bool) -> Array:
+    """The same where every plane is one window."""
+
+    def sums(x: Array, y: Array, start: int, stop: int) -> None:
+        loops.plane_sums(x, y, x.size // y.size, divisor, start, stop)
+
+    def spread(dy: Array, dx: Array, start: int, stop: int) -> None:
+        loops.plane_spread(dy, dx, dx.size // dy.size, divisor, start, stop)
+
+    over(planes, 1, (lines(x),), (lines(y),), spread if backward else sums)
+    return y

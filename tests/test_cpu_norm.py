@@ -1,0 +1,314 @@
+"""The norms' CPU kernels, in what is their own: every way to lay and cut an array, threads, and what is refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnnlayers.functional as F
+from cnnlayers import kernels
+from cnnlayers.backends import threads
+from cnnlayers.kernels.cpu import compile as cpu
+
+if cpu.unavailable():
+    pytest.skip(str(cpu.unavailable()), allow_module_level=True)
+
+from cnnlayers.kernels.cpu import norm_arrays, norm_cells, norm_columns, norm_lie, norm_loops
+
+TOLERANCE = {"float16": 2e-3, "float32": 5e-6, "float64": 1e-11}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A norm of arrays of a shape, (N, C, ...) or any for layer and RMS norm."""
+
+    op: str
+    shape: tuple[int, ...]
+    args: tuple[Any, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    last: bool = False
+
+    def arrays(self, dtype: str, mean: float = 0.0) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """x, dy, and the parameters."""
+        rng = np.random.default_rng(0)
+        size = self.shape[-1] if self.op in ("layer_norm", "rms_norm") else self.shape[1]
+        x, dy = (rng.normal(m, 1.0, self.shape).astype(dtype) for m in (mean, 0.0))
+        if self.last:
+            x, dy = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dy))
+        return x, dy, [rng.normal(1.0, 0.5, size).astype("float32") for _ in range(1 if self.op == "rms_norm" else 2)]
+
+    def forward(self, x: np.ndarray, parameters: list[np.ndarray]) -> tuple[np.ndarray, Any]:
+        options = self.options | ({"data_format": "channels_last"} if self.last else {})
+        result: tuple[np.ndarray, Any] = getattr(F, f"{self.op}_forward")(x, *self.args, *parameters, **options)
+        return result
+
+    def backward(self, dy: np.ndarray, ctx: Any) -> tuple[np.ndarray, ...]:
+        result: tuple[np.ndarray, ...] = getattr(F, f"{self.op}_backward")(dy, ctx)
+        return result
+
+    def run(self, x: np.ndarray, dy: np.ndarray, parameters: list[np.ndarray]) -> list[np.ndarray]:
+        y, ctx = self.forward(x, parameters)
+        return [y, *self.backward(dy, ctx)]
+
+
+BATCH = {"training": True}
+GIVEN = {"running_mean": np.full(6, 0.5), "running_var": np.full(6, 2.0)}
+CASES = {
+    "segments": Case("batch_norm", (3, 6, 5, 7), options=BATCH),
+    "one segment": Case("batch_norm", (1, 1, 601), options=BATCH),
+    "short segments": Case("batch_norm", (37, 6, 2), options=BATCH),
+    "columns": Case("batch_norm", (70, 80), options=BATCH),
+    "folded columns": Case("batch_norm", (8, 3, 4, 5), options=BATCH, last=True),
+    "odd columns": Case("batch_norm", (3, 5, 7), options=BATCH, last=True),
+    "given": Case("batch_norm", (3, 6, 5, 7), options=GIVEN),
+    "given last": Case("batch_norm", (3, 6, 5, 7), options=GIVEN, last=True),
+    "given flat": Case("batch_norm", (9, 6), options=GIVEN),
+    "rows at once": Case("group_norm", (5, 12, 5, 5), (4,)),
+    "few rows": Case("group_norm", (2, 6, 4, 5), (2,)),
+    "groups of short channels": Case("group_norm", (20, 6, 3), (2,)),
+    "flat groups": Case("group_norm", (3, 8), (2,)),
+    "groups of columns": Case("group_norm", (3, 6, 4, 5), (2,), last=True),
+    "instances": Case("instance_norm", (4, 6, 5, 5)),
+    "short instances": Case("instance_norm", (4, 6, 3)),
+    "instances of columns": Case("instance_norm", (4, 6, 5), last=True),
+    "cells": Case("layer_norm", (9, 5, 1100), (1100,)),
+    "cells, not centred": Case("rms_norm", (300, 33), (33,)),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+
+
+@pytest.fixture(autouse=True)
+def required() -> Iterator[None]:
+    with kernels.mode("require"):
+        yield
+
+
+@pytest.fixture(params=["whole", "cut"])
+def cutting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the sizes say, and with every array in many pieces and slabs."""
+    if request.param == "cut":
+        monkeypatch.setattr(norm_lie, "PIECE", 64)
+        monkeypatch.setattr(norm_lie, "CACHED", 300)
+        monkeypatch.setattr(norm_arrays, "COARSE", 1)
+        monkeypatch.setattr(cpu, "SLAB", 500)
+
+
+def close(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
+    for f, e in zip(found, expected, strict=True):
+        assert f.dtype == e.dtype
+        np.testing.assert_allclose(f, e, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(e).max())))
+
+
+# ---------------------------------------------------------------------------------------- the portable code's answers
+@each_case
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("mean", [0.0, 8.0])
+@pytest.mark.usefixtures("cutting")
+def test_as_the_portable_code(case: Case, dtype: str, mean: float) -> None:
+    x, dy, parameters = case.arrays(dtype, mean)
+    found = case.run(x, dy, parameters)
+    with kernels.mode("off"):
+        close(found, case.run(x, dy, parameters), TOLERANCE[dtype] * (2 if mean else 1))
+
+
+@each_case
+@pytest.mark.usefixtures("cutting")
+def test_contexts_are_interchangeable(case: Case) -> None:
+    x, dy, parameters = case.arrays("float64")
+    _, ctx = case.forward(x, parameters)
+    with kernels.mode("off"):
+        _, portable = case.forward(x, parameters)
+        theirs = case.backward(dy, ctx)
+    for name in ("mean", "rstd"):
+        mine, other = ctx.arrays[name], portable.arrays[name]
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            assert mine.dtype == np.float64
+            np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-14)
+            assert mine.shape == other.shape
+    close(list(theirs), list(case.backward(dy, portable)), 1e-11)
+
+
+@each_case
+@pytest.mark.usefixtures("cutting")
+def test_a_large_mean(case: Case) -> None:
+    """float32 numbers a million standard deviations from 0, against float64."""
+    if "running_mean" in case.options or case.op == "rms_norm":
+        pytest.skip("the mean is not the array's")
+    x, dy, parameters = case.arrays("float32", 1e6)
+    with kernels.mode("off"):
+        exact = case.run(x.astype("float64"), dy.astype("float64"), parameters)
+    for found, expected in zip(case.run(x, dy, parameters), exact, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 40])
+@pytest.mark.usefixtures("cutting")
+@pytest.mark.filterwarnings("ignore:invalid value")  # the difference of infinities
+def test_what_is_not_finite_stays_in_its_row(last: bool, bad: float, place: int) -> None:
+    for case in (
+        Case("batch_norm", (4, 3, 41), options=BATCH, last=last),
+        Case("group_norm", (8, 6, 41), (3,), last=last),
+    ):
+        x, dy, parameters = case.arrays("float32")
+        (np.moveaxis(x, -1, 1) if last else x)[1, 2, place] = bad
+        with kernels.mode("off"):
+            y, ctx = case.forward(x, parameters)
+            expected = [y, ctx.arrays["mean"], ctx.arrays["rstd"], *case.backward(dy, ctx)]
+        y, ctx = case.forward(x, parameters)
+        assert np.isnan(y).any()
+        found = [y, ctx.arrays["mean"], ctx.arrays["rstd"], *case.backward(dy, ctx)]
+        for f, e in zip(found, expected, strict=True):
+            np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("shape", [(4, 6, 5, 4), (20, 6)])
+def test_running_statistics(shape: tuple[int, ...], unbiased: bool) -> None:
+    x = np.random.default_rng(0).normal(3.0, 2.0, shape)
+    found, expected = ([np.ones(12, "float32")[::2], np.ones(6, "float16")] for _ in range(2))
+    F.batch_norm(x, None, None, *found, training=True, momentum=0.3, unbiased=unbiased)
+    with kernels.mode("off"):
+        F.batch_norm(x, None, None, *expected, training=True, momentum=0.3, unbiased=unbiased)
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-6 if f.dtype == "float32" else 1e-3)
+
+
+def test_float16_is_converted_as_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "SLAB", 10_000)
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    bits = halves.astype("float32").view(np.uint32)  # and between two of them, at the middle and beside it
+    steps = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], np.uint32)
+    random = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    for source, dtype in (
+        (halves, np.float32),
+        (np.concatenate([(bits[:, None] + steps).ravel(), random]).view(np.float32), np.float16),
+    ):
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = source.astype(dtype)
+        found, missing = norm_arrays.converted(source, dtype), np.isnan(expected)
+        assert (np.isnan(found) == missing).all()
+        assert found[~missing].tobytes() == expected[~missing].tobytes()
+
+
+# ------------------------------------------------------------------------------------------------------------- threads
+def bits(case: Case) -> list[bytes]:
+    x, dy, parameters = case.arrays("float32")
+    return [a.tobytes() for a in case.run(x, dy, parameters)]
+
+
+@each_case
+def test_bits_do_not_depend_on_threads(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "SLAB", 200)
+    found = []
+    for number in (1, 2, 5):
+        monkeypatch.setattr(threads, "num_threads", lambda number=number: number)
+        found.append(bits(case))
+    assert found[0] == found[1] == found[2]
+
+
+@each_case
+def test_bits_do_not_depend_on_where_arrays_lie(case: Case) -> None:
+    """LLVM has one form of a loop for arrays near each other and one for all others: both must round alike."""
+    x, dy, parameters = case.arrays("float32")
+    kept = [case.run(x, dy, parameters) for _ in range(30)]  # alive, so that each lies elsewhere
+    for results in kept[1:]:
+        assert [a.tobytes() for a in results] == [a.tobytes() for a in kept[0]]
+
+
+def test_many_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "SLAB", 500)
+    expected = {name: bits(case) for name, case in CASES.items()}
+
+    def work(name: str) -> bool:
+        with kernels.mode("require"):
+            return bits(CASES[name]) == expected[name]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, [*CASES] * 3))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_after_fork() -> None:
+    case = CASES["rows at once"]
+    expected = bits(case)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(bits, (case,)).get(60) == expected
+
+
+# ------------------------------------------------------------------------------------------- arguments and compilation
+@each_case
+def test_arguments_are_not_written_to(case: Case) -> None:
+    x, dy, parameters = case.arrays("float32")
+    kept = [a.copy() for a in (x, dy, *parameters)]
+    for a in (x, dy, *parameters):
+        a.flags.writeable = False
+    for result in case.run(x, dy, parameters):
+        assert result.flags.writeable
+    for a, before in zip((x, dy, *parameters), kept, strict=True):
+        np.testing.assert_array_equal(a, before)
+
+
+class Alone:
+    """A communicator of one."""
+
+    def allreduce(self, value: Any) -> Any:
+        return value
+
+
+def test_ranks_are_refused() -> None:
+    x = np.ones((4, 3), "float32")
+    with pytest.raises(kernels.KernelUnavailable, match=r"batch_norm_forward .* the sums go over several ranks"):
+        F.batch_norm(x, training=True, comm=Alone())
+    with kernels.mode("auto"):
+        np.testing.assert_array_equal(F.batch_norm(x, training=True, comm=Alone()), 0 * x)
+
+
+@each_case
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_warmup_compiles_all_there_is(case: Case, part: str) -> None:
+    calls = compiled(lambda: case.run(*case.arrays("float32")), part)
+    warmed = compiled(lambda: kernels.warmup((f"{case.op}_{part}", "numpy", spec_of(case))), part)
+    assert calls
+    assert calls <= warmed
+
+
+def spec_of(case: Case) -> Any:
+    x, _, parameters = case.arrays("float32")
+    return case.forward(x, parameters)[1].spec
+
+
+def compiled(run: Callable[[], Any], part: str) -> set[str]:
+    """The kernels of forward or backward that a call uses."""
+    used: set[str] = set()
+    parts = {
+        "forward": ("moments", "rows_forward", "cells_forward"),
+        "backward": ("sums", "slopes", "rows_backward", "cells_backward"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (norm_loops, norm_columns, norm_cells):
+            for name in ("lines", *parts[part]) if part == "forward" else parts[part]:
+                if hasattr(module, name):
+                    patch.setattr(module, name, recorded(used, module, name))
+        run()
+    return used
+
+
+def recorded(used: set[str], module: Any, name: str) -> Callable[..., Any]:
+    kernel = getattr(module, name)
+
+    def run(*args: Any) -> Any:
+        types = ", ".join(str(getattr(a, "dtype", type(a).__name__)) for a in args)
+        used.add(f"{module.__name__}.{name}({types})")
+        return kernel(*args)
+
+    return run
