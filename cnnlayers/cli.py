@@ -1,4 +1,4 @@
-"""The command line: `cnnlayers info | train | predict`.
+"""The command line: `cnnlayers info | train | predict | bench`.
 
 A mistake in the arguments, or in what they name, is one line on standard error and exit code 2; Ctrl-C is one line and
 130. Every command imports what it needs when it runs, so that `info` and `--help` start at once.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cnnlayers
+
+if TYPE_CHECKING:
+    from cnnlayers.distributed import Ranks
+    from cnnlayers.train import Run
 
 INTERRUPTED = 130
 EPOCHS = 30
@@ -28,7 +33,14 @@ class Refused(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_one_line(message)}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {_one_line(message)}; see {self.prog} --help\n" if _speaks() else None)
+
+
+def _speaks() -> bool:
+    """Whether this process says what all ranks of an mpiexec would say alike."""
+    from cnnlayers.distributed import launched_rank
+
+    return launched_rank() == 0
 
 
 def _one_line(message: object) -> str:
@@ -79,13 +91,14 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data", metavar="digits|PATH", help="scikit-learn's handwritten digits (default), or CIFAR-10's python folder"
     )
-    add("--model", choices=["three-layer"], help="the network (default: three-layer)")
+    add("--model", choices=["three-layer", "resnet8"], help="the network (default: three-layer)")
     add("--epochs", type=_number(int, 1), metavar="N", help=f"epochs in all (default: {EPOCHS})")
     add("--batch-size", type=_number(int, 1), metavar="N", help="pictures a step (default: 64)")
     add("--optimizer", choices=["adam", "sgd"], help="sgd has momentum 0.9 (default: adam)")
     add("--lr", type=_number(float, 0, True), metavar="X", help="first learning rate (default: by data and optimizer)")
     add("--seed", type=_number(int, 0), metavar="N", help="a seed repeats its run bit for bit (default: 0)")
     add("--backend", choices=["auto", "numpy", "cupy"], help="where to compute (default: CNNLAYERS_BACKEND, else auto)")
+    add("--distributed", action="store_true", help="of `mpiexec -n N`: N processes share every batch")
     add("--resume", action="store_true", help="continue the run in DIR up to --epochs, with its own settings")
     add("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/<data>-<model>)")
 
@@ -94,6 +107,16 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("model", metavar="MODEL", help="model.safetensors of a run, or the run's folder")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="a picture: PNG, JPEG and the like")
     predict.add_argument("--backend", choices=["auto", "numpy", "cupy"], help="where to compute")
+
+    bench = commands.add_parser("bench", help="this machine's speed, beside the peers installed", allow_abbrev=False)
+    bench.set_defaults(run=_bench)
+    add = bench.add_argument
+    add("--ops", nargs="+", default=[], metavar="OP", help="only the cases of these ops (default: all)")
+    add("--peers", nargs="+", default=[], metavar="PEER", help="beside whom (default: who is installed); none: nobody")
+    add("--device", choices=["cpu", "gpu"], help="where (default: the GPU where CuPy can use one)")
+    add("--out", type=Path, metavar="DIR", help="where the results go (default: bench/results, or runs/bench)")
+    add("--minutes", type=_number(float, 0, True), metavar="X", help="begin no further case after so long")
+    add("--quick", action="store_true", help="small shapes and few runs, to try the way; no figures to rely on")
     return top
 
 
@@ -103,12 +126,19 @@ def _interrupted(said: str) -> int:
     return INTERRUPTED
 
 
-def _select(name: str | None) -> None:
-    """Select the backend; what the environment asks for is read now, before any work is done."""
+def _check_environment() -> None:
+    """Read what the environment asks for now, before any work is done."""
     from cnnlayers import backends, kernels
 
     backends.num_threads()
     kernels.current_mode()
+
+
+def _select(name: str | None) -> None:
+    """Select the backend."""
+    from cnnlayers import backends
+
+    _check_environment()
     if name is None:
         backends.current()
     else:
@@ -125,33 +155,60 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cnnlayers import data, kernels, progress, train
+    from cnnlayers import distributed
+
+    try:
+        ranks = distributed.world() if args.distributed else distributed.Ranks()
+    except distributed.MPIUnavailable as error:
+        raise Refused(_one_line(error)) from error
+    with ranks.ending_together(Refused):
+        with _refusing():
+            run, epochs = _prepare(args, ranks)
+        return _train_to(epochs, run)
+
+
+def _prepare(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, int]:
+    """The run that the arguments ask for, and up to which epoch it goes."""
+    from cnnlayers import backends, data, train
 
     names = ("data", "model", "optimizer", "lr", "batch_size", "seed")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     out = args.out or Path("runs") / f"{data.name_of(args.data or 'digits')}-{args.model or 'three-layer'}"
-    epochs = args.epochs or EPOCHS
-    with _refusing():
+    ranks.share_cores()
+    with ranks.agreeing():
         _select(args.backend)
-        run = (train.resume if args.resume else train.start)(given, out)
-        done = len(run.records)
-        if args.epochs is None:
-            epochs = max(epochs, done)
-        elif epochs < done:
-            raise ValueError(f"the run in {out} has done {done} epochs already, more than --epochs {epochs}")
+    if backends.current().name == "cupy":
+        ranks.take_gpu()
+        backends.use("cupy")  # new arrays: on that GPU
+    run = (train.resume if args.resume else train.start)(given, out, ranks)
+    done = len(run.records)
+    if args.epochs is not None and args.epochs < done:
+        raise ValueError(f"the run in {out} has done {done} epochs already, more than --epochs {args.epochs}")
+    return run, args.epochs or max(EPOCHS, done)
+
+
+def _train_to(epochs: int, run: Run) -> int:
+    """Train, test and draw. What the ranks meet alike the first one says; an error of one rank's own ends the job."""
+    from cnnlayers import distributed, kernels, progress, train
+
+    ranks, out = run.ranks, run.out
     try:
-        with progress.shown(epochs) as report:
+        with progress.shown(epochs, None if ranks.first else io.StringIO()) as report, ranks.interruptible():
             run.train(epochs, report)
+        if not ranks.first:
+            return 0
         tested = run.test()
         with _reporting("no curves.png"):
             run.draw(tested)
     except KeyboardInterrupt:
         done = len(run.records)
         kept = f"epoch {done} is in {out}, --resume continues" if done else f"no epoch was finished, {out} is as it was"
-        return _interrupted(f"interrupted: {kept}")
-    except (OSError, kernels.KernelUnavailable, train.Diverged) as error:
-        print(f"cnnlayers train: {_one_line(error)}", file=sys.stderr)
-        return 1
+        return _interrupted(f"interrupted: {kept}") if ranks.first else INTERRUPTED
+    except (OSError, kernels.KernelUnavailable, train.Diverged, distributed.Apart) as error:
+        alike = isinstance(error, train.Diverged | distributed.Apart)
+        if ranks.first or not alike:
+            print(f"cnnlayers train: {_one_line(error)}", file=sys.stderr)
+        return 1 if alike or ranks.size == 1 else ranks.abort(1)
     print(f"saved in {out}")
     print(f"test accuracy {tested.accuracy:.1%}".replace("%", " %"))
     return 0
@@ -180,6 +237,29 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from cnnlayers.bench import report, run
+
+    ops, peers = ([name for word in words for name in word.split(",") if name] for words in (args.ops, args.peers))
+    with _refusing():
+        _check_environment()
+        planned = run.plan(args.device, ops, peers, args.out, quick=args.quick, minutes=args.minutes)
+    with run.shown(len(planned.cases)) as (say, step):
+        outcome = run.run(planned, say, step)
+    print("", *report.summary(outcome.rows, planned.device), sep="\n")
+    if outcome.left_out:
+        print(f"time was up: {outcome.left_out} of {len(planned.cases)} cases were left out")
+    for trouble in outcome.troubles:
+        print(f"cnnlayers bench: {_one_line(trouble)}", file=sys.stderr)
+    written = run.keep(planned, outcome)
+    print("in " + ", ".join(map(str, written)))
+    if not any(path.suffix == ".png" for path in written) and outcome.rows:
+        print("cnnlayers bench: no pictures: pip install 'cnnlayers[train]' brings matplotlib", file=sys.stderr)
+    if outcome.interrupted:
+        return _interrupted(f"interrupted: the {len(outcome.rows)} rows measured so far are in {planned.out}")
+    return 1 if outcome.wrong else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code."""
     args = parser().parse_args(argv)
@@ -188,7 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except Refused as error:
-        print(f"cnnlayers {args.command}: {error}", file=sys.stderr)
+        if not getattr(args, "distributed", False) or _speaks():
+            print(f"cnnlayers {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _interrupted("interrupted")

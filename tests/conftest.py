@@ -32,6 +32,8 @@ NEEDS = {
     "test_backends.py": "array_api_strict",
     "test_blas.py": "threadpoolctl",
     "test_checkpoint.py": "safetensors",
+    "test_distributed.py": "safetensors",
+    "test_resnet.py": "safetensors",
     "test_cli.py": "safetensors",
     "test_threads.py": "threadpoolctl",
     "test_train.py": "safetensors",
