@@ -7,7 +7,8 @@ pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy
@@ -39,17 +40,41 @@ def cuts(length: int, parts: int) -> list[slice]:
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
-def matmul(b: Backend, x: Array, w: Array, plus: Array | None = None, *, whole: bool = False) -> Array:
+@contextlib.contextmanager
+def scratch(b: Backend, shape: tuple[int, ...], dtype: Any) -> Iterator[Array]:
+    """An array with any content, the caller's until the block ends."""
+    if b.name != "numpy":
+        yield b.empty(shape, dtype)
+        return
+    with backends.scratch(dtype, shape) as (array,):
+        yield array
+
+
+def in_order(b: Backend, array: Array) -> Array:
+    """The array, on NumPy copied where its elements do not lie in C order."""
+    return numpy.ascontiguousarray(array) if b.name == "numpy" else array
+
+
+def matmul(
+    b: Backend,
+    x: Array,
+    w: Array,
+    plus: Array | None = None,
+    *,
+    whole: bool = False,
+    out: Array | None = None,
+) -> Array:
     """x @ w (+ plus) for stacks of matrices (..., m, k) and (..., k, n) of one floating dtype; batch axes broadcast.
 
     `plus` broadcasts to the product. `whole`: the caller is in a slab of its own, and the product is not cut again.
+    `out`, of NumPy alone: where the product goes.
     """
     if b.name != "numpy":
         product = b.xp.matmul(x, w)
         return product if plus is None else product + plus
     x, w = _for_blas(x), _for_blas(w)
     batch = numpy.broadcast_shapes(x.shape[:-2], w.shape[:-2])
-    y = numpy.empty((*batch, x.shape[-2], w.shape[-1]), x.dtype)
+    y = numpy.empty((*batch, x.shape[-2], w.shape[-1]), x.dtype) if out is None else out
     if whole:
         _product((x, w, y, plus))
         return y

@@ -11,15 +11,20 @@ How: the image's cells under a block of taps are gathered into columns, and one 
 several of them add to is added up in a fixed order, so the bits do not depend on the number of threads. With one
 channel a group the taps are multiplied and added elementwise; a 1×1 kernel is a matrix product on the array as it lies.
 
+Kernels may serve: for the moving of cells ("im2col", "col2im"), or for a whole function (`_by_kernel`): depthwise
+convolutions, and on the CPU 3×3 ones by Winograd's form. The form follows from shape and dtype alone.
+
 All arrays of a call have one dtype. Loops run over tiles and taps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cnnlayers import kernels
 from cnnlayers.arguments import Shape
 from cnnlayers.backends import Backend
 
@@ -70,13 +75,20 @@ def _cells(b: Backend, spec: Conv, matrices: Array, shape: Shape) -> Array:
 
 
 def _times(
-    b: Backend, weight: Array, matrices: Array, plus: Array | None = None, *, by_cell: bool, whole: bool = False
+    b: Backend,
+    weight: Array,
+    matrices: Array,
+    plus: Array | None = None,
+    *,
+    by_cell: bool,
+    whole: bool = False,
+    out: Array | None = None,
 ) -> Array:
-    """weight @ matrices + plus; `by_cell`: stored as its transpose."""
+    """weight @ matrices + plus; `by_cell`: stored as its transpose. `out`: as `blas.matmul`'s."""
     if not by_cell:
-        return blas.matmul(b, weight, matrices, plus, whole=whole)
-    plus = None if plus is None else _flip(b, plus)
-    return _flip(b, blas.matmul(b, _flip(b, matrices), _flip(b, weight), plus, whole=whole))
+        return blas.matmul(b, weight, matrices, plus, whole=whole, out=out)
+    plus, out = (None if a is None else _flip(b, a) for a in (plus, out))
+    return _flip(b, blas.matmul(b, _flip(b, matrices), _flip(b, weight), plus, whole=whole, out=out))
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
@@ -97,16 +109,27 @@ def _block_weight(b: Backend, spec: Conv, weight: Array, block: list[Tap]) -> Ar
     return b.xp.reshape(part, (*part.shape[:2], part.shape[2] * part.shape[3]))
 
 
-def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap]) -> Array:
-    """What the tile's windows see under the block's taps, as matrices; 0 outside the image."""
+@contextlib.contextmanager
+def _room(b: Backend, spec: Conv, tile: Tile, block: list[Tap], dtype: Any) -> Iterator[tuple[Array, Array]]:
+    """Columns of a tile under a block of taps, yet to be filled: as they are stored, and as matrices."""
+    shape, size = _columns_shape(spec, tile.shape, len(block)), math.prod(tile.shape)
+    rows = spec.weight_shape[2] * len(block)
+    with blas.scratch(b, shape, dtype) as columns:
+        if spec.in_runs:
+            yield columns, _flip(b, b.xp.reshape(columns, (spec.groups, size, rows)))
+        else:
+            yield columns, b.xp.reshape(columns, (spec.groups, rows, size))
+
+
+@contextlib.contextmanager
+def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap]) -> Iterator[Array]:
+    """What the tile's windows see of the image under the block's taps, as matrices; 0 outside the image."""
     if spec.pointwise:
-        return _matrices(b, spec, image[spec.at(tile.samples, tile.maps)])
-    columns = b.empty(_columns_shape(spec, tile.shape, len(block)), image.dtype)
-    implementation("im2col", _im2col, b, spec, image)(b, spec, image, tile, block, columns)
-    size, rows = math.prod(tile.shape), spec.weight_shape[2] * len(block)
-    if spec.in_runs:
-        return _flip(b, b.xp.reshape(columns, (spec.groups, size, rows)))
-    return b.xp.reshape(columns, (spec.groups, rows, size))
+        yield _matrices(b, spec, image[spec.at(tile.samples, tile.maps)])
+        return
+    with _room(b, spec, tile, block, image.dtype) as (columns, matrices):
+        implementation("im2col", _im2col, b, spec, image)(b, spec, image, tile, block, columns)
+        yield matrices
 
 
 def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap], columns: Array) -> None:
@@ -123,20 +146,25 @@ def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap], 
         image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_order(spec, by_cell=spec.in_runs)))
 
 
-def _maps_of_tile(
-    b: Backend, spec: Conv, tile: Tile, image: Array, weight: Array, bias: Array | None, whole: bool
-) -> Any:
+def _compute_maps(
+    b: Backend, spec: Conv, tile: Tile, image: Array, weight: Array, bias: Array | None, maps: Array, whole: bool
+) -> None:
+    at = spec.at(tile.samples, tile.maps)
     plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
-    total = None
+    # BLAS writes to the maps as they lie, if the tile's are matrices there.
+    in_place = b.name == "numpy" and (spec.last or tile.shape[0] == 1)
+    out, total = _matrices(b, spec, maps[at]) if in_place else None, None
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
-        columns, part = _columns(b, spec, image, tile, block), _block_weight(b, spec, weight, block)
-        if total is None:
-            total = _times(b, part, columns, plus, by_cell=spec.last, whole=whole)
-        else:
-            total += _times(b, part, columns, by_cell=spec.last, whole=whole)
+        with _columns(b, spec, image, tile, block) as columns:
+            part = _block_weight(b, spec, weight, block)
+            if total is None:
+                total = _times(b, part, columns, plus, by_cell=spec.last, whole=whole, out=out)
+            else:
+                total += _times(b, part, columns, by_cell=spec.last, whole=whole)
     if total is None:  # the windows see nothing but padding
-        return 0.0 if bias is None else bias
-    return _cells(b, spec, total, tile.shape)
+        maps[at] = 0.0 if bias is None else bias
+    elif not in_place:
+        maps[at] = _cells(b, spec, total, tile.shape)
 
 
 def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
@@ -144,16 +172,19 @@ def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array,
     runs = spec.in_runs
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         part = _flip(b, _block_weight(b, spec, weight, block))
-        columns = _times(b, part, matrices, by_cell=runs, whole=whole)
-        columns = b.xp.reshape(_flip(b, columns) if runs else columns, _columns_shape(spec, tile.shape, len(block)))
-        implementation("col2im", _col2im, b, spec, image)(b, spec, image, tile, block, columns)
+        with _room(b, spec, tile, block, image.dtype) as (columns, out):
+            product = _times(b, part, matrices, by_cell=runs, whole=whole, out=out if b.name == "numpy" else None)
+            if b.name != "numpy":
+                columns = b.xp.reshape(_flip(b, product) if runs else product, tuple(columns.shape))
+            implementation("col2im", _col2im, b, spec, image)(b, spec, image, tile, block, columns)
 
 
 def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, whole: bool) -> None:
     matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)])
     groups, filters, channels, _ = spec.weight_shape
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
-        part = blas.matmul(b, matrices, _flip(b, _columns(b, spec, image, tile, block)), whole=whole)
+        with _columns(b, spec, image, tile, block) as columns:
+            part = blas.matmul(b, matrices, _flip(b, columns), whole=whole)
         if spec.in_runs:
             part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
         else:
@@ -205,8 +236,8 @@ def _point(b: Backend, spec: Conv, weight: Array, array: Array, bias: Array | No
 
 
 def _opened(b: Backend, spec: Conv, array: Array) -> Array:
-    """A split view of an array."""
-    return b.xp.reshape(array, spec.split(tuple(array.shape)))
+    """A split view of an array, or of a copy where its elements do not lie in order: each is read more than once."""
+    return b.xp.reshape(blas.in_order(b, array), spec.split(tuple(array.shape)))
 
 
 def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | None:
@@ -215,11 +246,24 @@ def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | 
     return None if bias is None else b.xp.reshape(bias, (spec.groups, channels // spec.groups, *ones))
 
 
+def _by_kernel(step: str, b: Backend, spec: Conv, *arrays: Array) -> Array | None:
+    """A step's result by a kernel for the whole of it, or None: then the code here computes it."""
+    run = None
+    if spec.depthwise:
+        run = kernels.find(f"depthwise_{step}", b, spec, *arrays)
+    elif spec.winograd and b.name == "numpy" and arrays[0].dtype == b.xp.float32 and kernels.winograd_allowed():
+        run = kernels.find(f"winograd_{step}", b, spec, *arrays)
+    return None if run is None else run(b, spec, *arrays)
+
+
 def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image's maps, (N, filters, *windows) or channels last; `weight` is (filters, channels / groups, *kernel)."""
     if spec.empty:
         maps = b.zeros(spec.maps_shape, image.dtype)
         return maps if bias is None else maps + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+    maps = _by_kernel("correlate", b, spec, image, weight, bias)
+    if maps is not None:
+        return maps
     image, weight = _opened(b, spec, image), b.xp.reshape(weight, spec.weight_shape)
     bias = _bias(b, spec, bias, spec.filters)
     if spec.pointwise and not spec.depthwise:
@@ -229,10 +273,9 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
 
     def compute(tile: Tile) -> None:
         if spec.depthwise:
-            part = _depthwise_maps(b, spec, tile, image, weight, bias)
+            maps[spec.at(tile.samples, tile.maps)] = _depthwise_maps(b, spec, tile, image, weight, bias)
         else:
-            part = _maps_of_tile(b, spec, tile, image, weight, bias, whole=len(tiles) > 1)
-        maps[spec.at(tile.samples, tile.maps)] = part
+            _compute_maps(b, spec, tile, image, weight, bias, maps, whole=len(tiles) > 1)
 
     blas.in_slabs(b, compute, tiles)
     return b.xp.reshape(maps, spec.maps_shape)
@@ -244,6 +287,9 @@ def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | Non
     if spec.empty:
         image = b.zeros(shape, maps.dtype)
         return image if bias is None else image + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+    image = _by_kernel("spread", b, spec, maps, weight, bias)
+    if image is not None:
+        return image
     maps, weight = _opened(b, spec, maps), b.xp.reshape(weight, spec.weight_shape)
     bias = _bias(b, spec, bias, spec.channels)
     if spec.pointwise and not spec.depthwise:
@@ -269,6 +315,9 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
     shape = (spec.filters, channels, *spec.window.kernel)
     if spec.empty:
         return b.zeros(shape, image.dtype)
+    dweight = _by_kernel("weight_gradient", b, spec, image, maps)
+    if dweight is not None:
+        return dweight
     image, maps = _opened(b, spec, image), _opened(b, spec, maps)
     tiles = [tile for run in tiles_of(b, spec, itemsize(b, image)) for tile in run]
     most = STRAND_BYTES // (math.prod(shape) * itemsize(b, image)) if b.name == "numpy" else 1

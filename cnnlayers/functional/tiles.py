@@ -6,6 +6,7 @@ of a bounded size. The cuts follow from shapes alone, never from the number of t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from . import blas
 
 WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
 DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
+LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
 LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
 ALL = slice(None)
@@ -48,7 +50,7 @@ class Conv:
         """The image's."""
         return self.window.layout.channels
 
-    @property
+    @functools.cached_property
     def last(self) -> bool:
         """Whether channels are the last axis."""
         return self.window.layout.channel > 1
@@ -57,13 +59,13 @@ class Conv:
     def maps_shape(self) -> Shape:
         return self.window.layout.with_spatial(self.window.out_lengths, self.filters)
 
-    @property
+    @functools.cached_property
     def weight_shape(self) -> Shape:
         """The weight by group: (groups, filters of a group, channels of a group, taps)."""
         taps = math.prod(self.window.kernel)
         return (self.groups, self.filters // self.groups, self.channels // self.groups, taps)
 
-    @property
+    @functools.cached_property
     def in_runs(self) -> bool:
         """Whether columns have channels that lie in runs as runs: rows are (tap, channel), stored cell by cell. Else
         they are (channel, tap), so that a weight need not be turned."""
@@ -84,6 +86,12 @@ class Conv:
     def pointwise(self) -> bool:
         """A 1×1 kernel that reads every cell once: the columns are the image."""
         return all(a.kernel == a.stride == 1 and a.before == 0 and a.out == a.length for a in self.window.axes)
+
+    @property
+    def winograd(self) -> bool:
+        """A 3×3 kernel with stride 1 on enough channels for Winograd's form, which needs float32 and a kernel."""
+        fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
+        return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
 
     def split(self, shape: Shape) -> Shape:
         """The shape of a split array."""
@@ -135,7 +143,8 @@ def _rows_of(window: Window, rows: slice) -> Window:
     return Window(window.layout, (axis, *window.axes[1:]))
 
 
-def taps_of(window: Window) -> list[Tap]:
+@functools.lru_cache(maxsize=256)
+def taps_of(window: Window) -> tuple[Tap, ...]:
     """Every kernel tap that meets the image, in C order."""
     found = []
     for combined in itertools.product(*(taps(axis) for axis in window.axes)):
@@ -143,7 +152,7 @@ def taps_of(window: Window) -> list[Tap]:
         for axis, (tap, _, _) in zip(window.axes, combined, strict=True):
             flat = flat * axis.kernel + tap
         found.append((flat, tuple(w for _, w, _ in combined), tuple(c for _, _, c in combined)))
-    return found
+    return tuple(found)
 
 
 def blocks_of(b: Backend, spec: Conv, tile: Tile, itemsize: int) -> list[list[Tap]]:

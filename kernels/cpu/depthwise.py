@@ -1,0 +1,349 @@
+"""Depthwise convolution, one channel a group: direct loops for float32 and float64, channels first, one or two axes.
+
+What a column of the kernel sees of a channel is gathered once, as a *sheet*: a row of it has one cell a window, 0 where
+the window sees padding, and with a vertical stride s come first the rows 0, s, 2 s, ..., then 1, s + 1, and so on. So
+each tap sees one unbroken run of a sheet, as long as there are windows. Forward, the weight's gradient and, by adding
+to sheets that are spread in the end, the image's are the same few long loops for any stride, padding and dilation.
+
+Large images go in bands of rows, so that sheets stay in a core's cache. Samples and channels are shared out between
+threads; the weight's gradient by channel alone, so that nobody adds to what another does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+
+from .compile import flat, kernel, slabs
+
+Array = Any
+u8 = np.uint64  # unsigned offsets: the compiler then needs no test for negative ones, and vectorises
+
+LINE = {"length": 1, "out": 1, "kernel": 1, "stride": 1, "dilation": 1, "before": 0}  # the axis that one axis lacks
+LARGER = 4  # times the usual slab: its planes are read once, and need not stay in a cache together
+BAND = 1 << 16  # bytes of a band's sheets, about
+# Entries of `sizes`: of the image, of the maps, of the kernel; PITCH is the rows of a sheet that are one stride apart.
+HEIGHT, WIDTH, ROWS, COLUMNS, TALL, WIDE, FILTERS, STEP, STEP_X, REACH, TOP, BANDED, PITCH = range(13)
+
+
+def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+    """Why no kernel here serves this call, or None."""
+    if spec.last or spec.ndim > 2:
+        return f"{op} is for channels first and at most two spatial axes"
+    if any(a is not None and a.dtype not in (np.float32, np.float64) for a in arrays):
+        return f"{op} is compiled for float32 and float64"
+    return None
+
+
+def warmup(op: str, spec: Any) -> None:
+    """Compile what `op` needs for float32 and float64."""
+    sizes, seen = np.ones(13, np.int64), np.zeros((1, 3), np.int64)
+    for dtype in (np.float32, np.float64):
+        x = np.zeros(4, dtype)
+        if op == "depthwise_correlate":
+            _correlate(x, x, x, x, sizes, seen, 0, 0, 1, x)
+        elif op == "depthwise_spread":
+            _spread(x, x, x, x, sizes, seen, 0, 0, 1, x)
+        else:
+            _weight_gradient(x, x, np.zeros(1), sizes, seen, 0, 0, 0, 0, x)
+
+
+def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`correlate`'s maps."""
+    maps = np.empty(spec.maps_shape, image.dtype)
+    bias = np.zeros(spec.filters, image.dtype) if bias is None else flat(bias)
+    arrays = flat(image), flat(weight), bias, flat(maps)
+    _by_plane(_correlate, spec, arrays, image.nbytes + maps.nbytes)
+    return maps
+
+
+def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`spread`'s image."""
+    image = np.empty(spec.window.layout.shape, maps.dtype)
+    bias = np.zeros(spec.channels, maps.dtype) if bias is None else flat(bias)
+    run: Any = _spread
+    turned = _turned(spec)
+    if turned is not None:
+        run, spec = _correlate, turned
+        weight = np.reshape(weight, (spec.filters, -1))[:, ::-1]
+    _by_plane(run, spec, (flat(maps), flat(weight), bias, flat(image)), image.nbytes + maps.nbytes)
+    return image
+
+
+def _turned(spec: Any) -> Any:
+    """The convolution that leads from the maps to the image, if there is one: that of the kernel turned round."""
+    if spec.weight_shape[1] > 1 or any(a.stride > 1 for a in spec.window.axes):
+        return None
+    axes = []
+    for a in spec.window.axes:
+        before = a.dilation * (a.kernel - 1) - a.before
+        axes.append(dataclasses.replace(a, length=a.out, out=a.length, before=before))
+    return dataclasses.replace(spec, window=dataclasses.replace(spec.window, axes=tuple(axes)))
+
+
+def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
+    """`weight_gradient`'s result; sums of a plane are in the image's dtype, those over planes in float64."""
+    sizes, seen, room = _sizes(spec, image.itemsize)
+    dweight = np.zeros((spec.filters, 1, *spec.window.kernel))
+    arrays, channels = (flat(image), flat(maps), flat(dweight)), spec.channels
+
+    def some(start: int, stop: int) -> None:
+        with backends.scratch(image.dtype, (room,)) as (sheets,):
+            _weight_gradient(*arrays, sizes, seen, start, stop, len(image), channels, sheets)
+
+    slabs(channels, (image.nbytes + maps.nbytes) // LARGER, some)
+    return dweight.astype(image.dtype)
+
+
+def _by_plane(run: Any, spec: Any, arrays: tuple[Array, ...], nbytes: int) -> None:
+    dtype = arrays[0].dtype
+    sizes, seen, room = _sizes(spec, dtype.itemsize)
+
+    def some(start: int, stop: int) -> None:
+        with backends.scratch(dtype, (room,)) as (sheets,):
+            run(*arrays, sizes, seen, start, stop, spec.channels, sheets)
+
+    slabs(spec.window.layout.shape[0] * spec.channels, nbytes // LARGER, some)
+
+
+@functools.lru_cache(maxsize=64)
+def _sizes(spec: Any, itemsize: int) -> tuple[Array, Array, int]:
+    """What the kernels are told: `sizes`; for each column of the kernel the first window that sees a cell, the one
+    after the last, and the cell that window 0 sees, be it there or not; and the elements of a band's sheets."""
+    across = spec.window.axes[-1]
+    down = spec.window.axes[0] if spec.ndim == 2 else dataclasses.replace(across, **LINE)
+    beyond = (down.kernel - 1) * down.dilation // down.stride  # rows that lie a stride apart, but for one a window
+    band = min(down.out, max(1, BAND // (itemsize * across.kernel * down.stride * across.out) - beyond))
+    pitch = band + beyond
+    shape = (down.length, across.length, down.out, across.out, down.kernel, across.kernel, spec.weight_shape[1])
+    sizes = np.array([*shape, down.stride, across.stride, down.dilation, down.before, band, pitch], np.int64)
+    cell = np.arange(across.kernel) * across.dilation - across.before
+    first = np.clip(-(cell // across.stride), 0, across.out)
+    last = np.clip((across.length - 1 - cell) // across.stride + 1, first, across.out)
+    return (
+        sizes,
+        np.stack([first, last, cell], axis=1).astype(np.int64),
+        across.kernel * down.stride * pitch * across.out,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+@kernel()
+def _fill(d: Array, to: int, value: float, n: int) -> None:
+    to = u8(to)
+    for i in range(n):
+        d[to + u8(i)] = value
+
+
+@kernel()
+def _read(s: Array, at: int, step: int, d: Array, to: int, n: int) -> None:
+    at, to = u8(at), u8(to)
+    if step == 1:
+        for i in range(n):
+            d[to + u8(i)] = s[at + u8(i)]
+    elif step == 2:
+        for i in range(n):
+            d[to + u8(i)] = s[at + u8(2) * u8(i)]
+    else:
+        for i in range(n):
+            d[to + u8(i)] = s[at + u8(step) * u8(i)]
+
+
+@kernel()
+def _add(d: Array, to: int, step: int, s: Array, at: int, n: int) -> None:
+    at, to = u8(at), u8(to)
+    if step == 1:
+        for i in range(n):
+            d[to + u8(i)] += s[at + u8(i)]
+    elif step == 2:
+        for i in range(n):
+            d[to + u8(2) * u8(i)] += s[at + u8(i)]
+    else:
+        for i in range(n):
+            d[to + u8(step) * u8(i)] += s[at + u8(i)]
+
+
+@kernel(relaxed=True)
+def _three(d: Array, to: int, s: Array, w: Array, k: int, a: int, b: int, c: int, n: int) -> None:
+    """Three taps at once, from weight k on: the maps are then read and written a third as often."""
+    to, a, b, c = u8(to), u8(a), u8(b), u8(c)
+    u, v, z = w[k], w[k + 1], w[k + 2]
+    for i in range(n):
+        d[to + u8(i)] += u * s[a + u8(i)] + v * s[b + u8(i)] + z * s[c + u8(i)]
+
+
+@kernel(relaxed=True)
+def _scaled(d: Array, to: int, s: Array, at: int, factor: float, n: int) -> None:
+    to, at = u8(to), u8(at)
+    for i in range(n):
+        d[to + u8(i)] += factor * s[at + u8(i)]
+
+
+@kernel(relaxed=True)
+def _product(x: Array, at: int, y: Array, by: int, n: int) -> Any:
+    at, by, total = u8(at), u8(by), x[0] * 0
+    for i in range(n):
+        total += x[at + u8(i)] * y[by + u8(i)]
+    return total
+
+
+@kernel(relaxed=True)
+def _products(x: Array, at: int, y: Array, a: int, b: int, c: int, n: int) -> Any:
+    """Three products at once: a run of x is then read a third as often."""
+    at, a, b, c = u8(at), u8(a), u8(b), u8(c)
+    first = second = third = x[0] * 0
+    for i in range(n):
+        value = x[at + u8(i)]
+        first += value * y[a + u8(i)]
+        second += value * y[b + u8(i)]
+        third += value * y[c + u8(i)]
+    return first, second, third
+
+
+# -------------------------------------------------------------------------------------------------------------- sheets
+@kernel()
+def _tap(sizes: Array, tap: int) -> Any:
+    """Where the run that a tap sees begins in the sheets."""
+    row = tap // sizes[WIDE] * sizes[REACH]
+    sheet = tap % sizes[WIDE] * sizes[STEP] + row % sizes[STEP]
+    return (sheet * sizes[PITCH] + row // sizes[STEP]) * sizes[COLUMNS]
+
+
+@kernel()
+def _sheets(image: Array, plane: int, sizes: Array, seen: Array, band: int, sheets: Array, add: bool) -> None:
+    """The sheets of a band of one channel; or, to `add`, they are added to the image."""
+    height, width, columns, step = sizes[HEIGHT], sizes[WIDTH], sizes[COLUMNS], sizes[STEP]
+    top = band * step - sizes[TOP]  # the image's row that is the sheet's first
+    rows = sizes[PITCH] * step
+    first, last = max(0, -top), max(0, min(rows, height - top))
+    alike = step == 1 and sizes[STEP_X] == 1 and columns == width
+    for j in range(sizes[WIDE]):
+        left, right, cell = seen[j]
+        sheet = j * rows * columns
+        if alike:
+            # Rows of one length: all of them are one run, and the cells that then come from another row are cleared.
+            at = (top + first) * width + cell
+            skip = max(0, -at)
+            n = min((last - first) * width, height * width - at) - skip
+            if not add:
+                _fill(sheets, sheet, 0.0, first * columns)
+                _fill(sheets, sheet + last * columns, 0.0, (rows - last) * columns)
+                _read(image, plane + at + skip, 1, sheets, sheet + first * columns + skip, n)
+            for r in range(first, last):
+                _fill(sheets, sheet + r * columns, 0.0, left)
+                _fill(sheets, sheet + r * columns + right, 0.0, columns - right)
+            if add:
+                _add(image, plane + at + skip, 1, sheets, sheet + first * columns + skip, n)
+            continue
+        for r in range(rows):
+            to = sheet + (r % step * sizes[PITCH] + r // step) * columns
+            at = plane + (top + r) * width + cell + left * sizes[STEP_X]
+            if r < first or r >= last:
+                if not add:
+                    _fill(sheets, to, 0.0, columns)
+            elif add:
+                _add(image, at, sizes[STEP_X], sheets, to + left, right - left)
+            else:
+                _fill(sheets, to, 0.0, left)
+                _read(image, at, sizes[STEP_X], sheets, to + left, right - left)
+                _fill(sheets, to + right, 0.0, columns - right)
+
+
+# ------------------------------------------------------------------------------------------------------------- kernels
+@kernel()
+def _correlate(
+    image: Array,
+    weight: Array,
+    bias: Array,
+    maps: Array,
+    sizes: Array,
+    seen: Array,
+    start: int,
+    stop: int,
+    channels: int,
+    sheets: Array,
+) -> None:
+    """The maps of planes `start` to `stop`, counted through samples and channels."""
+    out, columns, filters, taps = sizes[ROWS], sizes[COLUMNS], sizes[FILTERS], sizes[TALL] * sizes[WIDE]
+    for plane in range(start, stop):
+        for band in range(0, out, sizes[BANDED]):
+            _sheets(image, plane * sizes[HEIGHT] * sizes[WIDTH], sizes, seen, band, sheets, False)
+            n = min(sizes[BANDED], out - band) * columns
+            for q in range(filters):
+                f = plane % channels * filters + q
+                to = ((plane * filters + q) * out + band) * columns
+                _fill(maps, to, bias[f], n)
+                for tap in range(0, taps - 2, 3):
+                    a, b, c = _tap(sizes, tap), _tap(sizes, tap + 1), _tap(sizes, tap + 2)
+                    _three(maps, to, sheets, weight, f * taps + tap, a, b, c, n)
+                for tap in range(taps - taps % 3, taps):
+                    _scaled(maps, to, sheets, _tap(sizes, tap), weight[f * taps + tap], n)
+
+
+@kernel()
+def _spread(
+    maps: Array,
+    weight: Array,
+    bias: Array,
+    image: Array,
+    sizes: Array,
+    seen: Array,
+    start: int,
+    stop: int,
+    channels: int,
+    sheets: Array,
+) -> None:
+    """The image of planes `start` to `stop`, counted through samples and channels."""
+    out, columns, filters, taps = sizes[ROWS], sizes[COLUMNS], sizes[FILTERS], sizes[TALL] * sizes[WIDE]
+    cells = sizes[HEIGHT] * sizes[WIDTH]
+    for plane in range(start, stop):
+        _fill(image, plane * cells, bias[plane % channels], cells)
+        for band in range(0, out, sizes[BANDED]):
+            _fill(sheets, 0, 0.0, len(sheets))
+            n = min(sizes[BANDED], out - band) * columns
+            for q in range(filters):
+                f = plane % channels * filters + q
+                at = ((plane * filters + q) * out + band) * columns
+                for tap in range(taps):
+                    _scaled(sheets, _tap(sizes, tap), maps, at, weight[f * taps + tap], n)
+            _sheets(image, plane * cells, sizes, seen, band, sheets, True)
+
+
+@kernel()
+def _weight_gradient(
+    image: Array,
+    maps: Array,
+    dweight: Array,
+    sizes: Array,
+    seen: Array,
+    start: int,
+    stop: int,
+    samples: int,
+    channels: int,
+    sheets: Array,
+) -> None:
+    """The gradient of the weights of channels `start` to `stop`."""
+    out, columns, filters, taps = sizes[ROWS], sizes[COLUMNS], sizes[FILTERS], sizes[TALL] * sizes[WIDE]
+    for c in range(start, stop):
+        for sample in range(samples):
+            plane = sample * channels + c
+            for band in range(0, out, sizes[BANDED]):
+                _sheets(image, plane * sizes[HEIGHT] * sizes[WIDTH], sizes, seen, band, sheets, False)
+                n = min(sizes[BANDED], out - band) * columns
+                for q in range(filters):
+                    at = ((plane * filters + q) * out + band) * columns
+                    to = (c * filters + q) * taps
+                    for tap in range(0, taps - 2, 3):
+                        a, b, d = _tap(sizes, tap), _tap(sizes, tap + 1), _tap(sizes, tap + 2)
+                        first, second, third = _products(maps, at, sheets, a, b, d, n)
+                        dweight[to + tap] += first
+                        dweight[to + tap + 1] += second
+                        dweight[to + tap + 2] += third
+                    for tap in range(taps - taps % 3, taps):
+                        dweight[to + tap] += _product(maps, at, sheets, _tap(sizes, tap), n)

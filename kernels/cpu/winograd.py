@@ -1,0 +1,178 @@
+"""3×3 convolutions with stride 1 by Winograd's F(4×4, 3×3): a quarter of the multiplications.
+
+It serves float32, channels first, from 16 channels and filters a group on, dilation 1, any padding. Its results are a
+little less exact than the direct form's: the largest error is about 2e-6 of the largest result, up to 5e-6 with
+hundreds of channels (directly 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off choose the direct
+form; float64 always takes that.
+
+A cell that is not finite would spoil its whole tile here. So whenever a result is not finite the launcher gives None,
+and the direct form computes the call: NaN and infinities stay where the definition has them.
+
+The maps are cut into slabs of strips (rows of tiles). Each slab is transformed, multiplied by BLAS on one thread and
+transformed back. For the weight's gradient the slabs come one after another; in each the channels are transformed side
+by side, then the 36 products are taken side by side: no partial sums, and a fixed order.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+
+from . import winograd_loops as loops
+from .compile import SLAB, flat, slabs
+from .winograd_loops import FAR, NEAR, TILE, WORK
+
+Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
+f4 = np.float32
+
+ROOM = 24 << 20  # bytes of a slab's transformed arrays, at most about
+FEWEST, MOST = 64, 320  # tiles of a slab, about: BLAS's products are slow with fewer, and more leave the cache
+
+# Weights at the six points: G, and the map of all nine taps to all 36 pairs of points.
+POINTS = (0.0, *(sign * float(point) for point in (NEAR, FAR) for sign in (1, -1)))
+G = np.array([[p**k / math.prod(p - q for q in POINTS if q != p) for k in range(3)] for p in POINTS] + [[0, 0, 1]])
+BOTH = np.kron(G, G).astype(f4)
+
+
+def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+    """Why no kernel here serves this call, or None. That the shape fits is asked before (`Conv.winograd`)."""
+    return None if all(a is None or a.dtype == f4 for a in arrays) else f"{op} is for float32"
+
+
+def warmup(op: str, spec: Any) -> None:
+    """Compile what `op` needs."""
+    nothing, sizes = np.zeros(64, f4), np.array([0, 1, 1, 0, 0, 1, 1])
+    loops.patches(nothing, nothing, sizes, 0, 0, 0, 0, nothing, nothing)
+    loops.outputs(nothing, nothing, nothing, sizes, 0, 0, nothing, nothing)
+    loops.gradients(nothing, nothing, sizes, 0, 0, 0, 0, nothing, nothing)
+
+
+def _quiet(step: F) -> F:
+    """A step whose overflows are not warned of: the direct form, which then computes, warns of its own."""
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return step(*args)
+
+    return cast(F, run)
+
+
+@_quiet
+def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array | None:
+    """`correlate`'s maps; None if one is not finite."""
+    return _convolved(image, _by_group(spec, weight), bias, spec.maps_shape, [a.before for a in spec.window.axes])
+
+
+@_quiet
+def winograd_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array | None:
+    """`spread`'s image, the convolution of the maps with the weight turned round; None if a number is not finite."""
+    turned = _by_group(spec, weight)[..., ::-1].swapaxes(1, 2)
+    return _convolved(maps, turned, bias, spec.window.layout.shape, [2 - a.before for a in spec.window.axes])
+
+
+@_quiet
+def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array | None:
+    """`weight_gradient`'s result; None if a number is not finite."""
+    groups, filters, channels, _ = spec.weight_shape
+    seen, made = _sizes(image, maps.shape, [a.before for a in spec.window.axes]), _sizes(maps, maps.shape, [0, 0])
+    strips, tiles = len(maps) * int(made[loops.STRIPS]), int(made[loops.TILES])
+    image, maps = flat(image), flat(maps)
+    total = np.zeros((36, groups, filters, channels), f4)
+    most = max(FEWEST, min(2 * MOST, ROOM // (36 * 4 * (spec.channels + spec.filters))))
+    for start, stop in _slabs(strips, tiles, most):
+        n = (stop - start) * tiles
+        with backends.scratch(f4, (36, groups, channels, n), (36, groups, filters, n)) as (patches, gradients):
+            _transform(loops.patches, image, patches, seen, start, stop)
+            _transform(loops.gradients, maps, gradients, made, start, stop)
+            _add_products(gradients, patches, total)
+    if not np.isfinite(total).all():
+        return None
+    dweight = BOTH.T @ total.reshape(36, -1)
+    return np.ascontiguousarray(dweight.T).reshape(spec.filters, channels, 3, 3)
+
+
+# --------------------------------------------------------------------------------------------------------------- steps
+def _by_group(spec: Any, weight: Array) -> Array:
+    return np.reshape(weight, spec.weight_shape)
+
+
+def _sizes(array: Array, made: tuple[int, ...], before: list[int]) -> Array:
+    """What a transform of an array is told, for maps of the shape `made`; entries as named in winograd_loops."""
+    strips, tiles = (-(-length // TILE) for length in made[2:])
+    return np.array([*array.shape[1:], *before, strips, tiles], np.int64)
+
+
+def _slabs(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
+    """Strips in slabs of up to about `most` tiles, from the shape alone; an even number of them, to share out."""
+    number = -(-strips * tiles // most)
+    number = min(strips, number + number % 2)
+    edges = [strips * i // number for i in range(number + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _convolved(
+    image: Array, weight: Array, bias: Array | None, shape: tuple[int, ...], before: list[int]
+) -> Array | None:
+    """The convolution of an image with a weight (groups, filters, channels, taps), as maps of a shape."""
+    groups, filters, channels, _ = weight.shape
+    maps = np.empty(shape, f4)
+    seen, made = _sizes(image, shape, before), _sizes(maps, shape, [0, 0])
+    strips, tiles = int(made[loops.STRIPS]), int(made[loops.TILES])
+    bias = np.zeros(shape[1], f4) if bias is None else flat(bias)
+    source, target, odd = flat(image), flat(maps), []
+    points = np.matmul(BOTH, weight.reshape(-1, 9).T).reshape(36, groups, filters, channels)
+
+    # Few tiles are shared out at least among two threads.
+    most = min(MOST, ROOM // (36 * 4 * (image.shape[1] + shape[1])), len(image) * strips * tiles // 2)
+    most = max(FEWEST, most)
+
+    def compute(slab: tuple[int, int]) -> None:
+        start, number = slab[0], slab[1] - slab[0]
+        n = number * tiles
+        arrays = (36, groups, channels, n), (36, groups, filters, n), *_work(number, tiles)
+        with backends.scratch(f4, *arrays) as (patches, products, work, room):
+            loops.patches(source, flat(patches), seen, start, number, 0, groups * channels, work, room)
+            np.matmul(points, patches, out=products)
+            odd.append(loops.outputs(flat(products), target, bias, made, start, number, work, room))
+
+    with backends.one_blas_thread():
+        backends.run_slabs(compute, _slabs(len(image) * strips, tiles, most))
+    return maps if np.isfinite(odd).all() else None
+
+
+def _work(strips: int, tiles: int) -> tuple[tuple[int], tuple[int]]:
+    """Shapes of the room that transforms need."""
+    return (WORK * strips * tiles,), (max(strips * TILE * tiles, 6 * (TILE * tiles + 2)),)
+
+
+def _transform(transform: Any, source: Array, to: Array, sizes: Array, start: int, stop: int) -> None:
+    """Some strips of an array transformed, its channels side by side."""
+    tiles, channels, target = int(sizes[loops.TILES]), int(sizes[loops.CHANNELS]), flat(to)
+
+    def some(first: int, last: int) -> None:
+        with backends.scratch(f4, *_work(stop - start, tiles)) as (work, room):
+            transform(source, target, sizes, start, stop - start, first, last, work, room)
+
+    slabs(channels, 2 * to.nbytes, some)
+
+
+def _add_products(gradients: Array, patches: Array, total: Array) -> None:
+    """Add gradients times patches to the total, points side by side."""
+
+    def some(first: int, last: int) -> None:
+        with backends.scratch(f4, total[first:last].shape) as (products,):
+            np.matmul(gradients[first:last], patches[first:last].swapaxes(-1, -2), out=products)
+            total[first:last] += products
+
+    with backends.one_blas_thread():
+        slabs(36, 36 * SLAB // 3, some)

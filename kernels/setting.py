@@ -1,0 +1,42 @@
+"""A setting that an environment variable makes for the process, and a `with` block for one thread or async task."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+from collections.abc import Iterator
+
+
+class Setting:
+    """One of `choices`, the first by default. `said_by`: what a block's value is called in an error."""
+
+    def __init__(self, variable: str, choices: tuple[str, ...], said_by: str) -> None:
+        self.variable = variable
+        self.choices = choices
+        self.said_by = said_by
+        self.process: list[str] = []  # the variable's value, once it has been read
+        self._block: contextvars.ContextVar[str | None] = contextvars.ContextVar(variable, default=None)
+
+    def _checked(self, name: str, said_by: str) -> str:
+        if name not in self.choices:
+            raise ValueError(f"{said_by} must be one of {', '.join(self.choices)}; got {name!r}")
+        return name
+
+    def current(self) -> str:
+        """The value in force here: the innermost block's, else the variable's, which is read once."""
+        chosen = self._block.get()
+        if chosen is None:
+            if not self.process:
+                self.process.append(self._checked(os.environ.get(self.variable) or self.choices[0], self.variable))
+            chosen = self.process[0]
+        return chosen
+
+    @contextlib.contextmanager
+    def block(self, name: str) -> Iterator[None]:
+        """The value inside the block, in this thread or async task only. Raises ValueError for another name."""
+        token = self._block.set(self._checked(name, self.said_by))
+        try:
+            yield
+        finally:
+            self._block.reset(token)

@@ -1,0 +1,243 @@
+"""Convolution's forms on the CPU: each against the portable code, Winograd's error, bits, threads, and refusals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnnlayers.functional as F
+from cnnlayers import backends, kernels
+from cnnlayers.kernels.cpu import compile as cpu
+
+pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=str(cpu.unavailable()))
+
+# x's shape, filters, kernel, options: one case for each form and what is odd about its borders
+FORMS = {
+    "winograd": ((3, 17, 11, 9), 18, (3, 3), {"padding": 1}),
+    "winograd, groups and uneven padding": ((2, 32, 6, 13), 34, (3, 3), {"padding": ((0, 3), (2, 5)), "groups": 2}),
+    "winograd, one cell": ((2, 16, 1, 1), 16, (3, 3), {"padding": 1}),
+    "winograd, many slabs": ((9, 16, 30, 33), 16, (3, 3), {}),
+    "slabs": ((3, 5, 13, 12), 7, (3, 2), {"stride": (2, 3), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)}),
+    "slabs, groups": ((2, 6, 9, 10), 9, (5, 3), {"padding": 2, "groups": 3}),
+    "slabs, one axis": ((3, 4, 37), 6, (5,), {"stride": 2, "padding": 3}),
+    "slabs, three axes": ((2, 3, 5, 6, 7), 4, (2, 3, 2), {"stride": (1, 2, 1), "padding": 1}),
+    "1×1": ((3, 5, 6, 7), 8, (1, 1), {}),
+    "depthwise": ((3, 6, 11, 13), 6, (3, 3), {"padding": 1, "groups": 6}),
+    "depthwise, stride": ((2, 4, 12, 11), 8, (3, 5), {"stride": (2, 3), "padding": (1, 3), "groups": 4}),
+    "depthwise, dilation": ((2, 3, 14, 9), 3, (4, 3), {"padding": ((5, 0), (2, 4)), "dilation": (3, 2), "groups": 3}),
+    "depthwise, one axis": ((2, 3, 20), 6, (4,), {"padding": 1, "groups": 3}),
+    "depthwise, more padding than kernel": ((1, 2, 4, 4), 2, (2, 2), {"padding": 4, "groups": 2}),
+    "depthwise, bands": ((1, 2, 90, 100), 2, (7, 7), {"padding": 3, "groups": 2, "stride": (3, 1)}),
+}
+BY_FORM = pytest.mark.parametrize("form", FORMS)
+
+
+def arrays_of(form: str, dtype: str = "float32", seed: int = 0) -> tuple[list[np.ndarray], dict[str, Any]]:
+    shape, filters, kernel, options = FORMS[form]
+    rng = np.random.default_rng(seed)
+    weight = (filters, shape[1] // options.get("groups", 1), *kernel)
+    return [rng.standard_normal(s).astype(dtype) for s in (shape, weight, (filters,))], options
+
+
+def results(given: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
+    """y, dx, dweight and dbias."""
+    y, ctx = F.conv_forward(*given, **options)
+    return [y, *F.conv_backward(np.random.default_rng(1).standard_normal(y.shape).astype("float32"), ctx)]
+
+
+def close(mine: list[np.ndarray], other: list[np.ndarray], bound: float) -> None:
+    for a, b in zip(mine, other, strict=True):
+        assert a.dtype == b.dtype or b.dtype == np.float64
+        assert np.abs(a - b).max() <= bound * np.abs(b).max()
+
+
+def exact(given: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
+    with kernels.mode("off"):
+        return results([a.astype("float64") for a in given], options)
+
+
+# --------------------------------------------------------------------------------------------------------- same answer
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@BY_FORM
+def test_every_form_gives_the_portable_answer(form: str, dtype: str) -> None:
+    given, options = arrays_of(form, dtype)
+    with kernels.mode("off"):
+        expected = results(given, options)
+    with kernels.mode("require"):
+        mine = results(given, options)
+    close(mine, expected, {"float16": 5e-3, "float32": 1e-4, "float64": 1e-13}[dtype])
+
+
+@pytest.mark.parametrize("step", ["same", "wide"])
+def test_random_shapes_as_the_portable_code(step: str) -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        draw = lambda low, high: [int(v) for v in rng.integers(low, high + 1, 2)]  # noqa: E731
+        kernel, channels = draw(1, 4), int(rng.integers(1, 6))
+        wide = {"stride": draw(1, 3), "dilation": draw(1, 2)} if step == "wide" else {}
+        options = {"padding": draw(1, 4), "groups": int(rng.choice([1, channels])), **wide}
+        shape = (int(rng.integers(1, 4)), channels, *draw(4, 20))
+        x = rng.standard_normal(shape)
+        w = rng.standard_normal((2 * channels, channels // options["groups"], *kernel))
+        with kernels.mode("off"):
+            expected = results([x, w, w[:, 0, 0, 0]], options)
+        close(results([x, w, w[:, 0, 0, 0]], options), expected, 1e-13)
+
+
+def test_a_transposed_convolution_takes_the_same_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnlayers.kernels.cpu import winograd
+
+    called = []
+    spread = winograd.winograd_spread
+    monkeypatch.setattr(winograd, "winograd_spread", lambda *args: called.append(1) or spread(*args))
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 16, 7, 9)).astype("float32"), rng.standard_normal((16, 18, 3, 3)).astype("float32")
+    y = F.conv_transpose(x, w, padding=1)
+    assert called == [1]
+    expected = F.conv_transpose(x.astype("float64"), w.astype("float64"), padding=1)
+    assert np.abs(y - expected).max() < 5e-6 * np.abs(expected).max()
+
+
+# ------------------------------------------------------------------------------------------------------------ Winograd
+@pytest.mark.parametrize("shape", [(4, 16, 33, 30), (2, 64, 28, 28), (2, 256, 14, 14)])
+def test_winograds_error_is_what_its_docstring_says(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal(s).astype("float32") for s in (shape, (shape[1], shape[1], 3, 3), (shape[1],))]
+    close(results(given, {"padding": 1}), exact(given, {"padding": 1}), 5e-6)
+    with kernels.winograd("off"):
+        close(results(given, {"padding": 1}), exact(given, {"padding": 1}), 1e-6)
+
+
+def test_off_and_float64_do_not_take_winograds_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnlayers.kernels.cpu import winograd
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("Winograd's form was taken")
+
+    for step in ("correlate", "spread", "weight_gradient"):
+        monkeypatch.setattr(winograd, f"winograd_{step}", refused)
+    given, options = arrays_of("winograd")
+    with pytest.raises(AssertionError), kernels.winograd("auto"):
+        results(given, options)
+    with kernels.winograd("off"):
+        results(given, options)
+    results([a.astype("float64") for a in given], options)
+    few = [a[:15, :15] if a.ndim > 1 else a[:15] for a in given]
+    results([given[0][:, :15], *few[1:]], options)
+
+
+def test_the_option_is_read_once_and_checked() -> None:
+    with pytest.raises(ValueError, match="must be one of auto, off; got 'on'"), kernels.winograd("on"):
+        pass
+    code = "from cnnlayers import kernels; print(kernels.winograd_allowed())"
+    for value, said in (("off", "False"), ("auto", "True"), ("", "True"), ("no", "CNNLAYERS_WINOGRAD must be one of")):
+        env = os.environ | {"CNNLAYERS_WINOGRAD": value}
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+        assert said in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38])
+def test_what_is_not_finite_stays_where_the_definition_has_it(odd: float) -> None:
+    given, options = arrays_of("winograd")
+    given[0][1, 2, 4, 5] = odd
+    y, ctx = F.conv_forward(*given, **options)
+    dy = np.ones_like(y)
+    with kernels.winograd("off"):
+        direct, ctx = F.conv_forward(*given, **options)
+        expected = [direct, *F.conv_backward(dy, ctx)]
+    for mine, other in zip([y, *F.conv_backward(dy, ctx)], expected, strict=True):
+        np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(other))
+        np.testing.assert_array_equal(np.isnan(mine), np.isnan(other))
+    assert np.isfinite(y).sum() >= y.size - 9 * 18
+    dy[0, 3, 2, 2] = odd
+    dx = F.conv_backward(dy, ctx)[0]
+    assert np.isfinite(dx).sum() >= dx.size - 9 * 17
+
+
+# ------------------------------------------------------------------------------------------------------ bits, threads
+DIGEST = """
+import hashlib, sys
+sys.path.insert(0, {root!r})
+from tests import test_cpu_conv as here
+for form in here.FORMS:
+    print(form, *(hashlib.md5(a.tobytes()).hexdigest() for a in here.results(*here.arrays_of(form))))
+"""
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    code = DIGEST.format(root=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    said = set()
+    for threads in (1, 2, 5):
+        env = os.environ | {"CNNLAYERS_NUM_THREADS": str(threads), "CNNLAYERS_KERNELS": "auto"}
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        said.add(ran.stdout)
+    assert len(said) == 1
+
+
+def test_concurrent_calls_do_not_disturb_each_other() -> None:
+    expected = {form: results(*arrays_of(form)) for form in FORMS}
+    wrong: list[str] = []
+
+    def work(start: int) -> None:
+        for form in [*FORMS][start:] + [*FORMS][:start]:
+            mine = results(*arrays_of(form))
+            if any(a.tobytes() != b.tobytes() for a, b in zip(mine, expected[form], strict=True)):
+                wrong.append(form)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes_too() -> None:
+    given, options = arrays_of("winograd, many slabs")
+    expected = results(given, options)
+    child = os.fork()
+    if child == 0:
+        same = all(a.tobytes() == b.tobytes() for a, b in zip(results(given, options), expected, strict=True))
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ------------------------------------------------------------------------------------------------- refusals, warmup
+def test_what_depthwise_kernels_refuse_has_a_reason_and_portable_code() -> None:
+    x, w = np.ones((1, 2, 3, 3, 3)), np.ones((2, 1, 2, 2, 2))
+    with pytest.raises(kernels.KernelUnavailable, match="at most two spatial axes"), kernels.mode("require"):
+        F.conv(x, w, groups=2)
+    assert F.conv(x, w, groups=2).tolist() == np.full((1, 2, 2, 2, 2), 8.0).tolist()
+
+
+@BY_FORM
+def test_warmup_compiles_every_step(form: str) -> None:
+    given, options = arrays_of(form)
+    spec = F.conv_forward(*given, **options)[1].spec
+    steps = ["im2col", "col2im", "channel_sums"]
+    for name in ("winograd", "depthwise"):
+        if name in form:
+            steps = [f"{name}_{step}" for step in ("correlate", "spread", "weight_gradient")]
+    assert kernels.warmup(*((step, "numpy", spec) for step in steps)) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- scratch
+def test_scratch_is_aligned_apart_and_used_again() -> None:
+    with backends.scratch(np.float32, (3, 5), (7,), (0, 2)) as (a, b, c):
+        a[...], b[...] = 1, 2
+        assert (a.sum(), b.sum(), c.shape) == (15, 14, (0, 2))
+        assert a.ctypes.data % 64 == b.ctypes.data % 64 == 0
+        with backends.scratch(np.float32, (15,)) as (other,):
+            other[...] = 3
+        assert (a == 1).all()
+        address = a.ctypes.data
+    with backends.scratch(np.float64, (10,)) as (again,):
+        assert address == again.ctypes.data or backends.num_threads() == 1
