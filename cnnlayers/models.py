@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cnnlayers import backends
-from cnnlayers.arguments import flag, integer, sizes
+from cnnlayers.arguments import entries_of, flag, integer, sizes
 from cnnlayers.functional.common import Array
 from cnnlayers.layers import (
     BatchNorm,
@@ -37,6 +37,14 @@ STAGES = (16, 32, 64)  # channels; each stage but the first halves the picture's
 SHORTCUTS = ("projection", "padding")
 
 
+def _picture(input_shape: Any) -> tuple[int, ...]:
+    """`input_shape` as (C, H, W). TypeError where it is no sequence, ValueError where it names no three sizes."""
+    entries = entries_of(input_shape, "input_shape")
+    if entries is None:
+        raise TypeError(f"input_shape must be a picture's (C, H, W), got {input_shape!r}")
+    return sizes(entries, 3, "input_shape")
+
+
 class ThreeLayerConvNet(Sequential):
     """conv - [batch norm] - relu - 2×2 max pool - affine - relu - affine: CS231n's first convolutional network.
 
@@ -56,7 +64,7 @@ class ThreeLayerConvNet(Sequential):
         *,
         rng: Any = None,
     ) -> None:
-        channels, height, width = sizes(tuple(input_shape), 3, "input_shape")
+        channels, height, width = _picture(input_shape)
         filters, hidden = integer(filters, "filters", 1), integer(hidden, "hidden", 1)
         source = generator(rng)
         pooled = pool_window((1, filters, height, width), 2, None, 0, 1, False, "channels_first")
@@ -173,7 +181,7 @@ class ResNet(_Renamed):
             raise ValueError(f"depth must be 6n + 2 with n of at least 1 (8, 14, 20, …), got {self.depth}")
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut must be one of {', '.join(SHORTCUTS)}; got {shortcut!r}")
-        channels = sizes(tuple(input_shape), 3, "input_shape")[0]
+        channels = _picture(input_shape)[0]
         classes, source = integer(classes, "classes", 1), generator(rng)
         stages, before = [], STAGES[0]
         for filters in STAGES:

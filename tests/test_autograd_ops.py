@@ -390,6 +390,13 @@ def test_half_types_are_summed_in_float32() -> None:
     assert total.dtype == np.float16
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_means_of_more_halves_than_float16_counts(axis) -> None:
+    x = Tensor(np.ones((1, 100_000), "float16"), requires_grad=True)
+    x.mean(axis).backward()
+    np.testing.assert_array_equal(x.grad, np.full(x.shape, 1e-5, "float16"))
+
+
 def test_ops_run_on_every_implementation(impl) -> None:
     x = Tensor(impl.array([[0.1, -0.2, 0.3], [0.4, 0.5, -0.6]], "float32"), requires_grad=True)
     w = Tensor(impl.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], "float32"), requires_grad=True)

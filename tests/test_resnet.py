@@ -158,6 +158,7 @@ def test_gradients_of_the_padded_shortcut(rng: np.random.Generator) -> None:
         ("8", {}, TypeError, "depth must be an int"),
         (8, {"classes": 0}, ValueError, "classes must be at least 1"),
         (8, {"input_shape": (3, 8)}, ValueError, "input_shape needs one entry"),
+        (8, {"input_shape": 3}, TypeError, r"input_shape must be a picture.s \(C, H, W\), got 3"),
         (8, {"input_shape": (0, 8, 8)}, ValueError, "input_shape must be at least 1"),
         (8, {"shortcut": "identity"}, ValueError, "shortcut must be one of projection, padding; got 'identity'"),
         (8, {"rng": "seed"}, TypeError, "rng must be"),

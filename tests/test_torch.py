@@ -73,6 +73,9 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("ConstantPad2d", ((1, -2, 0, 3), 0.5), {}, (2, 3, 8, 9)),
     ("ConstantPad3d", (1, 2.0), {}, (2, 3, 4, 5, 6)),
     ("ZeroPad2d", (2,), {}, (2, 3, 8, 9)),
+    ("ZeroPad1d", ((1, 2),), {}, (11,)),
+    ("ZeroPad2d", (1,), {}, (2, 3, 4, 5, 6)),
+    ("ConstantPad3d", ((1, 0, 2, 0, 0, 1), 2.0), {}, (2, 0, 2, 4, 5, 6)),
     ("ReflectionPad1d", ((3, 1),), {}, (2, 3, 11)),
     ("ReflectionPad2d", ((1, 2, 3, 0),), {}, (2, 3, 8, 9)),
     ("ReflectionPad3d", (1,), {}, (2, 3, 4, 5, 6)),
@@ -150,6 +153,36 @@ def test_a_single_image_without_the_batchs_axis(name, args, shape):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "shape"),
+    [
+        ("MaxPool1d", (2,), (2, 3, 8, 8)),
+        ("MaxPool2d", (2,), (2, 3, 4, 8, 8)),
+        ("AvgPool3d", (2,), (2, 3, 8)),
+        ("AdaptiveMaxPool2d", (1,), (2, 3, 4, 8, 8)),
+        ("InstanceNorm1d", (3,), (2, 3, 8, 8)),
+        ("ReflectionPad2d", (1,), (8, 8)),
+        ("ConstantPad2d", (1, 0.0), (8,)),
+    ],
+)
+def test_an_image_of_other_axes_is_refused(name, args, shape):
+    theirs, mine = pair(name, args, {})
+    with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
+        theirs(values(*shape))
+    with pytest.raises(ValueError, match=rf"^{name} needs .* axes.*, got shape \({shape[0]},"):
+        mine(values(*shape))
+
+
+@pytest.mark.parametrize(
+    "name", ["MaxPool2d", "ZeroPad2d", "BatchNorm2d", "GroupNorm", "LayerNorm", "LocalResponseNorm"]
+)
+def test_the_input_may_be_given_by_its_name(name):
+    args = {"BatchNorm2d": (3,), "GroupNorm": (1, 3), "LayerNorm": (4,)}.get(name, (2,))
+    x = values(2, 3, 4, 4)
+    theirs, mine = pair(name, args, {})
+    torch.testing.assert_close(mine(input=x), theirs(input=x))
+
+
 def test_indices_and_unpooling():
     x = values(2, 3, 8, 9)
     for memory in (torch.contiguous_format, torch.channels_last):
@@ -185,6 +218,13 @@ def test_modules_save_load_and_copy():
     assert int(again.num_batches_tracked) == 1
 
 
+def test_a_batch_that_is_refused_is_not_counted():
+    module = ours.BatchNorm2d(3, momentum=None)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        module(values(1, 3, 1, 1))
+    assert int(module.num_batches_tracked) == 0
+
+
 def test_what_a_module_has_no_counterpart_for_is_refused():
     with pytest.raises(ValueError, match="no return_indices"):
         ours.AdaptiveMaxPool2d(2, return_indices=True)(values(1, 1, 4, 4))
@@ -218,7 +258,6 @@ FUNCTIONS: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
     ("linear", [(3, 4), (5, 4), (5,)], {}),
     ("relu", [(3, 4)], {}),
     ("dropout", [(3, 4)], {"p": 0.4, "training": True, "rng": 3}),
-    ("dropout", [(3, 4)], {}),
 ]
 
 
@@ -254,6 +293,19 @@ def test_the_loss_and_a_bad_label():
             functional.softmax_cross_entropy(x, labels + 3)
 
 
+@pytest.mark.parametrize("options", [{}, {"training": True, "p": 0.0}], ids=str)
+def test_a_dropout_that_drops_nothing_gives_x_itself(options):
+    x = values(3, 4).requires_grad_()
+    y = x * 1.0
+    assert functional.dropout(y, **options) is y
+    (dx,) = torch.autograd.grad(nn.functional.relu_(functional.dropout(y, **options)).sum(), x)
+    assert torch.equal(dx, (x > 0).to(x.dtype))
+    with torch.no_grad():
+        assert functional.dropout(y, **options) is y
+    with pytest.raises(ValueError, match="p must be a probability"):
+        functional.dropout(y, p=2.0)
+
+
 def test_nothing_is_saved_where_no_gradient_is_wanted(monkeypatch):
     monkeypatch.setattr(F, "max_pool_forward", None)
     x = values(1, 1, 4, 4)
@@ -274,6 +326,9 @@ def test_nothing_is_copied_on_the_way():
 
 
 def test_arguments_that_are_no_tensors_here_are_refused(device):
+    for module in (ours.MaxPool2d(2), ours.ZeroPad2d(1), ours.GroupNorm(1, 3)):
+        with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got list"):
+            module([1.0])
     with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got ndarray"):
         functional.relu(np.ones(3))
     with pytest.raises(TypeError, match=r"weight must be a torch\.Tensor, got list"):
@@ -299,6 +354,11 @@ def test_a_change_in_place_of_what_backward_needs_is_noticed():
     hidden.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+    labels = torch.tensor([0, 2])
+    loss = functional.softmax_cross_entropy(values(2, 3).requires_grad_(), labels)
+    labels.fill_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_a_second_backward_is_pytorchs_own_error_and_retain_graph_works():

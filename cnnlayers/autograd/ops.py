@@ -190,7 +190,11 @@ def mean(b: Backend, x: Array, axis: Any, keepdims: bool) -> Result:
         y = cast(b, b.array(summed(b, x, axes, keepdims), b.xp.float64) / b.full((), count, b.xp.float64), x.dtype)
     else:
         y = b.xp.mean(x, axis=axes, keepdims=keepdims)
-    return y, (lambda dy: _spread(b, dy / count, shape, axes),)
+
+    def dx(dy: Array) -> Array:  # in float32 for half types: a count beyond float16's range is infinite there
+        return _spread(b, cast(b, dy, accumulator(b, dy.dtype)) / count, shape, axes)
+
+    return y, (dx,)
 
 
 def extreme(b: Backend, x: Array, axis: Any, keepdims: bool, ties: str, which: str) -> Result:

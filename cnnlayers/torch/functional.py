@@ -38,11 +38,12 @@ class _Call:
     tensors: tuple[str, ...]
     rest: dict[str, Any]
 
-    def run(self, form: str, tensors: tuple[torch.Tensor | None, ...]) -> tuple[Any, list[Any]]:
-        """What the op's form ("" or "_forward") gives, and the arrays that it was given."""
-        arrays = [None if t is None else array_of(t) for t in tensors]
-        rest = {name: array_of(v) if isinstance(v, torch.Tensor) else v for name, v in self.rest.items()}
-        return getattr(F, self.op + form)(**dict(zip(self.tensors, arrays, strict=True)), **rest), arrays
+    def run(self, form: str, tensors: tuple[torch.Tensor | None, ...]) -> tuple[Any, list[tuple[Any, torch.Tensor]]]:
+        """What the op's form ("" or "_forward") gives, and each array that it was given with its tensor; x is first."""
+        named = {**dict(zip(self.tensors, tensors, strict=True)), **self.rest}
+        arrays = {name: array_of(v) if isinstance(v, torch.Tensor) else v for name, v in named.items()}
+        given = [(arrays[name], v) for name, v in named.items() if isinstance(v, torch.Tensor)]
+        return getattr(F, self.op + form)(**arrays), given
 
 
 class _Op(torch.autograd.Function):
@@ -50,12 +51,12 @@ class _Op(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: torch.Tensor | None) -> Any:
-        (y, context), arrays = call.run("_forward", tensors)
-        given = {id(a): t for a, t in zip(arrays, tensors, strict=True) if a is not None}
+        (y, context), given = call.run("_forward", tensors)
+        own = {id(array): tensor for array, tensor in given}
         kept = {name: a for name, a in context.arrays.items() if a is not None}
 
         def tensor(array: Any) -> torch.Tensor:  # the op's own argument, where it keeps or returns that
-            return given[id(array)] if id(array) in given else tensor_of(array)
+            return own[id(array)] if id(array) in own else tensor_of(array)
 
         ctx.save_for_backward(*map(tensor, kept.values()))
         ctx.context = replace(context, arrays=dict.fromkeys(context.arrays))
@@ -119,11 +120,14 @@ def _apply(op: str, signature: inspect.Signature, args: tuple[Any, ...], options
         if isinstance(given.get("indices"), torch.Tensor):
             given["indices"] = given["indices"].movedim(1, -1)
     call = _Call(op, names, given)
+    idle = op == "dropout" and not (given.get("training") and given.get("p", 0.5))
     with on_stream_of(x):
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors) and not idle:
             y = _Op.apply(call, *tensors)
         else:
-            found, _ = call.run("", tuple(tensors))
+            found, passed = call.run("", tuple(tensors))
+            if found is passed[0][0]:  # an idle dropout: x itself, as PyTorch's; a view would forbid changes in place
+                return x
             y = tuple(map(tensor_of, found)) if isinstance(found, tuple) else tensor_of(found)
     if not last:
         return y

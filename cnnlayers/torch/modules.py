@@ -9,6 +9,7 @@ it has the same bits every time.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,23 +54,40 @@ def _per_axis(m: Any) -> tuple[int, ...]:
 
 def _pad(mode: str) -> Run:
     def run(m: Any, x: torch.Tensor) -> Any:
-        pairs = list(zip(m.padding[::2], m.padding[1::2], strict=True))[::-1]  # PyTorch begins with the last axis
-        return T.pad(x, pairs, mode, getattr(m, "value", 0))
+        return T.pad(x, _pairs(m), mode)
 
     return run
 
 
-def _batch_norm(m: Any, x: torch.Tensor) -> Any:
-    m._check_input_dim(x)
+def _constant_pad(m: Any, input: torch.Tensor) -> Any:
+    """As PyTorch's, with any number of axes before those that it pads."""
+    axes, value = len(m.padding) // 2, getattr(m, "value", 0)
+    if not isinstance(input, torch.Tensor) or input.ndim == axes + 2:
+        return T.pad(input, _pairs(m), "constant", value)
+    if input.ndim < axes:
+        raise ValueError(f"{type(m).__name__} needs at least {axes} axes, got shape {tuple(input.shape)}")
+    before, padded = input.shape[: input.ndim - axes], input.shape[input.ndim - axes :]
+    y = T.pad(input.reshape(1, math.prod(before), *padded), _pairs(m), "constant", value)
+    return y.reshape(*before, *y.shape[2:])
+
+
+def _pairs(m: Any) -> list[tuple[int, int]]:
+    return list(zip(m.padding[::2], m.padding[1::2], strict=True))[::-1]  # PyTorch begins with the last axis
+
+
+def _batch_norm(m: Any, input: torch.Tensor) -> Any:
+    m._check_input_dim(input)
     momentum = 0.0 if m.momentum is None else m.momentum
     tracking = m.training and m.track_running_stats
-    if tracking and m.num_batches_tracked is not None:
-        m.num_batches_tracked.add_(1)
-        if m.momentum is None:  # the plain average of all batches
-            momentum = 1.0 / float(m.num_batches_tracked)
+    counting = tracking and m.num_batches_tracked is not None
+    if counting and m.momentum is None:  # the plain average of all batches
+        momentum = 1.0 / (float(m.num_batches_tracked) + 1)
     running = (m.running_mean, m.running_var) if tracking or not m.training else (None, None)
     by_batch = m.training or running == (None, None)
-    return T.batch_norm(x, m.weight, m.bias, *running, training=by_batch, momentum=momentum, eps=m.eps)
+    y = T.batch_norm(input, m.weight, m.bias, *running, training=by_batch, momentum=momentum, eps=m.eps)
+    if counting:  # not where the input was refused
+        m.num_batches_tracked.add_(1)
+    return y
 
 
 def _instance_norm(m: Any, x: torch.Tensor) -> Any:
@@ -78,20 +96,20 @@ def _instance_norm(m: Any, x: torch.Tensor) -> Any:
     return T.instance_norm(x, m.weight, m.bias, eps=m.eps)
 
 
-def _group_norm(m: Any, x: torch.Tensor) -> Any:
-    return T.group_norm(x, m.num_groups, m.weight, m.bias, eps=m.eps)
+def _group_norm(m: Any, input: torch.Tensor) -> Any:
+    return T.group_norm(input, m.num_groups, m.weight, m.bias, eps=m.eps)
 
 
-def _layer_norm(m: Any, x: torch.Tensor) -> Any:
-    return T.layer_norm(x, m.normalized_shape, m.weight, m.bias, eps=m.eps)
+def _layer_norm(m: Any, input: torch.Tensor) -> Any:
+    return T.layer_norm(input, m.normalized_shape, m.weight, m.bias, eps=m.eps)
 
 
 def _rms_norm(m: Any, x: torch.Tensor) -> Any:
     return T.rms_norm(x, m.normalized_shape, m.weight, eps=m.eps)
 
 
-def _local_response_norm(m: Any, x: torch.Tensor) -> Any:
-    return T.local_response_norm(x, m.size, alpha=m.alpha, beta=m.beta, k=m.k)
+def _local_response_norm(m: Any, input: torch.Tensor) -> Any:
+    return T.local_response_norm(input, m.size, alpha=m.alpha, beta=m.beta, k=m.k)
 
 
 # Modules for one to three spatial axes, which take an image without the batch's axis too; and others.
@@ -101,14 +119,13 @@ FOR_IMAGES: dict[str, Run] = {
     "AdaptiveAvgPool": _adaptive_avg_pool,
     "AdaptiveMaxPool": _adaptive_max_pool,
     "MaxUnpool": _max_unpool,
-    "ConstantPad": _pad("constant"),
-    "ZeroPad": _pad("constant"),
     "ReflectionPad": _pad("reflect"),
     "ReplicationPad": _pad("edge"),
     "CircularPad": _pad("wrap"),
     "InstanceNorm": _instance_norm,
 }
 OTHERS: dict[str, Run] = {
+    **{f"{root}{axes}d": _constant_pad for root in ("ConstantPad", "ZeroPad") for axes in (1, 2, 3)},
     **{f"BatchNorm{axes}d": _batch_norm for axes in (1, 2, 3)},
     "GroupNorm": _group_norm,
     "LayerNorm": _layer_norm,
@@ -118,12 +135,16 @@ OTHERS: dict[str, Run] = {
 
 
 def _of_images(run: Run, axes: int) -> Run:
-    """`run` for a single image too, which lacks the batch's axis."""
+    """`run` for images of so many spatial axes, and for a single one, which lacks the batch's axis."""
 
-    def forward(self: Any, x: torch.Tensor, indices: torch.Tensor | None = None, *more: Any, **options: Any) -> Any:
-        inputs = [x] if indices is None else [x, indices]
-        if x.ndim != axes + 1:
+    def forward(self: Any, input: torch.Tensor, indices: torch.Tensor | None = None, *more: Any, **options: Any) -> Any:
+        inputs = [input] if indices is None else [input, indices]
+        ndim = input.ndim if isinstance(input, torch.Tensor) else axes + 2  # the op refuses what is no tensor
+        if ndim == axes + 2:
             return run(self, *inputs, *more, **options)
+        if ndim != axes + 1:
+            said = f"{axes + 2} axes, or {axes + 1} for a single image"
+            raise ValueError(f"{type(self).__name__} needs an input of {said}, got shape {tuple(input.shape)}")
         y = run(self, *(a[None] for a in inputs), *more, **options)
         return tuple(a[0] for a in y) if isinstance(y, tuple) else y[0]
 
