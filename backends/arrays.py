@@ -18,18 +18,24 @@ from .select import Backend, current
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
+# Every call asks for these, and small calls are as quick as what they ask.
+_NUMPY = Backend("numpy", numpy, "cpu")
+_NOTHING = contextlib.nullcontext()
+
 
 def _root(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
 
 def _owner(array: Any, name: str = "x") -> Backend:
+    if type(array) is numpy.ndarray:
+        return _NUMPY
     if isinstance(array, numpy.ma.MaskedArray | numpy.matrix):
         raise TypeError(
             f"{name} is a {type(array).__name__}, whose mask or shape rules would be lost: pass numpy.asarray of it"
         )
     if isinstance(array, numpy.ndarray | numpy.generic):
-        return Backend("numpy", numpy, "cpu")
+        return _NUMPY
     if _root(array) == "cupy" and hasattr(array, "dtype"):
         return Backend("cupy", sys.modules["cupy"], array.device)
     if hasattr(array, "__array_namespace__"):
@@ -60,10 +66,10 @@ def of(*arrays: Any, name: str = "x") -> Backend:
 
 def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     """A block in which CuPy works on `array`'s device; nothing to do for any other array."""
-    if _root(array) == "cupy" and hasattr(array, "device"):
+    if type(array) is not numpy.ndarray and _root(array) == "cupy" and hasattr(array, "device"):
         device: contextlib.AbstractContextManager[Any] = array.device
         return device
-    return contextlib.nullcontext()
+    return _NOTHING
 
 
 @functools.cache

@@ -29,18 +29,18 @@ def scratch(dtype: Any, *shapes: tuple[int, ...]) -> Iterator[list[Any]]:
     """NumPy arrays of these shapes with any content, the caller's until the block ends."""
     counts, size = [math.prod(shape) for shape in shapes], numpy.dtype(dtype).itemsize
     room = [-(-count * size // ALIGNED) * ALIGNED for count in counts]
-    total = max(LEAST, 1 << (sum(room) + ALIGNED - 1).bit_length())
+    total = max(LEAST, 1 << (sum(room) - 1).bit_length())
     shelf = _shelf[total]
     try:
         buffer = shelf.pop()
     except IndexError:
-        buffer = numpy.empty(total, numpy.uint8)
-    arrays, start = [], -buffer.ctypes.data % ALIGNED
+        buffer = numpy.empty(total + ALIGNED, numpy.uint8)
+        buffer = buffer[-buffer.ctypes.data % ALIGNED :][:total]
+    arrays, start = [], 0
     for shape, count, nbytes in zip(shapes, counts, room, strict=True):
         arrays.append(buffer[start : start + count * size].view(dtype).reshape(shape))
         start += nbytes
-    try:
-        yield arrays
-    finally:
-        if total <= KEPT and len(shelf) < num_threads():
-            shelf.append(buffer)
+    yield arrays
+    # Not after an error: a thread that was not waited for (a second Ctrl-C) may write to it still.
+    if total <= KEPT and len(shelf) < num_threads():
+        shelf.append(buffer)

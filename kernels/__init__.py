@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -39,9 +40,17 @@ class Entry:
     needs: str | None = None
 
     def unavailable(self) -> str | None:
-        return None if self.needs is None else importlib.import_module(self.needs).unavailable()
+        return None if self.needs is None else self._needed.unavailable()
 
     def load(self) -> Any:
+        return self._launchers
+
+    @functools.cached_property
+    def _needed(self) -> Any:
+        return importlib.import_module(str(self.needs))
+
+    @functools.cached_property
+    def _launchers(self) -> Any:
         return importlib.import_module(self.module)
 
 
@@ -83,6 +92,14 @@ TABLE: dict[tuple[str, str], Entry] = {
         (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.max_pool", needs="cnnlayers.kernels.cpu.compile")
         for op in ("max_pool", "adaptive_max_pool")
         for part in ("", "_forward", "_backward")
+    },
+    **{
+        (op, "numpy"): Entry("cnnlayers.kernels.cpu.pad", needs="cnnlayers.kernels.cpu.compile")
+        for op in ("pad_forward", "pad_backward")
+    },
+    **{
+        (op, "numpy"): Entry("cnnlayers.kernels.cpu.relu", needs="cnnlayers.kernels.cpu.compile")
+        for op in ("relu", "relu_forward", "relu_backward")
     },
     **{
         (step, "numpy"): Entry("cnnlayers.kernels.cpu.conv", needs="cnnlayers.kernels.cpu.compile")

@@ -11,6 +11,7 @@ import datetime
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from cnnlayers.kernels.cuda import compile as compiler
 from . import kernel_calls, nvrtc, simt, standin_cupy
 from .kernel_calls import ALONE, LAST, TRAIN, Asked, Call, on_device
 
-FULL, OTHERS = (75, 90), (80, 100, 120)  # architectures: every kernel is compiled for the first, a few for the others
+MOST, OTHERS = (75, 90), (80, 100, 120)  # architectures that tests compile many kernels for, and one of each template
 OPTIONS = (*compiler.OPTIONS, "-ftz=true")  # which CuPy adds
 ONCE = 1.05  # over the least: each array comes from memory once
 Limits = Mapping[str, tuple[float, float]]  # of each part of a trio: distinct sectors, and sectors asked for
@@ -149,11 +150,11 @@ def _columns(call: Call, launches: Sequence[Any]) -> Iterator[Moved]:
 
 
 # ----------------------------------------------------------------------------------------------------------- compilers
-def few_of(asked: Sequence[Asked]) -> list[Asked]:
-    """One kernel of each template and element: that with the widest packs, and 32-bit offsets."""
+def few_of(asked: Sequence[Asked], *, elements: bool = True) -> list[Asked]:
+    """One kernel of each template and (with `elements`) element: that with the widest packs, and 32-bit offsets."""
     best: dict[tuple[str, str], Asked] = {}
     for kernel in asked:
-        key = kernel.template, kernel.element
+        key = kernel.template, kernel.element if elements else ""
         if key not in best or _crowded(kernel) > _crowded(best[key]):
             best[key] = kernel
     return list(best.values())
@@ -179,6 +180,19 @@ def compiled(jobs: Iterable[tuple[int, Sequence[Asked]]]) -> list[tuple[Asked, n
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [pair for made in pool.map(one, sorted(work, key=lambda job: -len(job[2]))) for pair in made]
+
+
+def faults(kernel: Asked, made: nvrtc.Kernel) -> list[str]:
+    """What the compiler made of a kernel and should not have: spills or local memory, more registers than its launch
+    bounds leave, narrow accesses where 16 bytes at once are meant."""
+    threads, blocks = kernel_calls.templates()[kernel.stem][kernel.template]
+    found = [f"{size} bytes of {what}" for size, what in ((made.spills, "spills"), (made.stack, "stack")) if size]
+    if made.registers > 65536 // (threads * blocks):
+        found.append(f"{made.registers} registers, with {blocks} blocks of {threads} threads a processor")
+    for meant, there, what in zip(wide_by_design(kernel), made.wide, ("loads", "stores"), strict=True):
+        if meant and not there:
+            found.append(f"no {what} of 16 bytes")
+    return found
 
 
 STORES_SUMS = ("norm_moments", "norm_sums", "last_moments", "last_sums", "cells_sums")  # and no array of packs
@@ -261,6 +275,18 @@ def _commit() -> str:
     return f"commit {ran[0].stdout.strip()}{' with changes' if ran[1].stdout.strip() else ''}"
 
 
+def every() -> int:
+    """Compile every kernel that a launcher can ask for, for every architecture, and print what is wrong; minutes."""
+    wrong, asked = 0, kernel_calls.asked_by()
+    for arch in nvrtc.ARCHS:
+        for kernel, made in compiled([(arch, asked)]):
+            for fault in faults(kernel, made):
+                wrong += 1
+                print(f"sm_{arch} {kernel.name}: {fault}")
+        print(f"sm_{arch}: {len(asked)} kernels", flush=True)
+    return wrong
+
+
 def main() -> None:
     """Print the table as Markdown."""
     archs = (75, 90, 120)
@@ -279,4 +305,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["every"]:
+        raise SystemExit(every() != 0)
     main()

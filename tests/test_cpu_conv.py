@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -160,6 +161,31 @@ def test_what_is_not_finite_stays_where_the_definition_has_it(odd: float) -> Non
     assert np.isfinite(dx).sum() >= dx.size - 9 * 17
 
 
+# ------------------------------------------------------------------------------------------------------------- memory
+CHECKED = """
+import sys
+sys.path.insert(0, {root!r})
+import numpy as np
+from tests import test_cpu_conv as here
+for form in here.SMALL:
+    (x, *parameters), options = here.arrays_of(form)
+    last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    for image, layout in ((x, "channels_first"), (last, "channels_last")):
+        given, options = [image, *parameters], dict(options, data_format=layout)
+        here.close(here.results(given, options), here.exact(given, options), 1e-4)
+    print(form)
+"""
+SMALL = [form for form in FORMS if "many slabs" not in form and "bands" not in form]
+
+
+def test_no_kernel_leaves_its_arrays() -> None:
+    # Run as Python, kernels index through NumPy, which checks; compiled they do not.
+    code = CHECKED.format(root=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    env = os.environ | {"NUMBA_DISABLE_JIT": "1", "CNNLAYERS_KERNELS": "auto"}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert ran.stdout.splitlines() == SMALL, ran.stderr
+
+
 # ------------------------------------------------------------------------------------------------------ bits, threads
 DIGEST = """
 import hashlib, sys
@@ -197,6 +223,19 @@ def test_concurrent_calls_do_not_disturb_each_other() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_results_are_not_scratch() -> None:
+    given, options = arrays_of("slabs")
+    mine = results(given, options)
+    copies = [a.copy() for a in mine]
+    for form in FORMS:
+        results(*arrays_of(form, seed=1))
+    for shelf in sys.modules[backends.scratch.__module__]._shelf.values():
+        for buffer in shelf:
+            buffer[...] = 255
+            assert not any(np.shares_memory(buffer, a) for a in mine)
+    close(mine, copies, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -241,3 +280,11 @@ def test_scratch_is_aligned_apart_and_used_again() -> None:
         address = a.ctypes.data
     with backends.scratch(np.float64, (10,)) as (again,):
         assert address == again.ctypes.data or backends.num_threads() == 1
+
+
+def test_what_a_failed_block_had_is_not_used_again() -> None:
+    # A second Ctrl-C may end a call whose slabs still run.
+    with contextlib.suppress(KeyboardInterrupt), backends.scratch(np.float32, (9,)) as (a,):
+        raise KeyboardInterrupt
+    with backends.scratch(np.float32, (9,)) as (other,):
+        assert not np.shares_memory(a, other)

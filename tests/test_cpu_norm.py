@@ -19,7 +19,7 @@ from cnnlayers.kernels.cpu import compile as cpu
 if cpu.unavailable():
     pytest.skip(str(cpu.unavailable()), allow_module_level=True)
 
-from cnnlayers.kernels.cpu import norm_arrays, norm_cells, norm_columns, norm_lie, norm_loops
+from cnnlayers.kernels.cpu import norm_arrays, norm_columns, norm_lie, norm_loops
 
 TOLERANCE = {"float16": 2e-3, "float32": 5e-6, "float64": 1e-11}
 
@@ -148,6 +148,24 @@ def test_a_large_mean(case: Case) -> None:
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("batch_norm", (1, 2, 6001), options=BATCH),
+        Case("group_norm", (20, 2, 6001), (2,)),
+        Case("layer_norm", (3, 6001), (6001,)),
+    ],
+    ids=["pieces", "rows", "cells"],
+)
+def test_a_first_cell_far_from_all_others(case: Case) -> None:
+    """Sums of float32 numbers less that cell would lose the digits of the variance."""
+    x, _, parameters = case.arrays("float32", 3000.0)
+    x[..., 0] = 0.0
+    with kernels.mode("off"):
+        exact = case.forward(x.astype("float64"), parameters)[1].arrays["rstd"]
+    np.testing.assert_allclose(case.forward(x, parameters)[1].arrays["rstd"], exact, rtol=1.5e-6)
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 40])
@@ -219,9 +237,21 @@ def test_bits_do_not_depend_on_threads(case: Case, monkeypatch: pytest.MonkeyPat
 def test_bits_do_not_depend_on_where_arrays_lie(case: Case) -> None:
     """LLVM has one form of a loop for arrays near each other and one for all others: both must round alike."""
     x, dy, parameters = case.arrays("float32")
-    kept = [case.run(x, dy, parameters) for _ in range(30)]  # alive, so that each lies elsewhere
+    kept = [
+        case.run(placed(x, offset), placed(dy, 3 * offset % 64), [placed(p, 5 * offset % 64) for p in parameters])
+        for offset in (*range(0, 64, 4), *range(0, 64, 4))
+    ]  # alive, so that each result lies elsewhere
     for results in kept[1:]:
         assert [a.tobytes() for a in results] == [a.tobytes() for a in kept[0]]
+
+
+def placed(array: np.ndarray, offset: int) -> np.ndarray:
+    """A copy that begins so many bytes after a cache line."""
+    room = np.empty(array.nbytes + 128, np.uint8)
+    start = -room.ctypes.data % 64 + offset
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def test_many_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +325,7 @@ def compiled(run: Callable[[], Any], part: str) -> set[str]:
         "backward": ("sums", "slopes", "rows_backward", "cells_backward"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        for module in (norm_loops, norm_columns, norm_cells):
+        for module in (norm_loops, norm_columns):
             for name in ("lines", *parts[part]) if part == "forward" else parts[part]:
                 if hasattr(module, name):
                     patch.setattr(module, name, recorded(used, module, name))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,8 @@ from cnnlayers.specs import pool_window
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
 LAST = {"data_format": "channels_last"}
-# The windows with loops of their own, one that overhangs, one that is dilated beyond its input, and a wide one.
+# The windows with loops of their own, one that overhangs, one that is dilated beyond its input, a wide one, and one too
+# far from the next for a row to be laid out in a line.
 WINDOWS = [
     (2, 2, 0, 1, {}),
     (3, 2, 1, 1, {}),
@@ -25,6 +30,7 @@ WINDOWS = [
     ((3, 2), (2, 3), ((0, 2), (1, 0)), 1, {"ceil_mode": True}),
     (2, 1, 6, 7, {}),
     (5, 1, 2, 1, {}),
+    ((1, 2), (1, 90), 0, 1, {}),
 ]
 SHAPES = [(2, 3, 7, 9), (1, 2, 6, 71), (2, 1, 66, 5)]  # rows shorter and longer than a vectorised loop takes at a time
 
@@ -93,6 +99,37 @@ def test_averages_are_the_portable_ones(
     a, b = modes(lambda: F.avg_pool_backward(dy, ours[1]))
     assert b.dtype == x.dtype
     np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("options", [{}, LAST], ids=["first", "last"])
+@pytest.mark.parametrize("size", [(4, 9), (7, 1), (9, 12), (1, 1)], ids=str)
+@pytest.mark.parametrize("op", ["adaptive_max_pool", "adaptive_avg_pool"])
+def test_adaptive_pools_are_the_portable_ones(
+    op: str, size: tuple[int, int], options: dict[str, Any], rng: np.random.Generator
+) -> None:
+    x = rng.integers(-4, 5, (2, 12, 18, 3) if options else (2, 3, 12, 18)).astype("float32")
+    ours, theirs = modes(lambda: getattr(F, f"{op}_forward")(x, size, **options))
+    dy = rng.integers(-3, 4, ours[0].shape).astype("float32")
+    pairs = [(ours[0], theirs[0]), modes(lambda: getattr(F, f"{op}_backward")(dy, ours[1]))]
+    for a, b in pairs:
+        if op == "adaptive_max_pool":
+            same(a, b)
+        np.testing.assert_allclose(b, a, rtol=2e-6, atol=2e-6)
+
+
+def test_loops_stay_inside_their_arrays() -> None:
+    """Where Numba compiles nothing, the loops are Python's, which checks every index."""
+    chosen = "portable_bits_and_contexts or adaptive_pools or touch_nothing or (portable_ones and float32)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, __file__]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
 
 
 @pytest.mark.parametrize("op", ["max_pool", "avg_pool"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from cnnlayers.kernels.cuda import compile as compiler
 
 from . import kernel_calls, kernel_table, nvrtc, simt
 from .kernel_calls import Asked, templates
-from .kernel_table import FULL, OTHERS, PRICES, Price
+from .kernel_table import MOST, OTHERS, PRICES, Price
 
 STEMS = sorted(templates())
 emulated = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
@@ -38,13 +39,10 @@ def test_blocks_are_no_larger_than_launch_bounds_say() -> None:
 def test_compiled_for_devices(stem: str) -> None:
     """No spills, no local memory, registers as launch bounds leave them, 16 bytes at once where packs have so many."""
     mine = [k for k in asked() if k.stem == stem]
-    jobs = [*((arch, mine) for arch in FULL), *((arch, kernel_table.few_of(mine)) for arch in OTHERS)]
+    many, few = (kernel_table.few_of(mine, elements=elements) for elements in (True, False))
+    jobs = [*((arch, many) for arch in MOST), *((arch, few) for arch in OTHERS)]
     for kernel, made in kernel_table.compiled(jobs):
-        assert (made.spills, made.stack) == (0, 0), made
-        threads, blocks = templates()[stem][kernel.template]
-        assert made.registers <= 65536 // (threads * blocks), made
-        for meant, there in zip(kernel_table.wide_by_design(kernel), made.wide, strict=True):
-            assert there or not meant, made
+        assert kernel_table.faults(kernel, made) == [], made
 
 
 @emulated
@@ -68,6 +66,16 @@ def test_a_spill_and_a_narrow_access_would_show() -> None:
     assert kernel_table.wide_by_design(Asked("norm", "norm_moments<double, 2, 4, unsigned, true>")) == (True, False)
     assert kernel_table.wide_by_design(Asked("conv", "im2col<unsigned, 4, true, unsigned>")) == (True, True)
     assert kernel_table.wide_by_design(Asked("pool", "max_pool<float, unsigned char, unsigned>")) == (False, False)
+
+
+def test_faults_are_told() -> None:
+    tile = Asked("max_pool_tile", "max_pool_tile<float, 2, 2, 4, 1, unsigned>")
+    assert (
+        kernel_table.faults(tile, nvrtc.Kernel(tile.name, 90, 64, 0, 0, 0, 0, Counter({16: 1}), Counter({4: 1}))) == []
+    )
+    bad = nvrtc.Kernel(tile.name, 90, 255, 8, 4, 4, 0, Counter({4: 1}), Counter())
+    said = ["8 bytes of spills", "8 bytes of stack", "255 registers", "no loads of 16 bytes"]
+    assert [found[: len(start)] for found, start in zip(kernel_table.faults(tile, bad), said, strict=True)] == said
 
 
 def test_few_are_one_of_each_template_and_element() -> None:

@@ -78,8 +78,7 @@ def matmul(
     if whole:
         _product((x, w, y, plus))
         return y
-    x, w = (numpy.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (x, w))
-    in_slabs(b, _product, _jobs(x, w, y, None if plus is None else numpy.broadcast_to(plus, y.shape)))
+    in_slabs(b, _product, _jobs(x, w, y, plus))
     return y
 
 
@@ -93,6 +92,10 @@ def _product(job: tuple[Array, Array, Array, Array | None]) -> None:
 def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array, Array, Array, Array | None]]:
     """The product as products of its parts: first the stack is cut, then the longer side of y's matrices."""
     parts = min(MOST_SLABS, int(2.0 * y.size * x.shape[-1] / SLAB_FLOPS))
+    if parts < 2:
+        return [(x, w, y, plus)]
+    x, w = (numpy.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:])) for a in (x, w))
+    plus = None if plus is None else numpy.broadcast_to(plus, y.shape)
     stacks: list[Any] = [(...,)] if y.ndim == 2 else [(cut, ...) for cut in cuts(y.shape[0], parts)]
     by_rows, longest = y.shape[-2] >= y.shape[-1], max(y.shape[-2:])
     jobs = []

@@ -43,7 +43,11 @@ class Context:
 
 def itemsize(b: Backend, array: Array) -> int:
     """Bytes of one element."""
-    name = backends.dtype_name(b, array)
+    return _bytes(backends.dtype_name(b, array))
+
+
+@functools.cache
+def _bytes(name: str) -> int:
     return 1 if name == "bool" else int("".join(c for c in name if c.isdigit())) // 8
 
 

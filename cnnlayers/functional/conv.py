@@ -33,7 +33,7 @@ from .common import (
     parameter,
 )
 from .correlate import correlate, spread, weight_gradient
-from .tiles import Conv
+from .tiles import Conv, kept
 
 
 def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: str, by_channel: int) -> Shape:
@@ -124,7 +124,7 @@ def conv_forward(
     groups = integer(groups, "groups", 1)
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
     window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
-    spec = Conv(window, weight.shape[0], groups)
+    spec = kept(Conv(window, weight.shape[0], groups))
     parameter(b, bias, "bias", (spec.filters,))
     y = implementation("conv_forward", _conv_forward, b, spec, x, weight, bias)(b, spec, x, weight, bias)
     return y, Context("conv", b, x.dtype, spec.maps_shape, spec, {"x": x, "weight": weight, "bias": bias})
@@ -190,7 +190,7 @@ def conv_transpose_forward(
     window = transposed_window(
         tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters
     )
-    spec = Conv(window, weight.shape[0], groups)
+    spec = kept(Conv(window, weight.shape[0], groups))
     parameter(b, bias, "bias", (filters,))
     run = implementation("conv_transpose_forward", _conv_transpose_forward, b, spec, x, weight, bias)
     arrays = {"x": x, "weight": weight, "bias": bias}

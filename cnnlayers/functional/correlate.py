@@ -102,7 +102,7 @@ def _slot(spec: Conv, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
     return (ALL, ALL, *windows, slot, ALL) if spec.in_runs else (ALL, ALL, slot, ALL, *windows)
 
 
-def _block_weight(b: Backend, spec: Conv, weight: Array, block: list[Tap]) -> Array:
+def _block_weight(b: Backend, spec: Conv, weight: Array, block: Sequence[Tap]) -> Array:
     """The block's taps of a weight by group, as (groups, filters of a group, rows of columns)."""
     part = weight[:, :, :, block[0][0] : block[-1][0] + 1]
     part = b.xp.permute_dims(part, (0, 1, 3, 2)) if spec.in_runs else part
@@ -110,7 +110,7 @@ def _block_weight(b: Backend, spec: Conv, weight: Array, block: list[Tap]) -> Ar
 
 
 @contextlib.contextmanager
-def _room(b: Backend, spec: Conv, tile: Tile, block: list[Tap], dtype: Any) -> Iterator[tuple[Array, Array]]:
+def _room(b: Backend, spec: Conv, tile: Tile, block: Sequence[Tap], dtype: Any) -> Iterator[tuple[Array, Array]]:
     """Columns of a tile under a block of taps, yet to be filled: as they are stored, and as matrices."""
     shape, size = _columns_shape(spec, tile.shape, len(block)), math.prod(tile.shape)
     rows = spec.weight_shape[2] * len(block)
@@ -122,7 +122,7 @@ def _room(b: Backend, spec: Conv, tile: Tile, block: list[Tap], dtype: Any) -> I
 
 
 @contextlib.contextmanager
-def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap]) -> Iterator[Array]:
+def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap]) -> Iterator[Array]:
     """What the tile's windows see of the image under the block's taps, as matrices; 0 outside the image."""
     if spec.pointwise:
         yield _matrices(b, spec, image[spec.at(tile.samples, tile.maps)])
@@ -132,7 +132,7 @@ def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap])
         yield matrices
 
 
-def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap], columns: Array) -> None:
+def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
         if any(w.stop - w.start < a.out for w, a in zip(windows, tile.window.axes, strict=True)):
             columns[_slot(spec, slot, [ALL] * spec.ndim)] = 0.0
@@ -140,7 +140,7 @@ def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap], 
         columns[_slot(spec, slot, windows)] = seen
 
 
-def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: list[Tap], columns: Array) -> None:
+def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
         seen = columns[_slot(spec, slot, windows)]
         image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_order(spec, by_cell=spec.in_runs)))
@@ -297,7 +297,7 @@ def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | Non
     image = b.empty(spec.split(shape), maps.dtype)
     runs = tiles_of(b, spec, itemsize(b, maps))
 
-    def compute(run: list[Tile]) -> None:
+    def compute(run: Sequence[Tile]) -> None:
         image[spec.at(run[0].samples, [ALL] * spec.ndim)] = 0.0 if bias is None else bias
         for tile in run:  # rows of one sample overlap in the image: one behind the other
             if spec.depthwise:

@@ -109,9 +109,8 @@ def _kept(b: Backend, array: Array, mask: Array) -> Array:
     """The array where the mask holds, else 0, whatever was there."""
     if b.name != "numpy" or not array.ndim:
         return select(b, mask, array, b.zeros((), array.dtype))
-    # NumPy's where branches on every element: with a random mask a bitwise and is four times as fast.
-    bits = f"i{array.dtype.itemsize}"
-    return (-mask.astype(bits) & array.view(bits)).view(array.dtype)
+    # NumPy's where branches on every element: with a random mask a product of the bits is four times as fast.
+    return (array.view(f"i{array.dtype.itemsize}") * mask).view(array.dtype)
 
 
 def _relu(b: Backend, spec: None, x: Array) -> Array:
@@ -121,6 +120,10 @@ def _relu(b: Backend, spec: None, x: Array) -> Array:
 def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
     y = _relu(b, spec, x)
     return y, b.array(y != b.zeros((), x.dtype), b.xp.bool)
+
+
+def _relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
+    return _kept(b, dy, passes)
 
 
 @on_device
@@ -152,7 +155,8 @@ def relu_backward(dy: Array, ctx: Context) -> Array:
     dy: y's shape. dx: x's shape and dtype.
     """
     b, dy = opened("relu", dy, ctx, exact=True)
-    return _kept(b, dy, ctx.arrays["passes"])
+    passes: Array = ctx.arrays["passes"]
+    return implementation("relu_backward", _relu_backward, b, None, dy, passes)(b, None, dy, passes)
 
 
 # -------------------------------------------------------------------------------------------------------------- dropout

@@ -150,8 +150,8 @@ def pad_forward(
     fill = _fill(b, x, value)
     if spec.mode != "constant" and fill != 0:
         raise ValueError(f"value belongs to mode 'constant', got {value!r} with mode {mode!r}")
-    run = implementation("pad_forward", _pad_forward, b, spec, x)
-    return run(b, spec, x, fill), Context("pad", b, x.dtype, spec.out_shape, spec)
+    y = implementation("pad_forward", _pad_forward, b, spec, x)(b, spec, x, fill)
+    return y, Context("pad", b, x.dtype, tuple(y.shape), spec)
 
 
 pad = inference_of(pad_forward)

@@ -21,6 +21,7 @@ from . import blas
 
 WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
 DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
+ENOUGH = 1024  # windows of a tile on the CPU: samples with more stay apart, and BLAS writes to the maps as they lie
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
 LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
@@ -55,7 +56,7 @@ class Conv:
         """Whether channels are the last axis."""
         return self.window.layout.channel > 1
 
-    @property
+    @functools.cached_property
     def maps_shape(self) -> Shape:
         return self.window.layout.with_spatial(self.window.out_lengths, self.filters)
 
@@ -71,23 +72,23 @@ class Conv:
         they are (channel, tap), so that a weight need not be turned."""
         return self.last and self.weight_shape[2] >= LEAST_RUN
 
-    @property
+    @functools.cached_property
     def empty(self) -> bool:
         """Nothing to multiply: no samples, or no channels on one side."""
         return 0 in self.window.layout.shape or self.filters == 0
 
-    @property
+    @functools.cached_property
     def depthwise(self) -> bool:
         """One channel a group, and few filters: too little for matrix products."""
         _, filters, channels, _ = self.weight_shape
         return self.groups > 1 and channels == 1 and filters <= 4
 
-    @property
+    @functools.cached_property
     def pointwise(self) -> bool:
         """A 1×1 kernel that reads every cell once: the columns are the image."""
         return all(a.kernel == a.stride == 1 and a.before == 0 and a.out == a.length for a in self.window.axes)
 
-    @property
+    @functools.cached_property
     def winograd(self) -> bool:
         """A 3×3 kernel with stride 1 on enough channels for Winograd's form, which needs float32 and a kernel."""
         fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
@@ -101,6 +102,12 @@ class Conv:
     def at(self, samples: slice, spatial: Sequence[slice]) -> tuple[slice, ...]:
         """These samples and cells of a split array."""
         return (samples, *spatial, ALL, ALL) if self.last else (samples, ALL, ALL, *spatial)
+
+
+@functools.lru_cache(maxsize=256)
+def kept(spec: Conv) -> Conv:
+    """The first one equal to this: what it has worked out of itself serves later calls."""
+    return spec
 
 
 @dataclass(frozen=True)
@@ -127,13 +134,19 @@ def workspace(b: Backend) -> int:
     return WORKSPACE if b.name == "numpy" else DEVICE_WORKSPACE
 
 
-def tiles_of(b: Backend, spec: Conv, itemsize: int) -> list[list[Tile]]:
+def tiles_of(b: Backend, spec: Conv, itemsize: int) -> tuple[tuple[Tile, ...], ...]:
     """For each run of samples its tiles, in order; the columns of one tap fill a quarter of the workspace."""
-    room = max(1, workspace(b) // (4 * max(spec.channels, spec.filters) * itemsize))  # windows
+    cells = workspace(b) // itemsize
+    return _tiles(spec, cells, ENOUGH if b.name == "numpy" else cells)
+
+
+@functools.lru_cache(maxsize=32)
+def _tiles(spec: Conv, cells: int, enough: int) -> tuple[tuple[Tile, ...], ...]:
+    room = max(1, cells // (4 * max(spec.channels, spec.filters)))  # windows
     windows, samples = math.prod(spec.window.out_lengths), spec.window.layout.shape[0]
-    rows = blas.cuts(spec.window.axes[0].out, -(-windows // room))
-    runs = blas.cuts(samples, -(-samples // max(1, room // windows)))
-    return [[Tile(run, cut, _rows_of(spec.window, cut)) for cut in rows] for run in runs]
+    rows = [(cut, _rows_of(spec.window, cut)) for cut in blas.cuts(spec.window.axes[0].out, -(-windows // room))]
+    runs = blas.cuts(samples, -(-samples // max(1, min(room, enough) // windows)))
+    return tuple(tuple(Tile(run, cut, window) for cut, window in rows) for run in runs)
 
 
 def _rows_of(window: Window, rows: slice) -> Window:
@@ -155,10 +168,14 @@ def taps_of(window: Window) -> tuple[Tap, ...]:
     return tuple(found)
 
 
-def blocks_of(b: Backend, spec: Conv, tile: Tile, itemsize: int) -> list[list[Tap]]:
+def blocks_of(b: Backend, spec: Conv, tile: Tile, itemsize: int) -> Sequence[Sequence[Tap]]:
     """The tile's taps in blocks of neighbours whose columns fit the workspace, one tap at least."""
-    found = taps_of(tile.window)
-    most = max(1, workspace(b) // (spec.channels * math.prod(tile.shape) * itemsize))
+    return _blocks(tile.window, max(1, workspace(b) // (spec.channels * math.prod(tile.shape) * itemsize)))
+
+
+@functools.lru_cache(maxsize=256)
+def _blocks(window: Window, most: int) -> Sequence[Sequence[Tap]]:
+    found = taps_of(window)
     step = math.ceil(len(found) / math.ceil(len(found) / most)) if found else 1  # blocks of about one size
     blocks: list[list[Tap]] = []
     for tap in found:

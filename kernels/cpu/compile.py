@@ -70,5 +70,8 @@ def slabs(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int
     if units == 0:
         return
     number = max(1, min(units // least, round(nbytes / SLAB)))
+    if number == 1:
+        run(0, units)
+        return
     edges = [units * i // number for i in range(number + 1)]
     run_slabs(lambda i: run(edges[i], edges[i + 1]), range(number))

@@ -36,7 +36,7 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 
 def warmup(op: str, spec: Any) -> None:
     """Compile what `op` needs for float32 and float64."""
-    nothing = np.zeros((3, 6), np.int64)
+    nothing = np.ones((3, 6), np.int64)
     for dtype in (np.float32, np.float64):
         image = np.zeros(1, dtype)
         if op == "channel_sums":
@@ -105,6 +105,16 @@ def _seen(axes: Array, first: int, taps: int) -> Array:
 
 
 @kernel()
+def _shared(axes: Array) -> Any:
+    """How many taps back the nearest one is that sees the same rows of cells, and how many rows of windows later: all
+    but so many rows of a tap's columns lie there already."""
+    stride, dilation, rows = axes[1, STRIDE], axes[1, DILATION], 1
+    while rows * stride % dilation:
+        rows += 1
+    return rows * stride // dilation * axes[2, KERNEL], rows
+
+
+@kernel()
 def _zero(d: Array, start: int, n: int) -> None:
     at = u8(start)
     for i in range(n):
@@ -145,30 +155,44 @@ def _add(d: Array, start: int, step: int, s: Array, of: int, n: int) -> None:
 def _rows(
     image: Array, columns: Array, axes: Array, steps: Array, counts: Array, first: int, taps: int, add: bool
 ) -> None:
-    """Columns (groups, channels, taps, samples, *windows): a row of windows is a run."""
+    """Columns (groups, channels, taps, samples, *windows): a row of windows is a run. Rows that an earlier tap sees too
+    are copied from it; those to `add`, the taps in reverse, are added to its."""
     channels, samples, cell = counts[0] * counts[1], counts[2], steps[CELL]
-    depth, height, width = axes[0, OUT], axes[1, OUT], axes[2, OUT]
-    step_z, step_y = axes[1, LENGTH] * axes[2, LENGTH] * cell, axes[2, LENGTH] * cell
-    step = axes[2, STRIDE] * cell
-    seen = _seen(axes, first, taps)
+    depth, height, width, across = axes[0, OUT], axes[1, OUT], axes[2, OUT], axes[2, STRIDE]
+    line, step = axes[2, LENGTH] * cell, across * cell
+    down, deep = axes[1, STRIDE] * line, axes[0, STRIDE] * axes[1, LENGTH] * line
+    seen, (back, later) = _seen(axes, first, taps), _shared(axes)
     for n in range(samples):
         for c in range(channels):
-            for tap in range(taps):
-                (front, back, z0), (top, bottom, y0), (left, right, x0) = seen[tap]
-                for row in range(depth * height):
-                    z, y = row // height, row % height
-                    to = (((c * taps + tap) * samples + n) * depth * height + row) * width
-                    at = n * steps[SAMPLE] + c * steps[CHANNEL] + (x0 + left * axes[2, STRIDE]) * cell
-                    at += (z0 + z * axes[0, STRIDE]) * step_z + (y0 + y * axes[1, STRIDE]) * step_y
-                    if z < front or z >= back or y < top or y >= bottom:
+            for i in range(taps):
+                tap = taps - 1 - i if add else i
+                (front, behind, z0), (top, bottom, y0), (left, right, x0) = seen[tap]
+                shares = back <= tap and back <= (first + tap) % (axes[1, KERNEL] * axes[2, KERNEL]) and later < height
+                corner = n * steps[SAMPLE] + c * steps[CHANNEL]
+                corner += z0 * axes[1, LENGTH] * line + y0 * line + (x0 + left * across) * cell
+                for z in range(depth):
+                    to = (((c * taps + tap) * samples + n) * depth + z) * height * width
+                    if z < front or z >= behind:
                         if not add:
-                            _zero(columns, to, width)
-                    elif add:
-                        _add(image, at, step, columns, to + left, right - left)
+                            _zero(columns, to, height * width)
+                        continue
+                    known = height - later if shares else 0
+                    other = to + later * width - back * samples * depth * height * width
+                    if add:
+                        _add(columns, other, 1, columns, to, known * width)
                     else:
-                        _zero(columns, to, left)
-                        _read(image, at, step, columns, to + left, right - left)
-                        _zero(columns, to + right, width - right)
+                        _read(columns, other, 1, columns, to, known * width)
+                    for y in range(known, height):
+                        at, row = corner + z * deep + y * down, to + y * width
+                        if y < top or y >= bottom:
+                            if not add:
+                                _zero(columns, row, width)
+                        elif add:
+                            _add(image, at, step, columns, row + left, right - left)
+                        else:
+                            _zero(columns, row, left)
+                            _read(image, at, step, columns, row + left, right - left)
+                            _zero(columns, row + right, width - right)
 
 
 @kernel()

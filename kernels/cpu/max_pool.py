@@ -1,13 +1,13 @@
 """Launchers of max_pool_loops.py: max pooling and its adaptive form, called as the portable code is.
 
-Forward is cut into runs of rows of windows. Backward of windows that are UNROLLED gathers, in runs of rows of dx; that
-of others writes where each maximum lies, in runs of planes.
+Forward is cut into runs of rows of windows; backward, which writes where each maximum lies, into runs of planes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy as np
 from cnnlayers.backends import Backend
 
 from . import max_pool_loops as loops
-from .pool_window import axes_of, inside, is_adaptive, lines, met, over, planes_of, refusal, small, step, windows_of
+from .pool_window import axes_of, is_adaptive, lines, met, over, planes_of, refusal, small, step
 
 Array = Any
-UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose rows max_pool_loops.py takes in one go
+UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows for which max_pool_loops.py has loops of their own
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -75,116 +75,124 @@ def adaptive_max_pool_backward(b: Backend, spec: Any, dy: Array, argmax: Array) 
 # --------------------------------------------------------------------------------------------------------------- plans
 def _window(spec: Any) -> Any:
     """The windows of a spec; an adaptive pool's as ordinary ones where the lengths divide."""
-    return spec.window if hasattr(spec, "window") else spec.regular() or spec
+    return spec.window if hasattr(spec, "window") else _regular(spec)
 
 
-def _sizes(window: Any) -> tuple[int, ...]:
-    axes = axes_of(window)
-    return (*(a.length for a in axes), *(a.out for a in axes), planes_of(window)[1])
+@functools.lru_cache(maxsize=256)
+def _regular(spec: Any) -> Any:
+    return spec.regular() or spec
 
 
-def _place_dtype(window: Any) -> Any:
-    """The smallest unsigned dtype that holds a tap's place in the window."""
-    taps = math.prod(window.kernel)
-    return np.uint8 if taps <= 2**8 else np.uint16 if taps <= 2**16 else np.uint32
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the loops are told of a window; max_pool_loops.py says what each is. `line`: of a row's line its pitch and
+    parts, where one serves; `form`: which of that loop's forms."""
+
+    out_shape: tuple[int, ...]
+    planes: int
+    rows: int
+    sizes: tuple[int, ...]
+    taps: tuple[int, int]
+    steps: tuple[int, int, int]
+    tables: tuple[Array, Array, Array]
+    offsets: Array
+    disjoint: bool
+    place: Any  # the smallest unsigned dtype that holds a tap's place in the window
+    line: tuple[int, ...]
+    form: tuple[int, int]
 
 
-def _offsets(window: Any) -> Array:
+@functools.lru_cache(maxsize=256)
+def _plan(window: Any) -> Plan:
+    axes, (planes, channels) = axes_of(window), planes_of(window)
+    depth, height, width = axes
+    number = math.prod(window.kernel)
+    return Plan(
+        out_shape=window.out_shape,
+        planes=planes,
+        rows=depth.out * height.out,
+        sizes=(*(a.length for a in axes), *(a.out for a in axes), channels),
+        taps=(height.kernel, width.kernel),
+        steps=(step(depth), step(height), step(width)),
+        tables=(met(depth), met(height), met(width)),
+        offsets=_offsets(axes),
+        disjoint=not is_adaptive(window.axes[0]) and all(a.disjoint for a in axes),
+        place=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
+        line=_line(width) if channels == 1 else (),
+        form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
+    )
+
+
+def _offsets(axes: tuple[Any, ...]) -> Array:
     """The cell under each tap of a window, in C order, relative to the window's start in the plane."""
     offsets = np.zeros(1, np.int64)
-    for axis in axes_of(window):
+    for axis in axes:
         taps = np.arange(axis.kernel) * step(axis)
         offsets = (offsets[:, None] * axis.length + taps).reshape(-1)
     return offsets
 
 
-def _unrolled(window: Any) -> tuple[int, int, int, int]:
-    """Width and stride of rows of taps to unroll, and from which window to which; width 0 for none."""
-    axis = axes_of(window)[2]
-    if planes_of(window)[1] > 1 or is_adaptive(axis) or step(axis) > 1 or (axis.kernel, axis.stride) not in UNROLLED:
-        return 0, 1, 0, 0
-    return (axis.kernel, axis.stride, *inside(axis))
+def _unrolled(axis: Any) -> bool:
+    return not is_adaptive(axis) and step(axis) == 1 and (axis.kernel, axis.stride) in UNROLLED
+
+
+def _line(axis: Any) -> tuple[int, ...]:
+    """Pitch and parts of a row laid out in a line: a part for each cell of a stride. None for windows that differ, nor
+    where taps reach so far beyond the row, or windows are so few, that the line would be much longer than the row."""
+    if is_adaptive(axis):
+        return ()
+    taken = -(-axis.out // loops.LANES) * loops.LANES + (axis.kernel - 1) * axis.dilation // axis.stride
+    pitch = max(taken, (axis.length - 1 + axis.before) // axis.stride + 1)
+    return (pitch, axis.stride) if pitch * axis.stride <= 4 * (axis.length + axis.out) + 256 else ()
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
 def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[Array, Array, Array | None]:
     """y, what backward needs of this tie rule (None: nothing), and the indices where they are wanted."""
-    axes, y = axes_of(window), np.empty(window.out_shape, x.dtype)
+    plan = _plan(window)
+    y = np.empty(plan.out_shape, x.dtype)
     save = ties == "first" or numbered
-    place = np.empty(window.out_shape if save else (0,), _place_dtype(window))
-    sizes, (d, h, w) = _sizes(window), map(met, axes)
-    taps, steps = (axes[1].kernel, axes[2].kernel), tuple(step(axis) for axis in axes)
-    planes, channels = planes_of(window)
-    rows = axes[0].out * axes[1].out
-    width, stride, low, high = _unrolled(window)
+    place = np.empty(y.shape if save else (0,), plan.place)
+    known = (plan.sizes, plan.taps, plan.steps, *plan.tables)
+    run = loops.forward(*plan.form, save) if plan.line else loops.forward_cells(save)
 
     def maxima(x: Array, y: Array, place: Array, start: int, stop: int) -> None:
-        if channels == 1:
-            loops.forward(width, stride, save)(x, y, place, sizes, taps, steps, d, h, w, low, high, start, stop)
-        else:
-            loops.forward_last(save)(x, y, place, sizes, taps, steps, d, h, w, start, stop)
+        run(x, y, place, *known, *plan.line, start, stop)
 
-    over(planes, rows, (lines(x),), (lines(y), lines(place)), maxima)
-    indices = _indices(window, place) if numbered else None
+    over(plan.planes, plan.rows, (lines(x),), (lines(y), lines(place)), maxima)
+    indices = _indices(plan, place) if numbered else None
     if ties in (None, "first"):
         return y, place, indices
     number = (math.prod(window.kernel) + 7) // 8
-    bits = np.empty((number, *window.out_shape), np.uint8)
+    bits = np.empty((number, *y.shape), np.uint8)
 
     def equal(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
-        loops.ties(x, y, bits, sizes, taps, steps, d, h, w, start, stop)
+        loops.ties(x, y, bits, *known, start, stop)
 
-    over(planes, rows, (lines(x), lines(y)), (lines(bits, number),), equal)
+    over(plan.planes, plan.rows, (lines(x), lines(y)), (lines(bits, number),), equal)
     return y, bits, indices
 
 
-def _indices(window: Any, place: Array) -> Array:
-    indices = np.empty(window.out_shape, np.int64)
-    axes, sizes, offsets = axes_of(window), _sizes(window), _offsets(window)
-    d, h, w = map(met, axes)
+def _indices(plan: Plan, place: Array) -> Array:
+    indices = np.empty(place.shape, np.int64)
 
     def cells(place: Array, indices: Array, start: int, stop: int) -> None:
-        loops.numbered(place, indices, sizes, offsets, d, h, w, start, stop)
+        loops.numbered(place, indices, plan.sizes, plan.offsets, *plan.tables, start, stop)
 
-    over(planes_of(window)[0], axes[0].out * axes[1].out, (lines(place),), (lines(indices),), cells)
+    over(plan.planes, plan.rows, (lines(place),), (lines(indices),), cells)
     return indices
 
 
 def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
-    dx = np.empty(window.layout.shape, dy.dtype)
-    axes, sizes, offsets = axes_of(window), _sizes(window), _offsets(window)
-    disjoint = not is_adaptive(window.axes[0]) and all(axis.disjoint for axis in axes)
-    (d, h, w), planes = map(met, axes), planes_of(window)[0]
+    plan, dx = _plan(window), np.empty(window.layout.shape, dy.dtype)
+    known = (plan.sizes, plan.offsets, plan.disjoint)
 
     def first(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-        loops.backward(dy, place, dx, sizes, offsets, disjoint, d, h, w, start, stop)
+        loops.backward(dy, place, dx, *known, *plan.tables, start, stop)
 
     def equal(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
-        loops.ties_backward(dy, bits, dx, sizes, offsets, disjoint, ties == "split", d, h, w, start, stop)
+        loops.ties_backward(dy, bits, dx, *known, ties == "split", *plan.tables, start, stop)
 
     number = 1 if ties == "first" else saved.shape[0]
-    arrays = (lines(dy), lines(saved, number)), (lines(dx),)
-    if ties == "first" and _unrolled(window)[0]:
-        over(planes, axes[0].length * axes[1].length, *arrays, _gathered(window, disjoint))
-    else:
-        over(planes, 1, *arrays, first if ties == "first" else equal)
+    over(plan.planes, 1, (lines(dy), lines(saved, number)), (lines(dx),), first if ties == "first" else equal)
     return dx
-
-
-def _gathered(window: Any, disjoint: bool) -> Callable[..., None]:
-    """The run of rows of dx for windows whose rows of taps are unrolled."""
-    axes, sizes = axes_of(window), _sizes(window)
-    taps, steps = (axes[1].kernel, axes[2].kernel), tuple(step(axis) for axis in axes)
-    begin, windows = zip(*map(windows_of, axes), strict=True)
-    width, stride = axes[2].kernel, axes[2].stride
-    starts = met(axes[2])[3]
-    # Windows with the cells that they write to inside the row, and with all the windows that share these.
-    whole = np.flatnonzero((starts >= 0) & (starts + stride <= axes[2].length))
-    whole = whole[whole >= (width - 1) // stride]
-    low, high = (int(whole[0]), int(whole[-1]) + 1) if whole.size else (0, 0)
-    run, (d, h, w) = loops.backward_rows(width, stride, disjoint), map(met, axes)
-
-    def rows(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-        run(dy, place, dx, sizes, taps, steps, begin, windows, d, h, w, low, high, start, stop)
-
-    return rows

@@ -21,83 +21,76 @@ from .compile import kernel
 Array = Any
 Kernel = Any
 U = np.uintp
-LANES = 32  # windows that a vectorised loop takes at a time; what is left over it takes one by one
+LANES = 8  # a line's length is a multiple of it, so that vectorised loops leave nothing over
 
 
 @functools.cache
 def forward(width: int, stride: int, save: bool) -> Kernel:
-    """The loops for one channel a cell: y, and with `save` the place of each maximum within its window. Windows from
-    `low` to `high` of a row have all of their `width` taps side by side inside the input, and begin `stride` cells
-    apart: they are taken together, row of taps after row of taps. Width 0: there are none."""
+    """The loops for one channel a cell: y, and with `save` the place of each maximum within its window.
+
+    Each row of x is laid out in a line first, in parts of `pitch`, so that a tap's cells for neighbouring windows are
+    neighbours there too. What no cell is laid on stays −inf, which replaces nothing. So neither the edges nor what a
+    vectorised loop would leave over cost a loop of their own, and no branch hangs on a value.
+
+    `width` and `stride` are the window's along a row, in loops that are unrolled; 0: any, the stride is `every`."""
 
     @kernel()
     def max_pool(
         x: Array, y: Array, place: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-        low: int, high: int, start: int, stop: int,
+        pitch: int, every: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, _ = sizes
+        parts, before, number = stride if stride > 0 else every, -w[3, 0], U(-(-out_w // LANES) * LANES)
+        line, best = np.full(parts * pitch, -np.inf, x.dtype), np.empty(number, x.dtype)
+        best_tap, first_tap = np.empty(number, np.int32), np.zeros(number, np.int32)
+        first_tap[:out_w] = w[2]
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
             first = (plane * depth + d[0, od]) * height + h[0, oh]
             base = (d[2, od] * taps[0] + h[2, oh]) * taps[1]
-            to = U(unit * out_w)
-            rows = d[1, od] * h[1, oh]
-            number = high - low if rows > 0 else 0
-            for i in range(2 * rows if number > 0 else 0):
-                # Each row of taps in two runs: as many windows as the vectorised loop takes, then the last LANES, some
-                # of them again, which changes nothing. One by one they would cost as much as all others.
-                td, th = i // 2 // h[1, oh], i // 2 % h[1, oh]
-                rest = number % LANES
-                begin = U(low if i % 2 == 0 else high - LANES if number >= LANES and rest > 0 else high - rest)
-                end = U(high - rest if i % 2 == 0 else high)
-                cells = U((first + td * steps[0] * height + th * steps[1]) * length + w[0, low])
-                tap = place.dtype.type(base + (td * taps[0] + th) * taps[1])
-                if i < 2:
-                    for o in range(begin, end):
-                        at = cells + (o - U(low)) * U(stride)
-                        best, best_tap = x[at], tap
-                        for t in range(1, width):
-                            value = x[at + U(t)]
-                            better = (not (value <= best)) & (best == best)
-                            best = value if better else best
-                            best_tap = place.dtype.type(tap + place.dtype.type(t)) if better else best_tap
-                        y[to + o] = best
-                        if save:
-                            place[to + o] = best_tap
-                elif begin < end:
-                    for o in range(begin, end):
-                        at = cells + (o - U(low)) * U(stride)
-                        best, best_tap = y[to + o], (place[to + o] if save else tap)
+            for o in range(number):
+                best[o] = -np.inf
+                best_tap[o] = first_tap[o] + np.int32(base)
+            for i in range(d[1, od] * h[1, oh]):
+                td, th = i // h[1, oh], i % h[1, oh]
+                row = U((first + td * steps[0] * height + th * steps[1]) * length)
+                for r in range(parts):  # cell j * parts + r goes to the j-th place of its part
+                    to = U((r + before) % parts * pitch + (r + before) // parts)
+                    for j in range(U((length - r + parts - 1) // parts)):
+                        line[to + j] = x[row + U(r) + j * U(parts)]
+                tap = base + (td * taps[0] + th) * taps[1]
+                if width > 0:
+                    for o in range(number):
+                        held, held_tap = best[o], best_tap[o]
                         for t in range(width):
-                            value = x[at + U(t)]
-                            better = (not (value <= best)) & (best == best)
-                            best = value if better else best
-                            best_tap = place.dtype.type(tap + place.dtype.type(t)) if better else best_tap
-                        y[to + o] = best
+                            value = line[U(t % stride * pitch + t // stride) + o]
+                            better = (not (value <= held)) & (held == held)
+                            held = value if better else held
+                            held_tap = np.int32(tap + t) if better else held_tap
+                        best[o] = held
                         if save:
-                            place[to + o] = best_tap
-            for n in range(out_w - number):  # the others, window by window
-                o = n if n < low else n + number
-                best, best_tap = y.dtype.type(-np.inf), base + w[2, o]
-                for td in range(d[1, od]):
-                    for th in range(h[1, oh]):
-                        cells = U((first + td * steps[0] * height + th * steps[1]) * length + w[0, o])
-                        tap = base + (td * taps[0] + th) * taps[1] + w[2, o]
-                        for t in range(w[1, o]):
-                            value = x[cells + U(t * steps[2])]
-                            better = (not (value <= best)) & (best == best)
-                            best = value if better else best
-                            best_tap = tap + t if better else best_tap
-                y[to + U(o)] = best
+                            best_tap[o] = held_tap
+                else:
+                    for t in range(taps[1]):
+                        cell, this = t * steps[2], np.int32(tap + t)
+                        at = U(cell % parts * pitch + cell // parts)
+                        for o in range(number):
+                            value, held = line[at + o], best[o]
+                            better = (not (value <= held)) & (held == held)
+                            best[o] = value if better else held
+                            if save:
+                                best_tap[o] = this if better else best_tap[o]
+            for o in range(U(out_w)):
+                y[U(unit * out_w) + o] = best[o]
                 if save:
-                    place[to + U(o)] = best_tap
+                    place[U(unit * out_w) + o] = best_tap[o]
 
     return max_pool
 
 
 @functools.cache
-def forward_last(save: bool) -> Kernel:
-    """The same for cells of several channels: tap by tap over a cell's channels."""
+def forward_cells(save: bool) -> Kernel:
+    """The same for any windows, and cells of several channels: tap by tap over a cell's channels."""
 
     @kernel()
     def max_pool(
@@ -110,22 +103,23 @@ def forward_last(save: bool) -> Kernel:
             first = (plane * depth + d[0, od]) * height + h[0, oh]
             base = (d[2, od] * taps[0] + h[2, oh]) * taps[1]
             for o in range(out_w):
-                to, number = U((unit * out_w + o) * channels), w[1, o]
+                to = U((unit * out_w + o) * channels)
                 for c in range(U(channels)):
                     y[to + c] = -np.inf
                     if save:
                         place[to + c] = base + w[2, o]
-                for i in range(d[1, od] * h[1, oh] * number):
-                    td, th, t = i // (h[1, oh] * number), i // number % h[1, oh], i % number
-                    row = first + td * steps[0] * height + th * steps[1]
-                    at = U((row * length + w[0, o] + t * steps[2]) * channels)
-                    tap = place.dtype.type(base + (td * taps[0] + th) * taps[1] + w[2, o] + t)
-                    for c in range(U(channels)):
-                        value, best = x[at + c], y[to + c]
-                        better = (not (value <= best)) & (best == best)
-                        y[to + c] = value if better else best
-                        if save:
-                            place[to + c] = tap if better else place[to + c]
+                for td in range(d[1, od]):
+                    for th in range(h[1, oh]):
+                        row = first + td * steps[0] * height + th * steps[1]
+                        for t in range(w[1, o]):
+                            at = U((row * length + w[0, o] + t * steps[2]) * channels)
+                            tap = place.dtype.type(base + (td * taps[0] + th) * taps[1] + w[2, o] + t)
+                            for c in range(U(channels)):
+                                value, best = x[at + c], y[to + c]
+                                better = (not (value <= best)) & (best == best)
+                                y[to + c] = value if better else best
+                                if save:
+                                    place[to + c] = tap if better else place[to + c]
 
     return max_pool
 
@@ -166,8 +160,8 @@ def backward(
     dy: Array, place: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """dx: each plane is cleared, then its windows, in C order, add dy where their maximum lies. `offsets` are the
-    cells of a window's taps relative to its start."""
+    """dx: each plane is cleared, which brings it into the cache, then its windows, in C order, add dy where their
+    maximum lies. `offsets` are the cells of a window's taps relative to its start."""
     depth, height, length, out_d, out_h, out_w, channels = sizes
     size = depth * height * length * channels
     for plane in range(start, stop):
@@ -179,66 +173,13 @@ def backward(
                 continue
             begin = ((plane * depth + d[3, od]) * height + h[3, oh]) * length
             first = (plane * out_d * out_h + row) * out_w
-            for o in range(out_w):
+            for o in range(U(out_w)):
                 if w[1, o] == 0:
                     continue
-                here = U((first + o) * channels)
-                for c in range(channels):
-                    at = here + U(c)
-                    cell = U((begin + w[3, o] + offsets[U(place[at])]) * channels + c)
-                    dx[cell] = dy[at] if disjoint else dx[cell] + dy[at]
-
-
-@functools.cache
-def backward_rows(width: int, stride: int, disjoint: bool) -> Kernel:
-    """The same, gathered: rows of dx from `start` to `stop`, for one channel a cell. Windows from `low` to `high` of a
-    row have `width` taps side by side and begin `stride` cells apart; those are the taps of this many windows before
-    them too: each writes to its first `stride` cells. `begin` and `windows` name the windows over each cell of an axis,
-    in order; the tables of `pool_window.met` say under which of their taps it lies."""
-    back = (width - 1) // stride
-
-    @kernel()
-    def max_pool_backward(
-        dy: Array, place: Array, dx: Array, sizes: Any, taps: Any, steps: Any, begin: Any, windows: Any,
-        d: Array, h: Array, w: Array, low: int, high: int, start: int, stop: int,
-    ) -> None:  # fmt: skip
-        depth, height, length, out_d, out_h, out_w, _ = sizes
-        first, last, number = w[3, low], w[3, low] + (high - low) * stride, U(high - low)
-        line = np.empty(length, dx.dtype)  # the row's cells, first ones of windows first
-        for unit in range(start, stop):
-            plane, cell_d, cell_h = unit // (depth * height), unit % (depth * height) // height, unit % height
-            to = U(unit * length)
-            line[:] = 0
-            for c in range(U(length)):
-                dx[to + c] = 0
-            for i in range(begin[0][cell_d], begin[0][cell_d + 1]):
-                for j in range(begin[1][cell_h], begin[1][cell_h + 1]):
-                    od, oh = windows[0][i], windows[1][j]
-                    row = (cell_d - d[3, od]) // steps[0] * taps[0] + (cell_h - h[3, oh]) // steps[1]
-                    at = U(((plane * out_d + od) * out_h + oh) * out_w)
-                    for r in range(stride):
-                        base = number * U(r)
-                        for n in range(back, -1, -1):
-                            if r + n * stride < width:
-                                tap = place.dtype.type(row * width + r + n * stride)
-                                near = at + U(low - n)
-                                for o in range(number):
-                                    given = dy[near + o]  # read in any case, lest the loop branch
-                                    given = given if place[near + o] == tap else dx.dtype.type(0)
-                                    line[base + o] = given if disjoint else line[base + o] + given
-                    for n in range(length - (last - first)):  # the others, cell by cell
-                        c = n if n < first else n + last - first
-                        for k in range(begin[2][c], begin[2][c + 1]):
-                            window = at + U(windows[2][k])
-                            if place[window] == row * width + c - w[3, windows[2][k]]:
-                                share = dy[window] if disjoint else dx[to + U(c)] + dy[window]
-                                dx[to + U(c)] = share
-            cells = to + U(first)
-            for o in range(number):
-                for r in range(stride):
-                    dx[cells + o * U(stride) + U(r)] = line[number * U(r) + o]
-
-    return max_pool_backward
+                here = (U(first) + o) * U(channels)
+                for c in range(U(channels)):
+                    cell = U(begin + w[3, o] + offsets[U(place[here + c])]) * U(channels) + c
+                    dx[cell] = dy[here + c] if disjoint else dx[cell] + dy[here + c]
 
 
 @kernel()

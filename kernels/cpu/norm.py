@@ -3,10 +3,10 @@
 | rows                                                     | loops                                                   |
 | -------------------------------------------------------- | ------------------------------------------------------- |
 | each cell has a parameter; groups of very short channels | `cells_forward`: a row at once                          |
-| groups on end in memory, enough of them, each in cache   | `rows_forward`: a row at once                           |
+| those of a small array; groups on end, each in cache     | `rows_forward`: a row at once                           |
 | all others                                               | `moments` of pieces, put together here; then `lines`    |
 
-Half types are computed in float32 (norm_halves.py converts float16).
+Half types are computed in float32 (norm_arrays.py converts float16).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from cnnlayers.backends import Backend
 
-from . import norm_cells, norm_columns, norm_loops
+from . import norm_columns, norm_loops
 from .norm_arrays import accumulator, converted, parameter, refuses, row_shape, swept
 from .norm_lie import Channels, Cut, channels_of, cut_of
 
@@ -93,7 +93,7 @@ def cells(x: Array, gamma: Array, beta: Array, eps: float, centred: bool, count:
     flat = converted(x, gamma.dtype)
     y, number = np.empty_like(flat), x.size // count
     mean, rstd = np.empty(number), np.empty(number)
-    run = functools.partial(norm_cells.cells_forward, flat, y, gamma, beta, mean, rstd, eps, centred, count)
+    run = functools.partial(norm_loops.cells_forward, flat, y, gamma, beta, mean, rstd, eps, centred, count)
     swept(number, 2 * flat.nbytes, run)
     return converted(y, x.dtype).reshape(x.shape), mean, rstd
 
@@ -118,7 +118,7 @@ def _channels_forward(
     if lie.at_once(source.itemsize):
         mean, var, rstd = np.empty((3, lie.rows))
         run = functools.partial(norm_loops.rows_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
-        run = functools.partial(run, mean, var, rstd, rows.eps, lie.group, lie.length)
+        run = functools.partial(run, mean, var, rstd, rows.eps, lie.segments, lie.step, lie.length)
         swept(lie.rows, 2 * source.nbytes, run)
     else:
         cut = cut_of(lie, source.itemsize)
@@ -169,11 +169,11 @@ def warmup(op: str, spec: Any) -> None:
     for kind in (np.float32, np.float64):
         one, wide = np.ones(1, kind), np.ones(1)
         if op.startswith(("layer", "rms")):
-            norm_cells.cells_forward(one, one, one, one, wide, wide, 0.0, True, 1, 0, 0)
+            norm_loops.cells_forward(one, one, one, one, wide, wide, 0.0, True, 1, 0, 0)
             continue
         if not op.startswith("batch"):
-            norm_cells.cells_forward(one, one, one, one, wide, wide, 0.0, True, 1, 0, 0)
-            norm_loops.rows_forward(one, one, wide, wide, wide, wide, wide, 0.0, 1, 1, 0, 0)
+            norm_loops.cells_forward(one, one, one, one, wide, wide, 0.0, True, 1, 0, 0)
+        norm_loops.rows_forward(one, one, wide, wide, wide, wide, wide, 0.0, 1, 1, 1, 0, 0)
         for loops, geometry in ((norm_loops, (1, 1)), (norm_columns, (1, 1, 1))):
             loops.moments(one, wide, wide, *geometry, 0, 0)
             loops.lines(one, one, one, one, one, *geometry, 0, 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cnnlayers.backends import Backend
 
-from . import norm_cells, norm_columns, norm_loops
+from . import norm_columns, norm_loops
 from .norm_arrays import accumulator, converted, gradient, parameter, refuses, swept
 from .norm_lie import Channels, Cut, channels_of, cut_of
 
@@ -83,7 +83,7 @@ def cells(dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, co
     mean = np.ascontiguousarray(mean).reshape(-1) if centred else np.zeros_like(rstd)
     parts = max(1, min(PARTS, x.size // gamma.size // TURNS))
     dgamma, dbeta = np.zeros((2, parts, gamma.size))
-    run = functools.partial(norm_cells.cells_backward, g, source, dx, gamma, mean, rstd)
+    run = functools.partial(norm_loops.cells_backward, g, source, dx, gamma, mean, rstd)
     run = functools.partial(run, dgamma.reshape(-1), dbeta.reshape(-1), centred, count, parts)
     swept(parts, 3 * source.nbytes, run)
     return converted(dx, dy.dtype).reshape(x.shape), dgamma.sum(axis=0), dbeta.sum(axis=0)
@@ -96,7 +96,7 @@ def _own(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
         dx = np.empty_like(x)
         plain, along = np.empty((2, lie.samples * lie.groups * lie.group))
         run = functools.partial(norm_loops.rows_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
-        run = functools.partial(run, rstd.reshape(-1), plain, along, lie.group, lie.length)
+        run = functools.partial(run, rstd.reshape(-1), plain, along, lie.segments, lie.step, lie.length)
         swept(lie.rows, 3 * x.nbytes, run)
         return dx, *(s.reshape(lie.samples, -1).sum(axis=0) for s in (along, plain))
     cut, dx, n = cut_of(lie, x.itemsize), np.empty_like(x), x.size / lie.rows
@@ -139,11 +139,10 @@ def warmup(op: str, spec: Any) -> None:
     for kind in (np.float32, np.float64):
         one, wide = np.ones(1, kind), np.ones(1)
         if not op.startswith("batch"):
-            norm_cells.cells_backward(one, one, one, one, wide, wide, wide, wide, True, 1, 1, 0, 0)
+            norm_loops.cells_backward(one, one, one, one, wide, wide, wide, wide, True, 1, 1, 0, 0)
         if op.startswith(("layer", "rms")):
             continue
-        if not op.startswith("batch"):
-            norm_loops.rows_backward(one, one, one, wide, wide, wide, wide, wide, 1, 1, 0, 0)
+        norm_loops.rows_backward(one, one, one, wide, wide, wide, wide, wide, 1, 1, 1, 0, 0)
         for loops, geometry in ((norm_loops, (1, 1)), (norm_columns, (1, 1, 1))):
             loops.sums(one, one, one, wide, wide, *geometry, 0, 0)
             loops.slopes(one, one, one, one, one, one, one, one, *geometry, 0, 0)

@@ -7,6 +7,7 @@ runs over samples and parts; a row of group or instance norm over the channels o
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -58,10 +59,22 @@ class Channels:
     def in_columns(self) -> bool:
         return self.last or (self.short and self.joined)
 
+    @property
+    def segments(self) -> int:
+        """How many channels of a sample a row has."""
+        return self.samples if self.joined else self.group
+
+    @property
+    def step(self) -> int:
+        """How far apart they are: batch norm's are all of one channel."""
+        return self.groups if self.joined else 1
+
     def at_once(self, itemsize: int) -> bool:
-        """Whether rows are worked on each in one go, from the sums to the end: where each lies on end, in a cache."""
-        row = self.group * self.length * itemsize
-        return not (self.joined or self.last) and self.rows >= ENOUGH and row <= CACHED
+        """Whether rows are worked on each in one go, from the sums to the end: those of a small array, and those that
+        lie on end, are enough for all threads and stay in a core's cache."""
+        row = self.segments * self.length * itemsize
+        enough = not self.joined and self.rows >= ENOUGH and row <= CACHED
+        return not self.in_columns and (enough or self.rows * row <= PIECE)
 
     @property
     def rows(self) -> int:
@@ -84,15 +97,29 @@ class Channels:
         return laid.transpose(np.argsort(self.order))
 
 
+def lengths(whole: int, pieces: int) -> Array:
+    """Of the pieces that a whole is cut into."""
+    edges = [whole * i // pieces for i in range(pieces + 1)]
+    return np.array([float(stop - start) for start, stop in itertools.pairwise(edges)])
+
+
+def repeated(numbers: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Numbers broadcast to a shape, flat."""
+    whole = numbers if numbers.shape == shape else np.broadcast_to(numbers, shape)
+    return np.ascontiguousarray(whole, dtype).reshape(-1)
+
+
 @dataclass(frozen=True)
 class Segments:
-    """The cells of a channel of a sample lie on end; each such segment is cut into pieces."""
+    """The cells of a channel of a sample lie on end; each such segment is cut into pieces. `own`: the samples that have
+    numbers of their own, all or, where rows run over them, 1."""
 
     samples: int
     groups: int
     group: int
     length: int
     pieces: int
+    own: int
 
     loops = norm_loops
 
@@ -113,16 +140,15 @@ class Segments:
     @property
     def counts(self) -> Array:
         """The cells of each part."""
-        return np.diff(np.arange(self.pieces + 1) * self.length // self.pieces).astype(np.float64)
+        return lengths(self.length, self.pieces)
 
     def parts(self, sums: Array) -> Array:
         """Sums as the loops leave them, by the axes that the module's docstring names."""
         return sums.reshape(self.samples, self.groups, self.group, self.pieces)
 
     def spread(self, numbers: Array, dtype: Any) -> Array:
-        """Numbers of channels as the loops want them."""
-        whole = np.broadcast_to(numbers, (self.samples, self.groups, self.group, 1))
-        return np.ascontiguousarray(whole, dtype).reshape(-1)
+        """Numbers of channels as the loops want them: they begin anew after their end."""
+        return repeated(numbers, (self.own, self.groups, self.group, 1), dtype)
 
 
 @dataclass(frozen=True)
@@ -157,17 +183,15 @@ class Columns:
 
     @property
     def counts(self) -> Array:
-        lines = np.diff(np.arange(self.pieces + 1) * self.depth // self.pieces)
-        return np.repeat(lines, self.fold * self.inner).astype(np.float64)
+        return np.repeat(lengths(self.depth, self.pieces), self.fold * self.inner)
 
     def parts(self, sums: Array) -> Array:
         a = sums.reshape(self.samples, self.pieces, self.fold, self.groups, self.group, self.inner)
         return a.transpose(0, 3, 4, 1, 2, 5).reshape(self.samples, self.groups, self.group, -1)
 
     def spread(self, numbers: Array, dtype: Any) -> Array:
-        lines = np.reshape(numbers, (-1, 1, *numbers.shape[1:3], 1))
-        whole = np.broadcast_to(lines, (self.samples, self.fold, self.groups, self.group, self.inner))
-        return np.ascontiguousarray(whole, dtype).reshape(-1)
+        lines = numbers.reshape(-1, 1, *numbers.shape[1:3], 1)
+        return repeated(lines, (self.samples, self.fold, self.groups, self.group, self.inner), dtype)
 
 
 Cut: TypeAlias = Segments | Columns
@@ -197,7 +221,7 @@ def cut_of(lie: Channels, itemsize: int) -> Cut:
     channels = lie.groups * lie.group
     if not lie.in_columns:
         pieces = max(1, min(lie.length, lie.length * itemsize // PIECE))
-        return Segments(lie.samples, lie.groups, lie.group, lie.length, pieces)
+        return Segments(lie.samples, lie.groups, lie.group, lie.length, pieces, lie.row_shape[0])
     if lie.joined:  # all samples are one
         depth, samples = lie.samples * (lie.length if lie.last else 1), 1
     else:

@@ -1,11 +1,15 @@
 """Launchers of pool_loops.py: average, sum and adaptive average pooling, called as the portable code is.
 
-Sums of up to SHORT taps are kept in x's compute dtype, longer ones in float64. The slabs are runs of rows of y.
+Sums of up to SHORT taps are kept in x's compute dtype, longer ones in float64. The slabs are runs of rows of y, or of
+planes where each is one window.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from .pool_window import axes_of, cells_of, is_adaptive, lines, met, over, plane
 
 Array = Any
 SHORT = 32
+READ = 6_000_000  # bytes of a slab that is only summed up, soon done: handing one to another thread takes time too
 UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose sums along a row are unrolled
 
 
@@ -28,40 +33,41 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 def warmup(op: str, spec: Any) -> None:
     """Compile what `op` needs for this spec, by pooling one plane of ones in either dtype."""
     window, backward = small(_window(spec)), op.endswith("_backward")
+    spec = replace(spec, window=window) if hasattr(spec, "window") else window
     for dtype in (np.float32, np.float64):
         x = np.ones(window.out_shape if backward else window.layout.shape, dtype)
-        _pooled(window, x, _divisors(spec), backward)
+        _pooled(spec, x, backward)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
 def avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
     """y."""
-    return _pooled(spec.window, x, _divisors(spec), False)
+    return _pooled(spec, x, False)
 
 
 def avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
     """dx."""
-    return _pooled(spec.window, dy, _divisors(spec), True)
+    return _pooled(spec, dy, True)
 
 
 def sum_pool_forward(b: Backend, window: Any, x: Array) -> Array:
     """y."""
-    return _pooled(window, x, _divisors(window), False)
+    return _pooled(window, x, False)
 
 
 def sum_pool_backward(b: Backend, window: Any, dy: Array) -> Array:
     """dx."""
-    return _pooled(window, dy, _divisors(window), True)
+    return _pooled(window, dy, True)
 
 
 def adaptive_avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
     """y."""
-    return _pooled(spec, x, _divisors(spec), False)
+    return _pooled(spec, x, False)
 
 
 def adaptive_avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
     """dx."""
-    return _pooled(spec, dy, _divisors(spec), True)
+    return _pooled(spec, dy, True)
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
@@ -114,37 +120,48 @@ def _unrolled(axis: Any, channels: int, backward: bool) -> tuple[int, int, int, 
     return (axis.kernel, axis.stride, int(whole[0]), int(whole[-1]) + 1) if whole.size else none
 
 
-# ------------------------------------------------------------------------------------------------------------ launches
-def _pooled(window: Any, x: Array, divisors: tuple[Array, ...], backward: bool) -> Array:
-    """y of x, or dx of dy."""
-    y = np.empty(window.layout.shape if backward else window.out_shape, x.dtype)
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A loop of pool_loops.py and what it is told, over `planes` of `units` rows (1: the loop takes whole planes), at
+    least `least` of these in a slab; `shape`: of what it makes."""
+
+    shape: tuple[int, ...]
+    run: Callable[..., None]
+    known: tuple[Any, ...]
+    planes: int
+    units: int
+    least: int = 1
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(spec: Any, backward: bool, single: bool) -> Plan:
+    """`single`: sums may be kept in float32."""
+    window, divisors = _window(spec), _divisors(spec)
+    shape = window.layout.shape if backward else window.out_shape
     axes, (planes, channels) = axes_of(window), planes_of(window)
     if channels == 1 and all(a.out == 1 and met(a)[1][0] == a.length for a in axes):
-        return _planes(x, y, planes, float(np.prod([divisor[0] for divisor in divisors])), backward)
-    short = x.dtype != np.float64 and math.prod(window.kernel) <= SHORT
-    total = np.empty(0, np.float32 if short else np.float64)
-    divisors = tuple(divisor.astype(total.dtype) for divisor in divisors)
+        cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
+        if backward:
+            return Plan(shape, loops.plane_spread, (cells, divisor), planes, 1)
+        return Plan(shape, loops.plane_sums, (cells, divisor), planes, 1, -(-READ // (4 * cells)))
+    dtype = np.float32 if single and math.prod(window.kernel) <= SHORT else np.float64
+    divisors = tuple(divisor.astype(dtype) for divisor in divisors)
     begin, sources = zip(*map(windows_of if backward else cells_of, axes), strict=True)
     lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
     sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
     width, stride, low, high = _unrolled(axes[2], channels, backward)
-    run = loops.sums(width, stride, backward)
+    known = (np.empty(0, dtype), sizes, begin, sources, divisors, low, high)
+    return Plan(shape, loops.sums(width, stride, backward), known, planes, sizes[3] * sizes[4])
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
+def _pooled(spec: Any, x: Array, backward: bool) -> Array:
+    """y of x, or dx of dy."""
+    plan = _plan(spec, backward, x.dtype != np.float64)
+    y = np.empty(plan.shape, x.dtype)
 
     def sums(x: Array, y: Array, start: int, stop: int) -> None:
-        run(x, y, total, sizes, begin, sources, divisors, low, high, start, stop)
+        plan.run(x, y, *plan.known, start, stop)
 
-    over(planes, sizes[3] * sizes[4], (lines(x),), (lines(y),), sums)
-    return y
-
-
-def _planes(x: Array, y: Array, planes: int, divisor: float, backward: bool) -> Array:
-    """The same where every plane is one window."""
-
-    def sums(x: Array, y: Array, start: int, stop: int) -> None:
-        loops.plane_sums(x, y, x.size // y.size, divisor, start, stop)
-
-    def spread(dy: Array, dx: Array, start: int, stop: int) -> None:
-        loops.plane_spread(dy, dx, dx.size // dy.size, divisor, start, stop)
-
-    over(planes, 1, (lines(x),), (lines(y),), spread if backward else sums)
+    over(plan.planes, plan.units, (lines(x),), (lines(y),), sums, least=plan.least)
     return y

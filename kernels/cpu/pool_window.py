@@ -48,8 +48,13 @@ def refusal(window: Any, array: Array | None) -> str | None:
             return f"arrays of {name}; kernels take {', '.join(backends.FLOATS)}"
         if not array.dtype.isnative:
             return "an array of foreign byte order"
-    taps = math.prod(window.kernel)
+    taps = _taps(window)
     return f"windows of {taps} taps; kernels take at most {MOST_TAPS}" if taps > MOST_TAPS else None
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(window: Any) -> int:
+    return math.prod(window.kernel)
 
 
 def is_adaptive(axis: Any) -> bool:
@@ -70,9 +75,9 @@ def planes_of(window: Any) -> tuple[int, int]:
 
 
 def small(window: Any) -> Any:
-    """The same windows on one sample of one channel: enough to compile for."""
+    """The same windows on one sample with few channels: enough to compile for."""
     shape, at = list(window.layout.shape), window.layout.channel
-    shape[0] = shape[at] = 1
+    shape[0], shape[at] = 1, 1 if at == 1 else min(shape[at], 2)  # a cell of one channel has loops of its own
     return replace(window, layout=replace(window.layout, shape=tuple(shape)))
 
 
@@ -96,12 +101,6 @@ def met(axis: Any) -> Array:
     return np.stack([np.where(number > 0, starts + first * axis.dilation, 0), number, first, starts])
 
 
-def inside(axis: Any) -> tuple[int, int]:
-    """The windows, from the first to behind the last, that meet a cell with every tap."""
-    whole = np.flatnonzero(met(axis)[1] == axis.kernel)
-    return (int(whole[0]), int(whole[-1]) + 1) if whole.size else (0, 0)
-
-
 @functools.lru_cache(maxsize=256)
 def cells_of(axis: Any) -> tuple[Array, Array]:
     """Where each window's cells begin (and the last one's end), and the cells, one window after another."""
@@ -122,9 +121,15 @@ def windows_of(axis: Any) -> tuple[Array, Array]:
 
 # --------------------------------------------------------------------------------------------------------------- slabs
 def over(
-    planes: int, units: int, inputs: tuple[Array, ...], outputs: tuple[Array, ...], run: Callable[..., None]
+    planes: int,
+    units: int,
+    inputs: tuple[Array, ...],
+    outputs: tuple[Array, ...],
+    run: Callable[..., None],
+    *,
+    least: int = 1,
 ) -> None:
-    """`run(*inputs, *outputs, start, stop)` on flat arrays, over slabs of planes of `units` each.
+    """`run(*inputs, *outputs, start, stop)` on flat arrays, over slabs of planes of `units` each, `least` in a slab.
 
     An array is given as lines, each of them all planes: one line, or one for every byte of tie bits. Half types go in
     and out as float32, in tiles of whole planes.
@@ -133,9 +138,9 @@ def over(
         return
     arrays = inputs + outputs
     nbytes = sum(a.nbytes for a in arrays)
-    if str(inputs[0].dtype) not in HALVES:
+    if not _is_half(inputs[0].dtype):
         whole = [a.reshape(-1) for a in arrays]
-        slabs(planes * units, nbytes, lambda start, stop: run(*whole, start, stop))
+        slabs(planes * units, nbytes, lambda start, stop: run(*whole, start, stop), least=least)
         return
     half = inputs[0].dtype
 
@@ -149,6 +154,11 @@ def over(
             out[:, _part(out, planes, start, stop)] = _narrowed(done, out.dtype)
 
     slabs(planes, 2 * nbytes, tile)
+
+
+@functools.cache
+def _is_half(dtype: Any) -> bool:
+    return str(dtype) in HALVES
 
 
 def _narrowed(tile: Array, dtype: Any) -> Array:
@@ -168,6 +178,6 @@ def _part(array: Array, planes: int, start: int, stop: int) -> slice:
 
 def lines(array: Array, number: int = 1) -> Array:
     """An array as `over` takes it."""
-    if str(array.dtype) in HALVES:  # never a kernel's own argument
+    if _is_half(array.dtype):  # never a kernel's own argument
         return np.ascontiguousarray(array).reshape(number, -1)
     return flat(array).reshape(number, -1)

@@ -97,7 +97,7 @@ def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -
             _add_products(gradients, patches, total)
     if not np.isfinite(total).all():
         return None
-    dweight = BOTH.T @ total.reshape(36, -1)
+    dweight = _times(BOTH.T, total.reshape(36, -1))
     return np.ascontiguousarray(dweight.T).reshape(spec.filters, channels, 3, 3)
 
 
@@ -110,6 +110,12 @@ def _sizes(array: Array, made: tuple[int, ...], before: list[int]) -> Array:
     """What a transform of an array is told, for maps of the shape `made`; entries as named in winograd_loops."""
     strips, tiles = (-(-length // TILE) for length in made[2:])
     return np.array([*array.shape[1:], *before, strips, tiles], np.int64)
+
+
+def _times(x: Array, y: Array) -> Array:
+    """Their product, on one thread like every other: more would spin on for as long as the convolution takes."""
+    with backends.one_blas_thread():
+        return x @ y
 
 
 def _slabs(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
@@ -130,7 +136,7 @@ def _convolved(
     strips, tiles = int(made[loops.STRIPS]), int(made[loops.TILES])
     bias = np.zeros(shape[1], f4) if bias is None else flat(bias)
     source, target, odd = flat(image), flat(maps), []
-    points = np.matmul(BOTH, weight.reshape(-1, 9).T).reshape(36, groups, filters, channels)
+    points = _times(BOTH, weight.reshape(-1, 9).T).reshape(36, groups, filters, channels)
 
     # Few tiles are shared out at least among two threads.
     most = min(MOST, ROOM // (36 * 4 * (image.shape[1] + shape[1])), len(image) * strips * tiles // 2)

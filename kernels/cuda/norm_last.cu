@@ -41,14 +41,16 @@ __global__ void __launch_bounds__(256, 1) last_forward(ARRAYS, KEPT, SHAPE) {
   measure<true, V>(held, A(depth), pivot, total, shift, delta, squares);
   if (slab.size == 0) return;
   Line<A> lines[V];
+  double mean = 0, var = 0;  // of the channel that this thread keeps: a column has 8 threads at least
 #pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const unsigned channel = slab.column * V + v;
-    const A var = squares[v] / A(depth), rstd = A(1) / sqrt(var + A(eps));
-    const double mean = double(shift[v]) + double(delta[v]);
-    if (slab.ty == 0) KEEP(I(slab.sample) * columns * V + channel, double(depth), mean, double(var), double(rstd));
-    lines[v] = line_of(gammas, betas, given, channel, Moments<A>{shift[v], delta[v], rstd});
+  for (unsigned v = 0; v < V; ++v) {
+    const A square = squares[v] / A(depth), rstd = A(1) / sqrt(square + A(eps));
+    mean = slab.ty == v ? double(shift[v]) + double(delta[v]) : mean;
+    var = slab.ty == v ? double(square) : var;
+    lines[v] = line_of(gammas, betas, given, slab.column * V + v, Moments<A>{shift[v], delta[v], rstd});
   }
+  if (slab.ty < V)  // once: unrolled over the channels this takes compilers minutes
+    KEEP((I(slab.sample) * columns + slab.column) * V + slab.ty, double(depth), mean, var, double(A(1) / sqrt(A(var) + A(eps))));
   held.each([&](unsigned j, const Pack<T, V>& pack) { y[at(j)] = affine(lines, pack); });
 }
 
@@ -64,31 +66,26 @@ __global__ void __launch_bounds__(256, 2) last_moments(const Pack<T, V>* __restr
   A pivot[V], mean[V] = {}, squares[V] = {}, whole[V], cells = 0;
   first_of(x, at, slab, pivot);
   for (unsigned j = slab.ty; j < slab.size; j += R * slab.step) {
+    const unsigned rows = least(unsigned(R), (slab.size - j + slab.step - 1) / slab.step);
     Pack<T, V> packs[R];
-    A more = 0;
 #pragma unroll
-    for (int r = 0; r < R; ++r)
-      if (j + r * slab.step < slab.size) {
-        packs[r] = x[at(j + r * slab.step)];
-        more += A(1);
-      }
-    const A all = cells + more, ratio = more / all, inverse = A(1) / more;
+    for (unsigned r = 0; r < R; ++r) packs[r] = x[at(r < rows ? j + r * slab.step : j)];
+    const A more = A(rows), all = cells + more, ratio = more / all, inverse = A(1) / more;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      A here = 0, spread = 0;
+      // Chosen, not branched on: with branches compilers took minutes.
+      A here = 0, spread = 0, away[R];
 #pragma unroll
-      for (int r = 0; r < R; ++r)
-        if (j + r * slab.step < slab.size) here += widen(packs[r].v[v]) - pivot[v];
+      for (unsigned r = 0; r < R; ++r) {
+        away[r] = widen(packs[r].v[v]) - pivot[v];
+        here += r < rows ? away[r] : A(0);
+      }
       here *= inverse;
 #pragma unroll
-      for (int r = 0; r < R; ++r)
-        if (j + r * slab.step < slab.size) {
-          const A away = widen(packs[r].v[v]) - pivot[v] - here;
-          spread += away * away;
-        }
-      const A away = here - mean[v];
-      mean[v] += away * ratio;
-      squares[v] += spread + away * away * (cells * ratio);
+      for (unsigned r = 0; r < R; ++r) spread += r < rows ? (away[r] - here) * (away[r] - here) : A(0);
+      const A apart = here - mean[v];
+      mean[v] += apart * ratio;
+      squares[v] += spread + apart * apart * (cells * ratio);
     }
     cells = all;
   }

@@ -1,0 +1,114 @@
+"""The loops of padding and of its backward, over rows of y (of dx) from `start` to `stop`.
+
+Arrays are flat: (planes, depth, height, width, cells' elements); `inner` elements lie together in a cell of the last
+axis. Forward looks up along each axis which cell of x a cell of y shows; backward, which cells of dy a cell of dx is
+the sum of, in order. Along the last axis cells `low` to `high` are x's own, in one piece, and need no table.
+
+Inner loops have unsigned offsets from whole arrays, which is what lets them be vectorised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .compile import kernel
+
+Array = Any
+U = np.uintp
+
+
+@kernel()
+def move(
+    x: Array, y: Array, fill: Any, shape: Any, depths: Array, heights: Array, widths: Array,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """y[d, h, w] = x[depths[d], heights[h], widths[w]], or `fill` where one of these is -1."""
+    in_d, in_h, in_w, low, high, first, inner = shape
+    out_d, out_h = len(depths), len(heights)
+    size = U(inner)
+    row, out_row, own, own_end = U(in_w) * size, U(len(widths)) * size, U(low) * size, U(high) * size
+    h, d, plane = start % out_h, start // out_h % out_d, start // (out_h * out_d)
+    to = U(start) * out_row
+    for _ in range(start, stop):
+        if depths[d] < 0 or heights[h] < 0:
+            for i in range(to, to + out_row):
+                y[i] = fill
+        else:
+            at = U((plane * in_d + depths[d]) * in_h + heights[h]) * row
+            source = at + U(first) * size
+            for i in range(own_end - own):
+                y[to + own + i] = x[source + i]
+            for begin, end in ((U(0), U(low)), (U(high), U(len(widths)))):  # the borders
+                if inner == 1:
+                    for w in range(begin, end):
+                        y[to + w] = fill if widths[w] < 0 else x[at + U(widths[w])]
+                else:
+                    for w in range(begin, end):
+                        cell = to + w * size
+                        if widths[w] < 0:
+                            for i in range(size):
+                                y[cell + i] = fill
+                        else:
+                            shown = at + U(widths[w]) * size
+                            for i in range(size):
+                                y[cell + i] = x[shown + i]
+        to += out_row
+        h += 1
+        if h == out_h:
+            h = 0
+            d += 1
+            if d == out_d:
+                d = 0
+                plane += 1
+
+
+@kernel()
+def fold(
+    dy: Array, dx: Array, shape: Any, begin: Any, sources: Any, start: int, stop: int,
+) -> None:  # fmt: skip
+    """dx[d, h, w]: the sum over its depths of the sums over its heights of the sums over its widths, in the order of
+    `sources`; -1, which only comes first, stands for a cell of zeros."""
+    out_d, out_h, out_w, low, high, first, inner = shape
+    depth, height, length = len(begin[0]) - 1, len(begin[1]) - 1, len(begin[2]) - 1
+    size = U(inner)
+    row, out_row = U(length) * size, U(out_w) * size
+    further = np.empty(row, dy.dtype)  # a further depth's sum, until it is whole
+    zero = dy.dtype.type(0)
+    for unit in range(start, stop):
+        h, d, plane = unit % height, unit // height % depth, unit // (height * depth)
+        for i in range(begin[0][d], begin[0][d + 1]):
+            into, to = (dx, U(unit) * row) if i == begin[0][d] else (further, U(0))
+            for j in range(begin[1][h], begin[1][h + 1]):
+                od, oh, add = sources[0][i], sources[1][j], j > begin[1][h]
+                if od < 0 or oh < 0:
+                    for c in range(row):
+                        into[to + c] = zero
+                    continue
+                at = U((plane * out_d + od) * out_h + oh) * out_row
+                own, to_own = at + U(first) * size, to + U(low) * size
+                if add:
+                    for c in range(U(high - low) * size):
+                        into[to_own + c] += dy[own + c]
+                else:
+                    for c in range(U(high - low) * size):
+                        into[to_own + c] = dy[own + c]
+                for begin_w, end_w in ((U(0), U(low)), (U(high), U(length))):  # what borders show, and what was cropped
+                    for w in range(begin_w, end_w):
+                        k0, k1 = U(begin[2][w]), U(begin[2][w + U(1)])
+                        if inner == 1:
+                            sum_ = zero if sources[2][k0] < 0 else dy[at + U(sources[2][k0])]
+                            for k in range(k0 + U(1), k1):
+                                sum_ += dy[at + U(sources[2][k])]
+                            into[to + w] = into[to + w] + sum_ if add else sum_
+                        else:
+                            for c in range(size):
+                                sum_ = zero if sources[2][k0] < 0 else dy[at + U(sources[2][k0]) * size + c]
+                                for k in range(k0 + U(1), k1):
+                                    sum_ += dy[at + U(sources[2][k]) * size + c]
+                                cell = to + w * size + c
+                                into[cell] = into[cell] + sum_ if add else sum_
+            if i > begin[0][d]:
+                for c in range(row):
+                    dx[U(unit) * row + c] += further[c]
