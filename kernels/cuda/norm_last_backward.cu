@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(256, 2) last_sums(ARRAYS, Pair* __restrict__ p
 
 // The channels' sums from last_sums' parts, and in `told` those of gamma * dy over each group. Warp: a group.
 template <typename A, typename I>
-__global__ void __launch_bounds__(128) last_backward_finish(const Pair* __restrict__ partial, const void* __restrict__ gammas,
+__global__ void __launch_bounds__(128, 1) last_backward_finish(const Pair* __restrict__ partial, const void* __restrict__ gammas,
     GRADIENTS, Pair* __restrict__ told, int given, unsigned samples, unsigned channels, unsigned own, unsigned parts) {
   const unsigned groups = channels / own, k = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (k >= samples * groups) return;  // whole warps
