@@ -22,7 +22,7 @@ demo: $(VENV)/.train  ## train a convolutional network on handwritten digits; dr
 
 # nvrtc: NVIDIA's compiler as wheels, so that the CUDA kernels are compiled where no CUDA is installed (Linux alone).
 test: $(VENV)/.train $(VENV)/.cpu $(VENV)/.test $(VENV)/.nvrtc  ## run every test that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: $(VENV)/.train $(VENV)/.cpu $(VENV)/.torch  ## this machine beside PyTorch, as a table, JSON and pictures in bench/results
 	$(BIN)/cnnlayers bench --device cpu
