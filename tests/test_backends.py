@@ -433,7 +433,7 @@ def test_sequences_numbers_and_buffers_become_arrays(transfer: Any, value: Any) 
         np.array([np.datetime64(1, "s")]),
         np.zeros(2, [("a", "f4")]),
     ],
-    ids=repr,
+    ids=lambda v: type(v).__name__,
 )
 def test_what_is_not_made_of_numbers_is_a_type_error(transfer: Any, value: Any) -> None:
     with backends.using("numpy"), pytest.raises(TypeError, match="does not hold numbers"):
