@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,6 +120,11 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
             pytest.skip(reason)
         with kernels.mode("off" if name == "numpy" else "auto"):
             yield Impl(name, np)
+
+
+def hear_control_c() -> None:
+    """For a child process, as its preexec_fn: what a shell begins in the background ignores SIGINT, and so would it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from cnnlayers.bench.measure import OURS
 from cnnlayers.bench.problem import Problem
 
 from . import standin_cupy
+from .conftest import hear_control_c
 
 QUICK = ["bench", "--device", "cpu", "--quick"]
 
@@ -180,7 +181,7 @@ def test_control_c_keeps_what_is_measured(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "cnnlayers", *QUICK, "--ops", "pad", "batch_norm", "--peers", "numpy"]
     process = subprocess.Popen(
         [*words, "--out", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"CNNLAYERS_BACKEND": "numpy", "CNNLAYERS_KERNELS": "off"},
+        env=os.environ | {"CNNLAYERS_BACKEND": "numpy", "CNNLAYERS_KERNELS": "off"}, preexec_fn=hear_control_c,
     )  # fmt: skip
     assert process.stdout is not None
     while not process.stdout.readline().startswith("pad reflect"):

@@ -20,6 +20,7 @@ from cnnlayers import backends, cli, info, predict, progress, train
 from cnnlayers.kernels.cpu import compile as cpu_kernels
 
 from . import standin_cupy
+from .conftest import hear_control_c
 
 ENVIRONMENT = os.environ | {"CNNLAYERS_BACKEND": "numpy", "PYTHONWARNINGS": "error::RuntimeWarning"}
 
@@ -225,6 +226,7 @@ def test_control_c_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture, mon
     process = subprocess.Popen(
         [sys.executable, "-m", "cnnlayers", *words],
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=hear_control_c,
     )  # fmt: skip
     assert process.stdout is not None
     assert "epoch   1/400" in process.stdout.readline()
