@@ -6,6 +6,8 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy
@@ -99,10 +101,20 @@ def _kernels() -> Iterator[str]:
         entries = {op: entry for (op, backend), entry in kernels.TABLE.items() if backend == name}
         ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries}
         said = ", ".join(sorted(ops)) or "none: every op runs as portable array code"
-        reasons = {reason for entry in entries.values() if (reason := entry.unavailable())}
-        for reason in reasons:
+        for reason in filter(None, map(_reason, sorted({entry.needs for entry in entries.values() if entry.needs}))):
             said = f"none, {reason}. Array code serves until then, which takes {COST}: {said}"
         yield f"{name:<8}{said}"
+
+
+def _reason(needed: str) -> str:
+    """Why a kind of kernel cannot run here, or nothing. Asked in a process of its own: it imports what it asks for."""
+    code = f"import {needed} as kind; print(kind.unavailable() or '')"
+    try:
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"which could not be found out ({type(error).__name__})"
+    said = (ran.stdout if ran.returncode == 0 else ran.stderr).strip()
+    return said.splitlines()[-1] if said else ""
 
 
 def _extras() -> Iterator[str]:
