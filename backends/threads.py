@@ -10,13 +10,19 @@ import contextlib
 import contextvars
 import functools
 import os
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 VARIABLE = "CNNLAYERS_NUM_THREADS"
+LOOKS = 200  # for helpers that end, before the thread that called them sleeps: some 50 to 200 microseconds
+
+
+# To give way to another thread, and come back soon.
+_give_way: Callable[[], Any] = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 
 @functools.cache
@@ -40,7 +46,7 @@ class _State:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # re-entrant, because a signal handler may call in here too
-        self.pool: ThreadPoolExecutor | None = None
+        self.pool: _Pool | None = None
         self.depth = 0
         self.before: list[int] = []
 
@@ -130,8 +136,13 @@ class _Run(Generic[T]):
     def __init__(self, function: Callable[[T], Any], slabs: Sequence[T]) -> None:
         self.function = function
         self.slabs = slabs
+        self.context = contextvars.copy_context()  # numpy.errstate and the backend of a `using` block live in it
         self.lock = threading.Lock()
         self.handed_out = 0
+        self.helpers = 0  # that have begun and not ended
+        self.ended = threading.Lock()  # held until the last helper ends behind the caller
+        self.ended.acquire()
+        self.closed = False
         self.errors: list[tuple[int, BaseException]] = []
 
     def take(self) -> int | None:
@@ -156,6 +167,33 @@ class _Run(Generic[T]):
         finally:
             _here.slab = False
 
+    def help(self) -> None:
+        """A helper's part, in the caller's context; nothing where the caller has done all of it meanwhile."""
+        with self.lock:
+            if self.handed_out >= len(self.slabs):
+                return
+            self.helpers += 1
+        self.context.copy().run(self.work)
+        with self.lock:
+            self.helpers -= 1
+            if self.closed and self.helpers == 0:
+                self.ended.release()
+
+    def close(self) -> None:
+        """Hand out no more, and wait for the helpers that have begun: a moment awake, because to be woken takes longer
+        than what is mostly left of a helper's slab."""
+        with self.lock:
+            self.handed_out = len(self.slabs)
+        for _ in range(LOOKS):
+            if self.helpers == 0:
+                return
+            _give_way()
+        with self.lock:
+            self.closed = True
+            waits = self.helpers > 0
+        if waits:
+            self.ended.acquire()
+
     def raise_first(self) -> None:
         """Raise the error of the foremost slab that failed; from Python 3.11 on a note tells of the others."""
         failed = [error for _, error in sorted(self.errors, key=lambda pair: pair[0])]
@@ -171,17 +209,38 @@ class _Run(Generic[T]):
             del first, others, failed  # the traceback holds this frame: without this it would keep itself alive
 
 
-def _helpers(number: int, work: Callable[[], None]) -> list[Future[None]]:
-    """`work` on up to `number` of the pool's threads; on fewer, or none, where no more can be had."""
-    futures: list[Future[None]] = []
-    # RuntimeError: the interpreter is shutting down, or the system gives no more threads.
-    with contextlib.suppress(RuntimeError), _state.lock:
-        if _state.pool is None:
-            _state.pool = ThreadPoolExecutor(num_threads(), "cnnlayers", initializer=_hold, initargs=(True,))
-        for _ in range(number):
-            # The caller's context travels along: numpy.errstate and the backend of a `using` block live in it.
-            futures.append(_state.pool.submit(contextvars.copy_context().run, work))
-    return futures
+class _Pool:
+    """Helpers: threads that wait for a run's slabs. They are daemons: at exit none is in a slab, since its caller waits
+    for it, and none is waited for."""
+
+    def __init__(self) -> None:
+        self.runs: queue.SimpleQueue[_Run[Any] | None] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+
+    def call(self, run: _Run[Any], number: int) -> None:
+        """Ask `number` helpers for help with a run; fewer, or none, where no more threads can be had."""
+        with _state.lock:
+            while len(self.threads) < number:
+                thread = threading.Thread(target=self._serve, name=f"cnnlayers_{len(self.threads)}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is shutting down, or the system gives no more
+                    break
+                self.threads.append(thread)
+        for _ in range(min(number, len(self.threads))):
+            self.runs.put(run)
+
+    def _serve(self) -> None:
+        _hold(True)
+        while (run := self.runs.get()) is not None:
+            run.help()
+            del run  # a waiting helper keeps nobody's arrays alive
+
+    def shutdown(self) -> None:
+        for _ in self.threads:
+            self.runs.put(None)
+        for thread in self.threads:
+            thread.join()
 
 
 def run_slabs(function: Callable[[T], Any], slabs: Sequence[T]) -> None:
@@ -197,12 +256,13 @@ def run_slabs(function: Callable[[T], Any], slabs: Sequence[T]) -> None:
             function(slab)
         return
     run = _Run(function, slabs)
-    futures = _helpers(helpers, run.work)
+    pool = _state.pool
+    if pool is None:
+        with _state.lock:
+            pool = _state.pool = _state.pool or _Pool()
+    pool.call(run, helpers)
     try:
         run.work()
     finally:
-        run.stop()
-        for future in futures:
-            if not future.cancel():  # a helper that never began, behind other callers' work, is not waited for
-                future.exception()
+        run.close()
     run.raise_first()

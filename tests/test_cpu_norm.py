@@ -95,7 +95,6 @@ def cutting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "cut":
         monkeypatch.setattr(norm_lie, "PIECE", 64)
         monkeypatch.setattr(norm_lie, "CACHED", 300)
-        monkeypatch.setattr(norm_arrays, "COARSE", 1)
         monkeypatch.setattr(cpu, "SLAB", 500)
 
 

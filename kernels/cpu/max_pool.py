@@ -15,7 +15,7 @@ import numpy as np
 from cnnlayers.backends import Backend
 
 from . import max_pool_loops as loops
-from .pool_window import axes_of, is_adaptive, lines, met, over, planes_of, refusal, small, step
+from .pool_window import axes_of, is_adaptive, lines, met, over, planes_of, refusal, small, step, windows_of
 
 Array = Any
 UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows for which max_pool_loops.py has loops of their own
@@ -100,6 +100,7 @@ class Plan:
     place: Any  # the smallest unsigned dtype that holds a tap's place in the window
     line: tuple[int, ...]
     form: tuple[int, int]
+    over: tuple[Any, Any]
 
 
 @functools.lru_cache(maxsize=256)
@@ -120,6 +121,7 @@ def _plan(window: Any) -> Plan:
         place=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
         line=_line(width) if channels == 1 else (),
         form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
+        over=(windows_of(depth), windows_of(height)),
     )
 
 
@@ -190,6 +192,14 @@ def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
     def first(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
         loops.backward(dy, place, dx, *known, *plan.tables, start, stop)
 
+    if ties == "first" and plan.line and plan.form != (0, 0):
+        run = loops.gather(*plan.form, plan.disjoint)
+
+        def gathered(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
+            run(dy, place, dx, plan.sizes, plan.taps, plan.steps, *plan.tables, *plan.over, start, stop)
+
+        over(plan.planes, math.prod(plan.sizes[:2]), (lines(dy), lines(saved)), (lines(dx),), gathered)
+        return dx
     def equal(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
         loops.ties_backward(dy, bits, dx, *known, ties == "split", *plan.tables, start, stop)
 

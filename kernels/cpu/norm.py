@@ -19,7 +19,8 @@ import numpy as np
 from cnnlayers.backends import Backend
 
 from . import norm_columns, norm_loops
-from .norm_arrays import accumulator, converted, parameter, refuses, row_shape, swept
+from .compile import slabs
+from .norm_arrays import accumulator, converted, parameter, refuses, row_shape
 from .norm_lie import Channels, Cut, channels_of, cut_of
 
 __all__ = [
@@ -94,7 +95,7 @@ def cells(x: Array, gamma: Array, beta: Array, eps: float, centred: bool, count:
     y, number = np.empty_like(flat), x.size // count
     mean, rstd = np.empty(number), np.empty(number)
     run = functools.partial(norm_loops.cells_forward, flat, y, gamma, beta, mean, rstd, eps, centred, count)
-    swept(number, 2 * flat.nbytes, run)
+    slabs(number, 2 * flat.nbytes, run)
     return converted(y, x.dtype).reshape(x.shape), mean, rstd
 
 
@@ -119,7 +120,7 @@ def _channels_forward(
         mean, var, rstd = np.empty((3, lie.rows))
         run = functools.partial(norm_loops.rows_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
         run = functools.partial(run, mean, var, rstd, rows.eps, lie.segments, lie.step, lie.length)
-        swept(lie.rows, 2 * source.nbytes, run)
+        slabs(lie.rows, 2 * source.nbytes, run)
     else:
         cut = cut_of(lie, source.itemsize)
         mean, var = _moments(lie, cut, source)
@@ -143,7 +144,7 @@ def _given_forward(norm: Any, x: Array, gamma: Array | None, beta: Array | None,
 def _moments(lie: Channels, cut: Cut, x: Array) -> tuple[Array, Array]:
     """Mean and variance of each row, from those of its parts (Chan, Golub and LeVeque 1979)."""
     means, squares = np.zeros((2, cut.sums))
-    swept(cut.units, x.nbytes, functools.partial(cut.loops.moments, x, means, squares, *cut.geometry))
+    slabs(cut.units, x.nbytes, functools.partial(cut.loops.moments, x, means, squares, *cut.geometry))
     means, squares, counts = cut.parts(means), cut.parts(squares), cut.counts
     n = x.size / lie.rows
     with np.errstate(invalid="ignore"):  # the infinities of a row make it NaN
@@ -157,7 +158,7 @@ def _lines(cut: Cut, x: Array, y: Array, gamma: Array, beta: Array, mean: Array,
     shift = mean.astype(x.dtype)
     scale = rstd * gamma
     numbers = [cut.spread(a, x.dtype) for a in (shift, scale, beta - (mean - shift) * scale)]
-    swept(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, x, y, *numbers, *cut.geometry))
+    slabs(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, x, y, *numbers, *cut.geometry))
 
 
 def warmup(op: str, spec: Any) -> None:

@@ -9,7 +9,6 @@ numbers of one block are passed over in turn, because loops over both at once ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import numpy as np
 from .compile import flat, kernel, slabs
 
 Array = Any
-COARSE = 4  # slabs that go together as one
 U = np.uint64
 W = np.uint32
 BLOCK = U(2048)
@@ -31,11 +29,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 def accumulator(dtype: Any) -> Any:
     """The dtype that arrays of a dtype are computed in."""
     return np.float64 if dtype == np.float64 else np.float32
-
-
-def swept(units: int, nbytes: int, run: Callable[[int, int], Any]) -> None:
-    """`slabs`, but coarser: these loops stream, and find what they come back to in pieces and rows of their own."""
-    slabs(units, nbytes // COARSE, run)
 
 
 def converted(array: Array, dtype: Any) -> Array:
@@ -52,7 +45,7 @@ def converted(array: Array, dtype: Any) -> Array:
         else:
             result[start:stop] = source[start:stop]
 
-    swept(array.size, array.size * (result.itemsize + source.itemsize), run)
+    slabs(array.size, array.size * (result.itemsize + source.itemsize), run)
     return result
 
 

@@ -15,7 +15,7 @@ from cnnlayers.backends import Backend
 
 from . import pad_loops as loops
 from .compile import flat, slabs
-from .pool_window import HALVES, small
+from .pool_window import HALVES, WIDENED, small
 
 Array = Any
 Pair = tuple[int, int]
@@ -166,4 +166,4 @@ def _fold(dy: Array, dx: Array, sides: list[tuple[str, int, Pair, Pair]], inner:
         )
         result[start:stop] = wide.astype(dx.dtype)
 
-    slabs(planes, 2 * nbytes, tile)
+    slabs(planes, WIDENED * nbytes, tile)
