@@ -12,17 +12,13 @@ import functools
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy
+
 T = TypeVar("T")
 VARIABLE = "CNNLAYERS_NUM_THREADS"
-LOOKS = 200  # for helpers that end, before the thread that called them sleeps: some 50 to 200 microseconds
-
-
-# To give way to another thread, and come back soon.
-_give_way: Callable[[], Any] = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 
 @functools.cache
@@ -143,6 +139,7 @@ class _Run(Generic[T]):
         self.ended = threading.Lock()  # held until the last helper ends behind the caller
         self.ended.acquire()
         self.closed = False
+        self.done = numpy.zeros(1, numpy.int64)  # 1 when the last helper has ended
         self.errors: list[tuple[int, BaseException]] = []
 
     def take(self) -> int | None:
@@ -178,20 +175,17 @@ class _Run(Generic[T]):
             self.helpers -= 1
             if self.closed and self.helpers == 0:
                 self.ended.release()
+                self.done[0] = 1
 
-    def close(self) -> None:
-        """Hand out no more, and wait for the helpers that have begun: a moment awake, because to be woken takes longer
-        than what is mostly left of a helper's slab."""
+    def close(self, watch: Callable[[Any], Any] | None) -> None:
+        """Hand out no more, and wait for the helpers that have begun."""
         with self.lock:
             self.handed_out = len(self.slabs)
-        for _ in range(LOOKS):
-            if self.helpers == 0:
-                return
-            _give_way()
-        with self.lock:
             self.closed = True
             waits = self.helpers > 0
         if waits:
+            if watch is not None:
+                watch(self.done)
             self.ended.acquire()
 
     def raise_first(self) -> None:
@@ -243,12 +237,17 @@ class _Pool:
             thread.join()
 
 
-def run_slabs(function: Callable[[T], Any], slabs: Sequence[T]) -> None:
+def run_slabs(
+    function: Callable[[T], Any], slabs: Sequence[T], watch: Callable[[Any], Any] | None = None
+) -> None:
     """Call `function` on every slab, on up to `num_threads()` threads, this one among them.
 
     The function must release the GIL to gain anything, and slabs must not touch what another one writes. Called from
     inside a slab it runs them one after another. When a slab fails no further one is begun, those under way are waited
     for, and the foremost slab's error is raised.
+
+    watch: called with an int64 array of one number when this thread has no more to do; it may wait a moment for the
+    number to become 1, which it does when the others are done, so that this thread need not be put to sleep.
     """
     helpers = min(num_threads(), len(slabs)) - 1
     if helpers < 1 or _here.slab:
@@ -264,5 +263,5 @@ def run_slabs(function: Callable[[T], Any], slabs: Sequence[T]) -> None:
     try:
         run.work()
     finally:
-        run.close()
+        run.close(watch)
     run.raise_first()

@@ -9,16 +9,19 @@ A cell that is not finite would spoil its whole tile here. So whenever a result 
 and the direct form computes the call: NaN and infinities stay where the definition has them.
 
 The maps are cut into slabs of strips (rows of tiles). Each slab is transformed, multiplied by BLAS on one thread and
-transformed back. For the weight's gradient the slabs come one after another; in each the channels are transformed side
-by side, then the 36 products are taken side by side: no partial sums, and a fixed order.
+transformed back. The gradient of a small weight is summed up in strands, runs of slabs whose number the shape alone
+decides; for a large one the slabs come one after another, and of each the channels are transformed side by side, then
+the 36 products taken side by side: no partial sums.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -35,7 +38,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 f4 = np.float32
 
 ROOM = 24 << 20  # bytes of a slab's transformed arrays, at most about
-FEWEST, MOST = 64, 320  # tiles of a slab, about: BLAS's products are slow with fewer, and more leave the cache
+STRANDS, STRAND = 16, 4 << 20  # partial weight gradients at most, and the bytes of one at most
+FEWEST, MOST = 64, 240  # tiles of a slab, about: BLAS's products are slow with fewer, and more leave the cache
 
 # Weights at the six points: G, and the map of all nine taps to all 36 pairs of points.
 POINTS = (0.0, *(sign * float(point) for point in (NEAR, FAR) for sign in (1, -1)))
@@ -86,15 +90,12 @@ def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -
     groups, filters, channels, _ = spec.weight_shape
     seen, made = _sizes(image, maps.shape, [a.before for a in spec.window.axes]), _sizes(maps, maps.shape, [0, 0])
     strips, tiles = len(maps) * int(made[loops.STRIPS]), int(made[loops.TILES])
-    image, maps = flat(image), flat(maps)
-    total = np.zeros((36, groups, filters, channels), f4)
-    most = max(FEWEST, min(2 * MOST, ROOM // (36 * 4 * (spec.channels + spec.filters))))
-    for start, stop in _slabs(strips, tiles, most):
-        n = (stop - start) * tiles
-        with backends.scratch(f4, (36, groups, channels, n), (36, groups, filters, n)) as (patches, gradients):
-            _transform(loops.patches, image, patches, seen, start, stop)
-            _transform(loops.gradients, maps, gradients, made, start, stop)
-            _add_products(gradients, patches, total)
+    image, maps, weight = flat(image), flat(maps), (36, groups, filters, channels)
+    both, jobs = spec.channels + spec.filters, _Gradient(image, maps, seen, made, weight)
+    if 4 * math.prod(weight) <= STRAND:
+        total = jobs.in_strands(_slabs(strips, tiles, _most(both)))
+    else:
+        total = jobs.side_by_side(_slabs(strips, tiles, _most(both, 2 * MOST)))
     if not np.isfinite(total).all():
         return None
     dweight = _times(BOTH.T, total.reshape(36, -1))
@@ -118,6 +119,11 @@ def _times(x: Array, y: Array) -> Array:
         return x @ y
 
 
+def _most(channels: int, most: int = MOST) -> int:
+    """Tiles of a slab, of images and maps of so many channels together."""
+    return max(FEWEST, min(most, ROOM // (36 * 4 * channels)))
+
+
 def _slabs(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
     """Strips in slabs of up to about `most` tiles, from the shape alone; an even number of them, to share out."""
     number = -(-strips * tiles // most)
@@ -139,8 +145,7 @@ def _convolved(
     points = _times(BOTH, weight.reshape(-1, 9).T).reshape(36, groups, filters, channels)
 
     # Few tiles are shared out at least among two threads.
-    most = min(MOST, ROOM // (36 * 4 * (image.shape[1] + shape[1])), len(image) * strips * tiles // 2)
-    most = max(FEWEST, most)
+    most = max(FEWEST, min(_most(image.shape[1] + shape[1]), len(image) * strips * tiles // 2))
 
     def compute(slab: tuple[int, int]) -> None:
         start, number = slab[0], slab[1] - slab[0]
@@ -161,24 +166,65 @@ def _work(strips: int, tiles: int) -> tuple[tuple[int], tuple[int]]:
     return (WORK * strips * tiles,), (max(strips * TILE * tiles, 6 * (TILE * tiles + 2)),)
 
 
-def _transform(transform: Any, source: Array, to: Array, sizes: Array, start: int, stop: int) -> None:
-    """Some strips of an array transformed, its channels side by side."""
-    tiles, channels, target = int(sizes[loops.TILES]), int(sizes[loops.CHANNELS]), flat(to)
+@dataclass(frozen=True)
+class _Gradient:
+    """The weight's transformed gradient, of the shape `weight`, from an image and maps; sizes as `_sizes` gives them."""
 
-    def some(first: int, last: int) -> None:
-        with backends.scratch(f4, *_work(stop - start, tiles)) as (work, room):
-            transform(source, target, sizes, start, stop - start, first, last, work, room)
+    image: Array
+    maps: Array
+    seen: Array
+    made: Array
+    weight: tuple[int, ...]
 
-    slabs(channels, 2 * to.nbytes, some)
+    @contextlib.contextmanager
+    def room(self, slab: tuple[int, int]) -> Iterator[tuple[Array, Array]]:
+        """Room for a slab's transformed image and maps."""
+        _, groups, filters, channels = self.weight
+        n = (slab[1] - slab[0]) * int(self.made[loops.TILES])
+        with backends.scratch(f4, (36, groups, channels, n), (36, groups, filters, n)) as (patches, gradients):
+            yield patches, gradients
 
+    def transform(self, transform: Any, to: Array, slab: tuple[int, int], first: int, last: int) -> None:
+        """A slab of the image (`loops.patches`) or of the maps (`loops.gradients`), channels from first to last."""
+        source, sizes = (self.image, self.seen) if transform is loops.patches else (self.maps, self.made)
+        strips = slab[1] - slab[0]
+        with backends.scratch(f4, *_work(strips, int(sizes[loops.TILES]))) as (work, room):
+            transform(source, flat(to), sizes, slab[0], strips, first, last, work, room)
 
-def _add_products(gradients: Array, patches: Array, total: Array) -> None:
-    """Add gradients times patches to the total, points side by side."""
+    def in_strands(self, cuts: list[tuple[int, int]]) -> Array:
+        """Runs of slabs side by side."""
+        number = min(STRANDS, len(cuts))
+        sums = np.empty((number, *self.weight), f4)
 
-    def some(first: int, last: int) -> None:
-        with backends.scratch(f4, total[first:last].shape) as (products,):
-            np.matmul(gradients[first:last], patches[first:last].swapaxes(-1, -2), out=products)
-            total[first:last] += products
+        def compute(strand: int) -> None:
+            first, stop = len(cuts) * strand // number, len(cuts) * (strand + 1) // number
+            for i in range(first, stop):
+                with self.room(cuts[i]) as (patches, gradients), backends.scratch(f4, self.weight) as (products,):
+                    self.transform(loops.patches, patches, cuts[i], 0, int(self.seen[loops.CHANNELS]))
+                    self.transform(loops.gradients, gradients, cuts[i], 0, int(self.made[loops.CHANNELS]))
+                    out = sums[strand] if i == first else products
+                    np.matmul(gradients, patches.swapaxes(-1, -2), out=out)
+                    if i > first:
+                        sums[strand] += products
 
-    with backends.one_blas_thread():
-        slabs(36, 36 * SLAB // 3, some)
+        with backends.one_blas_thread():
+            backends.run_slabs(compute, range(number))
+        total: Array = sums.sum(axis=0)
+        return total
+
+    def side_by_side(self, cuts: list[tuple[int, int]]) -> Array:
+        """Slab by slab; of each the channels, then the 36 products side by side."""
+        total = np.zeros(self.weight, f4)
+        for slab in cuts:
+            with self.room(slab) as (patches, gradients):
+                for transform, to in ((loops.patches, patches), (loops.gradients, gradients)):
+                    slabs(to[0, :, :, 0].size, 2 * to.nbytes, functools.partial(self.transform, transform, to, slab))
+
+                def add(first: int, last: int, gradients: Array = gradients, patches: Array = patches) -> None:
+                    with backends.scratch(f4, total[first:last].shape) as (products,):
+                        np.matmul(gradients[first:last], patches[first:last].swapaxes(-1, -2), out=products)
+                        total[first:last] += products
+
+                with backends.one_blas_thread():
+                    slabs(36, 12 * SLAB, add)
+        return total
