@@ -237,9 +237,7 @@ class _Pool:
             thread.join()
 
 
-def run_slabs(
-    function: Callable[[T], Any], slabs: Sequence[T], watch: Callable[[Any], Any] | None = None
-) -> None:
+def run_slabs(function: Callable[[T], Any], slabs: Sequence[T], watch: Callable[[Any], Any] | None = None) -> None:
     """Call `function` on every slab, on up to `num_threads()` threads, this one among them.
 
     The function must release the GIL to gain anything, and slabs must not touch what another one writes. Called from

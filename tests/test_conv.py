@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,19 @@ def beside(bias: np.ndarray, y: np.ndarray) -> np.ndarray:
     return bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workspaces so small that there are many tiles of one row, blocks of one tap, and several strands."""
-    monkeypatch.setattr(tiles, "WORKSPACE", 1)
-    monkeypatch.setattr(tiles, "DEVICE_WORKSPACE", 1)
+@pytest.fixture(params=["one tile", "small tiles", "samples apart"])
+def cutting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As the sizes say; workspaces so small that there are many tiles of one row, blocks of one tap, and several
+    strands; and on the CPU a matrix of columns for each sample."""
+    if request.param == "small tiles":
+        monkeypatch.setattr(tiles, "WORKSPACE", 1)
+        monkeypatch.setattr(tiles, "DEVICE_WORKSPACE", 1)
+    if request.param == "samples apart":
+        monkeypatch.setattr(tiles, "APART", 1)
+        monkeypatch.setattr(tiles, "SHARES", 1)
+    tiles._tiles.cache_clear()
+    yield
+    tiles._tiles.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------------------------- literal
@@ -114,7 +123,6 @@ def test_groups_by_hand(impl: Impl) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- the loops
-@pytest.mark.parametrize("small", [False, True], ids=["one tile", "small tiles"])
 @FORMATS
 @BY_CASE
 def test_conv_is_what_the_loops_say(
@@ -123,11 +131,8 @@ def test_conv_is_what_the_loops_say(
     channels: int,
     filters: int,
     data_format: str,
-    small: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    cutting: None,
 ) -> None:
-    if small:
-        small_tiles(monkeypatch)
     (image, dy, w, _, bias), (maps, spread, dweight, summed, _) = looped(op, channels, filters)
     given = impl.array(ordered(image, data_format)), impl.array(w), impl.array(bias)
     y, ctx = F.conv_forward(*given, **options(op), data_format=data_format)
@@ -139,7 +144,6 @@ def test_conv_is_what_the_loops_say(
     impl.close(dbias, summed, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["one tile", "small tiles"])
 @FORMATS
 @BY_CASE
 def test_conv_transpose_is_what_the_loops_say(
@@ -148,13 +152,10 @@ def test_conv_transpose_is_what_the_loops_say(
     channels: int,
     filters: int,
     data_format: str,
-    small: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    cutting: None,
 ) -> None:
     if any(more >= max(s, d) for more, s, d in zip(output_padding(op), op.stride, op.dilation, strict=True)):
         pytest.skip("no conv_transpose has this output")
-    if small:
-        small_tiles(monkeypatch)
     (dy, x, w, bias, _), (maps, spread, dweight, _, summed) = looped(op, channels, filters)
     given = impl.array(ordered(x, data_format)), impl.array(w), impl.array(bias)
     more = options(op) | {"output_padding": output_padding(op), "data_format": data_format}
@@ -215,6 +216,8 @@ def test_as_pytorch(transposed: bool, data_format: str, monkeypatch: pytest.Monk
     rng, compared = np.random.default_rng(68418), 0
     for _ in range(120):
         monkeypatch.setattr(tiles, "WORKSPACE", int(rng.choice([1, 500, 4 << 20])))
+        monkeypatch.setattr(tiles, "APART", int(rng.choice([1, 256])))
+        tiles._tiles.cache_clear()
         case = some_case(rng)
         n, groups, c, f = case["sizes"]
         shape = (groups * c, f, *case["kernel"]) if transposed else (groups * f, c, *case["kernel"])

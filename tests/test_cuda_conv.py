@@ -62,7 +62,7 @@ def steps(cupy: Any, spec: Conv, image: np.ndarray) -> Iterator[tuple[Any, np.nd
     rng = np.random.default_rng(1)
     for tile in (tile for run in tiles.tiles_of(device, spec, image.itemsize) for tile in run):
         for block in tiles.blocks_of(device, spec, tile, image.itemsize):
-            columns = rng.integers(-9, 9, correlate._columns_shape(spec, tile.shape, len(block))).astype(image.dtype)
+            columns = rng.integers(-9, 9, correlate._columns_shape(spec, tile, len(block))).astype(image.dtype)
             both = columns.copy(), cupy.asarray(columns)
 
             def run(step: str, tile: Any = tile, block: Any = block, both: Any = both) -> None:

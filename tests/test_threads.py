@@ -23,6 +23,12 @@ def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
+@pytest.fixture(autouse=True)
+def libraries() -> None:
+    """All that is loaded by now: other tests' imports may have brought a BLAS behind the library's first look."""
+    threads._libraries.cache_clear()
+
+
 @pytest.fixture
 def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four threads on any machine, in a pool of the test's own."""

@@ -8,6 +8,7 @@ pool.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -24,14 +25,19 @@ MOST_SLABS = 32
 LEAST_CUT = 32  # rows or columns of a slab: thinner ones spend their time on packing the other factor
 
 
-def in_slabs(b: Backend, function: Callable[[T], Any], slabs: Sequence[T]) -> None:
-    """Call `function` on every slab: on NumPy side by side with BLAS on one thread, elsewhere one after another."""
+def in_slabs(b: Backend, function: Callable[[T], Any], slabs: Sequence[T], flops: float = math.inf) -> None:
+    """Call `function` on every slab: on NumPy with BLAS on one thread, and side by side unless all together take no
+    more than two slabs' `flops`; elsewhere one after another."""
     if b.name != "numpy":
         for slab in slabs:
             function(slab)
         return
     with backends.one_blas_thread():
-        backends.run_slabs(function, slabs)
+        if flops > 2 * SLAB_FLOPS:
+            backends.run_slabs(function, slabs)
+        else:
+            for slab in slabs:
+                function(slab)
 
 
 def cuts(length: int, parts: int) -> list[slice]:

@@ -37,8 +37,9 @@ STRAND_BYTES = 64 << 20  # and what they may take together
 
 
 # ------------------------------------------------------------------------------------------------------------- matrices
-# The matrices of an array are (groups, channels, cells). With channels last they are transposed views, and products are
-# taken of the transposes: BLAS reads both, and neither format is turned as a whole.
+# The matrices of an array are (groups, channels, cells), and of samples apart (samples, groups, channels, cells). With
+# channels last they are transposed views, and products are taken of the transposes: BLAS reads both, and neither format
+# is turned as a whole.
 def _order(spec: Conv, by_cell: bool) -> Shape:
     """A split array's axes as (groups, channels, cells), or as (groups, cells, channels)."""
     n = spec.ndim
@@ -52,11 +53,14 @@ def _back(order: Shape) -> Shape:
 
 
 def _flip(b: Backend, matrices: Array) -> Array:
-    return b.xp.permute_dims(matrices, (0, 2, 1))
+    axes = range(matrices.ndim)
+    return b.xp.permute_dims(matrices, (*axes[:-2], axes[-1], axes[-2]))
 
 
-def _matrices(b: Backend, spec: Conv, part: Array) -> Array:
+def _matrices(b: Backend, spec: Conv, part: Array, apart: bool = False) -> Array:
     """A part of a split array as matrices: a view where its strides allow."""
+    if apart:
+        return b.xp.reshape(part, (*part.shape[:3], math.prod(part.shape[3:])))
     turned = b.xp.permute_dims(part, _order(spec, by_cell=spec.last))
     shape = tuple(turned.shape)
     if spec.last:
@@ -92,13 +96,23 @@ def _times(
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
-def _columns_shape(spec: Conv, shape: Shape, taps: int) -> Shape:
+def _columns_shape(spec: Conv, tile: Tile, taps: int) -> Shape:
     groups, _, channels, _ = spec.weight_shape
-    return (groups, *shape, taps, channels) if spec.in_runs else (groups, channels, taps, *shape)
+    samples, *windows = tile.shape
+    if tile.apart:
+        return (samples, groups, channels, taps, *windows)
+    return (groups, *tile.shape, taps, channels) if spec.in_runs else (groups, channels, taps, *tile.shape)
 
 
-def _slot(spec: Conv, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
+def _columns_order(spec: Conv, tile: Tile) -> Shape:
+    """A split array's axes as those of columns, but for the taps."""
+    return tuple(range(spec.ndim + 3)) if tile.apart else _order(spec, by_cell=spec.in_runs)
+
+
+def _slot(spec: Conv, tile: Tile, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
     """One tap's windows in an array of `_columns_shape`."""
+    if tile.apart:
+        return (ALL, ALL, ALL, slot, *windows)
     return (ALL, ALL, *windows, slot, ALL) if spec.in_runs else (ALL, ALL, slot, ALL, *windows)
 
 
@@ -112,10 +126,12 @@ def _block_weight(b: Backend, spec: Conv, weight: Array, block: Sequence[Tap]) -
 @contextlib.contextmanager
 def _room(b: Backend, spec: Conv, tile: Tile, block: Sequence[Tap], dtype: Any) -> Iterator[tuple[Array, Array]]:
     """Columns of a tile under a block of taps, yet to be filled: as they are stored, and as matrices."""
-    shape, size = _columns_shape(spec, tile.shape, len(block)), math.prod(tile.shape)
+    shape, size = _columns_shape(spec, tile, len(block)), math.prod(tile.shape)
     rows = spec.weight_shape[2] * len(block)
     with blas.scratch(b, shape, dtype) as columns:
-        if spec.in_runs:
+        if tile.apart:
+            yield columns, b.xp.reshape(columns, (*shape[:2], rows, math.prod(tile.window.out_lengths)))
+        elif spec.in_runs:
             yield columns, _flip(b, b.xp.reshape(columns, (spec.groups, size, rows)))
         else:
             yield columns, b.xp.reshape(columns, (spec.groups, rows, size))
@@ -125,7 +141,7 @@ def _room(b: Backend, spec: Conv, tile: Tile, block: Sequence[Tap], dtype: Any) 
 def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap]) -> Iterator[Array]:
     """What the tile's windows see of the image under the block's taps, as matrices; 0 outside the image."""
     if spec.pointwise:
-        yield _matrices(b, spec, image[spec.at(tile.samples, tile.maps)])
+        yield _matrices(b, spec, image[spec.at(tile.samples, tile.maps)], tile.apart)
         return
     with _room(b, spec, tile, block, image.dtype) as (columns, matrices):
         implementation("im2col", _im2col, b, spec, image)(b, spec, image, tile, block, columns)
@@ -135,15 +151,15 @@ def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[T
 def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
         if any(w.stop - w.start < a.out for w, a in zip(windows, tile.window.axes, strict=True)):
-            columns[_slot(spec, slot, [ALL] * spec.ndim)] = 0.0
-        seen = b.xp.permute_dims(image[spec.at(tile.samples, cells)], _order(spec, by_cell=spec.in_runs))
-        columns[_slot(spec, slot, windows)] = seen
+            columns[_slot(spec, tile, slot, [ALL] * spec.ndim)] = 0.0
+        seen = b.xp.permute_dims(image[spec.at(tile.samples, cells)], _columns_order(spec, tile))
+        columns[_slot(spec, tile, slot, windows)] = seen
 
 
 def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
-        seen = columns[_slot(spec, slot, windows)]
-        image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_order(spec, by_cell=spec.in_runs)))
+        seen = columns[_slot(spec, tile, slot, windows)]
+        image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_columns_order(spec, tile)))
 
 
 def _compute_maps(
@@ -152,8 +168,8 @@ def _compute_maps(
     at = spec.at(tile.samples, tile.maps)
     plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
     # BLAS writes to the maps as they lie, if the tile's are matrices there.
-    in_place = b.name == "numpy" and (spec.last or tile.shape[0] == 1)
-    out, total = _matrices(b, spec, maps[at]) if in_place else None, None
+    in_place = b.name == "numpy" and (spec.last or tile.apart or tile.shape[0] == 1)
+    out, total = _matrices(b, spec, maps[at], tile.apart) if in_place else None, None
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         with _columns(b, spec, image, tile, block) as columns:
             part = _block_weight(b, spec, weight, block)
@@ -168,7 +184,7 @@ def _compute_maps(
 
 
 def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
-    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)])
+    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.apart)
     runs = spec.in_runs
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         part = _flip(b, _block_weight(b, spec, weight, block))
@@ -180,11 +196,12 @@ def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array,
 
 
 def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, whole: bool) -> None:
-    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)])
+    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.apart)
     groups, filters, channels, _ = spec.weight_shape
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         with _columns(b, spec, image, tile, block) as columns:
             part = blas.matmul(b, matrices, _flip(b, columns), whole=whole)
+        part = b.xp.sum(part, axis=0) if tile.apart else part
         if spec.in_runs:
             part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
         else:
@@ -277,7 +294,7 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
         else:
             _compute_maps(b, spec, tile, image, weight, bias, maps, whole=len(tiles) > 1)
 
-    blas.in_slabs(b, compute, tiles)
+    blas.in_slabs(b, compute, tiles, spec.flops)
     return b.xp.reshape(maps, spec.maps_shape)
 
 
@@ -305,7 +322,7 @@ def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | Non
             else:
                 _spread_tile(b, spec, tile, maps, weight, image, whole=len(runs) > 1)
 
-    blas.in_slabs(b, compute, runs)
+    blas.in_slabs(b, compute, runs, spec.flops)
     return b.xp.reshape(image, shape)
 
 
@@ -331,7 +348,7 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
             else:
                 _add_gradient(b, spec, tile, image, maps, partial[strand], whole=len(strands) > 1)
 
-    blas.in_slabs(b, compute, range(len(strands)))
+    blas.in_slabs(b, compute, range(len(strands)), spec.flops)
     total = partial[0]
     for other in partial[1:]:
         total += other

@@ -21,7 +21,9 @@ from . import blas
 
 WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
 DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
-ENOUGH = 1024  # windows of a tile on the CPU: samples with more stay apart, and BLAS writes to the maps as they lie
+ENOUGH = 1024  # windows that a product is of on the CPU: no more samples are put together for one
+APART = 256  # windows of a sample, channels first, that on the CPU are a product of their own
+SHARES = 16  # tiles that samples apart are shared out among, at least: several threads can then be busy to the end
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
 LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
@@ -94,6 +96,12 @@ class Conv:
         fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
         return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
 
+    @functools.cached_property
+    def flops(self) -> float:
+        """Of any of the three functions: multiplications and additions."""
+        windows = self.window.layout.shape[0] * math.prod(self.window.out_lengths)
+        return 2.0 * windows * self.filters * self.weight_shape[2] * math.prod(self.window.kernel)
+
     def split(self, shape: Shape) -> Shape:
         """The shape of a split array."""
         at = self.window.layout.channel
@@ -112,11 +120,13 @@ def kept(spec: Conv) -> Conv:
 
 @dataclass(frozen=True)
 class Tile:
-    """Some windows: those of some samples, in some rows (cells of the first spatial axis) of the maps."""
+    """Some windows: those of some samples, in some rows (cells of the first spatial axis) of the maps. `apart`: each
+    sample has a matrix of columns to itself, and its maps are a matrix as they lie."""
 
     samples: slice
     rows: slice
     window: Window  # of these rows alone
+    apart: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -136,17 +146,21 @@ def workspace(b: Backend) -> int:
 
 def tiles_of(b: Backend, spec: Conv, itemsize: int) -> tuple[tuple[Tile, ...], ...]:
     """For each run of samples its tiles, in order; the columns of one tap fill a quarter of the workspace."""
-    cells = workspace(b) // itemsize
-    return _tiles(spec, cells, ENOUGH if b.name == "numpy" else cells)
+    return _tiles(spec, workspace(b) // itemsize, b.name == "numpy")
 
 
 @functools.lru_cache(maxsize=32)
-def _tiles(spec: Conv, cells: int, enough: int) -> tuple[tuple[Tile, ...], ...]:
+def _tiles(spec: Conv, cells: int, host: bool) -> tuple[tuple[Tile, ...], ...]:
     room = max(1, cells // (4 * max(spec.channels, spec.filters)))  # windows
     windows, samples = math.prod(spec.window.out_lengths), spec.window.layout.shape[0]
     rows = [(cut, _rows_of(spec.window, cut)) for cut in blas.cuts(spec.window.axes[0].out, -(-windows // room))]
-    runs = blas.cuts(samples, -(-samples // max(1, min(room, enough) // windows)))
-    return tuple(tuple(Tile(run, cut, window) for cut, window in rows) for run in runs)
+    apart = host and not spec.last and windows >= APART
+    if apart:
+        room = min(room, cells // (spec.channels * math.prod(spec.window.kernel)), windows * -(-samples // SHARES))
+    elif host:
+        room = min(room, ENOUGH)
+    runs = blas.cuts(samples, -(-samples // max(1, room // windows)))
+    return tuple(tuple(Tile(run, cut, window, apart) for cut, window in rows) for run in runs)
 
 
 def _rows_of(window: Window, rows: slice) -> Window:

@@ -1,8 +1,9 @@
 """The steps of a convolution that move cells: image to columns and back ("im2col", "col2im"), and sums over channels.
 
 Specs, tiles and taps are taken as they come from functional/tiles.py; images and columns are contiguous, float32 or
-float64, and written to by one tile at a time. Columns are (groups, channels, taps, samples, *windows), or, where
-channels lie in runs, (groups, samples, *windows, taps, channels). A missing spatial axis is one of one cell.
+float64, and written to by one tile at a time. Columns are (groups, channels, taps, samples, *windows), of samples apart
+(samples, groups, channels, taps, *windows), or, where channels lie in runs, (groups, samples, *windows, taps,
+channels). A missing spatial axis is one of one cell.
 
 What a window's tap sees is worked out per row of windows: from `first` to `stop` they see cells, the others padding.
 """
@@ -44,7 +45,7 @@ def warmup(op: str, spec: Any) -> None:
             sums(image, np.zeros(1), 0, 0, 0, 0)
         else:
             move = _runs if spec.in_runs else _rows
-            move(image, image, nothing, np.zeros(3, np.int64), np.zeros(3, np.int64), 0, 0, op == "col2im")
+            move(image, image, nothing, np.zeros(3, np.int64), np.zeros(4, np.int64), 0, 0, op == "col2im")
 
 
 def im2col(b: Backend, spec: Any, image: Array, tile: Any, block: list[Any], columns: Array) -> None:
@@ -60,7 +61,7 @@ def col2im(b: Backend, spec: Any, image: Array, tile: Any, block: list[Any], col
 def _move(spec: Any, image: Array, tile: Any, block: list[Any], columns: Array, add: bool) -> None:
     plane = math.prod(spec.window.layout.lengths)
     steps = (plane * spec.channels, 1, spec.channels) if spec.last else (plane * spec.channels, plane, 1)
-    counts = (spec.groups, spec.weight_shape[2], len(image[tile.samples]))
+    counts = (spec.groups, spec.weight_shape[2], len(image[tile.samples]), tile.apart)
     move = _runs if spec.in_runs else _rows
     part = flat(image[tile.samples])
     move(part, flat(columns), _axes(tile.window), np.array(steps), np.array(counts), block[0][0], len(block), add)
@@ -155,10 +156,13 @@ def _add(d: Array, start: int, step: int, s: Array, of: int, n: int) -> None:
 def _rows(
     image: Array, columns: Array, axes: Array, steps: Array, counts: Array, first: int, taps: int, add: bool
 ) -> None:
-    """Columns (groups, channels, taps, samples, *windows): a row of windows is a run. Rows that an earlier tap sees too
-    are copied from it; those to `add`, the taps in reverse, are added to its."""
+    """Columns (groups, channels, taps, samples, *windows), or with the samples first: a row of windows is a run. Rows
+    that an earlier tap sees too are copied from it; those to `add`, the taps in reverse, are added to its."""
     channels, samples, cell = counts[0] * counts[1], counts[2], steps[CELL]
     depth, height, width, across = axes[0, OUT], axes[1, OUT], axes[2, OUT], axes[2, STRIDE]
+    plane = depth * height * width
+    # From a sample's columns to the next one's, and from a tap's.
+    by_sample, by_tap = (channels * taps * plane, plane) if counts[3] else (plane, samples * plane)
     line, step = axes[2, LENGTH] * cell, across * cell
     down, deep = axes[1, STRIDE] * line, axes[0, STRIDE] * axes[1, LENGTH] * line
     seen, (back, later) = _seen(axes, first, taps), _shared(axes)
@@ -171,13 +175,13 @@ def _rows(
                 corner = n * steps[SAMPLE] + c * steps[CHANNEL]
                 corner += z0 * axes[1, LENGTH] * line + y0 * line + (x0 + left * across) * cell
                 for z in range(depth):
-                    to = (((c * taps + tap) * samples + n) * depth + z) * height * width
+                    to = n * by_sample + (c * taps + tap) * by_tap + z * height * width
                     if z < front or z >= behind:
                         if not add:
                             _zero(columns, to, height * width)
                         continue
                     known = height - later if shares else 0
-                    other = to + later * width - back * samples * depth * height * width
+                    other = to + later * width - back * by_tap
                     if add:
                         _add(columns, other, 1, columns, to, known * width)
                     else:

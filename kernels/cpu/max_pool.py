@@ -200,6 +200,7 @@ def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
 
         over(plan.planes, math.prod(plan.sizes[:2]), (lines(dy), lines(saved)), (lines(dx),), gathered)
         return dx
+
     def equal(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
         loops.ties_backward(dy, bits, dx, *known, ties == "split", *plan.tables, start, stop)
 

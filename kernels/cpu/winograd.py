@@ -168,7 +168,7 @@ def _work(strips: int, tiles: int) -> tuple[tuple[int], tuple[int]]:
 
 @dataclass(frozen=True)
 class _Gradient:
-    """The weight's transformed gradient, of the shape `weight`, from an image and maps; sizes as `_sizes` gives them."""
+    """The weight's transformed gradient, of the shape `weight`, from an image and maps; their sizes are `_sizes`'."""
 
     image: Array
     maps: Array
