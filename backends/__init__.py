@@ -6,6 +6,7 @@ here imports CuPy before it is asked for.
 
 from .arrays import FLOATS, INTEGERS, asarray, dtype_name, name_of_dtype, of, on_device_of, to_numpy
 from .draw import check_rng, uniform
+from .results import result
 from .scratch import scratch
 from .select import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, one_blas_thread, run_slabs
@@ -25,6 +26,7 @@ __all__ = [
     "of",
     "on_device_of",
     "one_blas_thread",
+    "result",
     "run_slabs",
     "scratch",
     "to_numpy",

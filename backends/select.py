@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 
 from . import cupy_probe
+from .results import result
 
 NAMES = ("numpy", "cupy")
 VARIABLE = "CNNLAYERS_BACKEND"
@@ -43,7 +44,7 @@ class Backend:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A new array of this backend and device, with no particular content."""
-        return self.xp.empty(shape, dtype=dtype, **self._place)
+        return result(shape, dtype) if self.name == "numpy" else self.xp.empty(shape, dtype=dtype, **self._place)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A new array of zeros on this backend and device."""

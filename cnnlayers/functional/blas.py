@@ -80,7 +80,7 @@ def matmul(
         return product if plus is None else product + plus
     x, w = _for_blas(x), _for_blas(w)
     batch = numpy.broadcast_shapes(x.shape[:-2], w.shape[:-2])
-    y = numpy.empty((*batch, x.shape[-2], w.shape[-1]), x.dtype) if out is None else out
+    y = backends.result((*batch, x.shape[-2], w.shape[-1]), x.dtype) if out is None else out
     if whole:
         _product((x, w, y, plus))
         return y

@@ -71,7 +71,7 @@ def forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array |
     axis, cuts = _cuts(b, norm, x)
     if not cuts:
         return rows_forward(b, norm, x, gamma, beta)
-    y = b.xp.empty_like(x)
+    y = b.empty(tuple(x.shape), x.dtype)
 
     def work(cut: slice) -> Statistics:
         at = (slice(None),) * axis + (cut,)
@@ -90,7 +90,7 @@ def forward_given(
     axis, cuts = _cuts(b, norm, x)
     if not cuts:
         return given_forward(b, norm, x, gamma, beta, mean, rstd)
-    y = b.xp.empty_like(x)
+    y = b.empty(tuple(x.shape), x.dtype)
 
     def work(cut: slice) -> None:
         at = (slice(None),) * axis + (cut,)
@@ -110,7 +110,7 @@ def backward(
     if not cuts or x is None:
         result: tuple[Array, Array | None, Array | None] = whole(b, norm, dy, x, mean, rstd, gamma)
         return result
-    dx = b.xp.empty_like(x)
+    dx = b.empty(tuple(x.shape), x.dtype)
     wide = {
         name: None if getattr(norm, name) is None else b.xp.float64 for name in ("gamma_dtype", "beta_dtype")
     }  # until all slabs are put together

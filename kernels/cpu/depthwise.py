@@ -56,7 +56,7 @@ def warmup(op: str, spec: Any) -> None:
 
 def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """`correlate`'s maps."""
-    maps = np.empty(spec.maps_shape, image.dtype)
+    maps = backends.result(spec.maps_shape, image.dtype)
     bias = np.zeros(spec.filters, image.dtype) if bias is None else flat(bias)
     arrays = flat(image), flat(weight), bias, flat(maps)
     _by_plane(_correlate, spec, arrays, image.nbytes + maps.nbytes)
@@ -65,7 +65,7 @@ def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias
 
 def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """`spread`'s image."""
-    image = np.empty(spec.window.layout.shape, maps.dtype)
+    image = backends.result(spec.window.layout.shape, maps.dtype)
     bias = np.zeros(spec.channels, maps.dtype) if bias is None else flat(bias)
     run: Any = _spread
     turned = _turned(spec)

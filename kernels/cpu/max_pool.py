@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import max_pool_loops as loops
@@ -152,7 +153,7 @@ def _line(axis: Any) -> tuple[int, ...]:
 def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[Array, Array, Array | None]:
     """y, what backward needs of this tie rule (None: nothing), and the indices where they are wanted."""
     plan = _plan(window)
-    y = np.empty(plan.out_shape, x.dtype)
+    y = backends.result(plan.out_shape, x.dtype)
     save = ties == "first" or numbered
     place = np.empty(y.shape if save else (0,), plan.place)
     known = (plan.sizes, plan.taps, plan.steps, *plan.tables)
@@ -186,7 +187,7 @@ def _indices(plan: Plan, place: Array) -> Array:
 
 
 def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
-    plan, dx = _plan(window), np.empty(window.layout.shape, dy.dtype)
+    plan, dx = _plan(window), backends.result(window.layout.shape, dy.dtype)
     known = (plan.sizes, plan.offsets, plan.disjoint)
 
     def first(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import norm_columns, norm_loops
@@ -92,7 +93,7 @@ layer_norm_forward = rms_norm_forward = _cells_forward
 def cells(x: Array, gamma: Array, beta: Array, eps: float, centred: bool, count: int) -> tuple[Array, Array, Array]:
     """y, mean and rstd of rows of `count` cells, gamma and beta of x's compute dtype beginning anew after their end."""
     flat = converted(x, gamma.dtype)
-    y, number = np.empty_like(flat), x.size // count
+    y, number = backends.result(flat.shape, flat.dtype), x.size // count
     mean, rstd = np.empty(number), np.empty(number)
     run = functools.partial(norm_loops.cells_forward, flat, y, gamma, beta, mean, rstd, eps, centred, count)
     slabs(number, 2 * flat.nbytes, run)
@@ -115,7 +116,7 @@ def _channels_forward(
         y, mean, rstd = cells(x.transpose(lie.order), gamma, beta, rows.eps, True, rows.count)
         return lie.restored(y, x), mean.reshape(shape), rstd, rstd.reshape(shape)  # only batch norm asks for var
     source = converted(x.transpose(lie.order), dtype)
-    y = np.empty_like(source)
+    y = backends.result(source.shape, source.dtype)
     if lie.at_once(source.itemsize):
         mean, var, rstd = np.empty((3, lie.rows))
         run = functools.partial(norm_loops.rows_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
@@ -135,7 +136,7 @@ def _given_forward(norm: Any, x: Array, gamma: Array | None, beta: Array | None,
         return np.empty(x.shape, x.dtype)
     lie = channels_of(norm.rows, x)
     source = converted(x.transpose(lie.order), accumulator(x.dtype))
-    y, cut = np.empty_like(source), cut_of(lie, source.itemsize)
+    y, cut = backends.result(source.shape, source.dtype), cut_of(lie, source.itemsize)
     statistics = lie.numbers(mean, 0.0), lie.numbers(rstd, 1.0)
     _lines(cut, source, y, lie.numbers(gamma, 1.0), lie.numbers(beta, 0.0), *statistics)
     return lie.restored(y, x)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
+
 from .compile import flat, kernel, slabs
 
 Array = Any
@@ -35,7 +37,7 @@ def converted(array: Array, dtype: Any) -> Array:
     """The array, flat in C order, in `dtype`: without a copy where it is so already, else slab by slab."""
     if array.dtype == dtype:
         return flat(array)
-    source, result = np.ascontiguousarray(array).reshape(-1), np.empty(array.size, dtype)
+    source, result = np.ascontiguousarray(array).reshape(-1), backends.result((array.size,), dtype)
 
     def run(start: int, stop: int) -> None:
         if source.dtype == np.float16 and result.dtype == np.float32:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import norm_columns, norm_loops
@@ -79,7 +80,7 @@ batch_norm_backward = group_norm_backward = instance_norm_backward = _channels_b
 def cells(dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, count: int) -> tuple[Array, Array, Array]:
     """dx, dgamma and dbeta, as norm.py's `cells` has gamma; mean None: it was taken to be 0."""
     g, source = converted(dy, gamma.dtype), converted(x, gamma.dtype)
-    dx, rstd = np.empty_like(source), np.ascontiguousarray(rstd).reshape(-1)
+    dx, rstd = backends.result(source.shape, source.dtype), np.ascontiguousarray(rstd).reshape(-1)
     centred = mean is not None
     mean = np.ascontiguousarray(mean).reshape(-1) if centred else np.zeros_like(rstd)
     parts = max(1, min(PARTS, x.size // gamma.size // TURNS))
@@ -94,13 +95,13 @@ def cells(dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, co
 def _own(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """dx and the sums of dy * xhat and of dy of each channel, the statistics being the array's own."""
     if lie.at_once(x.itemsize):
-        dx = np.empty_like(x)
+        dx = backends.result(x.shape, x.dtype)
         plain, along = np.empty((2, lie.samples * lie.groups * lie.group))
         run = functools.partial(norm_loops.rows_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
         run = functools.partial(run, rstd.reshape(-1), plain, along, lie.segments, lie.step, lie.length)
         slabs(lie.rows, 3 * x.nbytes, run)
         return dx, *(s.reshape(lie.samples, -1).sum(axis=0) for s in (along, plain))
-    cut, dx, n = cut_of(lie, x.itemsize), np.empty_like(x), x.size / lie.rows
+    cut, dx, n = cut_of(lie, x.itemsize), backends.result(x.shape, x.dtype), x.size / lie.rows
     mean, rstd = (a.reshape(lie.row_shape) for a in (mean, rstd))
     shift = mean.astype(x.dtype)
     along, plain = _sums(cut, dy, x, shift, mean, rstd)
@@ -114,7 +115,7 @@ def _own(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
 
 def _given(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """The same, dx not reaching through the statistics."""
-    cut, dx = cut_of(lie, x.itemsize), np.empty_like(x)
+    cut, dx = cut_of(lie, x.itemsize), backends.result(x.shape, x.dtype)
     mean, rstd = (a.reshape(lie.row_shape) for a in (mean, rstd))
     along, plain = _sums(cut, dy, x, mean.astype(x.dtype), mean, rstd)
     spread = [cut.spread(a, x.dtype) for a in (np.zeros_like(rstd), rstd * gamma, np.zeros_like(rstd))]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import pad_loops as loops
@@ -100,13 +101,13 @@ def _inner(spec: Any) -> int:
 
 
 def _forward(spec: Any, x: Array, value: Any) -> Array:
-    y = np.empty(spec.out_shape, x.dtype)
+    y = backends.result(spec.out_shape, x.dtype)
     _move(x, y, [(spec.mode, *side) for side in _sides(spec)], _inner(spec), np.array(value, x.dtype))
     return y
 
 
 def _backward(spec: Any, dy: Array) -> Array:
-    dx = np.empty(spec.layout.shape, dy.dtype)
+    dx = backends.result(spec.layout.shape, dy.dtype)
     sides = _sides(spec)
     if spec.mode == "constant":  # forward, x and y having changed places: what was cropped is filled with 0
         turned = [("constant", length + sum(grow) - sum(crop), crop, grow) for length, grow, crop in sides]

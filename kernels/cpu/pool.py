@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import pool_loops as loops
@@ -156,7 +157,7 @@ def _plan(spec: Any, backward: bool, single: bool) -> Plan:
 def _pooled(spec: Any, x: Array, backward: bool) -> Array:
     """y of x, or dx of dy."""
     plan = _plan(spec, backward, x.dtype != np.float64)
-    y = np.empty(plan.shape, x.dtype)
+    y = backends.result(plan.shape, x.dtype)
 
     def sums(x: Array, y: Array, start: int, stop: int) -> None:
         plan.run(x, y, *plan.known, start, stop)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend, dtype_name
 
 from .compile import flat, kernel, slabs
@@ -56,7 +57,7 @@ def _bits(array: Array) -> Array:
 
 
 def _relu(x: Array, saves: bool, dtype: str) -> tuple[Array, Array]:
-    y, passes = np.empty(x.shape, x.dtype), np.empty(x.shape if saves else (0,), bool)
+    y, passes = backends.result(x.shape, x.dtype), np.empty(x.shape if saves else (0,), bool)
     source, result, mask = _bits(x), _bits(y), passes.reshape(-1)
     sign = 1 << (8 * x.dtype.itemsize - 1)
     above, below = source.dtype.type(sign - 1), source.dtype.type(sign + INFINITY[dtype])
@@ -72,7 +73,7 @@ def _relu(x: Array, saves: bool, dtype: str) -> tuple[Array, Array]:
 
 
 def _masked(dy: Array, passes: Array) -> Array:
-    dx = np.empty(dy.shape, dy.dtype)
+    dx = backends.result(dy.shape, dy.dtype)
     source, mask, result = _bits(dy), flat(passes.view(np.uint8)), _bits(dx)
     slabs(dy.size, 2 * dy.nbytes + passes.nbytes, lambda start, stop: masked(source, mask, result, start, stop))
     return dx

@@ -137,7 +137,7 @@ def _convolved(
 ) -> Array | None:
     """The convolution of an image with a weight (groups, filters, channels, taps), as maps of a shape."""
     groups, filters, channels, _ = weight.shape
-    maps = np.empty(shape, f4)
+    maps = backends.result(shape, f4)
     seen, made = _sizes(image, shape, before), _sizes(maps, shape, [0, 0])
     strips, tiles = int(made[loops.STRIPS]), int(made[loops.TILES])
     bias = np.zeros(shape[1], f4) if bias is None else flat(bias)
