@@ -21,7 +21,7 @@ from cnnlayers.backends import run_slabs
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
-SLAB = 1_600_000  # bytes that a slab reads and writes, about: smaller ones spend their time on being handed out
+SLAB = 2_400_000  # bytes that a slab reads and writes, about: smaller ones spend their time on being handed out
 LOOKS = 500  # at a number that is to become 1, each with a call to the system
 # What a sum may be reordered by: NaN and infinities keep their meaning.
 RELAXED = frozenset({"reassoc", "nsz", "contract"})

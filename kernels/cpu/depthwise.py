@@ -26,7 +26,6 @@ Array = Any
 u8 = np.uint64  # unsigned offsets: the compiler then needs no test for negative ones, and vectorises
 
 LINE = {"length": 1, "out": 1, "kernel": 1, "stride": 1, "dilation": 1, "before": 0}  # the axis that one axis lacks
-LARGER = 4  # times the usual slab: its planes are read once, and need not stay in a cache together
 BAND = 1 << 16  # bytes of a band's sheets, about
 # Entries of `sizes`: of the image, of the maps, of the kernel; PITCH is the rows of a sheet that are one stride apart.
 HEIGHT, WIDTH, ROWS, COLUMNS, TALL, WIDE, FILTERS, STEP, STEP_X, REACH, TOP, BANDED, PITCH = range(13)
@@ -97,7 +96,7 @@ def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) 
         with backends.scratch(image.dtype, (room,)) as (sheets,):
             _weight_gradient(*arrays, sizes, seen, start, stop, len(image), channels, sheets)
 
-    slabs(channels, (image.nbytes + maps.nbytes) // LARGER, some)
+    slabs(channels, (image.nbytes + maps.nbytes), some)
     return dweight.astype(image.dtype)
 
 
@@ -109,7 +108,7 @@ def _by_plane(run: Any, spec: Any, arrays: tuple[Array, ...], nbytes: int) -> No
         with backends.scratch(dtype, (room,)) as (sheets,):
             run(*arrays, sizes, seen, start, stop, spec.channels, sheets)
 
-    slabs(spec.window.layout.shape[0] * spec.channels, nbytes // LARGER, some)
+    slabs(spec.window.layout.shape[0] * spec.channels, nbytes, some)
 
 
 @functools.lru_cache(maxsize=64)
@@ -179,6 +178,22 @@ def _three(d: Array, to: int, s: Array, w: Array, k: int, a: int, b: int, c: int
 
 
 @kernel(relaxed=True)
+def _nine(d: Array, to: int, s: Array, w: Array, k: int, runs: Array, n: int) -> None:
+    """Nine taps at once, from weight k on, what they see from `runs` on: the maps are read and written a ninth as
+    often."""
+    to = u8(to)
+    a, b, c, e, f, g = u8(runs[0]), u8(runs[1]), u8(runs[2]), u8(runs[3]), u8(runs[4]), u8(runs[5])
+    h, p, q = u8(runs[6]), u8(runs[7]), u8(runs[8])
+    w0, w1, w2, w3, w4, w5 = w[k], w[k + 1], w[k + 2], w[k + 3], w[k + 4], w[k + 5]
+    w6, w7, w8 = w[k + 6], w[k + 7], w[k + 8]
+    for j in range(n):
+        i = u8(j)
+        first = w0 * s[a + i] + w1 * s[b + i] + w2 * s[c + i]
+        second = w3 * s[e + i] + w4 * s[f + i] + w5 * s[g + i]
+        d[to + i] += first + second + w6 * s[h + i] + w7 * s[p + i] + w8 * s[q + i]
+
+
+@kernel(relaxed=True)
 def _scaled(d: Array, to: int, s: Array, at: int, factor: float, n: int) -> None:
     to, at = u8(to), u8(at)
     for i in range(n):
@@ -206,7 +221,39 @@ def _products(x: Array, at: int, y: Array, a: int, b: int, c: int, n: int) -> An
     return first, second, third
 
 
+@kernel(relaxed=True)
+def _nine_products(x: Array, at: int, y: Array, runs: Array, totals: Array, to: int, n: int) -> None:
+    """Nine products at once, added to nine totals."""
+    at = u8(at)
+    a, b, c, e, f, g = u8(runs[0]), u8(runs[1]), u8(runs[2]), u8(runs[3]), u8(runs[4]), u8(runs[5])
+    h, p, q = u8(runs[6]), u8(runs[7]), u8(runs[8])
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = x[0] * 0
+    for j in range(n):
+        i = u8(j)
+        value = x[at + i]
+        s0 += value * y[a + i]
+        s1 += value * y[b + i]
+        s2 += value * y[c + i]
+        s3 += value * y[e + i]
+        s4 += value * y[f + i]
+        s5 += value * y[g + i]
+        s6 += value * y[h + i]
+        s7 += value * y[p + i]
+        s8 += value * y[q + i]
+    for k, total in enumerate((s0, s1, s2, s3, s4, s5, s6, s7, s8)):
+        totals[to + k] += total
+
+
 # -------------------------------------------------------------------------------------------------------------- sheets
+@kernel()
+def _runs(sizes: Array) -> Array:
+    """Where the run that each tap sees begins in the sheets."""
+    runs = np.empty(sizes[TALL] * sizes[WIDE], np.int64)
+    for tap in range(len(runs)):
+        runs[tap] = _tap(sizes, tap)
+    return runs
+
+
 @kernel()
 def _tap(sizes: Array, tap: int) -> Any:
     """Where the run that a tap sees begins in the sheets."""
@@ -235,9 +282,10 @@ def _sheets(image: Array, plane: int, sizes: Array, seen: Array, band: int, shee
                 _fill(sheets, sheet, 0.0, first * columns)
                 _fill(sheets, sheet + last * columns, 0.0, (rows - last) * columns)
                 _read(image, plane + at + skip, 1, sheets, sheet + first * columns + skip, n)
-            for r in range(first, last):
-                _fill(sheets, sheet + r * columns, 0.0, left)
-                _fill(sheets, sheet + r * columns + right, 0.0, columns - right)
+            for c in range(columns):
+                if c < left or c >= right:
+                    for r in range(first, last):
+                        sheets[u8(sheet + r * columns + c)] = 0.0
             if add:
                 _add(image, plane + at + skip, 1, sheets, sheet + first * columns + skip, n)
             continue
@@ -271,6 +319,7 @@ def _correlate(
 ) -> None:
     """The maps of planes `start` to `stop`, counted through samples and channels."""
     out, columns, filters, taps = sizes[ROWS], sizes[COLUMNS], sizes[FILTERS], sizes[TALL] * sizes[WIDE]
+    runs = _runs(sizes)
     for plane in range(start, stop):
         for band in range(0, out, sizes[BANDED]):
             _sheets(image, plane * sizes[HEIGHT] * sizes[WIDTH], sizes, seen, band, sheets, False)
@@ -279,11 +328,12 @@ def _correlate(
                 f = plane % channels * filters + q
                 to = ((plane * filters + q) * out + band) * columns
                 _fill(maps, to, bias[f], n)
-                for tap in range(0, taps - 2, 3):
-                    a, b, c = _tap(sizes, tap), _tap(sizes, tap + 1), _tap(sizes, tap + 2)
-                    _three(maps, to, sheets, weight, f * taps + tap, a, b, c, n)
+                for tap in range(0, taps - 8, 9):
+                    _nine(maps, to, sheets, weight, f * taps + tap, runs[tap:], n)
+                for tap in range(taps - taps % 9, taps - 2, 3):
+                    _three(maps, to, sheets, weight, f * taps + tap, runs[tap], runs[tap + 1], runs[tap + 2], n)
                 for tap in range(taps - taps % 3, taps):
-                    _scaled(maps, to, sheets, _tap(sizes, tap), weight[f * taps + tap], n)
+                    _scaled(maps, to, sheets, runs[tap], weight[f * taps + tap], n)
 
 
 @kernel()
@@ -301,7 +351,7 @@ def _spread(
 ) -> None:
     """The image of planes `start` to `stop`, counted through samples and channels."""
     out, columns, filters, taps = sizes[ROWS], sizes[COLUMNS], sizes[FILTERS], sizes[TALL] * sizes[WIDE]
-    cells = sizes[HEIGHT] * sizes[WIDTH]
+    cells, runs = sizes[HEIGHT] * sizes[WIDTH], _runs(sizes)
     for plane in range(start, stop):
         _fill(image, plane * cells, bias[plane % channels], cells)
         for band in range(0, out, sizes[BANDED]):
@@ -311,7 +361,7 @@ def _spread(
                 f = plane % channels * filters + q
                 at = ((plane * filters + q) * out + band) * columns
                 for tap in range(taps):
-                    _scaled(sheets, _tap(sizes, tap), maps, at, weight[f * taps + tap], n)
+                    _scaled(sheets, runs[tap], maps, at, weight[f * taps + tap], n)
             _sheets(image, plane * cells, sizes, seen, band, sheets, True)
 
 
@@ -330,8 +380,9 @@ def _weight_gradient(
 ) -> None:
     """The gradient of the weights of channels `start` to `stop`."""
     out, columns, filters, taps = sizes[ROWS], sizes[COLUMNS], sizes[FILTERS], sizes[TALL] * sizes[WIDE]
-    for c in range(start, stop):
-        for sample in range(samples):
+    runs = _runs(sizes)
+    for sample in range(samples):
+        for c in range(start, stop):
             plane = sample * channels + c
             for band in range(0, out, sizes[BANDED]):
                 _sheets(image, plane * sizes[HEIGHT] * sizes[WIDTH], sizes, seen, band, sheets, False)
@@ -339,11 +390,11 @@ def _weight_gradient(
                 for q in range(filters):
                     at = ((plane * filters + q) * out + band) * columns
                     to = (c * filters + q) * taps
-                    for tap in range(0, taps - 2, 3):
-                        a, b, d = _tap(sizes, tap), _tap(sizes, tap + 1), _tap(sizes, tap + 2)
-                        first, second, third = _products(maps, at, sheets, a, b, d, n)
-                        dweight[to + tap] += first
-                        dweight[to + tap + 1] += second
-                        dweight[to + tap + 2] += third
+                    for tap in range(0, taps - 8, 9):
+                        _nine_products(maps, at, sheets, runs[tap:], dweight, to + tap, n)
+                    for tap in range(taps - taps % 9, taps - 2, 3):
+                        more = _products(maps, at, sheets, runs[tap], runs[tap + 1], runs[tap + 2], n)
+                        for k in range(3):
+                            dweight[to + tap + k] += more[k]
                     for tap in range(taps - taps % 3, taps):
-                        dweight[to + tap] += _product(maps, at, sheets, _tap(sizes, tap), n)
+                        dweight[to + tap] += _product(maps, at, sheets, runs[tap], n)

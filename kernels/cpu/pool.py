@@ -22,6 +22,7 @@ from .pool_window import axes_of, cells_of, is_adaptive, lines, met, over, plane
 
 Array = Any
 SHORT = 32
+READ = 6_000_000  # bytes of a slab that is only summed up: done before another thread has woken up
 UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose sums along a row are unrolled
 
 
@@ -122,14 +123,15 @@ def _unrolled(axis: Any, channels: int, backward: bool) -> tuple[int, int, int, 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A loop of pool_loops.py and what it is told, over `planes` of `units` rows (1: the loop takes whole planes);
-    `shape`: of what it makes."""
+    """A loop of pool_loops.py and what it is told, over `planes` of `units` rows (1: the loop takes whole planes), at
+    least `least` of these in a slab; `shape`: of what it makes."""
 
     shape: tuple[int, ...]
     run: Callable[..., None]
     known: tuple[Any, ...]
     planes: int
     units: int
+    least: int = 1
 
 
 @functools.lru_cache(maxsize=256)
@@ -142,7 +144,7 @@ def _plan(spec: Any, backward: bool, single: bool) -> Plan:
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
         if backward:
             return Plan(shape, loops.plane_spread, (cells, divisor), planes, 1)
-        return Plan(shape, loops.plane_sums, (cells, divisor), planes, 1)
+        return Plan(shape, loops.plane_sums, (cells, divisor), planes, 1, -(-READ // (4 * cells)))
     dtype = np.float32 if single and math.prod(window.kernel) <= SHORT else np.float64
     divisors = tuple(divisor.astype(dtype) for divisor in divisors)
     begin, sources = zip(*map(windows_of if backward else cells_of, axes), strict=True)
@@ -162,5 +164,5 @@ def _pooled(spec: Any, x: Array, backward: bool) -> Array:
     def sums(x: Array, y: Array, start: int, stop: int) -> None:
         plan.run(x, y, *plan.known, start, stop)
 
-    over(plan.planes, plan.units, (lines(x),), (lines(y),), sums)
+    over(plan.planes, plan.units, (lines(x),), (lines(y),), sums, least=plan.least)
     return y

@@ -127,8 +127,10 @@ def over(
     inputs: tuple[Array, ...],
     outputs: tuple[Array, ...],
     run: Callable[..., None],
+    *,
+    least: int = 1,
 ) -> None:
-    """`run(*inputs, *outputs, start, stop)` on flat arrays, over slabs of planes of `units` each.
+    """`run(*inputs, *outputs, start, stop)` on flat arrays, over slabs of planes of `units` each, `least` in a slab.
 
     An array is given as lines, each of them all planes: one line, or one for every byte of tie bits. Half types go in
     and out as float32, in tiles of whole planes.
@@ -139,7 +141,7 @@ def over(
     nbytes = sum(a.nbytes for a in arrays)
     if not _is_half(inputs[0].dtype):
         whole = [a.reshape(-1) for a in arrays]
-        slabs(planes * units, nbytes, lambda start, stop: run(*whole, start, stop))
+        slabs(planes * units, nbytes, lambda start, stop: run(*whole, start, stop), least=least)
         return
     half = inputs[0].dtype
 
