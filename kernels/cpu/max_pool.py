@@ -101,6 +101,7 @@ class Plan:
     place: Any  # the smallest unsigned dtype that holds a tap's place in the window
     line: tuple[int, ...]
     form: tuple[int, int]
+    pairs: bool
     over: tuple[Any, Any]
 
 
@@ -122,6 +123,7 @@ def _plan(window: Any) -> Plan:
         place=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
         line=_line(width) if channels == 1 else (),
         form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
+        pairs=channels == 1 and width.out >= loops.BLOCK and _paired(*axes),
         over=(windows_of(depth), windows_of(height)),
     )
 
@@ -137,6 +139,13 @@ def _offsets(axes: tuple[Any, ...]) -> Array:
 
 def _unrolled(axis: Any) -> bool:
     return not is_adaptive(axis) and step(axis) == 1 and (axis.kernel, axis.stride) in UNROLLED
+
+
+def _paired(depth: Any, height: Any, width: Any) -> bool:
+    """Whether windows are one or two rows of two neighbours, side by side and inside the input."""
+    regular = _unrolled(width) and (width.kernel, width.stride) == (2, 2)
+    inside = regular and all((met(a)[1] == a.kernel).all() for a in (depth, height, width))
+    return inside and depth.kernel == 1 and height.kernel <= 2
 
 
 def _line(axis: Any) -> tuple[int, ...]:
@@ -157,10 +166,16 @@ def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[A
     save = ties == "first" or numbered
     place = np.empty(y.shape if save else (0,), plan.place)
     known = (plan.sizes, plan.taps, plan.steps, *plan.tables)
-    run = loops.forward(*plan.form, save) if plan.line else loops.forward_cells(save)
+    line: tuple[int, ...] = ()
+    if plan.pairs:
+        run = loops.forward_pairs(plan.taps[0], save)
+    elif plan.line:
+        run, line = loops.forward(*plan.form, save), plan.line
+    else:
+        run = loops.forward_cells(save)
 
     def maxima(x: Array, y: Array, place: Array, start: int, stop: int) -> None:
-        run(x, y, place, *known, *plan.line, start, stop)
+        run(x, y, place, *known, *line, start, stop)
 
     over(plan.planes, plan.rows, (lines(x),), (lines(y), lines(place)), maxima)
     indices = _indices(plan, place) if numbered else None

@@ -21,6 +21,7 @@ from .compile import kernel
 Array = Any
 Kernel = Any
 U = np.uintp
+BLOCK = 32  # windows whose taps are all taken at once
 LANES = 8  # a line's length is a multiple of it, so that vectorised loops leave nothing over
 
 
@@ -84,6 +85,39 @@ def forward(width: int, stride: int, save: bool) -> Kernel:
                 y[U(unit * out_w) + o] = best[o]
                 if save:
                     place[U(unit * out_w) + o] = best_tap[o]
+
+    return max_pool
+
+
+@functools.cache
+def forward_pairs(rows: int, save: bool) -> Kernel:
+    """The same for windows of one or two rows of two neighbours, side by side, that all lie inside the input, at least
+    BLOCK of them a row: by block, without a line between."""
+
+    @kernel()
+    def max_pool(
+        x: Array, y: Array, place: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
+        start: int, stop: int,
+    ) -> None:  # fmt: skip
+        depth, height, length, out_d, out_h, out_w, _ = sizes
+        for unit in range(start, stop):
+            plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
+            row = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
+            for block in range((out_w + BLOCK - 1) // BLOCK):
+                first = min(block * BLOCK, out_w - BLOCK)  # the last one may overlap the one before
+                above, to = U(row + 2 * first), U(unit * out_w + first)
+                below = above + U(steps[1] * length)
+                for o in range(U(BLOCK)):
+                    held, held_tap = x[above + o * U(2)], np.int32(0)
+                    for i in range(1, 2 * rows):
+                        value = x[(above if i < 2 else below) + o * U(2) + U(i % 2)]
+                        better = (not (value <= held)) & (held == held)
+                        held = value if better else held
+                        if save:
+                            held_tap = np.int32(i) if better else held_tap
+                    y[to + o] = held
+                    if save:
+                        place[to + o] = held_tap
 
     return max_pool
 
