@@ -76,8 +76,8 @@ def fold(
     row, out_row = U(length) * size, U(out_w) * size
     further = np.empty(row, dy.dtype)  # a further depth's sum, until it is whole
     zero = dy.dtype.type(0)
+    h, d, plane = start % height, start // height % depth, start // (height * depth)
     for unit in range(start, stop):
-        h, d, plane = unit % height, unit // height % depth, unit // (height * depth)
         for i in range(begin[0][d], begin[0][d + 1]):
             into, to = (dx, U(unit) * row) if i == begin[0][d] else (further, U(0))
             for j in range(begin[1][h], begin[1][h + 1]):
@@ -112,3 +112,10 @@ def fold(
             if i > begin[0][d]:
                 for c in range(row):
                     dx[U(unit) * row + c] += further[c]
+        h += 1
+        if h == height:
+            h = 0
+            d += 1
+            if d == depth:
+                d = 0
+                plane += 1
