@@ -19,7 +19,7 @@ from cnnlayers.kernels.cpu import compile as cpu
 if cpu.unavailable():
     pytest.skip(str(cpu.unavailable()), allow_module_level=True)
 
-from cnnlayers.kernels.cpu import norm_arrays, norm_columns, norm_lie, norm_loops
+from cnnlayers.kernels.cpu import norm_arrays, norm_columns, norm_joined, norm_lie, norm_loops
 
 TOLERANCE = {"float16": 2e-3, "float32": 5e-6, "float64": 1e-11}
 
@@ -62,6 +62,8 @@ GIVEN = {"running_mean": np.full(6, 0.5), "running_var": np.full(6, 2.0)}
 CASES = {
     "segments": Case("batch_norm", (3, 6, 5, 7), options=BATCH),
     "one segment": Case("batch_norm", (1, 1, 601), options=BATCH),
+    "blocks of channels": Case("batch_norm", (3, 19, 5, 7), options=BATCH),
+    "blocks of long segments": Case("batch_norm", (2, 17, 2500), options=BATCH),
     "short segments": Case("batch_norm", (37, 6, 2), options=BATCH),
     "columns": Case("batch_norm", (70, 80), options=BATCH),
     "folded columns": Case("batch_norm", (8, 3, 4, 5), options=BATCH, last=True),
@@ -151,10 +153,11 @@ def test_a_large_mean(case: Case) -> None:
     "case",
     [
         Case("batch_norm", (1, 2, 6001), options=BATCH),
+        Case("batch_norm", (2, 17, 2501), options=BATCH),
         Case("group_norm", (20, 2, 6001), (2,)),
         Case("layer_norm", (3, 6001), (6001,)),
     ],
-    ids=["pieces", "rows", "cells"],
+    ids=["pieces", "blocks", "rows", "cells"],
 )
 def test_a_first_cell_far_from_all_others(case: Case) -> None:
     """Sums of float32 numbers less that cell would lose the digits of the variance."""
@@ -320,11 +323,11 @@ def compiled(run: Callable[[], Any], part: str) -> set[str]:
     """The kernels of forward or backward that a call uses."""
     used: set[str] = set()
     parts = {
-        "forward": ("moments", "rows_forward", "cells_forward"),
-        "backward": ("sums", "slopes", "rows_backward", "cells_backward"),
+        "forward": ("moments", "rows_forward", "blocks_forward", "cells_forward"),
+        "backward": ("sums", "slopes", "rows_backward", "blocks_backward", "cells_backward"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        for module in (norm_loops, norm_columns):
+        for module in (norm_loops, norm_joined, norm_columns):
             for name in ("lines", *parts[part]) if part == "forward" else parts[part]:
                 if hasattr(module, name):
                     patch.setattr(module, name, recorded(used, module, name))

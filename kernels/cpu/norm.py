@@ -3,6 +3,7 @@
 | rows                                                     | loops                                                   |
 | -------------------------------------------------------- | ------------------------------------------------------- |
 | each cell has a parameter; groups of very short channels | `cells_forward`: a row at once                          |
+| channels of all samples, many, a few of them in cache    | `blocks_forward`: some channels at once                 |
 | those of a small array; groups on end, each in cache     | `rows_forward`: a row at once                           |
 | all others                                               | `moments` of pieces, put together here; then `lines`    |
 
@@ -19,7 +20,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import norm_columns, norm_loops
+from . import norm_columns, norm_joined, norm_loops
 from .compile import slabs
 from .norm_arrays import accumulator, converted, parameter, refuses, row_shape
 from .norm_lie import Channels, Cut, channels_of, cut_of
@@ -115,9 +116,15 @@ def _channels_forward(
         gamma, beta = (np.repeat(p.astype(dtype), lie.length) for p in (gamma, beta))
         y, mean, rstd = cells(x.transpose(lie.order), gamma, beta, rows.eps, True, rows.count)
         return lie.restored(y, x), mean.reshape(shape), rstd, rstd.reshape(shape)  # only batch norm asks for var
-    source = converted(x.transpose(lie.order), dtype)
+    source = lie.laid(x, dtype)
     y = backends.result(source.shape, source.dtype)
-    if lie.at_once(source.itemsize):
+    block = lie.block(source.itemsize)
+    if block:
+        mean, var, rstd = np.empty((3, lie.rows))
+        run = functools.partial(norm_joined.blocks_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
+        run = functools.partial(run, mean, var, rstd, rows.eps, lie.samples, lie.length, block)
+        slabs(-(-lie.rows // block), 2 * source.nbytes, run)
+    elif lie.at_once(source.itemsize):
         mean, var, rstd = np.empty((3, lie.rows))
         run = functools.partial(norm_loops.rows_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
         run = functools.partial(run, mean, var, rstd, rows.eps, lie.segments, lie.step, lie.length)
@@ -135,7 +142,7 @@ def _given_forward(norm: Any, x: Array, gamma: Array | None, beta: Array | None,
     if not x.size:
         return np.empty(x.shape, x.dtype)
     lie = channels_of(norm.rows, x)
-    source = converted(x.transpose(lie.order), accumulator(x.dtype))
+    source = lie.laid(x, accumulator(x.dtype))
     y, cut = backends.result(source.shape, source.dtype), cut_of(lie, source.itemsize)
     statistics = lie.numbers(mean, 0.0), lie.numbers(rstd, 1.0)
     _lines(cut, source, y, lie.numbers(gamma, 1.0), lie.numbers(beta, 0.0), *statistics)
@@ -176,6 +183,8 @@ def warmup(op: str, spec: Any) -> None:
         if not op.startswith("batch"):
             norm_loops.cells_forward(one, one, one, one, wide, wide, 0.0, True, 1, 0, 0)
         norm_loops.rows_forward(one, one, wide, wide, wide, wide, wide, 0.0, 1, 1, 1, 0, 0)
+        if op.startswith("batch"):
+            norm_joined.blocks_forward(one, one, wide, wide, wide, wide, wide, 0.0, 1, 1, 1, 0, 0)
         for loops, geometry in ((norm_loops, (1, 1)), (norm_columns, (1, 1, 1))):
             loops.moments(one, wide, wide, *geometry, 0, 0)
             loops.lines(one, one, one, one, one, *geometry, 0, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import norm_columns, norm_loops
+from . import norm_columns, norm_joined, norm_loops
 from .compile import slabs
 from .norm_arrays import accumulator, converted, gradient, parameter, refuses
 from .norm_lie import Channels, Cut, channels_of, cut_of
@@ -67,7 +67,7 @@ def _channels_backward(
         flat, *sums = cells(dy.transpose(lie.order), x.transpose(lie.order), repeated, mean, rstd, rows.count)
         along, plain = (s.reshape(-1, lie.length).sum(axis=1) for s in sums)
     else:
-        g, source = (converted(a.transpose(lie.order), accumulator(dy.dtype)) for a in (dy, x))
+        g, source = (lie.laid(a, accumulator(dy.dtype)) for a in (dy, x))
         flat, along, plain = (_given if norm.given else _own)(lie, g, source, weight, mean, rstd)
     dx = lie.restored(flat, dy)
     return dx, gradient(along, rows.parameter, norm.gamma_dtype), gradient(plain, rows.parameter, norm.beta_dtype)
@@ -94,6 +94,14 @@ def cells(dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, co
 # ------------------------------------------------------------------------------------------------ parameters a channel
 def _own(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
     """dx and the sums of dy * xhat and of dy of each channel, the statistics being the array's own."""
+    block = lie.block(x.itemsize)
+    if block:
+        dx = backends.result(x.shape, x.dtype)
+        plain, along = np.empty((2, lie.rows))
+        run = functools.partial(norm_joined.blocks_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
+        run = functools.partial(run, rstd.reshape(-1), plain, along, lie.samples, lie.length, block)
+        slabs(-(-lie.rows // block), 3 * x.nbytes, run)
+        return dx, along, plain
     if lie.at_once(x.itemsize):
         dx = backends.result(x.shape, x.dtype)
         plain, along = np.empty((2, lie.samples * lie.groups * lie.group))
@@ -145,6 +153,8 @@ def warmup(op: str, spec: Any) -> None:
         if op.startswith(("layer", "rms")):
             continue
         norm_loops.rows_backward(one, one, one, wide, wide, wide, wide, wide, 1, 1, 1, 0, 0)
+        if op.startswith("batch"):
+            norm_joined.blocks_backward(one, one, one, wide, wide, wide, wide, wide, 1, 1, 1, 0, 0)
         for loops, geometry in ((norm_loops, (1, 1)), (norm_columns, (1, 1, 1))):
             loops.sums(one, one, one, wide, wide, *geometry, 0, 0)
             loops.slopes(one, one, one, one, one, one, one, one, *geometry, 0, 0)

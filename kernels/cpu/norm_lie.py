@@ -22,6 +22,7 @@ PIECE = 300_000  # bytes of x in a piece, about
 SHORT = 16  # cells of a segment that are too few for a loop of their own
 ENOUGH = 16  # rows that keep all threads busy
 CACHED = 2**20  # bytes of a row of x that stay in a core's cache from one pass to the next
+BLOCK = 400_000  # bytes of a block of channels of x, at most
 WIDE = 64  # cells of a line of columns that are enough for one
 
 
@@ -76,6 +77,13 @@ class Channels:
         enough = not self.joined and self.rows >= ENOUGH and row <= CACHED
         return not self.in_columns and (enough or self.rows * row <= PIECE)
 
+    def block(self, itemsize: int) -> int:
+        """Channels that batch norm works on together, from the sums to the end: as many as stay in a core's cache. 0
+        where they lie otherwise, or there are too few for all threads."""
+        if not self.joined or self.in_columns or self.groups < ENOUGH:
+            return 0
+        return min(BLOCK // (self.segments * self.length * itemsize), -(-self.groups // ENOUGH))
+
     @property
     def rows(self) -> int:
         return self.groups if self.joined else self.samples * self.groups
@@ -91,10 +99,21 @@ class Channels:
             return np.full((1, self.groups, self.group, 1), neutral)
         return np.ascontiguousarray(array, np.float64).reshape(1, self.groups, self.group, 1)
 
+    @property
+    def straight(self) -> bool:
+        """Whether the axes lie in their order."""
+        return self.order == tuple(range(len(self.order)))
+
+    def laid(self, array: Array, dtype: Any) -> Array:
+        """An array of x's shape in memory order, flat and in a dtype."""
+        return converted(array if self.straight else array.transpose(self.order), dtype)
+
     def restored(self, flat: Array, x: Array) -> Array:
         """What is computed, in memory order, by x's axes and in x's dtype."""
-        laid = converted(flat, x.dtype).reshape([x.shape[a] for a in self.order])
-        return laid.transpose(np.argsort(self.order))
+        flat = converted(flat, x.dtype)
+        if self.straight:
+            return flat.reshape(x.shape)
+        return flat.reshape([x.shape[a] for a in self.order]).transpose(np.argsort(self.order))
 
 
 def lengths(whole: int, pieces: int) -> Array:
