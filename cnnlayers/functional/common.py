@@ -99,7 +99,19 @@ def select(b: Backend, condition: Array, x: Array, y: Array) -> Array:
     if b.name == "cupy" and backends.dtype_name(b, x) == "bfloat16":  # CuPy 14's where would give float32
         bits = b.xp.uint16
         return b.xp.where(condition, x.view(bits), y.view(bits)).view(x.dtype)
+    if b.name == "numpy" and condition.ndim:  # whose where takes a branch for each element, and often guesses wrong
+        bits = f"u{x.dtype.itemsize}"
+        chosen, other = x.view(bits), y.view(bits)
+        ones = b.xp.negative(condition.view("u1").astype(bits))
+        return (other ^ ((chosen ^ other) & ones)).view(x.dtype)
     return b.xp.where(condition, x, y)
+
+
+def masked(b: Backend, array: Array, mask: Array) -> Array:
+    """The array where the mask holds, else 0, whatever was there."""
+    if b.name != "numpy" or not array.ndim:
+        return select(b, mask, array, b.zeros((), array.dtype))
+    return (array.view(f"u{array.dtype.itemsize}") * mask).view(array.dtype)
 
 
 def opened(op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: bool = False) -> tuple[Backend, Array]:

@@ -27,11 +27,11 @@ from .common import (
     floating,
     implementation,
     inference_of,
+    masked,
     on_device,
     opened,
     owner,
     parameter,
-    select,
 )
 
 
@@ -105,14 +105,6 @@ def linear_backward(dy: Array, ctx: Context) -> tuple[Array, Array, Array | None
 
 
 # ----------------------------------------------------------------------------------------------------------------- relu
-def _kept(b: Backend, array: Array, mask: Array) -> Array:
-    """The array where the mask holds, else 0, whatever was there."""
-    if b.name != "numpy" or not array.ndim:
-        return select(b, mask, array, b.zeros((), array.dtype))
-    # NumPy's where branches on every element: with a random mask a product of the bits is four times as fast.
-    return (array.view(f"i{array.dtype.itemsize}") * mask).view(array.dtype)
-
-
 def _relu(b: Backend, spec: None, x: Array) -> Array:
     return b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
 
@@ -123,7 +115,7 @@ def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
 
 
 def _relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
-    return _kept(b, dy, passes)
+    return masked(b, dy, passes)
 
 
 @on_device
@@ -164,7 +156,7 @@ def _scaled(b: Backend, array: Array, mask: Array, p: float) -> Array:
     """The kept values, divided by the probability of keeping one."""
     if p == 1:  # nothing is kept, and 1 / 0 would warn
         return b.zeros(tuple(array.shape), array.dtype)
-    return _kept(b, array * (1 / (1 - p)), mask)
+    return masked(b, array * (1 / (1 - p)), mask)
 
 
 @on_device

@@ -24,7 +24,8 @@ from cnnlayers.arguments import flag
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, first_taps, pool_window, taps
 
-from .common import Array, Context, cast, floating, implementation, numeric, on_device, opened, select, widened
+from .common import Array, Context, cast, floating, implementation, masked, numeric, on_device, opened, select, widened
+from .plane_slabs import in_planes
 from .pool import along, vector
 
 TIES = ("first", "all", "split")
@@ -94,7 +95,7 @@ def _seed(
     ndim = len(x.shape)
     firsts = first_taps(axis) if isinstance(axis, Axis) else tuple((0, start) for start in axis.starts)
     cells = b.array([max(cell, 0) for _, cell in firsts], b.xp.int64)
-    best = b.xp.take(x, cells, axis=where)
+    best = _first_cells(b, x, where, axis, cells)
     if any(cell < 0 for _, cell in firsts):
         met = vector(b, [cell >= 0 for _, cell in firsts], where, ndim, b.xp.bool)
         best = select(b, met, best, b.full((), _lowest(b, x), x.dtype))
@@ -103,7 +104,15 @@ def _seed(
     place = vector(b, [tap * later for tap, _ in firsts], where, ndim, argmax)
     if places is None:
         return best, b.xp.broadcast_to(place, best.shape) + b.zeros(tuple(best.shape), argmax)
-    return best, b.xp.take(places, cells, axis=where) + place
+    return best, _first_cells(b, places, where, axis, cells) + place
+
+
+def _first_cells(b: Backend, x: Array, where: int, axis: Axis | AdaptiveAxis, cells: Array) -> Array:
+    """A copy of the cells of x along an axis; as a slice, where they are those under tap 0."""
+    if isinstance(axis, Axis) and axis.whole:
+        _, _, under = taps(axis)[0]
+        return b.xp.asarray(x[along(where, under)], copy=True)
+    return b.xp.take(x, cells, axis=where)
 
 
 def _max_axis(
@@ -111,20 +120,20 @@ def _max_axis(
 ) -> tuple[Array, Array | None]:
     """The maximum along one axis, and its place where `argmax` (a dtype) is given."""
     best, place = _seed(b, x, places, where, axis, argmax, later)
+    floats = backends.dtype_name(b, x) in backends.FLOATS
     seeded = isinstance(axis, AdaptiveAxis) or axis.whole  # then every window's first cell is under tap 0
     for tap, windows, read, counted in _reads(b, where, len(x.shape), axis):
         if tap == 0 and seeded:
             continue
         value, held = read(x), best[windows]
-        nan = _isnan(b, value)
-        better = _either(value > held, None if nan is None else nan & ~b.xp.isnan(held))
+        better = ~(value <= held) & (held == held) if floats else value > held
         if counted is not None:
             better = better & counted
         best[windows] = select(b, better, value, held)
         if place is not None:
             step = b.full((), tap * later, argmax)
             new = step if places is None else read(places) + step
-            place[windows] = b.xp.where(better, new, place[windows])
+            place[windows] = select(b, better, new, place[windows])
     return best, place
 
 
@@ -175,6 +184,7 @@ def _flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtyp
 
 
 # ------------------------------------------------------------------------------------------------------------ max_pool
+@in_planes
 def _max_pool_forward(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None, Array | None]:
     """y, what backward needs, and the indices if they are wanted."""
     y, argmax = _maxima(b, spec.window, x, save=spec.ties == "first" or spec.indices)
@@ -182,15 +192,16 @@ def _max_pool_forward(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | N
     return y, argmax if spec.ties == "first" else _ties(b, spec.window, x, y), indices
 
 
+@in_planes
 def _max_pool(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None]:
     """y, and the indices if they are wanted."""
     y, argmax = _maxima(b, spec.window, x, save=spec.indices)
     return y, _flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
 
 
+@in_planes
 @widened
 def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
-    zero = b.zeros((), dy.dtype)
     if spec.ties == "split":
         dy = dy / _number_of_ties(b, spec.window, saved, dy.dtype)
     dx = b.zeros(spec.window.layout.shape, dy.dtype)
@@ -201,7 +212,7 @@ def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
         else:
             at = (place // 8, *windows)
             chosen = saved[at] // (1 << place % 8) % 2 == 1
-        share = b.xp.where(chosen, dy[windows], zero)
+        share = masked(b, dy[windows], chosen)
         dx[cells] = share if disjoint else dx[cells] + share
     return dx
 
@@ -307,14 +318,17 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
 
 
 # --------------------------------------------------------------------------------------------------- adaptive_max_pool
+@in_planes
 def _adaptive_max_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> tuple[Array, Array | None]:
     return _maxima(b, spec.regular() or spec, x, save=True)
 
 
+@in_planes
 def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
     return _maxima(b, spec.regular() or spec, x, save=False)[0]
 
 
+@in_planes
 @widened
 def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
     """Each cell asks the windows that cover it, in C order, whether it is their maximum."""
@@ -323,14 +337,14 @@ def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, arg
     mine = b.zeros((1,) * ndim, xp.int64)
     for where, axis in spec.placed:
         mine = mine * axis.length + vector(b, b.arange(axis.length), where, ndim, xp.int64)
-    dx, zero = b.zeros(lay.shape, dy.dtype), b.zeros((), dy.dtype)
+    dx = b.zeros(lay.shape, dy.dtype)
     for nths in itertools.product(*(range(max(n for _, n in axis.covers)) for axis in spec.axes)):
         share, at, asked = dy, flat, b.full((1,) * ndim, True, xp.bool)
         for nth, where, axis in zip(nths, lay.spatial, spec.axes, strict=True):
             windows = b.array([min(first + nth, axis.out - 1) for first, _ in axis.covers], xp.int64)
             share, at = xp.take(share, windows, axis=where), xp.take(at, windows, axis=where)
             asked = asked & vector(b, [nth < n for _, n in axis.covers], where, ndim, xp.bool)
-        dx += xp.where(asked & (at == mine), share, zero)
+        dx += masked(b, share, asked & (at == mine))
     return dx
 
 

@@ -30,6 +30,7 @@ from .common import (
     opened,
     widened,
 )
+from .plane_slabs import in_planes
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,13 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
     return sums
 
 
+@in_planes
 @widened
 def _avg_pool_forward(b: Backend, spec: Average, x: Array) -> Array:
     return _divided(b, spec, _window_sums(b, spec.window, x))
 
 
+@in_planes
 @widened
 def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
     return _window_spread(b, spec.window, _divided(b, spec, dy))
@@ -167,6 +170,10 @@ def avg_pool_backward(dy: Array, ctx: Context) -> Array:
 
 
 # ----------------------------------------------------------------------------------------------------------------- sum
+_sum_pool_forward = in_planes(widened(_window_sums))
+_sum_pool_backward = in_planes(widened(_window_spread))
+
+
 @on_device
 def sum_pool_forward(
     x: Array,
@@ -183,7 +190,7 @@ def sum_pool_forward(
     b = backends.of(x)
     floating(b, x, "x")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
-    run = implementation("sum_pool_forward", widened(_window_sums), b, window, x)
+    run = implementation("sum_pool_forward", _sum_pool_forward, b, window, x)
     return run(b, window, x), Context("sum_pool", b, x.dtype, window.out_shape, window)
 
 
@@ -194,7 +201,7 @@ sum_pool = inference_of(sum_pool_forward)
 def sum_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `sum_pool`: each cell gathers dy of the windows over it. dy: y's shape; dx: x's shape and dtype."""
     b, dy = opened("sum_pool", dy, ctx, exact=True)
-    run = implementation("sum_pool_backward", widened(_window_spread), b, ctx.spec, dy)
+    run = implementation("sum_pool_backward", _sum_pool_backward, b, ctx.spec, dy)
     return run(b, ctx.spec, dy)
 
 
@@ -296,6 +303,7 @@ def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
     return sums
 
 
+@in_planes
 @widened
 def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
     regular = spec.regular()
@@ -306,6 +314,7 @@ def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Ar
     return _adaptive_divided(b, spec, x)
 
 
+@in_planes
 @widened
 def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> Array:
     dy = _adaptive_divided(b, spec, dy)

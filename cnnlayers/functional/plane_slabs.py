@@ -1,0 +1,98 @@
+"""Pooling's portable code on the CPU, a slab of planes at a time, on the library's threads.
+
+Pooling knows nothing of the neighbours on the sample and channel axes. So with NumPy a call on a large array is several
+calls on some planes each (channels last: on some samples): what is made on the way stays in a core's cache, and threads
+have something to share. Where a slab ends depends on the shape alone; its results are those of the whole, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from cnnlayers.arguments import Layout
+from cnnlayers.backends import Backend, run_slabs
+
+from .common import Array
+
+R = TypeVar("R")
+SLAB = 1_600_000  # bytes of the largest array, about
+
+
+def in_planes(portable: Callable[..., R]) -> Callable[..., R]:
+    """A portable function of (b, spec, *arrays), cut into slabs of planes where that pays.
+
+    The spec is a window or has one; arrays and results begin with the axes of samples and of channels or cells, tie
+    bits after the axis of their bytes.
+    """
+
+    @functools.wraps(portable)
+    def run(b: Backend, spec: Any, *arrays: Array) -> R:
+        layout: Layout = getattr(spec, "window", spec).layout
+        if b.name != "numpy" or max(a.nbytes for a in arrays) < 2 * SLAB:
+            return portable(b, spec, *arrays)
+        merges = layout.channel == 1 and all(a.flags.c_contiguous for a in arrays)
+        units = math.prod(layout.shape[:2]) if merges else layout.shape[0]
+        number = min(units, max(a.nbytes for a in arrays) // SLAB)
+        edges = [units * i // number for i in range(number + 1)]
+        arrays = tuple(_merged(a, layout) if merges else a for a in arrays)
+
+        def part(index: int) -> Any:
+            cut = slice(edges[index], edges[index + 1])
+            taken = [a[_at(a, layout, cut)] for a in arrays]
+            return portable(b, _of(spec, layout, cut.stop - cut.start, merges), *taken)
+
+        first = part(0)  # whose results show what all of them are
+        parts = first if isinstance(first, tuple) else (first,)
+        wholes = [None if r is None else _whole(b, r, layout, units) for r in parts]
+
+        def keep(index: int, results: Any) -> None:
+            for whole, result in zip(wholes, results if isinstance(results, tuple) else (results,), strict=True):
+                if whole is not None:
+                    whole[_at(whole, layout, slice(edges[index], edges[index + 1]))] = result
+
+        keep(0, first)
+        run_slabs(lambda index: keep(index, part(index)), range(1, number))
+        if merges:
+            wholes = [None if w is None else _parted(w, layout) for w in wholes]
+        return cast(R, tuple(wholes) if isinstance(first, tuple) else wholes[0])
+
+    return run
+
+
+def _before(array: Array, layout: Layout) -> int:
+    """The axes before that of the samples: one, of bytes, or none."""
+    return int(array.ndim) - len(layout.shape)
+
+
+def _at(array: Array, layout: Layout, cut: slice) -> tuple[slice, ...]:
+    return (slice(None),) * _before(array, layout) + (cut,)
+
+
+def _merged(array: Array, layout: Layout) -> Array:
+    """A view with all planes as samples of one channel."""
+    at, shape = _before(array, layout), array.shape
+    return array.reshape(*shape[:at], shape[at] * shape[at + 1], 1, *shape[at + 2 :])
+
+
+def _parted(array: Array, layout: Layout) -> Array:
+    """`_merged` undone."""
+    at, shape = _before(array, layout), array.shape
+    return array.reshape(*shape[:at], *layout.shape[:2], *shape[at + 2 :])
+
+
+def _whole(b: Backend, part: Array, layout: Layout, units: int) -> Array:
+    """Room for the results of all slabs, one of which is given."""
+    at = _before(part, layout)
+    return b.empty((*part.shape[:at], units, *part.shape[at + 1 :]), part.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _of(spec: Any, layout: Layout, units: int, merges: bool) -> Any:
+    """The spec on so many planes, or samples."""
+    shape = (units, 1, *layout.shape[2:]) if merges else (units, *layout.shape[1:])
+    window = dataclasses.replace(getattr(spec, "window", spec), layout=dataclasses.replace(layout, shape=shape))
+    return dataclasses.replace(spec, window=window) if hasattr(spec, "window") else window
