@@ -17,7 +17,7 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.arguments import Pair, real
 from cnnlayers.backends import Backend
-from cnnlayers.specs import Pad, pad_spec
+from cnnlayers.pad_specs import Pad, pad_spec
 
 from .common import Array, Context, implementation, inference_of, numeric, on_device, opened, widened
 
