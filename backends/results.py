@@ -3,7 +3,8 @@
 The allocator of the C library gives an array of more than 32 MB back to the system as soon as it is freed, and a fresh
 one costs a page fault, and a clearing, for every page: as long as many an op takes. So a large result of an op lies in
 a block that goes to a shelf when the last array that looks at it is gone, and the next result of its size takes it. The
-shelf holds a thirty-second of the machine's memory at most; what lay longest goes first.
+shelf holds half a gigabyte at most, and no more than a thirty-second of the machine's memory; what lay longest goes
+first.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _machine() -> int:
         return 4 << 30
 
 
-KEPT = _machine() // 32
+KEPT = min(512 << 20, _machine() // 32)  # a container may have far less memory than its machine
 
 
 class _Lent:
