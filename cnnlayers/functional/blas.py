@@ -21,19 +21,20 @@ from .common import Array
 
 T = TypeVar("T")
 SLAB_FLOPS = 4_000_000  # below this, handing a slab to a thread costs more than it saves
+SHARED_FLOPS = 2 * SLAB_FLOPS  # a convolution of no more is not shared out
 MOST_SLABS = 32
 LEAST_CUT = 32  # rows or columns of a slab: thinner ones spend their time on packing the other factor
 
 
 def in_slabs(b: Backend, function: Callable[[T], Any], slabs: Sequence[T], flops: float = math.inf) -> None:
-    """Call `function` on every slab: on NumPy with BLAS on one thread, and side by side unless all together take no
-    more than two slabs' `flops`; elsewhere one after another."""
+    """Call `function` on every slab: on NumPy with BLAS on one thread, and side by side if all together take more than
+    SHARED_FLOPS; elsewhere one after another."""
     if b.name != "numpy":
         for slab in slabs:
             function(slab)
         return
     with backends.one_blas_thread():
-        if flops > 2 * SLAB_FLOPS:
+        if flops > SHARED_FLOPS:
             backends.run_slabs(function, slabs)
         else:
             for slab in slabs:

@@ -156,7 +156,8 @@ def _tiles(spec: Conv, cells: int, host: bool) -> tuple[tuple[Tile, ...], ...]:
     rows = [(cut, _rows_of(spec.window, cut)) for cut in blas.cuts(spec.window.axes[0].out, -(-windows // room))]
     apart = host and not spec.last and windows >= APART
     if apart:
-        room = min(room, cells // (spec.channels * math.prod(spec.window.kernel)), windows * -(-samples // SHARES))
+        shares = SHARES if spec.flops > blas.SHARED_FLOPS else 1
+        room = min(room, cells // (spec.channels * math.prod(spec.window.kernel)), windows * -(-samples // shares))
     elif host:
         room = min(room, ENOUGH)
     runs = blas.cuts(samples, -(-samples // max(1, room // windows)))
