@@ -44,10 +44,12 @@ class _Lent:
 
     def __del__(self) -> None:
         if _lock.acquire(blocking=False):
-            _shelf.append(self.block)
-            while sum(block.nbytes for block in _shelf) > KEPT:
-                del _shelf[0]
-            _lock.release()
+            try:
+                _shelf.append(self.block)
+                while sum(block.nbytes for block in _shelf) > KEPT:
+                    del _shelf[0]
+            finally:
+                _lock.release()
 
 
 def result(shape: tuple[int, ...], dtype: Any) -> Any:

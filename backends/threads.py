@@ -170,12 +170,17 @@ class _Run(Generic[T]):
             if self.handed_out >= len(self.slabs):
                 return
             self.helpers += 1
-        self.context.copy().run(self.work)
-        with self.lock:
-            self.helpers -= 1
-            if self.closed and self.helpers == 0:
-                self.ended.release()
-                self.done[0] = 1
+        try:
+            self.context.copy().run(self.work)
+        except BaseException as error:  # outside of any slab: the caller must not wait for ever
+            self.errors.append((len(self.slabs), error))
+            self.stop()
+        finally:
+            with self.lock:
+                self.helpers -= 1
+                if self.closed and self.helpers == 0:
+                    self.ended.release()
+                    self.done[0] = 1
 
     def close(self, watch: Callable[[Any], Any] | None) -> None:
         """Hand out no more, and wait for the helpers that have begun."""
@@ -187,6 +192,8 @@ class _Run(Generic[T]):
             if watch is not None:
                 watch(self.done)
             self.ended.acquire()
+        self.slabs, self.handed_out = (), 0  # in the queue it may lie for long: it holds nobody's arrays there
+        del self.function, self.context
 
     def raise_first(self) -> None:
         """Raise the error of the foremost slab that failed; from Python 3.11 on a note tells of the others."""

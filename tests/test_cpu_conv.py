@@ -161,6 +161,23 @@ def test_what_is_not_finite_stays_where_the_definition_has_it(odd: float) -> Non
     assert np.isfinite(dx).sum() >= dx.size - 9 * 17
 
 
+@pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("depthwise")])
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["x", "weight", "dy"])
+def test_what_is_not_finite_stays_there_in_depthwise_convolution(form: str, odd: float, where: str) -> None:
+    given, options = arrays_of(form)
+    dy = np.ones_like(F.conv(*given, **options))
+    {"x": given[0], "weight": given[1], "dy": dy}[where].flat[0] = odd  # at a corner, beside the padding
+    found = []
+    for mode in ("require", "off"):
+        with kernels.mode(mode), np.errstate(invalid="ignore"):
+            y, ctx = F.conv_forward(*given, **options)
+            found.append([y, *F.conv_backward(dy, ctx)])
+    for mine, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(other))
+        np.testing.assert_array_equal(np.isnan(mine), np.isnan(other))
+
+
 # ------------------------------------------------------------------------------------------------------------- memory
 CHECKED = """
 import sys

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -216,6 +217,50 @@ def test_an_error_waits_for_the_slabs_under_way(four: None) -> None:
     with pytest.raises(ValueError, match="slab 0"):
         backends.run_slabs(work, range(4))
     assert sorted(finished) == [1, 2, 3]
+
+
+def test_a_run_that_nobody_helped_with_holds_nobodys_arrays(four: None) -> None:
+    """It lies in the helpers' queue for as long as they are in another caller's slabs."""
+    release, entered = threading.Event(), threading.Semaphore(0)
+
+    def hold(_: int) -> None:
+        entered.release()
+        release.wait(30)
+
+    hog = threading.Thread(target=backends.run_slabs, args=(hold, range(4)))
+    hog.start()
+    for _ in range(4):
+        entered.acquire(timeout=30)
+    kept = []
+    for _ in range(20):
+        array = np.ones(10)
+        kept.append(weakref.ref(array))
+        backends.run_slabs(lambda _, array=array: array.sum(), range(4))
+        del array
+    assert [ref() for ref in kept] == [None] * 20
+    release.set()
+    hog.join(60)
+
+
+def test_a_helper_that_breaks_outside_of_any_slab_is_not_waited_for(
+    four: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, caller, broke = threads._Run.work, threading.current_thread(), threading.Event()
+
+    def broken(self: threads._Run) -> None:
+        if threading.current_thread() is not caller:
+            broke.set()
+            raise MemoryError("no room for a frame")
+        broke.wait(30)
+        work(self)
+
+    monkeypatch.setattr(threads._Run, "work", broken)
+    with pytest.raises(MemoryError, match="no room"):
+        backends.run_slabs(lambda _: time.sleep(0.01), range(50))
+    monkeypatch.undo()
+    seen: list[int] = []
+    backends.run_slabs(seen.append, range(10))
+    assert sorted(seen) == list(range(10))
 
 
 def test_without_further_threads_the_caller_works_alone(four: None, monkeypatch: pytest.MonkeyPatch) -> None:

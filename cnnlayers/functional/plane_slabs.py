@@ -32,11 +32,13 @@ def in_planes(portable: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(portable)
     def run(b: Backend, spec: Any, *arrays: Array) -> R:
         layout: Layout = getattr(spec, "window", spec).layout
-        if b.name != "numpy" or max(a.nbytes for a in arrays) < 2 * SLAB:
+        if b.name != "numpy":
             return portable(b, spec, *arrays)
         merges = layout.channel == 1 and all(a.flags.c_contiguous for a in arrays)
         units = math.prod(layout.shape[:2]) if merges else layout.shape[0]
         number = min(units, max(a.nbytes for a in arrays) // SLAB)
+        if number < 2:
+            return portable(b, spec, *arrays)
         edges = [units * i // number for i in range(number + 1)]
         arrays = tuple(_merged(a, layout) if merges else a for a in arrays)
 

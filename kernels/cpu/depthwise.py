@@ -5,6 +5,9 @@ the window sees padding, and with a vertical stride s come first the rows 0, s, 
 each tap sees one unbroken run of a sheet, as long as there are windows. Forward, the weight's gradient and, by adding
 to sheets that are spread in the end, the image's are the same few long loops for any stride, padding and dilation.
 
+A sheet's zeros would make NaN of what is not finite, where the definition has no product. Then the launchers give None,
+and array code computes the call.
+
 Large images go in bands of rows, so that sheets stay in a core's cache. Samples and channels are shared out between
 threads; the weight's gradient by channel alone, so that nobody adds to what another does.
 """
@@ -53,8 +56,10 @@ def warmup(op: str, spec: Any) -> None:
             _weight_gradient(x, x, np.zeros(1), sizes, seen, 0, 0, 0, 0, x)
 
 
-def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
-    """`correlate`'s maps."""
+def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array | None:
+    """`correlate`'s maps; None for a weight that is not finite."""
+    if not np.isfinite(weight).all():
+        return None
     maps = backends.result(spec.maps_shape, image.dtype)
     bias = np.zeros(spec.filters, image.dtype) if bias is None else flat(bias)
     arrays = flat(image), flat(weight), bias, flat(maps)
@@ -62,8 +67,10 @@ def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias
     return maps
 
 
-def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
-    """`spread`'s image."""
+def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array | None:
+    """`spread`'s image; None for a weight that is not finite."""
+    if not np.isfinite(weight).all():
+        return None
     image = backends.result(spec.window.layout.shape, maps.dtype)
     bias = np.zeros(spec.channels, maps.dtype) if bias is None else flat(bias)
     run: Any = _spread
@@ -86,8 +93,9 @@ def _turned(spec: Any) -> Any:
     return dataclasses.replace(spec, window=dataclasses.replace(spec.window, axes=tuple(axes)))
 
 
-def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
-    """`weight_gradient`'s result; sums of a plane are in the image's dtype, those over planes in float64."""
+def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array | None:
+    """`weight_gradient`'s result; sums of a plane are in the image's dtype, those over planes in float64. None if a
+    number is not finite."""
     sizes, seen, room = _sizes(spec, image.itemsize)
     dweight = np.zeros((spec.filters, 1, *spec.window.kernel))
     arrays, channels = (flat(image), flat(maps), flat(dweight)), spec.channels
@@ -97,7 +105,7 @@ def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) 
             _weight_gradient(*arrays, sizes, seen, start, stop, len(image), channels, sheets)
 
     slabs(channels, (image.nbytes + maps.nbytes), some)
-    return dweight.astype(image.dtype)
+    return dweight.astype(image.dtype) if np.isfinite(dweight).all() else None
 
 
 def _by_plane(run: Any, spec: Any, arrays: tuple[Array, ...], nbytes: int) -> None:
@@ -202,7 +210,7 @@ def _scaled(d: Array, to: int, s: Array, at: int, factor: float, n: int) -> None
 
 @kernel(relaxed=True)
 def _product(x: Array, at: int, y: Array, by: int, n: int) -> Any:
-    at, by, total = u8(at), u8(by), x[0] * 0
+    at, by, total = u8(at), u8(by), x.dtype.type(0)
     for i in range(n):
         total += x[at + u8(i)] * y[by + u8(i)]
     return total
@@ -212,7 +220,7 @@ def _product(x: Array, at: int, y: Array, by: int, n: int) -> Any:
 def _products(x: Array, at: int, y: Array, a: int, b: int, c: int, n: int) -> Any:
     """Three products at once: a run of x is then read a third as often."""
     at, a, b, c = u8(at), u8(a), u8(b), u8(c)
-    first = second = third = x[0] * 0
+    first = second = third = x.dtype.type(0)
     for i in range(n):
         value = x[at + u8(i)]
         first += value * y[a + u8(i)]
@@ -227,7 +235,7 @@ def _nine_products(x: Array, at: int, y: Array, runs: Array, totals: Array, to: 
     at = u8(at)
     a, b, c, e, f, g = u8(runs[0]), u8(runs[1]), u8(runs[2]), u8(runs[3]), u8(runs[4]), u8(runs[5])
     h, p, q = u8(runs[6]), u8(runs[7]), u8(runs[8])
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = x[0] * 0
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = x.dtype.type(0)
     for j in range(n):
         i = u8(j)
         value = x[at + i]
