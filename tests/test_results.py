@@ -153,3 +153,19 @@ def test_nobody_waits_for_the_shelf() -> None:
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the system does not tell its memory")
 def test_a_part_of_the_machines_memory() -> None:
     assert 2**20 < results._machine() < 2**50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_finaliser_that_is_interrupted_leaves_the_shelf_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(list[np.ndarray]):
+        def append(self, block: np.ndarray) -> None:
+            raise KeyboardInterrupt
+
+    a = backends.result(SHAPE, "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_shelf", Interrupted())
+        del a
+    assert not results._lock.locked()
+    b = backends.result(SHAPE, "float32")
+    del b
+    assert kept() == [400]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .compile import kernel
-from .norm_loops import FAR, RUN, U, _line, _run_products, _run_squares, _slope
+from .norm_loops import FAR, RUN, U, _line, _products, _run_squares, _slope
 
 Array = Any
 Number = Any
@@ -26,17 +26,6 @@ def _squares(x: Array, first: Number, size: Number, shift: Number) -> tuple[floa
         some, squares = _run_squares(x, a, min(a + RUN, first + size), shift)
         s += some
         q += squares
-    return s, q
-
-
-@kernel()
-def _products(dy: Array, x: Array, first: Number, size: Number, shift: Number) -> tuple[float, float]:
-    """The sums of dy and of dy * (x - shift) over a segment."""
-    s, q = 0.0, 0.0
-    for a in range(first, first + size, RUN):
-        some, products = _run_products(dy, x, a, min(a + RUN, first + size), shift)
-        s += some
-        q += products
     return s, q
 
 
@@ -94,7 +83,8 @@ def blocks_backward(
             plain[c] = along[c] = 0.0
         for n in range(U(samples)):
             for c in range(low, high):
-                some, products = _products(dy, x, (n * channels + c) * cells, cells, kind(mean[c]))
+                at = (n * channels + c) * cells
+                some, products = _products(dy, x, at, at + cells, kind(mean[c]))
                 plain[c] += some
                 along[c] += products
         for c in range(low, high):
