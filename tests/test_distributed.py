@@ -287,6 +287,26 @@ def test_alone_nothing_is_sent() -> None:
         raise KeyError("as it is")
 
 
+def test_the_job_ends_once_its_error_has_been_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher loses what it has not read when it is told to end the job."""
+    pytest.importorskip("fcntl")
+    source, sink = os.pipe()
+    read: list[bytes] = []
+    slow = threading.Timer(0.2, lambda: read.append(os.read(source, 1 << 16)))
+    comm = Comm(World(2), 1)
+    comm.Abort = lambda code: read.append(b"ended %d" % code)  # type: ignore[attr-defined]
+    with open(source, "rb"), open(sink, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        slow.start()
+        with pytest.raises(SystemExit), Ranks(comm).ending_together():
+            raise KeyError("rank 1 cannot go on")
+        slow.join()
+    assert len(read) == 2
+    assert read[0].startswith(b"rank 1 ends the job: KeyError\nTraceback")
+    assert read[0].endswith(b"KeyError: 'rank 1 cannot go on'\n")
+    assert read[1] == b"ended 1"
+
+
 def test_random_numbers_of_a_ranks_own() -> None:
     drawn = World(3).run(lambda ranks: ranks.rng(5).random(4).tolist())
     assert len({tuple(d) for d in drawn}) == 3
