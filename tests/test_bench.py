@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import math
-import time
+import types
 from dataclasses import replace
 from typing import Any
 
@@ -258,8 +258,14 @@ def test_other_bits_are_shown() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- clocks
-def test_contestants_take_turns_and_the_slow_are_run_less() -> None:
+def test_contestants_take_turns_and_the_slow_are_run_less(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
+    now = [0.0]  # a clock that only the contestants move
+
+    def pass_time(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: now[0], sleep=pass_time))
 
     class Sleeper(Contestant):
         def __init__(self, name: str, seconds: float) -> None:
@@ -271,15 +277,15 @@ def test_contestants_take_turns_and_the_slow_are_run_less() -> None:
             yield
 
     def call(sleeper: Sleeper) -> Any:
-        return sleeper, lambda i: time.sleep(sleeper.seconds)
+        return sleeper, lambda i: pass_time(sleeper.seconds)
 
-    calls = {s.name: call(s) for s in (Sleeper("quick", 0.001), Sleeper("slow", 0.03))}
-    found = clock.interleaved(Impatient(), calls, 1, 0.05, rounds=5)
+    calls = {s.name: call(s) for s in (Sleeper("quick", 2**-10), Sleeper("slow", 2**-5))}
+    found = clock.interleaved(Impatient(), calls, 1, 50 * 2**-10, rounds=5)
     assert [name for name, _ in itertools.groupby(log)] == ["quick", "slow"] * 4 + ["quick"]
     assert found["slow"].runs == clock.SLOW_ROUNDS
-    assert found["quick"].runs > found["slow"].runs
-    assert 0.001 <= found["quick"].p20 <= found["quick"].median <= found["quick"].p80
-    assert found["slow"].median >= 0.03
+    assert found["quick"].runs == 5 * 5  # half of each round's ten calls' time
+    assert found["quick"].p20 == found["quick"].median == found["quick"].p80 == 2**-10
+    assert found["slow"].median == 2**-5
 
 
 def test_summary_of_blocks() -> None:

@@ -222,7 +222,7 @@ def test_huge_arguments_that_fit_neither_overflow_nor_take_long() -> None:  # py
     assert specs.taps(two) == ()
     with pytest.raises(ValueError, match=r"kernel_size must have fewer than 2\*\*63 taps in all, got \(2147483647, "):
         specs.pool_window((1, 1, 2, 2, 2), huge, 1, "same", 1, False, FIRST)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 20  # hours, were it to count the taps
 
 
 # --------------------------------------------------------------------------------------------------------- convolution
