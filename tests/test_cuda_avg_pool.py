@@ -14,7 +14,7 @@ from cnnlayers import kernels, specs
 from cnnlayers.functional.pool import Average
 from cnnlayers.kernels.cuda import avg_pool as launchers
 
-from . import simt, standin_cuda, standin_cupy
+from . import portable, simt, standin_cuda, standin_cupy
 from .pooling import CASES, FORMATS, kind, options, ordered, some_pool
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
@@ -41,9 +41,9 @@ def near(got: Any, expected: np.ndarray) -> None:
 def agree(cupy: Any, op: str, x: np.ndarray, *args: Any, **given: Any) -> set[str]:
     """The kernels' y and dx are near the portable code's, and the same bits in any order. Gives the kernels' names."""
     forward, backward = getattr(F, f"{op}_forward"), getattr(F, f"{op}_backward")
-    y, ctx = forward(x, *args, **given)
+    y, ctx = getattr(portable, f"{op}_forward")(x, *args, **given)
     dy = np.random.default_rng(1).standard_normal(y.shape).astype(x.dtype)
-    dx = backward(dy, ctx)
+    dx = getattr(portable, f"{op}_backward")(dy, ctx)
     seen = set()
     for order in ("ascending", "random"):
         with standin_cuda.emulating(order=order) as made:

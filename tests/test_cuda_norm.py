@@ -17,7 +17,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.kernels.cuda import norm, norm_backward, norm_cells, norm_last
 
-from . import simt, standin_cuda, standin_cupy
+from . import portable, simt, standin_cuda, standin_cupy
 from .norms import (
     CALLS,
     EACH_CALL,
@@ -132,7 +132,7 @@ def test_running_statistics_follow_in_the_same_launch(
         with device(call.device, call.threads) as made:
             F.batch_norm(cupy.asarray(x), *map(cupy.asarray, parameters), *theirs, **options)
         assert names(made) == call.forward.split()
-        F.batch_norm(x.astype("float64"), *parameters, *running, **options)
+        portable.batch_norm(x.astype("float64"), *parameters, *running, **options)
         for got, wanted, dtype in zip(theirs, running, dtypes, strict=True):
             assert got.dtype == dtype
             np.testing.assert_allclose(got.get(), wanted, rtol=1e-3 if dtype == "float16" else 1e-6)
@@ -154,15 +154,15 @@ def test_evaluation(cupy: Any, data_format: str, given: Any, dtype: str, rng: np
     gamma, beta = (rng.normal(1.0, 0.5, 5).astype("float32") if keep else None for keep in given)
     running = rng.normal(float(x.mean()), 0.5, 5), rng.uniform(0.5, 2.0, 5)  # float64: they keep their digits
 
-    def run(array: Any) -> list[Any]:
+    def run(functions: Any, array: Any) -> list[Any]:
         parameters = [None if p is None else array(p) for p in (gamma, beta, *running)]
-        y, ctx = F.batch_norm_forward(array(x), *parameters, data_format=data_format)
-        return [y, *F.batch_norm_backward(array(dy), ctx)]
+        y, ctx = functions.batch_norm_forward(array(x), *parameters, data_format=data_format)
+        return [y, *functions.batch_norm_backward(array(dy), ctx)]
 
     with standin_cuda.emulating() as made:
-        found = run(cupy.asarray)
+        found = run(F, cupy.asarray)
     assert len(made) <= 4
-    for f, w in zip(found, run(lambda a: np.asarray(a, np.float64)), strict=True):
+    for f, w in zip(found, run(portable, lambda a: np.asarray(a, np.float64)), strict=True):
         assert (f is None) == (w is None)
         if f is not None:
             tolerance = TOLERANCE[dtype]
@@ -184,8 +184,8 @@ def test_strides_and_offsets(cupy: Any, op: str, rng: np.random.Generator) -> No
     gamma = np.ones(9, "float32")[1:] if op == "layer_norm" else np.ones(8, "float32")[::2]
     for view in views:
         host, theirs = view(flat), view(cupy.asarray(flat))
-        y, ctx = getattr(F, f"{op}_forward")(host.astype("float64"), *args, gamma, None, **options)
-        dx, dgamma, _ = getattr(F, f"{op}_backward")(host.astype("float64"), ctx)
+        y, ctx = getattr(portable, f"{op}_forward")(host.astype("float64"), *args, gamma, None, **options)
+        dx, dgamma, _ = getattr(portable, f"{op}_backward")(host.astype("float64"), ctx)
         on = cupy.asarray(np.ones(18, "float32"))
         on_gamma = on[1:9] if op == "layer_norm" else on[:8:2]
         got, kept = getattr(F, f"{op}_forward")(theirs, *args, on_gamma, None, **options)

@@ -13,7 +13,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels, pad_specs
 from cnnlayers.kernels.cuda import pad as launchers
 
-from . import simt, standin_cuda, standin_cupy
+from . import portable, simt, standin_cuda, standin_cupy
 from .reference.pad import MODES
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
@@ -51,9 +51,9 @@ def agree(
     cupy: Any, x: np.ndarray, dy: np.ndarray | None, pads: Any, mode: str, data_format: str, value: Any = 0
 ) -> None:
     """The kernels' y and dx have the bits of the portable code's."""
-    y, ctx = F.pad_forward(x, pads, mode, value, data_format=data_format)
+    y, ctx = portable.pad_forward(x, pads, mode, value, data_format=data_format)
     dy = y if dy is None else dy
-    dx = F.pad_backward(dy, ctx)
+    dx = portable.pad_backward(dy, ctx)
     with standin_cuda.emulating() as made:
         on_device, kept = F.pad_forward(cupy.asarray(x), pads, mode, value, data_format=data_format)
         gradient = F.pad_backward(cupy.asarray(dy), kept)
@@ -134,7 +134,7 @@ def test_a_fill_of_any_bits(cupy: Any) -> None:
         ("bool", 1),
     ):
         x = np.zeros((1, 1, 3), dtype)
-        expected = F.pad(x, 2, value=value)
+        expected = portable.pad(x, 2, value=value)
         assert F.pad(cupy.asarray(x), 2, value=value).get().tobytes() == expected.tobytes()
 
 
@@ -150,17 +150,17 @@ def test_strides_and_offsets(cupy: Any, mode: str, rng: np.random.Generator) -> 
     ]
     for view in views:
         host, device = view(base), view(cupy.asarray(base))
-        assert np.array_equal(F.pad(device, 1, mode).get(), F.pad(host, 1, mode), equal_nan=True)
+        assert np.array_equal(F.pad(device, 1, mode).get(), portable.pad(host, 1, mode), equal_nan=True)
     for start in range(4):  # contiguous, and on no boundary of a pack
         host = flat[start : start + 640].reshape(2, 4, 5, 16)
         device = cupy.asarray(flat)[start : start + 640].reshape(2, 4, 5, 16)
         for data_format in ("channels_first", "channels_last"):
-            y, ctx = F.pad_forward(host, 2, mode, data_format=data_format)
+            y, ctx = portable.pad_forward(host, 2, mode, data_format=data_format)
             assert F.pad(device, 2, mode, data_format=data_format).get().tobytes() == y.tobytes()
             grown = np.concatenate([np.zeros(start, "float32"), y.reshape(-1)])
             _, kept = F.pad_forward(device, 2, mode, data_format=data_format)
             dy = cupy.asarray(grown)[start:].reshape(y.shape)
-            assert F.pad_backward(dy, kept).get().tobytes() == F.pad_backward(y, ctx).tobytes()
+            assert F.pad_backward(dy, kept).get().tobytes() == portable.pad_backward(y, ctx).tobytes()
 
 
 def test_empty_arrays(cupy: Any) -> None:

@@ -13,7 +13,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import pool as launchers
 
-from . import simt, standin_cuda, standin_cupy
+from . import portable, simt, standin_cuda, standin_cupy
 from .pooling import CASES, FORMATS, drawn, kind, options, ordered, rivals
 from .reference.pool import Pool
 
@@ -51,8 +51,7 @@ def agree(cupy: Any, x: Any, given: dict[str, Any], ties: str = "first", indices
     host, device = x if isinstance(x, tuple) else (x, cupy.asarray(x))
     given = given | {"return_indices": indices}
     first = (lambda y: y[0]) if indices else (lambda y: y)
-    with kernels.mode("off"):
-        y, ctx = F.max_pool_forward(host, **given, ties=ties)
+    y, ctx = portable.max_pool_forward(host, **given, ties=ties)
     with standin_cuda.emulating() as made:
         got, kept = F.max_pool_forward(device, **given, ties=ties)
         inference = F.max_pool(device, **given)
@@ -64,8 +63,7 @@ def agree(cupy: Any, x: Any, given: dict[str, Any], ties: str = "first", indices
             same(kept.arrays["saved"], ctx.arrays["saved"])
         if host.dtype.kind in "fV" or (host.dtype.kind in "iu" and ties != "split"):
             dy = drawn(np.random.default_rng(1), first(y).shape, host.dtype)
-            with kernels.mode("off"):
-                dx = F.max_pool_backward(dy, ctx)
+            dx = portable.max_pool_backward(dy, ctx)
             same(F.max_pool_backward(cupy.asarray(dy), kept), dx)
     return {launch.name.partition("<")[0] for launch in made}
 
@@ -161,14 +159,16 @@ def test_an_argmax_of_two_and_four_bytes(cupy: Any) -> None:
 def test_adaptive_windows(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
     for lengths, out in [((7,), 3), ((5,), 8), ((90,), 2), ((6, 8), (3, 2)), ((5, 7), (2, 4)), ((4, 3, 5), (3, 2, 2))]:
         x = ordered(rivals(rng, (2, 3, *lengths), kind(dtype)), data_format)
-        y, ctx = F.adaptive_max_pool_forward(x, out, data_format=data_format)
+        y, ctx = portable.adaptive_max_pool_forward(x, out, data_format=data_format)
         got, kept = F.adaptive_max_pool_forward(cupy.asarray(x), out, data_format=data_format)
         same(got, y)
         same(F.adaptive_max_pool(cupy.asarray(x), out, data_format=data_format), y)
         same(kept.arrays["argmax"], ctx.arrays["argmax"])
         dy = drawn(rng, y.shape, kind(dtype))
         dx = F.adaptive_max_pool_backward(cupy.asarray(dy), kept).get()
-        np.testing.assert_array_equal(dx, F.adaptive_max_pool_backward(dy, ctx))  # where lengths divide −0 stays −0
+        np.testing.assert_array_equal(
+            dx, portable.adaptive_max_pool_backward(dy, ctx)
+        )  # where lengths divide −0 stays −0
 
 
 def test_64_bit_offsets(cupy: Any, wide: None, rng: np.random.Generator) -> None:
