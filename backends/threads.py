@@ -12,7 +12,7 @@ import functools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy
@@ -38,7 +38,7 @@ def num_threads() -> int:
 
 
 class _State:
-    """What the process shares: the pool, how many blocks hold BLAS to one thread, and what BLAS had before."""
+    """What the process shares: the pool, how many threads hold BLAS to one of its own, and what BLAS had before."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # re-entrant, because a signal handler may call in here too
@@ -95,7 +95,7 @@ def _after_fork() -> None:
     held = _state.depth > 0
     _state.lock = threading.RLock()
     _state.pool = None
-    _state.depth = _here.blocks
+    _state.depth = min(_here.blocks, 1)
     if held and _state.depth == 0:
         _let_go(False, _state.before)
 
@@ -104,26 +104,35 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """BLAS on one thread inside the block; when the last of several concurrent blocks ends, as the caller had it."""
-    with _state.lock:
-        _state.depth += 1
-        _here.blocks += 1
-        if _state.depth == 1:
-            _state.before = _hold(False)
-        if _here.blocks == 1:
-            _here.before = _hold(True)
-    try:
-        yield
-    finally:
-        with _state.lock:
-            _state.depth -= 1
-            _here.blocks -= 1
-            if _state.depth == 0:
-                _let_go(False, _state.before)
-            if _here.blocks == 0:
+class _OneThread:
+    """The block of `one_blas_thread`. Of blocks inside blocks only a thread's outermost does anything: to set a
+    library's number takes as long as a small product."""
+
+    def __enter__(self) -> None:
+        if _here.blocks == 0:
+            with _state.lock:
+                _state.depth += 1
+                if _state.depth == 1:
+                    _state.before = _hold(False)
+                _here.before = _hold(True)
+        _here.blocks += 1  # last, and undone first: a signal handler's own block comes whole
+
+    def __exit__(self, *error: object) -> None:
+        _here.blocks -= 1
+        if _here.blocks == 0:
+            with _state.lock:
+                _state.depth -= 1
+                if _state.depth == 0:
+                    _let_go(False, _state.before)
                 _let_go(True, _here.before)
+
+
+_one_thread = _OneThread()
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[None]:
+    """BLAS on one thread inside the block; when the last of several concurrent blocks ends, as the caller had it."""
+    return _one_thread
 
 
 class _Run(Generic[T]):

@@ -6,16 +6,46 @@ argument's name, what came and what was expected.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 Shape: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = tuple[int, int]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 LIMIT = 2**31  # an argument beyond this is a mistake, and would overflow a kernel's 32-bit arithmetic
+
+
+def remembered(make: F) -> F:
+    """A function of arguments whose last results are kept: a small call would spend more time on its checks than on its
+    cells. What it makes is shared, so it must not be changed.
+
+    Looked up are numbers, strings, None, and tuples of ints; anything else (a list, a NumPy number, a tuple with True,
+    which equals 1) goes to the function, whose error it may deserve. No error is kept.
+    """
+    kept = functools.lru_cache(maxsize=1024, typed=True)(make)
+
+    @functools.wraps(make)
+    def run(*args: Any, **options: Any) -> Any:
+        if options or not all(map(_plain, args)):
+            return make(*args, **options)
+        return kept(*args)
+
+    return cast(F, run)
+
+
+PLAIN = frozenset({int, str, bool, type(None), float})
+
+
+def _plain(value: Any) -> bool:
+    if type(value) is not tuple:
+        return type(value) in PLAIN
+    return all(type(v) is int or (type(v) is tuple and _plain(v)) for v in value)
 
 
 def integer(value: Any, name: str, least: int | None = None) -> int:
@@ -126,6 +156,7 @@ class Layout:
         return tuple(index)
 
 
+@remembered
 def layout(shape: Shape, data_format: str, *, least: int = 1) -> Layout:
     """The layout of an array with `least` to three spatial axes. ValueError for another rank or format."""
     if not isinstance(data_format, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .arguments import Layout, Pair, Shape, layout, pairs
+from .arguments import Layout, Pair, Shape, layout, pairs, remembered
 
 PAD_MODES = {"replicate": "edge", "circular": "wrap"} | {
     m: m for m in ("constant", "edge", "reflect", "symmetric", "wrap")
@@ -34,6 +34,7 @@ class Pad:
         )
 
 
+@remembered
 def pad_spec(shape: Shape, padding: Any, mode: str, data_format: str) -> Pad:
     """Padding by `mode` (NumPy's names, or PyTorch's replicate and circular), negative entries cropping.
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Generic, TypeVar
 
-from .arguments import Layout, Pair, Shape, entries_of, flag, integer, layout, pairs, sizes
+from .arguments import Layout, Pair, Shape, entries_of, flag, integer, layout, pairs, remembered, sizes
 
 
 # ------------------------------------------------------------------------------------------------------- windowed axes
@@ -140,6 +140,13 @@ class Windows(Generic[A]):
     layout: Layout
     axes: tuple[A, ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # every call looks something up by its windows
+        return hash((self.layout, self.axes))
+
     @property
     def placed(self) -> tuple[tuple[int, A], ...]:
         """Each spatial axis: its place among the array's axes, and its windows."""
@@ -220,6 +227,7 @@ def _cells(lay: Layout) -> None:
         raise ValueError(f"x has a spatial axis without cells: shape {lay.shape}")
 
 
+@remembered
 def pool_window(
     shape: Shape, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, data_format: str
 ) -> Window:
@@ -238,6 +246,7 @@ def pool_window(
     return _window(lay, kernel, strides, dilations, pads, ceil)
 
 
+@remembered
 def conv_window(shape: Shape, kernel: Shape, stride: Any, padding: Any, dilation: Any, data_format: str) -> Window:
     """The window of a convolution whose weight has the spatial sizes `kernel`."""
     lay = layout(shape, data_format)
@@ -257,6 +266,7 @@ def _window(
     return Window(lay, tuple(axes))
 
 
+@remembered
 def transposed_window(
     shape: Shape,
     kernel: Shape,
@@ -291,6 +301,7 @@ def transposed_window(
     return Window(out, tuple(axes))
 
 
+@remembered
 def unpool_window(
     shape: Shape, kernel_size: Any, stride: Any, padding: Any, output_size: Any, data_format: str
 ) -> Window:
@@ -331,6 +342,7 @@ def _unpool_size(value: Any, natural: list[int], stride: Shape, lay: Layout) -> 
 
 
 # ---------------------------------------------------------------------------------------------------- adaptive windows
+@remembered
 def adaptive_window(shape: Shape, output_size: Any, data_format: str) -> AdaptiveWindow:
     """`output_size`: an int, or one per axis, None keeping that axis."""
     lay = layout(shape, data_format)

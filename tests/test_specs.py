@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import time
 from fractions import Fraction
 from typing import Any
@@ -448,3 +449,25 @@ def test_groups() -> None:
             arguments.grouped(6, value)
     with pytest.raises(TypeError, match="num_groups"):
         arguments.grouped(6, 3.0)
+
+
+# ----------------------------------------------------------------------------------------------------- what is kept
+def test_the_same_arguments_give_the_same_window() -> None:
+    first = specs.pool_window((1, 2, 5, 6), (2, 3), None, ((1, 0), (0, 1)), 1, False, FIRST)
+    assert specs.pool_window((1, 2, 5, 6), (2, 3), None, ((1, 0), (0, 1)), 1, False, FIRST) is first
+    listed = specs.pool_window((1, 2, 5, 6), [2, np.int64(3)], None, [(1, 0), [0, 1]], 1, False, FIRST)
+    assert listed == first
+    assert hash(listed) == hash(first)
+    assert pickle.loads(pickle.dumps(first)) == first
+
+
+@pytest.mark.parametrize("like_one", [True, 1.0, (True, 1), (1.0, 1), ((1, True), 1)])
+def test_what_equals_a_good_argument_is_checked_all_the_same(like_one: Any) -> None:
+    """1, True and 1.0 are one key of a dictionary."""
+    for padding in (1, (1, 1), ((1, 1), 1)):
+        specs.pool_window((1, 2, 5, 6), 3, 1, padding, 1, False, FIRST)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="padding must be an int"):
+            specs.pool_window((1, 2, 5, 6), 3, 1, like_one, 1, False, FIRST)
+    with pytest.raises(TypeError, match="ceil_mode must be True or False"):
+        specs.pool_window((1, 2, 5, 6), 3, 1, 1, 1, 0, FIRST)  # False is 0

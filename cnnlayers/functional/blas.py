@@ -26,6 +26,12 @@ MOST_SLABS = 32
 LEAST_CUT = 32  # rows or columns of a slab: thinner ones spend their time on packing the other factor
 
 
+def held(b: Backend) -> contextlib.AbstractContextManager[None]:
+    """A block in which BLAS is on one thread, on NumPy. For an op of several products: to begin and end it takes as
+    long as a small product does, and inside of it it costs nothing."""
+    return backends.one_blas_thread() if b.name == "numpy" else contextlib.nullcontext()
+
+
 def in_slabs(b: Backend, function: Callable[[T], Any], slabs: Sequence[T], flops: float = math.inf) -> None:
     """Call `function` on every slab: on NumPy with BLAS on one thread, and side by side if all together take more than
     SHARED_FLOPS; elsewhere one after another."""
@@ -80,7 +86,7 @@ def matmul(
         product = b.xp.matmul(x, w)
         return product if plus is None else product + plus
     x, w = _for_blas(x), _for_blas(w)
-    batch = numpy.broadcast_shapes(x.shape[:-2], w.shape[:-2])
+    batch = numpy.broadcast_shapes(x.shape[:-2], w.shape[:-2]) if x.ndim > 2 or w.ndim > 2 else ()
     y = backends.result((*batch, x.shape[-2], w.shape[-1]), x.dtype) if out is None else out
     if whole:
         _product((x, w, y, plus))

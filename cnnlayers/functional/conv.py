@@ -19,6 +19,7 @@ from cnnlayers.arguments import Shape, integer, layout, sizes
 from cnnlayers.backends import Backend
 from cnnlayers.specs import conv_window, transposed_window
 
+from .blas import held
 from .common import (
     Array,
     Context,
@@ -90,7 +91,8 @@ def _conv_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array |
 
 def _conv_backward(b: Backend, spec: Conv, dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     x, weight = _computed(b, x, weight)
-    return spread(b, spec, dy, weight), weight_gradient(b, spec, x, dy)
+    with held(b):
+        return spread(b, spec, dy, weight), weight_gradient(b, spec, x, dy)
 
 
 @on_device
@@ -152,7 +154,8 @@ def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bia
 
 def _conv_transpose_backward(b: Backend, spec: Conv, dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     x, weight = _computed(b, x, weight)
-    return correlate(b, spec, dy, weight), weight_gradient(b, spec, dy, x)
+    with held(b):
+        return correlate(b, spec, dy, weight), weight_gradient(b, spec, dy, x)
 
 
 @on_device

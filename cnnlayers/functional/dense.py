@@ -18,7 +18,7 @@ from cnnlayers import backends
 from cnnlayers.arguments import flag, real
 from cnnlayers.backends import Backend
 
-from .blas import matmul
+from .blas import held, matmul
 from .common import (
     Array,
     Context,
@@ -55,8 +55,9 @@ def _linear_forward(b: Backend, spec: None, x: Array, weight: Array, bias: Array
 
 def _linear_backward(b: Backend, spec: None, dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
     rows = _rows(b, dy)
-    dx = matmul(b, rows, cast(b, weight, dy.dtype))
-    dweight = matmul(b, _flip(b, rows), _rows(b, cast(b, x, dy.dtype)))
+    with held(b):
+        dx = matmul(b, rows, cast(b, weight, dy.dtype))
+        dweight = matmul(b, _flip(b, rows), _rows(b, cast(b, x, dy.dtype)))
     return b.xp.reshape(dx, tuple(x.shape)), dweight
 
 
