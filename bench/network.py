@@ -35,7 +35,7 @@ def step(problem: Problem) -> Callable[[int], Any]:
 
     def run(i: int) -> tuple[Any, ...]:
         loss, ctx = F.softmax_cross_entropy_forward(net(x), labels)
-        net.backward(F.softmax_cross_entropy_backward(one, ctx))
+        net.backward(F.softmax_cross_entropy_backward(one, ctx), needs_dx=False)
         sgd.step(net.grads)
         return (loss, *(net.grads[name] for name in net.params))
 

@@ -29,6 +29,7 @@ def _on_tensors(op: Callable[P, Any], *arguments: str) -> Callable[P, Any]:
     name: str = op.__name__
     forward, backward = getattr(F, f"{name}_forward"), getattr(F, f"{name}_backward")
     signature = inspect.signature(op)
+    spares_dx = "needs_dx" in inspect.signature(backward).parameters
 
     @functools.wraps(op)
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -47,7 +48,8 @@ def _on_tensors(op: Callable[P, Any], *arguments: str) -> Callable[P, Any]:
             return _wrapped(op(*bound.args, **bound.kwargs))
         result, ctx = forward(*bound.args, **bound.kwargs)
         y = result[0] if isinstance(result, tuple) else result
-        made = record(name, y, sources, functools.partial(_gradients, backward, ctx))
+        options = {"needs_dx": sources[0] is not None} if spares_dx else {}
+        made = record(name, y, sources, functools.partial(_gradients, backward, ctx, options))
         return (made, *map(Tensor._of, result[1:])) if isinstance(result, tuple) else made
 
     run.__module__ = __name__
@@ -58,8 +60,10 @@ def _wrapped(result: Any) -> Any:
     return tuple(map(Tensor._of, result)) if isinstance(result, tuple) else Tensor._of(result)
 
 
-def _gradients(backward: Callable[..., Any], ctx: Context, dy: Array) -> tuple[Array | None, ...]:
-    found = backward(dy, ctx)
+def _gradients(
+    backward: Callable[..., Any], ctx: Context, options: dict[str, Any], dy: Array
+) -> tuple[Array | None, ...]:
+    found = backward(dy, ctx, **options)
     return found if isinstance(found, tuple) else (found,)
 
 

@@ -53,12 +53,13 @@ def _linear_forward(b: Backend, spec: None, x: Array, weight: Array, bias: Array
     return cast(b, b.xp.reshape(y, (*x.shape[:-1], weight.shape[0])), x.dtype)
 
 
-def _linear_backward(b: Backend, spec: None, dy: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+def _linear_backward(
+    b: Backend, spec: None, dy: Array, x: Array, weight: Array, needs_dx: bool
+) -> tuple[Array | None, Array]:
     rows = _rows(b, dy)
     with held(b):
-        dx = matmul(b, rows, cast(b, weight, dy.dtype))
-        dweight = matmul(b, _flip(b, rows), _rows(b, cast(b, x, dy.dtype)))
-    return b.xp.reshape(dx, tuple(x.shape)), dweight
+        dx = b.xp.reshape(matmul(b, rows, cast(b, weight, dy.dtype)), tuple(x.shape)) if needs_dx else None
+        return dx, matmul(b, _flip(b, rows), _rows(b, cast(b, x, dy.dtype)))
 
 
 @on_device
@@ -89,20 +90,21 @@ linear = inference_of(linear_forward)
 
 
 @on_device
-def linear_backward(dy: Array, ctx: Context) -> tuple[Array, Array, Array | None]:
+def linear_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
     """dx = dy @ weight, dweight = dy.T @ x and dbias = dy, both summed over all axes but the last; None without a bias.
 
-    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's.
+    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's. needs_dx: as `conv_backward`'s.
     """
     b, dy = opened("linear", dy, ctx)
     x: Array = ctx.arrays["x"]
     weight: Array = ctx.arrays["weight"]
     bias = ctx.arrays["bias"]
-    dx, dweight = implementation("linear_backward", _linear_backward, b, None, dy, x, weight)(b, None, dy, x, weight)
+    run = implementation("linear_backward", _linear_backward, b, None, dy, x, weight)
+    dx, dweight = run(b, None, dy, x, weight, flag(needs_dx, "needs_dx"))
     dbias = None
     if bias is not None:
         dbias = cast(b, b.xp.sum(_rows(b, dy), axis=0, dtype=b.xp.float64), bias.dtype)
-    return cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias
+    return None if dx is None else cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias
 
 
 # ----------------------------------------------------------------------------------------------------------------- relu

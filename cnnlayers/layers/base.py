@@ -40,7 +40,9 @@ class Layer:
     """
 
     _forward: Callable[..., tuple[Any, Any]]
-    _op_backward: Callable[[Array, Any], Any]
+    _op_backward: Callable[..., Any]
+    _spares_dx = False  # whether the op's backward takes needs_dx
+    _needs_dx = True  # in the backward under way; `_backward` may give None otherwise
     _referred: tuple[str, ...] = ()  # attributes that a copy of the layer shares
 
     def __init__(self) -> None:
@@ -60,19 +62,25 @@ class Layer:
     def __call__(self, x: Array, *args: Any, **options: Any) -> Any:
         return self.forward(x, *args, **options)
 
-    def backward(self, dy: Array) -> Array:
-        """dx; the parameters' gradients replace those in `grads`. Raises RuntimeError unless a forward came before."""
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        """dx; the parameters' gradients replace those in `grads`. Raises RuntimeError unless a forward came before.
+
+        needs_dx: False where x is no layer's output, but data. Then None is given, and work that only dx needs is left
+        out: a third of a convolution, and whatever comes before a network's first parameter.
+        """
         if self._ctx is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward has no forward to go back through: call forward first, once for each"
                 " backward"
             )
+        self._needs_dx = flag(needs_dx, "needs_dx")
         dx = self._backward(dy, self._ctx)
         self._ctx = None
-        return dx
+        return dx if self._needs_dx else None
 
     def _backward(self, dy: Array, ctx: Any) -> Array:
-        found = self._op_backward(dy, ctx)
+        options = {} if self._needs_dx or not self._spares_dx else {"needs_dx": False}
+        found = self._op_backward(dy, ctx, **options)
         dx, *gradients = found if isinstance(found, tuple) else (found,)
         named = zip(("weight", "bias"), gradients, strict=False)
         self._grads = {name: gradient for name, gradient in named if gradient is not None}

@@ -62,8 +62,13 @@ class Sequential(_Container):
         return x, True
 
     def _backward(self, dy: Array, ctx: Any) -> Array:
-        for layer in reversed(list(self)):
-            dy = layer.backward(dy)
+        layers = list(self)
+        if not self._needs_dx:  # down to the first that has parameters, and no further
+            while layers and not layers[0].params:
+                layers.pop(0).release()
+        for layer in reversed(layers):
+            last = layer is layers[0] and not self._needs_dx
+            dy = layer.backward(dy, needs_dx=False) if last else layer.backward(dy)
         return dy
 
 

@@ -17,6 +17,8 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class _Conv(Layer):
     """A weight and a bias for `ndim` spatial axes: an int kernel has two unless `ndim` says otherwise."""
 
+    _spares_dx = True
+
     def _weights(self, first: int, second: int, kernel_size: Any, ndim: int | None, biases: int, rng: Any) -> None:
         entries = entries_of(kernel_size, "kernel_size")
         axes = integer(ndim, "ndim", 1) if ndim is not None else 2 if entries is None else len(entries)
@@ -91,7 +93,7 @@ class Conv(_Conv):
     def _backward(self, dy: Array, ctx: Any) -> Array:
         pad_ctx, conv_ctx = ctx
         dx = super()._backward(dy, conv_ctx)
-        return dx if pad_ctx is None else F.pad_backward(dx, pad_ctx)
+        return dx if pad_ctx is None or dx is None else F.pad_backward(dx, pad_ctx)
 
     _op_backward = staticmethod(F.conv_backward)
 

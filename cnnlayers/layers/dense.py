@@ -19,6 +19,7 @@ class Linear(Layer):
     """x @ weight.T + bias on the last axis; the weight is (out, in). rng: None, a seed or a NumPy Generator."""
 
     _op_backward = staticmethod(F.linear_backward)
+    _spares_dx = True
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Any = None) -> None:
         super().__init__()

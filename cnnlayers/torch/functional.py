@@ -26,7 +26,7 @@ from cnnlayers import functional as F
 from .arrays import DEVICES, array_of, lies_channels_last, on_stream_of, tensor_of
 
 DIFFERENTIABLE = ("x", "weight", "bias", "gamma", "beta")
-IN_LOW_PRECISION = ("conv", "conv_transpose", "linear")  # in an autocast region
+OF_PRODUCTS = ("conv", "conv_transpose", "linear")  # in an autocast region in low precision
 IN_FULL_PRECISION = ("softmax_cross_entropy",)
 
 
@@ -69,7 +69,7 @@ class _Op(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-        gradients = _Gradient.apply(ctx.context, ctx.kept, dy, *ctx.saved_tensors)
+        gradients = _Gradient.apply(ctx.context, ctx.kept, ctx.needs_input_grad[1], dy, *ctx.saved_tensors)
         return None, *gradients[: ctx.wanted]
 
 
@@ -78,12 +78,13 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, context: Any, kept: tuple[str, ...], dy: torch.Tensor, *saved: torch.Tensor
+        ctx: Any, context: Any, kept: tuple[str, ...], needs_dx: bool, dy: torch.Tensor, *saved: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         ctx.op = context.op
         with on_stream_of(dy):
             arrays = {**context.arrays, **dict(zip(kept, map(array_of, saved), strict=True))}
-            found = getattr(F, f"{context.op}_backward")(array_of(dy), replace(context, arrays=arrays))
+            options = {} if needs_dx or context.op not in OF_PRODUCTS else {"needs_dx": False}
+            found = getattr(F, f"{context.op}_backward")(array_of(dy), replace(context, arrays=arrays), **options)
         gradients = found if isinstance(found, tuple) else (found,)
         return tuple(None if g is None else tensor_of(g) for g in gradients)
 
@@ -97,9 +98,9 @@ class _Gradient(torch.autograd.Function):
 def _autocast(op: str, tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
     """The arguments in the dtype that an autocast region asks for; x is the first."""
     kind = tensors[0].device.type if tensors[0] is not None else ""
-    if op not in IN_LOW_PRECISION + IN_FULL_PRECISION or kind not in DEVICES or not torch.is_autocast_enabled(kind):
+    if op not in OF_PRODUCTS + IN_FULL_PRECISION or kind not in DEVICES or not torch.is_autocast_enabled(kind):
         return tensors
-    dtype = torch.get_autocast_dtype(kind) if op in IN_LOW_PRECISION else torch.float32
+    dtype = torch.get_autocast_dtype(kind) if op in OF_PRODUCTS else torch.float32
     return [t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors]
 
 
