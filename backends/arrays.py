@@ -53,7 +53,9 @@ def of(*arrays: Any, name: str = "x") -> Backend:
     Arrays of another array-API library (they answer `__array_namespace__`) give a backend with that namespace. Raises
     TypeError for mixed owners or devices, naming each, for what is no array, and where there is none at all.
     """
-    owners = [_owner(a, f"argument {i}" if len(arrays) > 1 else name) for i, a in enumerate(arrays, 1) if a is not None]
+    if len(arrays) == 1 and arrays[0] is not None:
+        return _owner(arrays[0], name)
+    owners = [_owner(a, f"argument {i}") for i, a in enumerate(arrays, 1) if a is not None]
     if not owners:
         raise TypeError(f"{name} must be an array, got None" if arrays else "backends.of needs at least one array")
     if any(o != owners[0] for o in owners[1:]):
