@@ -16,7 +16,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import max_pool_loops as loops
-from .pool_window import axes_of, is_adaptive, lines, met, over, planes_of, refusal, small, step, windows_of
+from .pool_window import axes_of, is_adaptive, lines, met, over, planes_of, refusal, small, step
 
 Array = Any
 UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows for which max_pool_loops.py has loops of their own
@@ -87,7 +87,7 @@ def _regular(spec: Any) -> Any:
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What the loops are told of a window; max_pool_loops.py says what each is. `line`: of a row's line its pitch and
-    parts, where one serves; `form`: which of that loop's forms."""
+    parts, where one serves; `form`: which of that loop's forms; `plain`: whether backward's plainer loop serves."""
 
     out_shape: tuple[int, ...]
     planes: int
@@ -102,7 +102,7 @@ class Plan:
     line: tuple[int, ...]
     form: tuple[int, int]
     pairs: bool
-    over: tuple[Any, Any]
+    plain: bool
 
 
 @functools.lru_cache(maxsize=256)
@@ -124,7 +124,7 @@ def _plan(window: Any) -> Plan:
         line=_line(width) if channels == 1 else (),
         form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
         pairs=channels == 1 and width.out >= loops.BLOCK and _paired(*axes),
-        over=(windows_of(depth), windows_of(height)),
+        plain=channels == 1 and all((met(a)[1] > 0).all() for a in axes),
     )
 
 
@@ -205,17 +205,10 @@ def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
     plan, dx = _plan(window), backends.result(window.layout.shape, dy.dtype)
     known = (plan.sizes, plan.offsets, plan.disjoint)
 
+    run = loops.backward_plain if plan.plain else loops.backward
+
     def first(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-        loops.backward(dy, place, dx, *known, *plan.tables, start, stop)
-
-    if ties == "first" and plan.line and plan.form != (0, 0):
-        run = loops.gather(*plan.form, plan.disjoint)
-
-        def gathered(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-            run(dy, place, dx, plan.sizes, plan.taps, plan.steps, *plan.tables, *plan.over, start, stop)
-
-        over(plan.planes, math.prod(plan.sizes[:2]), (lines(dy), lines(saved)), (lines(dx),), gathered)
-        return dx
+        run(dy, place, dx, *known, *plan.tables, start, stop)
 
     def equal(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
         loops.ties_backward(dy, bits, dx, *known, ties == "split", *plan.tables, start, stop)

@@ -22,6 +22,7 @@ Array = Any
 Kernel = Any
 U = np.uintp
 BLOCK = 32  # windows whose taps are all taken at once
+AHEAD = 256  # cells, at least, that backward clears at a time
 LANES = 8  # a line's length is a multiple of it, so that vectorised loops leave nothing over
 
 
@@ -189,55 +190,31 @@ def ties(
                         bits[into + c] |= bit if equal else np.uint8(0)
 
 
-@functools.cache
-def gather(width: int, stride: int, disjoint: bool) -> Kernel:
-    """The loops of backward for one channel a cell and few taps a row, over rows of dx: what each of its cells is the
-    sum of, windows in C order. `over_d over_h`: of each cell along an axis where its windows begin, and the windows.
-
-    A row of dx, with the padding before it, is made in parts, one for each cell of a stride, and a window's row of dy
-    and places is laid between zeros: so each cell of a part asks as many windows, which lie as it does."""
-    reach = (width - 1) // stride
-
-    @kernel()
-    def gathered(
-        dy: Array, place: Array, dx: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-        over_d: Any, over_h: Any, start: int, stop: int,
-    ) -> None:  # fmt: skip
-        depth, height, length, out_d, out_h, out_w, _ = sizes
-        before = -w[3, 0]
-        number = (length + before + stride - 1) // stride
-        parts, line = np.empty(number * stride, dy.dtype), np.empty(number * stride, dy.dtype)
-        here = np.zeros(max(number, out_w) + reach, dy.dtype)
-        taken = np.zeros(here.size, place.dtype)
-        for unit in range(start, stop):
-            plane, row_d, row_h = unit // (depth * height), unit % (depth * height) // height, unit % height
-            for i in range(U(parts.size)):
-                parts[i] = 0
-            for i in range(over_d[0][row_d], over_d[0][row_d + 1]):
-                for j in range(over_h[0][row_h], over_h[0][row_h + 1]):
-                    od, oh = over_d[1][i], over_h[1][j]
-                    tap = (row_d - d[3, od]) // steps[0] * taps[0] + (row_h - h[3, oh]) // steps[1]
-                    of = U(((plane * out_d + od) * out_h + oh) * out_w)
-                    for o in range(U(out_w)):
-                        here[U(reach) + o] = dy[of + o]
-                    for o in range(U(out_w)):
-                        taken[U(reach) + o] = place[of + o]
-                    for r in range(stride):
-                        for o in range(U(number)):
-                            total = parts[U(r * number) + o]
-                            for q in range(reach, -1, -1):
-                                if q * stride + r < width:
-                                    mine = taken[o + U(reach - q)] == place.dtype.type(tap * width + q * stride + r)
-                                    share = here[o + U(reach - q)] if mine else dy.dtype.type(0)
-                                    total = share if disjoint else total + share
-                            parts[U(r * number) + o] = total
-            for o in range(U(number)):
-                for r in range(stride):
-                    line[o * U(stride) + U(r)] = parts[U(r * number) + o]
-            for o in range(U(length)):
-                dx[U(unit * length) + o] = line[U(before) + o]
-
-    return gathered
+@kernel()
+def backward_plain(
+    dy: Array, place: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """`backward` for one channel a cell, where every window meets a cell: a third of its time. dx is cleared not far
+    ahead of the windows, so that it is still in the cache when they come."""
+    depth, height, length, out_d, out_h, out_w, _ = sizes
+    size, rows = depth * height * length, out_d * out_h
+    far = w[3, out_w - 1] + offsets[offsets.size - 1] + 1  # from a row's start to behind its last window's last tap
+    for plane in range(start, stop):
+        clear, end = plane * size, (plane + 1) * size
+        for row in range(rows):
+            od, oh = row // out_h, row % out_h
+            begin = ((plane * depth + d[3, od]) * height + h[3, oh]) * length
+            reach = begin + far if row + 1 < rows else end
+            if reach > clear:
+                until = min(max(reach, clear + AHEAD), end)
+                for i in range(U(clear), U(until)):
+                    dx[i] = 0
+                clear = until
+            first = U((plane * rows + row) * out_w)
+            for o in range(U(out_w)):
+                cell = U(begin + w[3, o] + offsets[U(place[first + o])])
+                dx[cell] = dy[first + o] if disjoint else dx[cell] + dy[first + o]
 
 
 @kernel()
