@@ -35,7 +35,8 @@ WINDOWS = [
     (2, 2, 0, (3, 1), {}),
     ((2, 3), (1, 2), (1, 0), (2, 1), {}),
 ]
-SHAPES = [(2, 3, 7, 9), (1, 2, 6, 71), (2, 1, 66, 5)]  # rows shorter and longer than a vectorised loop takes at a time
+# Rows shorter and longer than a vectorised loop takes at a time.
+SHAPES = [(2, 3, 7, 9), (1, 2, 6, 37), (1, 2, 6, 71), (2, 1, 66, 5)]
 
 
 def awkward(rng: np.random.Generator, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray:

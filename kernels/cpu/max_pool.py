@@ -87,7 +87,8 @@ def _regular(spec: Any) -> Any:
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What the loops are told of a window; max_pool_loops.py says what each is. `line`: of a row's line its pitch and
-    parts, where one serves; `form`: which of that loop's forms; `plain`: whether backward's plainer loop serves."""
+    parts, where one serves; `form`: which of that loop's forms; `pairs`: windows of a block, 0 where
+    they are no pairs; `plain`: whether backward's plainer loop serves."""
 
     out_shape: tuple[int, ...]
     planes: int
@@ -101,7 +102,7 @@ class Plan:
     place: Any  # the smallest unsigned dtype that holds a tap's place in the window
     line: tuple[int, ...]
     form: tuple[int, int]
-    pairs: bool
+    pairs: int
     plain: bool
 
 
@@ -123,7 +124,7 @@ def _plan(window: Any) -> Plan:
         place=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
         line=_line(width) if channels == 1 else (),
         form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
-        pairs=channels == 1 and width.out >= loops.BLOCK and _paired(*axes),
+        pairs=next((n for n in loops.BLOCKS if width.out >= n), 0) if channels == 1 and _paired(*axes) else 0,
         plain=channels == 1 and all((met(a)[1] > 0).all() for a in axes),
     )
 
@@ -168,7 +169,7 @@ def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[A
     known = (plan.sizes, plan.taps, plan.steps, *plan.tables)
     line: tuple[int, ...] = ()
     if plan.pairs:
-        run = loops.forward_pairs(plan.taps[0], save)
+        run = loops.forward_pairs(plan.taps[0], plan.pairs, save)
     elif plan.line:
         run, line = loops.forward(*plan.form, save), plan.line
     else:

@@ -21,7 +21,7 @@ from .compile import kernel
 Array = Any
 Kernel = Any
 U = np.uintp
-BLOCK = 32  # windows whose taps are all taken at once
+BLOCKS = (32, 16)  # windows of a row whose taps are all taken at once
 AHEAD = 256  # cells, at least, that backward clears at a time
 LANES = 8  # a line's length is a multiple of it, so that vectorised loops leave nothing over
 
@@ -91,9 +91,9 @@ def forward(width: int, stride: int, save: bool) -> Kernel:
 
 
 @functools.cache
-def forward_pairs(rows: int, save: bool) -> Kernel:
+def forward_pairs(rows: int, size: int, save: bool) -> Kernel:
     """The same for windows of one or two rows of two neighbours, side by side, that all lie inside the input, at least
-    BLOCK of them a row: by block, without a line between."""
+    `size` of them a row: by blocks of so many, without a line between."""
 
     @kernel()
     def max_pool(
@@ -104,11 +104,11 @@ def forward_pairs(rows: int, save: bool) -> Kernel:
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
             row = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
-            for block in range((out_w + BLOCK - 1) // BLOCK):
-                first = min(block * BLOCK, out_w - BLOCK)  # the last one may overlap the one before
+            for block in range((out_w + size - 1) // size):
+                first = min(block * size, out_w - size)  # the last one may overlap the one before
                 above, to = U(row + 2 * first), U(unit * out_w + first)
                 below = above + U(steps[1] * length)
-                for o in range(U(BLOCK)):
+                for o in range(U(size)):
                     held, held_tap = x[above + o * U(2)], np.int32(0)
                     for i in range(1, 2 * rows):
                         value = x[(above if i < 2 else below) + o * U(2) + U(i % 2)]
