@@ -101,7 +101,7 @@ def _to_host(a: Any) -> numpy.ndarray:
         host: numpy.ndarray = a.get()
         return host
     if _root(a) == "torch" and hasattr(a, "detach"):
-        a = a.detach().cpu()
+        a = _plain(a).cpu()
         if str(a.dtype) == "torch.bfloat16":
             return _from_torch_bfloat16(a)
     if isinstance(a, bytes):  # as any other buffer; numpy.asarray would take it for text
@@ -114,6 +114,12 @@ def _to_host(a: Any) -> numpy.ndarray:
     if host.dtype.kind not in "biufcV" or (host.dtype.kind == "V" and host.dtype.name != "bfloat16"):
         raise TypeError(f"{type(a).__name__} does not hold numbers: as an array its dtype is {host.dtype}")
     return host
+
+
+def _plain(tensor: Any) -> Any:
+    """A tensor whose memory is its values: PyTorch exports none that requires gradient, and of one that is negated or
+    conjugated by a mark alone (`z.conj().imag`) what lies in memory."""
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def _from_torch_bfloat16(tensor: Any) -> numpy.ndarray:
@@ -143,7 +149,7 @@ def asarray(a: Any, dtype: Any = None) -> Any:
     if b.name == "cupy":
         with b.device:
             if _root(a) == "torch" and hasattr(a, "detach"):
-                a = a.detach()  # PyTorch exports no tensor that requires gradient
+                a = _plain(a)
             if _root(a) == "cupy" or (hasattr(a, "__dlpack__") and _on_gpu(a)):
                 array = b.xp.asarray(a) if _root(a) == "cupy" else b.xp.from_dlpack(a)
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -132,6 +133,7 @@ def _check_environment() -> None:
 
     backends.num_threads()
     kernels.current_mode()
+    kernels.winograd_allowed()
 
 
 def _select(name: str | None) -> None:
@@ -253,7 +255,9 @@ def _bench(args: argparse.Namespace) -> int:
         print(f"cnnlayers bench: {_one_line(trouble)}", file=sys.stderr)
     written = run.keep(planned, outcome)
     print("in " + ", ".join(map(str, written)))
-    if not any(path.suffix == ".png" for path in written) and outcome.rows:
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError:
         print("cnnlayers bench: no pictures: pip install 'cnnlayers[train]' brings matplotlib", file=sys.stderr)
     if outcome.interrupted:
         return _interrupted(f"interrupted: the {len(outcome.rows)} rows measured so far are in {planned.out}")

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy
 import threadpoolctl
@@ -79,10 +79,7 @@ def _gpus() -> Iterator[str]:
 
 
 def _threads() -> str:
-    try:
-        return f"{backends.num_threads()} (CNNLAYERS_NUM_THREADS sets it)"
-    except ValueError as error:
-        return f"none: {error}"
+    return f"{_setting(lambda: str(backends.num_threads()))} (CNNLAYERS_NUM_THREADS sets it)"
 
 
 def _blas() -> list[str]:
@@ -91,12 +88,17 @@ def _blas() -> list[str]:
     return said or ["NumPy's own, unknown to threadpoolctl"]
 
 
-def _kernels() -> Iterator[str]:
+def _setting(read: Callable[[], str]) -> str:
     try:
-        mode = kernels.current_mode()
+        return read()
     except ValueError as error:
-        mode = f"none: {error}"
-    yield f"mode {mode} (CNNLAYERS_KERNELS sets it)"
+        return f"none: {error}"
+
+
+def _kernels() -> Iterator[str]:
+    yield f"mode {_setting(kernels.current_mode)} (CNNLAYERS_KERNELS sets it)"
+    allowed = _setting(lambda: "auto" if kernels.winograd_allowed() else "off")
+    yield f"Winograd {allowed} (CNNLAYERS_WINOGRAD sets it)"
     for name in backends.available():
         entries = {op: entry for (op, backend), entry in kernels.TABLE.items() if backend == name}
         ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries}

@@ -53,7 +53,8 @@ class Optimizer:
     def step(self, grads: Mapping[str, Array]) -> None:
         """Update every parameter from its gradient; `grads` has params' names and shapes, as `layer.grads` does.
 
-        Raises ValueError for a missing, unknown or misshapen gradient, TypeError for one of another owner.
+        Raises ValueError for a missing, unknown or misshapen gradient, TypeError for one of another owner or not
+        of real numbers.
         """
         self._check(grads)
         lr = _number(self.lr, "lr", 0.0)
@@ -76,6 +77,9 @@ class Optimizer:
                 raise TypeError(
                     f"the gradient of {name!r} lives elsewhere than its parameter: make a new optimiser after to()"
                 )
+            kind = backends.dtype_name(self._owner(name), grads[name])
+            if kind not in (*backends.FLOATS, *backends.INTEGERS):
+                raise TypeError(f"the gradient of {name!r} must be of real numbers, got {kind}")
             if tuple(grads[name].shape) != tuple(p.shape):
                 raise ValueError(
                     f"the gradient of {name!r} must have shape {tuple(p.shape)}, got {tuple(grads[name].shape)}"

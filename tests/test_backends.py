@@ -484,6 +484,16 @@ def test_torch_tensors_cross_without_a_copy() -> None:
         assert backends.to_numpy(torch.tensor(3.0)).shape == ()
 
 
+def test_torch_tensors_that_are_negated_by_a_mark() -> None:
+    """What lies in their memory has the other sign, and DLPack gives that."""
+    torch = pytest.importorskip("torch")
+    z = torch.complex(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0]))
+    for t in (z.conj().imag, z.conj(), z.conj().imag.bfloat16(), z.to(torch.complex128).conj().imag[::1]):
+        with backends.using("numpy"):
+            for found in (backends.to_numpy(t), backends.asarray(t)):
+                assert found.tolist() == t.tolist()
+
+
 def test_dlpack_exporters_and_array_makers_are_taken() -> None:
     class Dlpack:
         def __init__(self, a: np.ndarray) -> None:
@@ -527,6 +537,11 @@ class DeviceTensor(DeviceExporter):
 
     def detach(self) -> DeviceTensor:
         return DeviceTensor(self.a)
+
+    def resolve_conj(self) -> DeviceTensor:
+        return self
+
+    resolve_neg = resolve_conj
 
 
 DeviceTensor.__module__ = "torch"

@@ -106,6 +106,7 @@ def test_a_backend_that_cannot_be_used(capsys: pytest.CaptureFixture) -> None:
         ("CNNLAYERS_BACKEND", "must be one of auto, numpy, cupy; got 'nonsense'"),
         ("CNNLAYERS_NUM_THREADS", "must be a positive whole number, got 'nonsense'"),
         ("CNNLAYERS_KERNELS", "must be one of auto, off, require; got 'nonsense'"),
+        ("CNNLAYERS_WINOGRAD", "must be one of auto, off; got 'nonsense'"),
     ],
 )
 def test_a_mistake_in_the_environment(tmp_path: Path, variable: str, said: str) -> None:
@@ -155,11 +156,13 @@ def test_info() -> None:
 
 
 def test_info_says_what_is_wrong_and_goes_on() -> None:
-    said = command("info", CNNLAYERS_BACKEND="torch", CNNLAYERS_NUM_THREADS="few", CNNLAYERS_KERNELS="maybe")
+    wrong = {"NUM_THREADS": "few", "KERNELS": "maybe", "WINOGRAD": "perhaps"}
+    said = command("info", CNNLAYERS_BACKEND="torch", **{f"CNNLAYERS_{name}": value for name, value in wrong.items()})
     assert (said.returncode, said.stderr) == (0, "")
     assert "CNNLAYERS_BACKEND must be one of auto, numpy, cupy; got 'torch'" in said.stdout
     assert "CNNLAYERS_NUM_THREADS must be a positive whole number, got 'few'" in said.stdout
     assert "CNNLAYERS_KERNELS must be one of auto, off, require; got 'maybe'" in said.stdout
+    assert "CNNLAYERS_WINOGRAD must be one of auto, off; got 'perhaps'" in said.stdout
     assert "extras" in said.stdout
 
 

@@ -117,6 +117,7 @@ def test_gradients_are_not_written(rng: np.random.Generator) -> None:
         ({"c": np.ones(2)}, ValueError, "no parameter for c"),
         ({"b": np.ones(3)}, ValueError, r"'b' must have shape \(2,\), got \(3,\)"),
         ({"b": [1.0, 2.0]}, TypeError, "'b' must be an array"),
+        ({"b": np.ones(2, complex)}, TypeError, "'b' must be of real numbers, got complex128"),
     ],
 )
 @pytest.mark.parametrize("kind", [SGD, Adam])

@@ -306,6 +306,21 @@ def test_a_dropout_that_drops_nothing_gives_x_itself(options):
         functional.dropout(y, p=2.0)
 
 
+def test_a_tensor_that_is_negated_by_a_mark_alone():
+    real = values(2, 3, 4, 4)
+    x = torch.complex(real, -real).conj().imag.requires_grad_()  # real, but its memory holds -real
+    assert x.is_neg()
+    y = functional.max_pool(x, 2)
+    assert torch.equal(y, nn.functional.max_pool2d(real, 2))
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    (wanted,) = torch.autograd.grad(nn.functional.max_pool2d(x, 2).sum(), x)
+    assert torch.equal(dx, wanted)
+    w = torch.complex(real[:, :, :3, :3], -real[:, :, :3, :3]).conj().imag.requires_grad_()
+    (dw,) = torch.autograd.grad(functional.conv(x, w).sum(), w)
+    (wanted,) = torch.autograd.grad(nn.functional.conv2d(x, w).sum(), w)
+    torch.testing.assert_close(dw, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_is_saved_where_no_gradient_is_wanted(monkeypatch):
     monkeypatch.setattr(F, "max_pool_forward", None)
     x = values(1, 1, 4, 4)

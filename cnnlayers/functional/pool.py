@@ -140,7 +140,8 @@ def avg_pool_forward(
     kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
     padding: an int, one per axis, (before, after) pairs, "valid", "same", "same_lower" or "full"; zeros are added.
     ceil_mode: also windows that overhang the end, if they start inside the input or its left padding.
-    count_include_pad: whether declared padding counts in the divisor. divisor_override: any int but 0 in its place.
+    count_include_pad: whether declared padding counts in the divisor. divisor_override: any int but 0, below
+    2**31 in size, in its place.
     y: x's dtype. The context keeps no array.
 
     Raises ValueError: a bad size, padding not smaller than the effective kernel, a window larger than the padded input;

@@ -22,6 +22,8 @@ def array_of(tensor: torch.Tensor) -> Array:
     there is no CuPy.
     """
     tensor = tensor.detach()
+    if tensor.is_neg():  # by a mark alone, as z.conj().imag is: its memory has the other sign
+        tensor = tensor.resolve_neg()
     if tensor.layout != torch.strided or tensor.device.type not in DEVICES:
         raise TypeError(f"a tensor must be dense, on the CPU or a CUDA device, got {tensor.layout}, {tensor.device}")
     if tensor.device.type == "cpu":
