@@ -70,6 +70,12 @@ def _shown(mode: str, length: int, grow: Pair, crop: Pair) -> Array:
 
 
 @functools.lru_cache(maxsize=256)
+def _border(mode: str, length: int, grow: Pair, crop: Pair) -> Array:
+    """The cells of y that are not x's own."""
+    return np.r_[: grow[0], grow[0] + length - sum(crop) : length + sum(grow) - sum(crop)]
+
+
+@functools.lru_cache(maxsize=256)
 def _showing(mode: str, length: int, grow: Pair, crop: Pair) -> tuple[Array, Array]:
     """Where each cell's entries begin (and the last one's end), and the entries, one cell after another: the cell of y
     that is its own, -1 if that was cropped, and those of the border before and behind that show it, each from the
@@ -124,14 +130,14 @@ def _bits(array: Array) -> Array:
 
 def _move(x: Array, y: Array, sides: list[tuple[str, int, Pair, Pair]], inner: int, fill: Array) -> None:
     """Fill y with what it shows of x."""
-    depths, heights, widths = (_shown(*side) for side in sides)
+    (depths, heights, widths), border = (_shown(*side) for side in sides), _border(*sides[2])
     lengths = [length for _, length, _, _ in sides]
     _, length, grow, crop = sides[2]
-    shape = (*lengths, grow[0], grow[0] + length - sum(crop), crop[0], inner)
+    shape = (*lengths, widths.size, grow[0], grow[0] + length - sum(crop), crop[0], inner)
     source, result, value = flat(_bits(x)), y.reshape(-1).view(f"u{y.dtype.itemsize}"), _bits(fill)[0]
 
     def run(start: int, stop: int) -> None:
-        loops.move(source, result, value, shape, depths, heights, widths, start, stop)
+        loops.move(source, result, value, shape, depths, heights, border, widths[border], start, stop)
 
     if y.size:
         slabs(y.size // (widths.size * inner), x.nbytes + y.nbytes, run)

@@ -21,14 +21,15 @@ U = np.uintp
 
 @kernel()
 def move(
-    x: Array, y: Array, fill: Any, shape: Any, depths: Array, heights: Array, widths: Array,
+    x: Array, y: Array, fill: Any, shape: Any, depths: Array, heights: Array, border: Array, shown: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """y[d, h, w] = x[depths[d], heights[h], widths[w]], or `fill` where one of these is -1."""
-    in_d, in_h, in_w, low, high, first, inner = shape
+    """y[d, h, w] = x[depths[d], heights[h], widths[w]], or `fill` where one of these is -1. `border`: the cells w that
+    are not x's own; `shown`: their widths[w]."""
+    in_d, in_h, in_w, out_w, low, high, first, inner = shape
     out_d, out_h = len(depths), len(heights)
     size = U(inner)
-    row, out_row, own, own_end = U(in_w) * size, U(len(widths)) * size, U(low) * size, U(high) * size
+    row, out_row, own, own_end = U(in_w) * size, U(out_w) * size, U(low) * size, U(high) * size
     h, d, plane = start % out_h, start // out_h % out_d, start // (out_h * out_d)
     to = U(start) * out_row
     for _ in range(start, stop):
@@ -40,20 +41,16 @@ def move(
             source = at + U(first) * size
             for i in range(own_end - own):
                 y[to + own + i] = x[source + i]
-            for begin, end in ((U(0), U(low)), (U(high), U(len(widths)))):  # the borders
+            for k in range(U(border.size)):
+                cell, begin = to + U(border[k]) * size, at + U(shown[k]) * size
                 if inner == 1:
-                    for w in range(begin, end):
-                        y[to + w] = fill if widths[w] < 0 else x[at + U(widths[w])]
+                    y[cell] = fill if shown[k] < 0 else x[begin]
+                elif shown[k] < 0:
+                    for i in range(size):
+                        y[cell + i] = fill
                 else:
-                    for w in range(begin, end):
-                        cell = to + w * size
-                        if widths[w] < 0:
-                            for i in range(size):
-                                y[cell + i] = fill
-                        else:
-                            shown = at + U(widths[w]) * size
-                            for i in range(size):
-                                y[cell + i] = x[shown + i]
+                    for i in range(size):
+                        y[cell + i] = x[begin + i]
         to += out_row
         h += 1
         if h == out_h:
