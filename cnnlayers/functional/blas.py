@@ -20,8 +20,8 @@ from cnnlayers.backends import Backend
 from .common import Array
 
 T = TypeVar("T")
-SLAB_FLOPS = 4_000_000  # below this, handing a slab to a thread costs more than it saves
-SHARED_FLOPS = 2 * SLAB_FLOPS  # a convolution of no more is not shared out
+SLAB_FLOPS = 16_000_000  # of a slab of a product, at least: one of 4 million is done before a thread has woken for it
+SHARED_FLOPS = 8_000_000  # a convolution of no more is not shared out
 MOST_SLABS = 32
 LEAST_CUT = 32  # rows or columns of a slab: thinner ones spend their time on packing the other factor
 

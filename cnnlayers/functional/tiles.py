@@ -21,9 +21,10 @@ from . import blas
 
 WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
 DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
-ENOUGH = 1024  # windows that a product is of on the CPU: no more samples are put together for one
+TILE_FLOPS = 100_000_000  # of a tile on the CPU, about: less is too little for what Python does for each
+ENOUGH = 128  # windows that a product is of on the CPU, at least: with fewer BLAS is busy with packing the weight
 APART = 256  # windows of a sample, channels first, that on the CPU are a product of their own
-SHARES = 16  # tiles that samples apart are shared out among, at least: several threads can then be busy to the end
+SHARES = 4  # tiles on the CPU, at least: some threads can then be busy to the end
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
 LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
@@ -145,7 +146,8 @@ def workspace(b: Backend) -> int:
 
 
 def tiles_of(b: Backend, spec: Conv, itemsize: int) -> tuple[tuple[Tile, ...], ...]:
-    """For each run of samples its tiles, in order; the columns of one tap fill a quarter of the workspace."""
+    """For each run of samples its tiles, in order; the columns of one tap fill a quarter of the workspace, and on the
+    CPU those of several samples no more than all of it."""
     return _tiles(spec, workspace(b) // itemsize, b.name == "numpy")
 
 
@@ -155,11 +157,11 @@ def _tiles(spec: Conv, cells: int, host: bool) -> tuple[tuple[Tile, ...], ...]:
     windows, samples = math.prod(spec.window.out_lengths), spec.window.layout.shape[0]
     rows = [(cut, _rows_of(spec.window, cut)) for cut in blas.cuts(spec.window.axes[0].out, -(-windows // room))]
     apart = host and not spec.last and windows >= APART
-    if apart:
-        shares = SHARES if spec.flops > blas.SHARED_FLOPS else 1
-        room = min(room, cells // (spec.channels * math.prod(spec.window.kernel)), windows * -(-samples // shares))
-    elif host:
-        room = min(room, ENOUGH)
+    if host:
+        least = SHARES if spec.flops > blas.SHARED_FLOPS else 1
+        together = max(math.ceil(samples * TILE_FLOPS / max(spec.flops, 1)), -(-ENOUGH // windows))
+        together = min(together, -(-samples // least))
+        room = min(room, cells // (spec.channels * math.prod(spec.window.kernel)), windows * together)
     runs = blas.cuts(samples, -(-samples // max(1, room // windows)))
     return tuple(tuple(Tile(run, cut, window, apart) for cut, window in rows) for run in runs)
 
