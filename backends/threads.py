@@ -90,7 +90,16 @@ def _let_go(per_thread: bool, before: Sequence[int]) -> None:
         _set_threads(library, number)
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
+    """No other thread is half through setting BLAS while this one forks: the child would have its lock for ever."""
+    _state.lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _state.lock.release()
+
+
+def _after_fork_in_child() -> None:
     """A forked child has this thread alone: no pool, no other thread's lock, and no other thread's hold on BLAS."""
     held = _state.depth > 0
     _state.lock = threading.RLock()
@@ -101,7 +110,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class _OneThread:

@@ -427,6 +427,32 @@ def test_a_child_forked_while_others_work_is_not_held_by_them() -> None:
 
 
 @fork
+def test_a_fork_waits_while_another_thread_sets_blas() -> None:
+    """The child would have the lock that the other thread holds, or BLAS as it was half way."""
+    code = """
+    from cnnlayers.backends import threads
+    F.conv(x, w)
+    before, told, setting, quick = limits(), [], threading.Semaphore(0), threads._set_threads
+    def slow(library, number):
+        setting.release()
+        time.sleep(0.3)
+        quick(library, number)
+    def child():
+        threads._set_threads = quick
+        return limits() == before and bool((F.conv(x, w) == F.conv(x, w)).all()) and limits() == before
+    threads._set_threads = slow
+    other = threading.Thread(target=F.conv, args=(x, w))
+    other.start()
+    for _ in ("taken", "given back"):
+        setting.acquire(timeout=30)
+        told.append(child_says(child))
+    other.join()
+    print(told, limits() == before)
+    """
+    assert python(WORK + code, CNNLAYERS_NUM_THREADS="3") == "[True, True] True"
+
+
+@fork
 def test_a_child_forked_inside_a_block_stays_inside() -> None:
     code = """
     before = limits()
