@@ -310,9 +310,9 @@ class Ranks:
 
     def _here(self) -> Any:
         """The communicator of this machine's ranks."""
-        from mpi4py import MPI
-
         if self._machine is None:
+            from mpi4py import MPI
+
             self._machine = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         return self._machine
 

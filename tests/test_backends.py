@@ -304,9 +304,7 @@ def test_a_driver_that_hangs_is_given_up_on_and_does_not_silence_warnings(fresh:
     fresh.setattr(cupy_probe, "TIMEOUT_S", 0.1)
     filters = list(warnings.filters)
     try:
-        start = time.monotonic()
-        assert "did not answer" in str(backends.available()["cupy"])
-        assert time.monotonic() - start < 10
+        assert "did not answer" in str(backends.available()["cupy"])  # after 60 s the driver would have said: no device
         assert warnings.filters == filters  # also while the probe still hangs
     finally:
         release.set()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import backends
+from cnnlayers.backends import threads
 from cnnlayers.testing import gradcheck
 
 from . import standin_cupy
@@ -21,6 +21,7 @@ from .pooling import FORMATS, ordered
 from .reference import conv as reference
 from .reference.conv import Conv
 
+scratch = importlib.import_module("cnnlayers.backends.scratch")
 tiles = importlib.import_module("cnnlayers.functional.tiles")
 correlate = importlib.import_module("cnnlayers.functional.correlate")
 
@@ -436,19 +437,36 @@ def test_the_same_call_gives_the_same_bits(
                 impl.same(mine, before)
 
 
-def peak_of(call: Callable[[], object]) -> int:
-    """Bytes that a call takes beside what was there."""
-    tracemalloc.start()
-    call()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
+@pytest.fixture
+def peak_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], int]:
+    """Bytes that a call takes on one thread, beside what was there.
+
+    The first call is not measured: it compiles kernels, and works out what later calls use again. Another thread of the
+    process can only add to a measurement, so the least of three counts.
+    """
+    monkeypatch.setattr(threads, "num_threads", lambda: 1)
+
+    def measure(call: Callable[[], object]) -> int:
+        call()
+        peaks = []
+        for _ in range(3):
+            scratch._shelf.clear()  # each call has to take its workspace anew
+            tracemalloc.start()
+            call()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        return min(peaks)
+
+    return measure
 
 
 @FORMATS
 @pytest.mark.parametrize("shape", [(1, 16, 200, 200), (40, 16, 32, 32)])
 def test_the_columns_of_a_large_image_never_exist_as_a_whole(
-    shape: tuple[int, ...], data_format: str, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...],
+    data_format: str,
+    peak_of: Callable[[Callable[[], object]], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = ordered(np.ones(shape, "float32"), data_format)
     w = np.ones((16, 16, 3, 3), "float32")
@@ -456,11 +474,13 @@ def test_the_columns_of_a_large_image_never_exist_as_a_whole(
     y, ctx = F.conv_forward(x, w, padding=1, data_format=data_format)
     for call in (lambda: F.conv(x, w, padding=1, data_format=data_format), lambda: F.conv_backward(y, ctx)):
         peak = peak_of(call)
-        room = x.nbytes // 2 + backends.num_threads() * (2 << 20)
+        room = x.nbytes // 2 + (4 << 20)
         assert peak < y.nbytes + room, f"{peak:,} bytes; the columns would take {9 * x.nbytes:,}"
 
 
-def test_partial_gradients_of_a_large_weight_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_gradients_of_a_large_weight_are_few(
+    peak_of: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiles, "WORKSPACE", 1 << 14)
     monkeypatch.setattr(correlate, "STRAND_BYTES", 4 << 20)
     y, ctx = F.conv_forward(np.ones((16, 64, 8, 8), "float32"), np.ones((256, 64, 5, 5), "float32"))

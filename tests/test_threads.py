@@ -137,18 +137,22 @@ def test_many_threads_may_call_at_once(four: None) -> None:
 
 
 def test_a_caller_does_not_wait_for_other_callers_work(four: None) -> None:
-    release = threading.Event()
-    hogs = [threading.Thread(target=backends.run_slabs, args=(lambda _: release.wait(30), range(4))) for _ in range(2)]
+    release, entered, released = threading.Event(), threading.Semaphore(0), []
+
+    def hold(_: int) -> None:
+        entered.release()
+        released.append(release.wait(60))
+
+    hogs = [threading.Thread(target=backends.run_slabs, args=(hold, range(4))) for _ in range(2)]
     for hog in hogs:
         hog.start()
-    time.sleep(0.1)  # the pool's threads are taken now
-    began = time.perf_counter()
+    for _ in range(5):  # the two callers and the pool's three threads: all are taken now
+        assert entered.acquire(timeout=30)
     backends.run_slabs(lambda _: None, range(4))
-    took = time.perf_counter() - began
     release.set()
     for hog in hogs:
         hog.join(60)
-    assert took < 10
+    assert released == [True] * 8  # none of them had to give up waiting first
 
 
 def test_the_callers_context_travels_along(four: None) -> None:
@@ -181,11 +185,11 @@ def test_an_error_reaches_the_caller(
 
     before = blas_threads()
     with pytest.raises(kind, match="slab 3"), backends.one_blas_thread():
-        backends.run_slabs(fail, range(500))
-    assert len(begun) < 500  # no further slab was begun
+        backends.run_slabs(fail, range(5000))
+    assert len(begun) < 5000  # no further slab was begun
     assert blas_threads() == before
-    backends.run_slabs(begun.append, range(500, 510))  # and the pool lives
-    assert set(range(500, 510)) <= set(begun)
+    backends.run_slabs(begun.append, range(5000, 5010))  # and the pool lives
+    assert set(range(5000, 5010)) <= set(begun)
 
 
 def test_of_several_errors_the_foremost_slab_s_is_raised(four: None) -> None:
