@@ -1,11 +1,8 @@
-"""cnnlayers.torch beside PyTorch's own modules: the same answers, less kept, and PyTorch's own machinery at work."""
+"""The functions of cnnlayers.torch and `convert` beside PyTorch: the same answers, less kept, its machinery at work."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-import io
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,224 +12,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import cnnlayers.torch as ours  # noqa: E402
-from cnnlayers import backends  # noqa: E402
 from cnnlayers import functional as F  # noqa: E402
 from cnnlayers.torch import convert, functional  # noqa: E402
 from cnnlayers.torch.arrays import array_of, tensor_of  # noqa: E402
 
-
-@pytest.fixture(params=["cpu", "gpu"], autouse=True)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "gpu":
-        reason = backends.available()["cupy"]
-        if reason or not torch.cuda.is_available():
-            pytest.skip(f"no GPU here: {reason or 'PyTorch sees none'}")
-    name = "cuda" if request.param == "gpu" else "cpu"
-    with torch.device(name):
-        yield name
-
-
-def values(*shape: int, dtype: Any = torch.float32) -> torch.Tensor:
-    """Random values without ties, so that nobody's rule for them matters."""
-    size = int(np.prod(shape))
-    order = torch.randperm(size, generator=torch.Generator("cpu").manual_seed(size), device="cpu")
-    return ((order + 0.3) / max(size, 1) * 4 - 2).reshape(shape).to(torch.get_default_device(), dtype)
-
-
-def kept(run: Callable[[], Any]) -> int:
-    """Bytes that PyTorch saves for backward while `run` runs; parameters are not counted."""
-    seen: dict[int, int] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        if not isinstance(t, nn.Parameter):
-            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        run()
-    return sum(seen.values())
-
-
-# ------------------------------------------------------------------------------------------------------------- modules
-CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
-    ("MaxPool1d", (3, 2, 1), {}, (2, 3, 11)),
-    ("MaxPool2d", (2,), {}, (2, 3, 8, 9)),
-    ("MaxPool2d", ((3, 2), (2, 1), (1, 0)), {"ceil_mode": True, "dilation": (1, 2)}, (2, 3, 8, 9)),
-    ("MaxPool3d", (2,), {}, (2, 3, 4, 5, 6)),
-    ("AvgPool1d", (3, 2, 1), {}, (2, 3, 11)),
-    ("AvgPool2d", (3, 2, 1), {"count_include_pad": False, "ceil_mode": True}, (2, 3, 8, 9)),
-    ("AvgPool2d", (2,), {"divisor_override": 3}, (2, 3, 8, 9)),
-    ("AvgPool3d", (2,), {}, (2, 3, 4, 5, 6)),
-    ("AdaptiveAvgPool1d", (4,), {}, (2, 3, 11)),
-    ("AdaptiveAvgPool2d", ((3, None),), {}, (2, 3, 8, 9)),
-    ("AdaptiveAvgPool3d", (2,), {}, (2, 3, 4, 5, 6)),
-    ("AdaptiveMaxPool1d", (4,), {}, (2, 3, 11)),
-    ("AdaptiveMaxPool2d", ((3, 4),), {}, (2, 3, 8, 9)),
-    ("AdaptiveMaxPool3d", (2,), {}, (2, 3, 4, 5, 6)),
-    ("ConstantPad1d", ((1, 2), 0.5), {}, (2, 3, 11)),
-    ("ConstantPad2d", ((1, -2, 0, 3), 0.5), {}, (2, 3, 8, 9)),
-    ("ConstantPad3d", (1, 2.0), {}, (2, 3, 4, 5, 6)),
-    ("ZeroPad2d", (2,), {}, (2, 3, 8, 9)),
-    ("ZeroPad1d", ((1, 2),), {}, (11,)),
-    ("ZeroPad2d", (1,), {}, (2, 3, 4, 5, 6)),
-    ("ConstantPad3d", ((1, 0, 2, 0, 0, 1), 2.0), {}, (2, 0, 2, 4, 5, 6)),
-    ("ReflectionPad1d", ((3, 1),), {}, (2, 3, 11)),
-    ("ReflectionPad2d", ((1, 2, 3, 0),), {}, (2, 3, 8, 9)),
-    ("ReflectionPad3d", (1,), {}, (2, 3, 4, 5, 6)),
-    ("ReplicationPad1d", (2,), {}, (2, 3, 11)),
-    ("ReplicationPad2d", ((1, 2, 3, 0),), {}, (2, 3, 8, 9)),
-    ("ReplicationPad3d", (1,), {}, (2, 3, 4, 5, 6)),
-    ("CircularPad1d", ((2, 1),), {}, (2, 3, 11)),
-    ("CircularPad2d", ((1, 2, 3, 0),), {}, (2, 3, 8, 9)),
-    ("CircularPad3d", (1,), {}, (2, 3, 4, 5, 6)),
-    ("BatchNorm1d", (5,), {}, (6, 5)),
-    ("BatchNorm1d", (3,), {"affine": False}, (2, 3, 11)),
-    ("BatchNorm2d", (3,), {"momentum": None}, (2, 3, 8, 9)),
-    ("BatchNorm2d", (3,), {"track_running_stats": False, "eps": 1e-3}, (2, 3, 8, 9)),
-    ("BatchNorm3d", (3,), {"momentum": 0.3}, (2, 3, 4, 5, 6)),
-    ("InstanceNorm1d", (3,), {"affine": True}, (2, 3, 11)),
-    ("InstanceNorm2d", (3,), {}, (2, 3, 8, 9)),
-    ("InstanceNorm3d", (3,), {"affine": True}, (2, 3, 4, 5, 6)),
-    ("GroupNorm", (2, 6), {}, (2, 6, 8, 9)),
-    ("GroupNorm", (3, 6), {"affine": False}, (2, 6, 8, 9)),
-    ("LayerNorm", ((8, 9),), {}, (2, 3, 8, 9)),
-    ("LayerNorm", (9,), {"elementwise_affine": False}, (2, 3, 8, 9)),
-    ("RMSNorm", (9,), {}, (2, 3, 8, 9)),
-    ("LocalResponseNorm", (3,), {"alpha": 0.1}, (2, 6, 8, 9)),
-]
-BY_CASE = pytest.mark.parametrize(
-    ("name", "args", "options", "shape"), CASES, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)]
-)
-LOOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-
-
-def pair(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """PyTorch's module and this library's, with the same random parameters."""
-    if not hasattr(nn, name):
-        pytest.skip(f"this PyTorch has no {name}")
-    theirs, mine = getattr(nn, name)(*args, **options), getattr(ours, name)(*args, **options)
-    for p in theirs.parameters():
-        nn.init.uniform_(p, 0.5, 1.5)
-    mine.load_state_dict(theirs.state_dict())
-    return theirs, mine
-
-
-def both_ways(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """y, and the gradients of x and the parameters for a dy that every dtype can hold."""
-    x = x.detach().requires_grad_()
-    y = module(x)
-    dy = (torch.arange(y.numel()) % 17 / 8 - 1).reshape(y.shape).to(y.dtype)
-    return [y, *torch.autograd.grad(y, [x, *module.parameters()], dy)]
-
-
-@BY_CASE
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_a_module_gives_pytorchs_answers(name, args, options, shape, dtype):
-    wide = torch.float64 if dtype == torch.float64 else torch.float32  # parameters, and the half types' oracle
-    theirs, mine = (module.to(wide) for module in pair(name, args, options))
-    assert repr(theirs) == repr(mine)
-    assert isinstance(mine, type(theirs))
-    x = values(*shape, dtype=dtype)
-    for training in (True, False):
-        expected = both_ways(theirs.train(training), x.to(wide))
-        found = both_ways(mine.train(training), x)
-        assert (found[0].dtype, found[1].dtype) == (dtype, dtype)
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a.to(wide), b, rtol=LOOSE[dtype], atol=4 * LOOSE[dtype])
-    assert list(mine.state_dict()) == list(theirs.state_dict())
-    for key, state in mine.state_dict().items():
-        torch.testing.assert_close(state, theirs.state_dict()[key], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "args", "shape"),
-    [("MaxPool2d", (2,), (3, 8, 8)), ("ReflectionPad1d", (2,), (3, 8)), ("InstanceNorm3d", (3,), (3, 2, 4, 4))],
-)
-def test_a_single_image_without_the_batchs_axis(name, args, shape):
-    for a, b in zip(*(both_ways(m, values(*shape)) for m in pair(name, args, {})), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize(
-    ("name", "args", "shape"),
-    [
-        ("MaxPool1d", (2,), (2, 3, 8, 8)),
-        ("MaxPool2d", (2,), (2, 3, 4, 8, 8)),
-        ("AvgPool3d", (2,), (2, 3, 8)),
-        ("AdaptiveMaxPool2d", (1,), (2, 3, 4, 8, 8)),
-        ("InstanceNorm1d", (3,), (2, 3, 8, 8)),
-        ("ReflectionPad2d", (1,), (8, 8)),
-        ("ConstantPad2d", (1, 0.0), (8,)),
-    ],
-)
-def test_an_image_of_other_axes_is_refused(name, args, shape):
-    theirs, mine = pair(name, args, {})
-    with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
-        theirs(values(*shape))
-    with pytest.raises(ValueError, match=rf"^{name} needs .* axes.*, got shape \({shape[0]},"):
-        mine(values(*shape))
-
-
-@pytest.mark.parametrize(
-    "name", ["MaxPool2d", "ZeroPad2d", "BatchNorm2d", "GroupNorm", "LayerNorm", "LocalResponseNorm"]
-)
-def test_the_input_may_be_given_by_its_name(name):
-    args = {"BatchNorm2d": (3,), "GroupNorm": (1, 3), "LayerNorm": (4,)}.get(name, (2,))
-    x = values(2, 3, 4, 4)
-    theirs, mine = pair(name, args, {})
-    torch.testing.assert_close(mine(input=x), theirs(input=x))
-
-
-def test_indices_and_unpooling():
-    x = values(2, 3, 8, 9)
-    for memory in (torch.contiguous_format, torch.channels_last):
-        y, indices = ours.MaxPool2d(2, return_indices=True)(x.contiguous(memory_format=memory).requires_grad_())
-        expected, places = nn.MaxPool2d(2, return_indices=True)(x)
-        assert torch.equal(indices, places)
-        assert y.requires_grad
-        assert not indices.requires_grad
-        wide, theirs = ours.MaxUnpool2d(2)(y, indices, x.shape), nn.MaxUnpool2d(2)(expected, places, x.shape)
-        torch.testing.assert_close(wide, theirs)
-        assert wide.is_contiguous(memory_format=memory)
-
-
-@pytest.mark.parametrize(("name", "args"), [("MaxPool2d", (3, 2, 1)), ("BatchNorm2d", (4,)), ("ReflectionPad2d", (1,))])
-def test_channels_last_stays_so(name, args):
-    theirs, mine = pair(name, args, {})
-    x = values(2, 4, 8, 9).contiguous(memory_format=torch.channels_last)
-    for i, (a, b) in enumerate(zip(both_ways(mine, x), both_ways(theirs, x), strict=True)):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-        if i < 2:  # y and dx
-            assert a.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_modules_save_load_and_copy():
-    module = ours.BatchNorm2d(3)
-    module(values(2, 3, 4, 4))
-    stream = io.BytesIO()
-    torch.save(module, stream)
-    stream.seek(0)
-    again = torch.load(stream, weights_only=False)
-    assert type(again) is type(copy.deepcopy(module)) is ours.BatchNorm2d
-    assert torch.equal(again.running_mean, module.running_mean)
-    assert int(again.num_batches_tracked) == 1
-
-
-def test_a_batch_that_is_refused_is_not_counted():
-    module = ours.BatchNorm2d(3, momentum=None)
-    with pytest.raises(ValueError, match="more than one value per channel"):
-        module(values(1, 3, 1, 1))
-    assert int(module.num_batches_tracked) == 0
-
-
-def test_what_a_module_has_no_counterpart_for_is_refused():
-    with pytest.raises(ValueError, match="no return_indices"):
-        ours.AdaptiveMaxPool2d(2, return_indices=True)(values(1, 1, 4, 4))
-    with pytest.raises(ValueError, match="no running statistics"):
-        ours.InstanceNorm2d(3, track_running_stats=True)(values(1, 3, 4, 4))
-    with pytest.raises(AttributeError, match="Conv2d"):
-        _ = ours.Conv2d
-
+from .torch_cases import both_ways, each_device, kept, values  # noqa: E402, F401
 
 # ----------------------------------------------------------------------------------------------------------- functions
 # op, shapes of its tensors, options
@@ -396,6 +180,60 @@ def test_checkpoints_and_compiled_models_run():
         y = run(t)
         y.backward((torch.arange(y.numel()) % 17 / 8 - 1).reshape(y.shape))
         torch.testing.assert_close([y, t.grad], expected[:2])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("rng", [None, 3])
+def test_a_checkpoint_repeats_dropouts_draw(reentrant, rng):
+    from torch.utils.checkpoint import checkpoint
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(x, 0.5, training=True, rng=rng)
+
+    for _ in range(3):
+        x = torch.ones(64, 64).requires_grad_()
+        y = checkpoint(run, x, use_reentrant=reentrant)
+        y.sum().backward()
+        assert torch.equal(x.grad, y.detach())  # 2 where x was kept, 0 where it was dropped
+        assert 0.4 < float((y > 0).float().mean()) < 0.6
+
+
+def test_dropout_draws_from_pytorchs_generator():
+    x = torch.ones(32, 32)
+
+    def draw(rng: Any = None) -> torch.Tensor:
+        return functional.dropout(x, 0.5, training=True, rng=rng)
+
+    torch.manual_seed(4)
+    first, second = draw(), draw()
+    torch.manual_seed(4)
+    assert torch.equal(draw(), first)
+    assert not torch.equal(first, second)
+    assert torch.equal(draw(7), draw(7))
+    own = torch.Generator(x.device)
+    of_generator = [draw(own.manual_seed(2)), draw(own), draw(own.manual_seed(2))]
+    assert torch.equal(of_generator[0], of_generator[2])
+    assert not torch.equal(of_generator[0], of_generator[1])
+    for rng in (np.random.default_rng(0), 1.5, True):
+        with pytest.raises(TypeError, match=r"rng must be a seed, a torch\.Generator or None"):
+            draw(rng)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tracing_and_scripting_are_refused_by_name():
+    x = values(1, 1, 8, 8)
+    for model in (convert(network()).eval(), ours.MaxPool2d(2), nn.Sequential(nn.Sequential(ours.GroupNorm(1, 1)))):
+        with pytest.raises(
+            RuntimeError, match=r"torch\.jit\.trace cannot record \w+ of cnnlayers\.torch: trace the model"
+        ):
+            torch.jit.trace(model, x)
+        with pytest.raises(
+            RuntimeError, match=r"torch\.jit\.script cannot compile \w+ of cnnlayers\.torch: script the"
+        ):
+            torch.jit.script(model)
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record max_pool of cnnlayers\.torch"):
+        torch.jit.trace(lambda x: functional.max_pool(x, 2), x)
 
 
 def test_autocast(device):

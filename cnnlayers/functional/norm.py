@@ -27,7 +27,12 @@ from .common import Array, Context, cast, floating, implementation, inference_of
 from .rows import Norm, Rows, Statistics, batch_rows, group_rows, instance_rows, reciprocal_std, trailing_rows
 
 ALONE = "batch statistics need two; training=False uses the running ones"
-EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+EPSILON = {
+    "float16": 2.0**-23,
+    "bfloat16": 2.0**-23,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+}  # of what it computes in
 
 
 def _eps(value: Any) -> float:

@@ -8,7 +8,9 @@
 - A tensor that lies in memory channels last is worked on as it lies, and so does y.
 - In an autocast region convolutions and `linear` run in its dtype and the loss in float32, as PyTorch's; other ops in
   x's dtype, sums of half types being float32.
-- There is no second derivative: asking for one is a RuntimeError.
+- There is no second derivative: asking for one is a RuntimeError, and so is torch.jit.trace.
+- dropout draws from PyTorch's generator: torch.manual_seed counts, and a checkpoint repeats the draw. `rng` may also be
+  a seed, or a torch.Generator.
 """
 
 from __future__ import annotations
@@ -106,6 +108,10 @@ def _autocast(op: str, tensors: list[torch.Tensor | None]) -> list[torch.Tensor 
 
 @torch.compiler.disable
 def _apply(op: str, signature: inspect.Signature, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    if torch.jit.is_tracing():  # a trace would hold this call's result as a constant
+        raise RuntimeError(
+            f"torch.jit.trace cannot record {op} of cnnlayers.torch: trace the model that convert was given"
+        )
     given = signature.bind(*args, **options).arguments
     names = _differentiable(signature)
     tensors = [given.pop(name, None) for name in names]
@@ -120,8 +126,10 @@ def _apply(op: str, signature: inspect.Signature, args: tuple[Any, ...], options
         tensors[0] = x.movedim(1, -1)
         if isinstance(given.get("indices"), torch.Tensor):
             given["indices"] = given["indices"].movedim(1, -1)
-    call = _Call(op, names, given)
     idle = op == "dropout" and not (given.get("training") and given.get("p", 0.5))
+    if op == "dropout" and not idle:
+        given["rng"] = _seed(given.get("rng"))
+    call = _Call(op, names, given)
     with on_stream_of(x):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors) and not idle:
             y = _Op.apply(call, *tensors)
@@ -133,6 +141,19 @@ def _apply(op: str, signature: inspect.Signature, args: tuple[Any, ...], options
     if not last:
         return y
     return tuple(a.movedim(-1, 1) for a in y) if isinstance(y, tuple) else y.movedim(-1, 1)
+
+
+def _seed(rng: Any) -> int:
+    """Dropout's seed: the caller's, or drawn from PyTorch's generator, whose state a checkpoint restores."""
+    if rng is None or isinstance(rng, torch.Generator):
+        device = "cpu" if rng is None else rng.device
+        return int(torch.randint(2**63 - 1, (), generator=rng, device=device))
+    if isinstance(rng, bool) or not isinstance(rng, int):
+        raise TypeError(
+            f"rng must be a seed, a torch.Generator or None (PyTorch's own), got {type(rng).__name__}: a checkpoint"
+            " could not repeat its draw"
+        )
+    return rng
 
 
 def _differentiable(signature: inspect.Signature) -> tuple[str, ...]:

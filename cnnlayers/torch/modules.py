@@ -3,7 +3,8 @@ model's own for them.
 
 Each is a subclass of torch.nn's module of the same name: the same arguments, state_dict, repr and isinstance. What
 differs: max pooling keeps one byte an output for backward (PyTorch: eight, and x), and every gradient is gathered, so
-it has the same bits every time.
+it has the same bits every time. The few inputs that PyTorch's modules compute and this library's ops refuse (see
+`served`) go to PyTorch's own code.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from . import functional as T
+from .served import per_axis, rule_of, widened_by_autocast
 
 Run = Callable[..., Any]
 
@@ -24,13 +26,13 @@ Run = Callable[..., Any]
 # ------------------------------------------------------------------- what each module does, given itself and its inputs
 def _max_pool(m: Any, x: torch.Tensor) -> Any:
     options = {"ceil_mode": m.ceil_mode, "return_indices": m.return_indices}
-    return T.max_pool(x, m.kernel_size, m.stride, m.padding, m.dilation, **options)
+    return T.max_pool(x, *_sizes(m, x, "kernel_size", "stride", "padding", "dilation"), **options)
 
 
 def _avg_pool(m: Any, x: torch.Tensor) -> Any:
     divisor = getattr(m, "divisor_override", None)  # AvgPool1d has none
     options = {"ceil_mode": m.ceil_mode, "count_include_pad": m.count_include_pad, "divisor_override": divisor}
-    return T.avg_pool(x, m.kernel_size, m.stride, m.padding, **options)
+    return T.avg_pool(x, *_sizes(m, x, "kernel_size", "stride", "padding"), **options)
 
 
 def _adaptive_avg_pool(m: Any, x: torch.Tensor) -> Any:
@@ -44,12 +46,13 @@ def _adaptive_max_pool(m: Any, x: torch.Tensor) -> Any:
 
 
 def _max_unpool(m: Any, x: torch.Tensor, indices: torch.Tensor, output_size: Any = None) -> Any:
-    size = None if output_size is None else tuple(output_size)[-len(_per_axis(m)) :]
-    return T.max_unpool(x, indices, m.kernel_size, m.stride, m.padding, output_size=size)
+    size = None if output_size is None else tuple(output_size)[2 - x.ndim :]
+    return T.max_unpool(x, indices, *_sizes(m, x, "kernel_size", "stride", "padding"), output_size=size)
 
 
-def _per_axis(m: Any) -> tuple[int, ...]:
-    return m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,)
+def _sizes(m: Any, x: torch.Tensor, *names: str) -> list[Any]:
+    """Sizes of a pool by their names, None where there is none (an empty stride, which stands for the kernel's)."""
+    return [per_axis(getattr(m, name), x.ndim - 2) or None for name in names]
 
 
 def _pad(mode: str) -> Run:
@@ -61,8 +64,8 @@ def _pad(mode: str) -> Run:
 
 def _constant_pad(m: Any, input: torch.Tensor) -> Any:
     """As PyTorch's, with any number of axes before those that it pads."""
-    axes, value = len(m.padding) // 2, getattr(m, "value", 0)
-    if not isinstance(input, torch.Tensor) or input.ndim == axes + 2:
+    axes, value = len(m.padding) // 2, getattr(m, "value", 0) or 0
+    if input.ndim == axes + 2:
         return T.pad(input, _pairs(m), "constant", value)
     if input.ndim < axes:
         raise ValueError(f"{type(m).__name__} needs at least {axes} axes, got shape {tuple(input.shape)}")
@@ -97,7 +100,14 @@ def _instance_norm(m: Any, x: torch.Tensor) -> Any:
 
 
 def _group_norm(m: Any, input: torch.Tensor) -> Any:
-    return T.group_norm(input, m.num_groups, m.weight, m.bias, eps=m.eps)
+    return _any_rank(lambda x: T.group_norm(x, m.num_groups, m.weight, m.bias, eps=m.eps), input)
+
+
+def _any_rank(run: Run, x: torch.Tensor) -> Any:
+    """`run` of x, whose spatial axes are joined to one where they are more than three: their order plays no part."""
+    if x.ndim <= 5:
+        return run(x)
+    return run(x.reshape(*x.shape[:2], math.prod(x.shape[2:]))).reshape(x.shape)
 
 
 def _layer_norm(m: Any, input: torch.Tensor) -> Any:
@@ -109,7 +119,7 @@ def _rms_norm(m: Any, x: torch.Tensor) -> Any:
 
 
 def _local_response_norm(m: Any, input: torch.Tensor) -> Any:
-    return T.local_response_norm(input, m.size, alpha=m.alpha, beta=m.beta, k=m.k)
+    return _any_rank(lambda x: T.local_response_norm(x, m.size, alpha=m.alpha, beta=m.beta, k=m.k), input)
 
 
 # Modules for one to three spatial axes, which take an image without the batch's axis too; and others.
@@ -139,10 +149,9 @@ def _of_images(run: Run, axes: int) -> Run:
 
     def forward(self: Any, input: torch.Tensor, indices: torch.Tensor | None = None, *more: Any, **options: Any) -> Any:
         inputs = [input] if indices is None else [input, indices]
-        ndim = input.ndim if isinstance(input, torch.Tensor) else axes + 2  # the op refuses what is no tensor
-        if ndim == axes + 2:
+        if input.ndim == axes + 2:
             return run(self, *inputs, *more, **options)
-        if ndim != axes + 1:
+        if input.ndim != axes + 1:
             said = f"{axes + 2} axes, or {axes + 1} for a single image"
             raise ValueError(f"{type(self).__name__} needs an input of {said}, got shape {tuple(input.shape)}")
         y = run(self, *(a[None] for a in inputs), *more, **options)
@@ -151,10 +160,26 @@ def _of_images(run: Run, axes: int) -> Run:
     return forward
 
 
-def _module(name: str, forward: Run) -> Any:
-    base = getattr(nn, name)
+def _refuse_scripting(m: Any) -> Any:
+    name = type(m).__name__
+    raise RuntimeError(
+        f"torch.jit.script cannot compile {name} of cnnlayers.torch: script the model that was given to convert"
+    )
+
+
+def _module(name: str, run: Run) -> Any:
+    base, serves = getattr(nn, name), rule_of(name)
+
+    def forward(self: Any, input: torch.Tensor, *more: Any, **options: Any) -> Any:
+        if not isinstance(input, torch.Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {type(input).__name__}")
+        if not serves(self, input):
+            return base.forward(self, input, *more, **options)
+        return run(self, widened_by_autocast(name, input), *more, **options)
+
     doc = f"torch.nn.{name} with this library's op inside: its arguments, state and shapes."
-    return type(name, (base,), {"forward": forward, "__module__": __name__, "__doc__": doc})
+    members = {"forward": forward, "__prepare_scriptable__": _refuse_scripting}  # the hook that torch.jit.script calls
+    return type(name, (base,), {**members, "__module__": __name__, "__doc__": doc})
 
 
 MODULES: dict[str, Any] = {name: _module(name, run) for name, run in OTHERS.items() if hasattr(nn, name)} | {
