@@ -5,9 +5,9 @@ here imports CuPy before it is asked for.
 """
 
 from .arrays import FLOATS, INTEGERS, asarray, dtype_name, name_of_dtype, of, on_device_of, to_numpy
+from .block import Block, Exclusive, assigned
 from .draw import check_rng, uniform
-from .results import result
-from .scratch import scratch
+from .memory import result, scratch
 from .select import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, one_blas_thread, run_slabs
 
@@ -16,7 +16,10 @@ __all__ = [
     "INTEGERS",
     "Backend",
     "BackendUnavailable",
+    "Block",
+    "Exclusive",
     "asarray",
+    "assigned",
     "available",
     "check_rng",
     "current",

@@ -12,28 +12,33 @@ import importlib.util
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+from .block import Block, Exclusive
 
 TIMEOUT_S = 60.0
 INSTALL = "pip install 'cnnlayers[cuda13]' (or 'cnnlayers[cuda12]' for a CUDA 12 driver)"
 
-_lock = threading.Lock()
+_asking = Exclusive()
 _answer: list[str | None] = []
 
 
 def reason() -> str | None:
     """None where CuPy works, else why it does not and what mends it."""
-    with _lock:
-        if not _answer:
-            _answer.append(_find_out())
-        return _answer[0]
+    return _asking(_asked)
+
+
+def _asked() -> str | None:
+    if not _answer:
+        _answer.append(_find_out())
+    return _answer[0]
 
 
 def forget() -> None:
     """Ask again next time (a package or a device has come since)."""
-    with _lock:
-        _answer.clear()
+    _answer.clear()
 
 
 def module() -> ModuleType:
@@ -53,13 +58,23 @@ def _find_out() -> str | None:
             return "no NVIDIA driver was found (libcuda does not load): install the driver; CuPy itself is installed"
     answers: list[str | None] = []
     asker = threading.Thread(target=lambda: answers.append(_ask()), name="cnnlayers-cupy-probe", daemon=True)
-    with (
-        warnings.catch_warnings()
-    ):  # here, not in the thread: filters are the process's, and one that hangs restores none
-        warnings.simplefilter("ignore")
+    with _without_warnings():  # here, not in the thread: one that hangs would restore no filters
         asker.start()
         asker.join(TIMEOUT_S)
     return answers[0] if answers else f"CuPy did not answer within {TIMEOUT_S:.0f} s: see whether nvidia-smi answers"
+
+
+def _without_warnings() -> Block[None]:
+    def prepare() -> Callable[[], None]:
+        filters = list(warnings.filters)
+
+        def undo() -> None:
+            warnings.resetwarnings()  # which also forgets what was decided by the filters so far
+            warnings.filters[:] = filters  # type: ignore[index]
+
+        return undo
+
+    return Block(lambda: warnings.simplefilter("ignore"), prepare)
 
 
 def _driver_library() -> bool:

@@ -6,11 +6,8 @@ tasks do not see it.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import os
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -18,7 +15,8 @@ from typing import Any
 import numpy
 
 from . import cupy_probe
-from .results import result
+from .block import Block, assigned
+from .memory import result
 
 NAMES = ("numpy", "cupy")
 VARIABLE = "CNNLAYERS_BACKEND"
@@ -63,8 +61,7 @@ class Backend:
         return self.xp.asarray(values, dtype=dtype, **self._place)
 
 
-_process: Backend | None = None
-_lock = threading.Lock()
+_process: list[Backend] = []  # the last one counts
 _block: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("cnnlayers_backend", default=None)
 
 
@@ -93,13 +90,11 @@ def current() -> Backend:
 
     Raises ValueError for an unknown name in the variable, BackendUnavailable where it asks for CuPy and cannot have it.
     """
-    global _process
-    chosen = _block.get() or _process
+    chosen = _block.get()
     if chosen is None:
-        with _lock:
-            if _process is None:
-                _process = _resolve(os.environ.get(VARIABLE) or "auto", VARIABLE)
-            chosen = _process
+        if not _process:  # first of all: another thread's `use` that comes meanwhile counts more
+            _process.insert(0, _resolve(os.environ.get(VARIABLE) or "auto", VARIABLE))
+        chosen = _process[-1]
     return chosen
 
 
@@ -108,21 +103,14 @@ def use(name: str) -> Backend:
 
     Raises ValueError for an unknown name, BackendUnavailable (saying why) where CuPy cannot be used.
     """
-    global _process
     backend = _resolve(name, "the backend's name")
-    with _lock:
-        _process = backend
+    _process[:] = [backend]
     return backend
 
 
-@contextlib.contextmanager
-def using(name: str) -> Iterator[Backend]:
-    """Select a backend for the block, in this thread or async task only. Raises as `use`."""
-    token = _block.set(_resolve(name, "the backend's name"))
-    try:
-        yield current()
-    finally:
-        _block.reset(token)
+def using(name: str) -> Block[Backend]:
+    """Select a backend for the block, in this thread or async task only. Raises as `use`, when the block begins."""
+    return assigned(_block, lambda: _resolve(name, "the backend's name"))
 
 
 def available() -> dict[str, str | None]:

@@ -1,7 +1,9 @@
-"""CPU threads: how many the library uses, its one pool, and BLAS held to one thread while the pool does the splitting.
+"""CPU threads: how many the library uses, its one pool, and BLAS on one thread while the pool does the splitting.
 
 A slab's boundaries never depend on the thread count, so results do not either. Any thread may call in here at any time:
-several at once, from inside a slab, after a fork, and while the interpreter shuts down.
+several at once, from inside a slab, after a fork, and while the interpreter shuts down. And an exception may arrive
+between any two bytecodes (Ctrl-C in the main thread): no setting, lock or helper is lost by it. So what is going on is
+never counted, but read off what exists: a block that has not been freed, a helper that is in the set of busy ones.
 """
 
 from __future__ import annotations
@@ -9,16 +11,21 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import itertools
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy
 
+from .block import Block, Exclusive
+
 T = TypeVar("T")
 VARIABLE = "CNNLAYERS_NUM_THREADS"
+VERBS = ("get", "set")
 
 
 @functools.cache
@@ -37,111 +44,150 @@ def num_threads() -> int:
     return os.cpu_count() or 1
 
 
-class _State:
-    """What the process shares: the pool, how many threads hold BLAS to one of its own, and what BLAS had before."""
+class _Library(NamedTuple):
+    """A BLAS library's number of threads: how to read it, and how to set it."""
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()  # re-entrant, because a signal handler may call in here too
-        self.pool: _Pool | None = None
-        self.depth = 0
-        self.before: list[int] = []
-
-
-class _Here(threading.local):
-    """What this thread is doing: running a slab, and holding BLAS to one thread in so many blocks of its own."""
-
-    slab = False
-    blocks = 0
-    before: Sequence[int] = ()
-
-
-_state = _State()
-_here = _Here()
+    get: Callable[[], int]
+    set: Callable[[int], object]
 
 
 @functools.cache
-def _libraries(per_thread: bool) -> list[Any]:
+def _libraries(per_thread: bool) -> list[_Library]:
     """The BLAS libraries loaded in which each thread has its own number of threads, or where the process has one."""
     from threadpoolctl import ThreadpoolController  # at the first product on the CPU: a GPU does without it
 
     blas = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
-    return [library for library in blas if (getattr(library, "threading_layer", "") == "openmp") == per_thread]
+    return [_library(b) for b in blas if (getattr(b, "threading_layer", "") == "openmp") == per_thread]
 
 
-def _set_threads(library: Any, number: int) -> None:
-    # A newer threadpoolctl heeds only the first thread that sets a library's number, and silently ignores all others.
-    # Here any thread may come first or go last, and a lock keeps them apart.
-    clear = getattr(library, "clear_controlling_thread", lambda force: None)
-    clear(force=True)
-    library.set_num_threads(number)
-    clear(force=True)
+def _library(found: Any) -> _Library:
+    if found.internal_api == "openblas" and found.threading_layer != "openmp":
+        # Its own functions: a newer threadpoolctl lets only the first thread that sets the number do so again.
+        for affix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
+            get, set_ = (getattr(found.dynlib, f"openblas_{verb}_num_threads".join(affix), None) for verb in VERBS)
+            if get is not None and set_ is not None:
+                return _Library(get, set_)
+    return _Library(lambda: int(found.num_threads), found.set_num_threads)
 
 
-def _hold(per_thread: bool) -> list[int]:
-    """Set BLAS to one thread; give what it had."""
-    before = [library.num_threads for library in _libraries(per_thread)]
-    for library in _libraries(per_thread):
-        _set_threads(library, 1)
-    return before
+def _numbers(per_thread: bool) -> list[int]:
+    return [library.get() for library in _libraries(per_thread)]
 
 
-def _let_go(per_thread: bool, before: Sequence[int]) -> None:
-    for library, number in zip(_libraries(per_thread), before, strict=True):
-        _set_threads(library, number)
+def _set_numbers(per_thread: bool, numbers: Sequence[int]) -> None:
+    for library, number in zip(_libraries(per_thread), numbers, strict=True):
+        library.set(number)
 
 
-def _before_fork() -> None:
-    """No other thread is half through setting BLAS while this one forks: the child would have its lock for ever."""
-    _state.lock.acquire()
+class _Setting:
+    """The number of threads of BLAS: one, or what the caller has set. A change that an exception cut short is finished,
+    or undone, by the next one."""
+
+    def __init__(self, per_thread: bool) -> None:
+        self.per_thread = per_thread
+        self.callers: list[int] | None = None  # what the caller has set, while it may not be in force
+        self.single = False  # each library is at one
+
+    def to_one(self) -> None:
+        if not self.single:
+            if self.callers is None:
+                self.callers = _numbers(self.per_thread)
+            _set_numbers(self.per_thread, [1] * len(self.callers))
+            self.single = True
+
+    def restore(self) -> None:
+        callers = self.callers
+        if callers is not None:
+            self.single = False
+            _set_numbers(self.per_thread, callers)
+            self.callers = None
 
 
-def _after_fork_in_parent() -> None:
-    _state.lock.release()
+class _State:
+    """What the process shares."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.pool = _Pool()
+        self.blas = _Setting(per_thread=False)
+        self.blocks: dict[int, weakref.ref[_BlasBlock]] = {}  # each thread's outermost, by the thread's identifier
 
 
-def _after_fork_in_child() -> None:
-    """A forked child has this thread alone: no pool, no other thread's lock, and no other thread's hold on BLAS."""
-    held = _state.depth > 0
-    _state.lock = threading.RLock()
-    _state.pool = None
-    _state.depth = min(_here.blocks, 1)
-    if held and _state.depth == 0:
-        _let_go(False, _state.before)
+class _ThisThread(threading.local):
+    """What each thread has of its own."""
+
+    def __init__(self) -> None:
+        self.blas = _Setting(per_thread=True)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+class _BlasBlock:
+    """A thread's outermost block with BLAS on one thread. It exists for as long as it has not ended."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def begin(self) -> None:
+        _state.blocks[self.thread] = weakref.ref(self)
+        _state.blas.to_one()
+        _this_thread.blas.to_one()
+
+    def end(self) -> None:
+        """Restore the caller's setting, unless another thread is in a block."""
+        others = [block for block in [ref() for ref in list(_state.blocks.values())] if block not in (None, self)]
+        if not others:
+            _state.blas.restore()
+        _this_thread.blas.restore()
+        block = _state.blocks.get(self.thread)
+        if block is not None and block() is self:
+            del _state.blocks[self.thread]
 
 
-class _OneThread:
-    """The block of `one_blas_thread`. Of blocks inside blocks only a thread's outermost does anything: to set a
-    library's number takes as long as a small product."""
+def _interlude() -> Block[None]:
+    """BLAS on one thread for a signal handler that came while its thread was changing the setting: when it is done, all
+    is as it was found."""
 
-    def __enter__(self) -> None:
-        if _here.blocks == 0:
-            with _state.lock:
-                _state.depth += 1
-                if _state.depth == 1:
-                    _state.before = _hold(False)
-                _here.before = _hold(True)
-        _here.blocks += 1  # last, and undone first: a signal handler's own block comes whole
+    def prepare() -> Callable[[], object]:
+        found = _numbers(False), _numbers(True)
 
-    def __exit__(self, *error: object) -> None:
-        _here.blocks -= 1
-        if _here.blocks == 0:
-            with _state.lock:
-                _state.depth -= 1
-                if _state.depth == 0:
-                    _let_go(False, _state.before)
-                _let_go(True, _here.before)
+        def undo() -> None:
+            _set_numbers(False, found[0])
+            _set_numbers(True, found[1])
 
+        return undo
 
-_one_thread = _OneThread()
+    def enter() -> None:
+        for per_thread in (False, True):
+            _set_numbers(per_thread, [1] * len(_libraries(per_thread)))
+
+    return Block(enter, prepare)
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[None]:
-    """BLAS on one thread inside the block; when the last of several concurrent blocks ends, as the caller had it."""
-    return _one_thread
+    """BLAS on one thread inside the block; when the last of several concurrent blocks ends, as the caller had it.
+
+    Of blocks inside blocks only a thread's outermost does anything: to set a library's number takes as long as a small
+    product.
+    """
+    if _changing.entered():
+        return _interlude()
+    _after_fork_in_child()
+    outer = _state.blocks.get(threading.get_ident())
+    if outer is not None and outer() is not None:
+        return _NOTHING
+    block = _BlasBlock()
+    return Block(lambda: _changing(block.begin), lambda: lambda: _changing(block.end))
+
+
+def _after_fork_in_child() -> None:
+    """A forked child has this thread alone: no helpers, and no other thread's block."""
+    if _state.process == os.getpid():
+        return
+    me = threading.get_ident()
+    _state.pool = _Pool()
+    _state.blocks = {thread: block for thread, block in _state.blocks.items() if thread == me}
+    if not _state.blocks:
+        _state.blas.restore()
+    _state.process = os.getpid()  # last: what an exception cut short, the next call here does
 
 
 class _Run(Generic[T]):
@@ -150,68 +196,52 @@ class _Run(Generic[T]):
     def __init__(self, function: Callable[[T], Any], slabs: Sequence[T]) -> None:
         self.function = function
         self.slabs = slabs
-        self.context = contextvars.copy_context()  # numpy.errstate and the backend of a `using` block live in it
-        self.lock = threading.Lock()
-        self.handed_out = 0
-        self.helpers = 0  # that have begun and not ended
-        self.ended = threading.Lock()  # held until the last helper ends behind the caller
-        self.ended.acquire()
+        self.context = contextvars.copy_context()  # numpy.errstate and the backend of a `using` block are in it
+        self.indices = iter(range(len(slabs)))  # the next one is taken by one bytecode: no two threads get the same
         self.closed = False
+        self.busy: set[int] = set()  # helpers that have begun and not ended
+        self.left: queue.SimpleQueue[None] = queue.SimpleQueue()  # an entry for each that has ended
         self.done = numpy.zeros(1, numpy.int64)  # 1 when the last helper has ended
         self.errors: list[tuple[int, BaseException]] = []
 
-    def take(self) -> int | None:
-        with self.lock:
-            index = self.handed_out
-            self.handed_out += 1
-        return index if index < len(self.slabs) else None
-
     def stop(self) -> None:
-        with self.lock:
-            self.handed_out = len(self.slabs)
+        self.indices = iter(range(0))
 
     def work(self) -> None:
-        _here.slab = True
-        try:
-            while (index := self.take()) is not None:
-                try:
-                    self.function(self.slabs[index])
-                except BaseException as error:  # kept for the thread that called, whatever it is
-                    self.errors.append((index, error))
-                    self.stop()
-        finally:
-            _here.slab = False
+        _in_slab.set(True)  # in a context that ends with this call
+        while (index := next(self.indices, None)) is not None:
+            try:
+                self.function(self.slabs[index])
+            except BaseException as error:  # for the thread that called, whatever it is
+                self.errors.append((index, error))
+                self.stop()
 
     def help(self) -> None:
         """A helper's part, in the caller's context; nothing where the caller has done all of it meanwhile."""
-        with self.lock:
-            if self.handed_out >= len(self.slabs):
-                return
-            self.helpers += 1
+        me = threading.get_ident()
+        self.busy.add(me)  # before it looks: who closes the run looks in the other order
         try:
-            self.context.copy().run(self.work)
+            if not self.closed:
+                self.context.copy().run(self.work)
         except BaseException as error:  # outside of any slab: the caller must not wait for ever
             self.errors.append((len(self.slabs), error))
             self.stop()
         finally:
-            with self.lock:
-                self.helpers -= 1
-                if self.closed and self.helpers == 0:
-                    self.ended.release()
-                    self.done[0] = 1
+            self.busy.discard(me)
+            if self.closed and not self.busy:
+                self.done[0] = 1
+            self.left.put(None)
 
     def close(self, watch: Callable[[Any], Any] | None) -> None:
-        """Hand out no more, and wait for the helpers that have begun."""
-        with self.lock:
-            self.handed_out = len(self.slabs)
-            self.closed = True
-            waits = self.helpers > 0
-        if waits:
-            if watch is not None:
-                watch(self.done)
-            self.ended.acquire()
-        self.slabs, self.handed_out = (), 0  # in the queue it may lie for long: it holds nobody's arrays there
-        del self.function, self.context
+        """Hand out no more, and wait for the helpers that have begun. May be called again after an exception."""
+        self.stop()
+        self.closed = True
+        if self.busy and watch is not None:
+            watch(self.done)
+        while self.busy:  # each helper that leaves puts one entry, after it has left
+            self.left.get()
+        self.slabs = ()  # in the queue it may wait for long: it keeps nobody's arrays alive there
+        self.function = self.context = None  # type: ignore[assignment]
 
     def raise_first(self) -> None:
         """Raise the error of the foremost slab that failed; from Python 3.11 on a note tells of the others."""
@@ -234,23 +264,29 @@ class _Pool:
 
     def __init__(self) -> None:
         self.runs: queue.SimpleQueue[_Run[Any] | None] = queue.SimpleQueue()
-        self.threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []  # each puts itself here: who starts it may be interrupted
 
     def call(self, run: _Run[Any], number: int) -> None:
         """Ask `number` helpers for help with a run; fewer, or none, where no more threads can be had."""
-        with _state.lock:
-            while len(self.threads) < number:
-                thread = threading.Thread(target=self._serve, name=f"cnnlayers_{len(self.threads)}", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the interpreter is shutting down, or the system gives no more
-                    break
-                self.threads.append(thread)
+        if len(self.threads) < number:
+            _starting(lambda: self._start(number))
         for _ in range(min(number, len(self.threads))):
             self.runs.put(run)
 
-    def _serve(self) -> None:
-        _hold(True)
+    def _start(self, number: int) -> None:
+        while (count := len(self.threads)) < number:
+            ready: queue.SimpleQueue[None] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._serve, args=(ready,), name=f"cnnlayers_{count}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is shutting down, or the system gives no more
+                return
+            ready.get()
+
+    def _serve(self, ready: queue.SimpleQueue[None]) -> None:
+        self.threads.append(threading.current_thread())
+        ready.put(None)
+        _set_numbers(True, [1] * len(_libraries(True)))
         while (run := self.runs.get()) is not None:
             run.help()
             del run  # a waiting helper keeps nobody's arrays alive
@@ -262,29 +298,43 @@ class _Pool:
             thread.join()
 
 
+_NOTHING = contextlib.nullcontext()
+_in_slab: contextvars.ContextVar[bool] = contextvars.ContextVar("cnnlayers_in_slab", default=False)
+_changing, _starting = Exclusive(), Exclusive()  # BLAS's setting; helpers
+_this_thread = _ThisThread()
+_state = _State()
+
+if hasattr(os, "register_at_fork"):
+    # No other thread is half through a change while this one forks: the child would have its lock for ever, or BLAS as
+    # it was half way. The lock's own methods, in C: nothing comes between.
+    for lock in (_changing.lock, _starting.lock):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def run_slabs(function: Callable[[T], Any], slabs: Sequence[T], watch: Callable[[Any], Any] | None = None) -> None:
     """Call `function` on every slab, on up to `num_threads()` threads, this one among them.
 
     The function must release the GIL to gain anything, and slabs must not touch what another one writes. Called from
     inside a slab it runs them one after another. When a slab fails no further one is begun, those under way are waited
-    for, and the foremost slab's error is raised.
+    for, and the foremost slab's error is raised. An exception that comes from outside (Ctrl-C) is raised when they are
+    done; a second one at once.
 
     watch: called with an int64 array of one number when this thread has no more to do; it may wait a moment for the
     number to become 1, which it does when the others are done, so that this thread need not be put to sleep.
     """
     helpers = min(num_threads(), len(slabs)) - 1
-    if helpers < 1 or _here.slab:
+    if helpers < 1 or _in_slab.get():
         for slab in slabs:
             function(slab)
         return
+    _after_fork_in_child()
     run = _Run(function, slabs)
-    pool = _state.pool
-    if pool is None:
-        with _state.lock:
-            pool = _state.pool = _state.pool or _Pool()
-    pool.call(run, helpers)
     try:
-        run.work()
-    finally:
+        _state.pool.call(run, helpers)
+        contextvars.copy_context().run(run.work)
         run.close(watch)
+    except BaseException:
+        run.close(None)
+        raise
     run.raise_first()

@@ -263,24 +263,22 @@ class Ranks:
             self.comm.Abort(code)
         raise SystemExit(code)
 
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self) -> contextlib.AbstractContextManager[Any]:
         """Ctrl-C inside the block raises KeyboardInterrupt at the next `add`, on all ranks at the same one.
 
         Raised where it comes it would leave the others waiting. A second Ctrl-C makes mpiexec end the job at once.
         """
         if self.size == 1:
-            yield
-            return
+            return contextlib.nullcontext()
 
         def note(number: int, frame: Any) -> None:
             self._interrupted = 1.0
 
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        def prepare() -> Callable[[], Any]:
+            before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL  # None: a handler in C
+            return lambda: signal.signal(signal.SIGINT, before)
+
+        return backends.Block(lambda: signal.signal(signal.SIGINT, note), prepare)
 
     # ---------------------------------------------------------------------------------------------------------- machine
     def share_cores(self) -> None:

@@ -6,7 +6,6 @@ layout) sends a call to the portable code; a failed compile or launch is an erro
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import copy
 import functools
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
+from cnnlayers.backends import Backend, Block, assigned
 
 from .setting import Setting
 
@@ -123,7 +122,7 @@ def current_mode() -> str:
     return _mode.current()
 
 
-def mode(name: str) -> contextlib.AbstractContextManager[None]:
+def mode(name: str) -> Block[str]:
     """Run a block, in this thread or async task only, with kernels "auto", "off" or "require"d. Raises ValueError for
     another name."""
     return _mode.block(name)
@@ -135,7 +134,7 @@ def winograd_allowed() -> bool:
     return _winograd.current() == "auto"
 
 
-def winograd(name: str) -> contextlib.AbstractContextManager[None]:
+def winograd(name: str) -> Block[str]:
     """Run a block, in this thread or async task only, with Winograd's form "auto" (where it is faster) or "off". Raises
     ValueError for another name."""
     return _winograd.block(name)
@@ -200,11 +199,8 @@ def warmup(*what: Any, dtype: Any = "float32", **options: Any) -> int:
         b = backends.current()
         args[0] = b.empty(tuple(args[0]), getattr(b.xp, dtype) if isinstance(dtype, str) else dtype)
     names: set[str] = set()
-    token = _ahead.set(names)
-    try:
+    with assigned(_ahead, lambda: names):
         _run_through(call, args, options)
-    finally:
-        _ahead.reset(token)
     return len(names)
 
 

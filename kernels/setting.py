@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import os
-from collections.abc import Iterator
+
+from cnnlayers.backends import Block, assigned
 
 
 class Setting:
@@ -32,11 +32,7 @@ class Setting:
             chosen = self.process[0]
         return chosen
 
-    @contextlib.contextmanager
-    def block(self, name: str) -> Iterator[None]:
-        """The value inside the block, in this thread or async task only. Raises ValueError for another name."""
-        token = self._block.set(self._checked(name, self.said_by))
-        try:
-            yield
-        finally:
-            self._block.reset(token)
+    def block(self, name: str) -> Block[str]:
+        """The value inside the block, in this thread or async task only. Raises ValueError for another name, when the
+        block begins."""
+        return assigned(self._block, lambda: self._checked(name, self.said_by))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import inspect
 import pickle
 import threading
 import weakref
@@ -404,6 +405,181 @@ def test_no_grad_as_a_decorator() -> None:
     with pytest.raises(ZeroDivisionError), no_grad():
         _ = 1 / 0
     assert (x * 1).requires_grad
+
+
+def test_no_grad_on_a_generator_is_on_while_its_body_runs() -> None:
+    x = leaf(1.0)
+
+    @no_grad()
+    def double(count):
+        """Twice t."""
+        got = []
+        for _ in range(count):
+            try:
+                got.append((yield (x * 2).requires_grad))
+            except ZeroDivisionError:
+                got.append(("caught", (x * 2).requires_grad))
+        return got
+
+    assert (double.__name__, double.__doc__, inspect.isgeneratorfunction(double)) == ("double", "Twice t.", True)
+    generator = double(4)
+    for resume in (
+        lambda: next(generator),
+        lambda: generator.send("first"),
+        lambda: generator.throw(ZeroDivisionError),
+        lambda: generator.send("third"),
+    ):
+        assert resume() is False
+        assert (x * 1).requires_grad  # the caller's state is as it was
+    with pytest.raises(StopIteration) as stop:
+        next(generator)
+    assert stop.value.value == ["first", ("caught", False), "third", None]
+    assert [*double(3)] == [False] * 3
+
+
+def test_no_grad_on_a_generator_that_is_closed_or_fails() -> None:
+    x, seen = leaf(1.0), []
+
+    @no_grad()
+    def numbers():
+        try:
+            yield 1
+            raise ZeroDivisionError
+        finally:
+            seen.append((x * 1).requires_grad)
+
+    first = numbers()
+    next(first)
+    first.close()
+    assert seen == [False]
+    second = numbers()
+    next(second)
+    with no_grad():
+        del second  # in another state than the one in which it was made
+    assert seen == [False] * 2
+    third = numbers()
+    next(third)
+    with pytest.raises(ZeroDivisionError):
+        next(third)
+    assert seen == [False] * 3
+    assert (x * 1).requires_grad
+
+
+def test_no_grad_on_generators_that_alternate() -> None:
+    x = leaf(1.0)
+
+    def plain(count):
+        for _ in range(count):
+            yield (x * 1).requires_grad
+
+    quiet = no_grad()(plain)
+    assert [*zip(quiet(3), plain(3), quiet(3), strict=True)] == [(False, True, False)] * 3
+
+    def delegating():
+        yield from quiet(2)
+        yield (x * 1).requires_grad
+
+    assert [*delegating()] == [False, False, True]
+    a = np.ones(10)
+    gone = weakref.ref(a)
+
+    @no_grad()
+    def handing_on(items):
+        while items:
+            yield items.pop()
+
+    items = [np.ones(1), a]
+    del a
+    generator = handing_on(items)
+    next(generator)
+    assert gone() is None  # what was yielded is the caller's alone
+
+
+def test_no_grad_on_a_coroutine_is_on_while_its_body_runs() -> None:
+    x, seen = leaf(1.0), []
+
+    @no_grad()
+    async def double(delay, fail=False):
+        seen.append((x * 2).requires_grad)
+        await asyncio.sleep(delay)
+        seen.append((x * 2).requires_grad)
+        if fail:
+            raise ZeroDivisionError
+        return (x * 2).requires_grad
+
+    assert inspect.iscoroutinefunction(double)
+    step = double(0)
+    step.send(None)  # suspended, in this very context
+    assert (x * 1).requires_grad
+    with pytest.raises(StopIteration):
+        step.send(None)
+
+    async def main() -> None:
+        assert await asyncio.gather(double(0.01), double(0.0)) == [False] * 2
+        assert (x * 1).requires_grad
+        with pytest.raises(ZeroDivisionError):
+            await double(0, fail=True)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(double(30), 0.01)
+        assert (x * 1).requires_grad
+
+    asyncio.run(main())
+    assert not any(seen)
+    assert (x * 1).requires_grad
+
+
+def test_no_grad_on_an_asynchronous_generator_is_on_while_its_body_runs() -> None:
+    x, seen = leaf(1.0), []
+
+    @no_grad()
+    async def numbers(count):
+        try:
+            for i in range(count):
+                await asyncio.sleep(0)
+                try:
+                    seen.append((yield i, (x * 1).requires_grad))
+                except ZeroDivisionError:
+                    yield "caught", (x * 1).requires_grad
+        finally:
+            await asyncio.sleep(0)
+            seen.append((x * 1).requires_grad)
+
+    assert inspect.isasyncgenfunction(numbers)
+
+    async def main() -> None:
+        async for i, wanted in numbers(3):
+            assert (i in range(3), wanted, (x * 1).requires_grad) == (True, False, True)
+        assert seen == [None, None, None, False]
+        generator = numbers(3)
+        assert await generator.asend(None) == (0, False)
+        assert await generator.asend("sent") == (1, False)
+        assert await generator.athrow(ZeroDivisionError) == ("caught", False)
+        await generator.aclose()
+        assert seen[4:] == ["sent", False]
+        assert (x * 1).requires_grad
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("block", "value"),
+    [(lambda: kernels.mode("require"), "require"), (lambda: kernels.winograd("off"), False)],
+    ids=["mode", "winograd"],
+)
+def test_other_blocks_are_decorators_too(block, value) -> None:
+    def look():
+        return kernels.current_mode() if value == "require" else kernels.winograd_allowed()
+
+    @block()
+    def generator():
+        yield look()
+        yield look()
+
+    before = look()
+    iterator = generator()
+    assert [next(iterator), look(), next(iterator), look()] == [value, before, value, before]
+    assert block()(look)() == value
+    assert look() == before
 
 
 def test_backward_works_inside_no_grad() -> None:

@@ -68,7 +68,7 @@ def fails(error: Exception) -> Any:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No backend chosen yet and no variable set; as it was afterwards."""
     monkeypatch.delenv("CNNLAYERS_BACKEND", raising=False)
-    monkeypatch.setattr(select, "_process", None)
+    monkeypatch.setattr(select, "_process", [])
     monkeypatch.setattr(cupy_probe, "_answer", [])
     return monkeypatch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import backends, kernels
+from cnnlayers import kernels
+from cnnlayers.backends import memory
 from cnnlayers.kernels.cpu import compile as cpu
 
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=str(cpu.unavailable()))
@@ -248,10 +248,9 @@ def test_results_are_not_scratch() -> None:
     copies = [a.copy() for a in mine]
     for form in FORMS:
         results(*arrays_of(form, seed=1))
-    for shelf in sys.modules[backends.scratch.__module__]._shelf.values():
-        for buffer in shelf:
-            buffer[...] = 255
-            assert not any(np.shares_memory(buffer, a) for a in mine)
+    for buffer in memory._free.buffers.values():
+        buffer[...] = 255
+        assert not any(np.shares_memory(buffer, a) for a in mine)
     close(mine, copies, 0)
 
 
@@ -283,25 +282,3 @@ def test_warmup_compiles_every_step(form: str) -> None:
         if name in form:
             steps = [f"{name}_{step}" for step in ("correlate", "spread", "weight_gradient")]
     assert kernels.warmup(*((step, "numpy", spec) for step in steps)) == 3
-
-
-# ------------------------------------------------------------------------------------------------------------- scratch
-def test_scratch_is_aligned_apart_and_used_again() -> None:
-    with backends.scratch(np.float32, (3, 5), (7,), (0, 2)) as (a, b, c):
-        a[...], b[...] = 1, 2
-        assert (a.sum(), b.sum(), c.shape) == (15, 14, (0, 2))
-        assert a.ctypes.data % 64 == b.ctypes.data % 64 == 0
-        with backends.scratch(np.float32, (15,)) as (other,):
-            other[...] = 3
-        assert (a == 1).all()
-        address = a.ctypes.data
-    with backends.scratch(np.float64, (10,)) as (again,):
-        assert address == again.ctypes.data or backends.num_threads() == 1
-
-
-def test_what_a_failed_block_had_is_not_used_again() -> None:
-    # A second Ctrl-C may end a call whose slabs still run.
-    with contextlib.suppress(KeyboardInterrupt), backends.scratch(np.float32, (9,)) as (a,):
-        raise KeyboardInterrupt
-    with backends.scratch(np.float32, (9,)) as (other,):
-        assert not np.shares_memory(a, other)

@@ -34,10 +34,9 @@ def libraries() -> None:
 def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four threads on any machine, in a pool of the test's own."""
     monkeypatch.setattr(threads, "num_threads", lambda: 4)
-    monkeypatch.setattr(threads._state, "pool", None)
+    monkeypatch.setattr(threads._state, "pool", threads._Pool())
     yield
-    if threads._state.pool is not None:
-        threads._state.pool.shutdown()
+    threads._state.pool.shutdown()
 
 
 def python(code: str, **environment: str) -> str:
@@ -341,7 +340,8 @@ class PerThread:
 
 def test_a_library_with_a_number_for_each_thread(four: None, monkeypatch: pytest.MonkeyPatch) -> None:
     library, meeting = PerThread(), threading.Barrier(4, timeout=30)
-    monkeypatch.setattr(threads, "_libraries", lambda per_thread: [library] if per_thread else [])
+    found = threads._Library(lambda: library.num_threads, library.set_num_threads)
+    monkeypatch.setattr(threads, "_libraries", lambda per_thread: [found] if per_thread else [])
     seen: list[int] = []
 
     def look(_: int) -> None:
@@ -436,15 +436,16 @@ def test_a_fork_waits_while_another_thread_sets_blas() -> None:
     code = """
     from cnnlayers.backends import threads
     F.conv(x, w)
-    before, told, setting, quick = limits(), [], threading.Semaphore(0), threads._set_threads
-    def slow(library, number):
-        setting.release()
-        time.sleep(0.3)
-        quick(library, number)
+    before, told, setting, quick = limits(), [], threading.Semaphore(0), threads._set_numbers
+    def slow(per_thread, numbers):
+        if not per_thread:
+            setting.release()
+            time.sleep(0.3)
+        quick(per_thread, numbers)
     def child():
-        threads._set_threads = quick
+        threads._set_numbers = quick
         return limits() == before and bool((F.conv(x, w) == F.conv(x, w)).all()) and limits() == before
-    threads._set_threads = slow
+    threads._set_numbers = slow
     other = threading.Thread(target=F.conv, args=(x, w))
     other.start()
     for _ in ("taken", "given back"):

@@ -9,37 +9,31 @@ Sums of gradients are kept in float32 for half types; those over broadcast axes 
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import itertools
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
+from cnnlayers.backends import Backend, Block, Exclusive, assigned
 from cnnlayers.functional.common import Array, accumulator, cast
 
 Gradients: TypeAlias = Callable[[Array], Sequence[Array | None]]  # from dy, those of an op's sources
 
 _recording: contextvars.ContextVar[bool] = contextvars.ContextVar("cnnlayers_recording", default=True)
 _numbers = itertools.count()
-_depositing = threading.Lock()  # several threads' graphs may share a leaf
+_depositing = Exclusive()  # several threads' graphs may share a leaf
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
+def no_grad() -> Block[bool]:
     """A block that records nothing: results require no gradient, ops run in their inference form and save nothing.
 
-    It holds for this thread or async task only. `@no_grad()` makes a whole (plain, not async) function such a block.
+    It holds for this thread or async task only. `@no_grad()` makes a function's whole body such a block; a generator's
+    or coroutine's body whenever it runs, so that its caller records as before while it is suspended.
     """
-    token = _recording.set(False)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
+    return assigned(_recording, lambda: False)
 
 
 def whole(array: Array) -> Array:
@@ -152,10 +146,17 @@ def walk_back(start: Source, gradient: Array, retain_graph: bool) -> None:
                     _add(pending, source, part)
         if not retain_graph:
             node.free()
-    with _depositing:
-        for leaf in leaves:
-            found = pending.pop(id(leaf))
-            with backends.on_device_of(found):
-                # A copy: what came back may be the caller's own gradient, or a view that another leaf gets, too.
-                own = backends.of(found).xp.astype(found, leaf.dtype)
-                leaf.grad = own if leaf.grad is None else leaf.grad + own
+    _depositing(lambda: _deposit(leaves, pending))
+
+
+def _deposit(leaves: Sequence[Leaf], pending: dict[int, Array]) -> None:
+    """Add to each leaf's `grad`."""
+    sums = []
+    for leaf in leaves:
+        found = pending.pop(id(leaf))
+        with backends.on_device_of(found):
+            # A copy: what came back may be the caller's own gradient, or a view that another leaf gets, too.
+            own = backends.of(found).xp.astype(found, leaf.dtype)
+            sums.append(own if leaf.grad is None else leaf.grad + own)
+    for leaf, total in zip(leaves, sums, strict=True):  # at the end: an exception before it changes none
+        leaf.grad = total

@@ -1,7 +1,8 @@
-"""Room for large results: taken again when nobody looks at it any more, and never before."""
+"""Memory that is used again: a buffer serves again when nothing views it any more, and never before."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
@@ -11,17 +12,17 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import backends
-from cnnlayers.backends import results
+from cnnlayers.backends import memory
 
 SHAPE = (4, 25)  # 400 bytes of float32
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of 100 to 2,000 bytes lie in blocks, and as many are kept."""
-    monkeypatch.setattr(results, "LEAST", 100)
-    monkeypatch.setattr(results, "KEPT", 2_000)
-    monkeypatch.setattr(results, "_shelf", [])
+    """Results of 100 to 2,000 bytes are in buffers, of which 2,000 bytes are kept."""
+    monkeypatch.setattr(memory, "LEAST_RESULT", 100)
+    monkeypatch.setattr(memory, "LIMIT", 2_000)
+    monkeypatch.setattr(memory, "_free", memory._FreeList())
 
 
 def address(array: np.ndarray) -> int:
@@ -29,7 +30,7 @@ def address(array: np.ndarray) -> int:
 
 
 def kept() -> list[int]:
-    return [block.nbytes for block in results._shelf]
+    return [buffer.nbytes for buffer in memory._free.buffers.values()]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", bool])
@@ -41,7 +42,7 @@ def test_a_result_is_an_array_like_any_other(dtype: str) -> None:
     assert a.flags.writeable
 
 
-def test_a_block_is_taken_again_when_its_array_is_gone() -> None:
+def test_a_buffer_is_taken_again_when_its_array_is_gone() -> None:
     a = backends.result(SHAPE, "float32")
     first = address(a)
     assert kept() == []
@@ -75,7 +76,7 @@ def test_not_while_anything_looks_at_it(look) -> None:
     assert address(backends.result(SHAPE, "float32")) != first
     del other
     gc.collect()
-    assert first in [address(block) for block in results._shelf]
+    assert first in [address(buffer) for buffer in memory._free.buffers.values()]
 
 
 def test_pytorch_holds_on_to_it_too() -> None:
@@ -88,7 +89,7 @@ def test_pytorch_holds_on_to_it_too() -> None:
     assert kept() == [400]
 
 
-def test_the_shelf_is_bounded_and_the_oldest_goes_first() -> None:
+def test_the_free_list_is_bounded_and_the_oldest_goes_first() -> None:
     arrays = [backends.result((n,), "uint8") for n in (500, 600, 700, 800)]
     while arrays:
         del arrays[0]
@@ -121,7 +122,7 @@ def test_results_of_ops_stay_as_they_are(rng: np.random.Generator) -> None:
 
 
 def test_many_threads_at_once() -> None:
-    """No block is lent to two."""
+    """No buffer is given to two."""
     wrong: list[int] = []
 
     def work(me: int) -> None:
@@ -140,32 +141,56 @@ def test_many_threads_at_once() -> None:
     assert sum(kept()) <= 2_000
 
 
-def test_nobody_waits_for_the_shelf() -> None:
-    a = backends.result(SHAPE, "float32")
-    with results._lock:  # a fork, or a collection, may come while another thread has it
-        b = backends.result(SHAPE, "float32")
-        del a
-        assert kept() == []
-    del b
-    assert kept() == [400]
-
-
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the system does not tell its memory")
 def test_a_part_of_the_machines_memory() -> None:
-    assert 2**20 < results._machine() < 2**50
+    assert 2**20 < memory._machine() < 2**50
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_finaliser_that_is_interrupted_leaves_the_shelf_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted(list[np.ndarray]):
-        def append(self, block: np.ndarray) -> None:
+def test_a_finaliser_that_is_interrupted_loses_its_buffer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(memory._FreeList):
+        def nbytes(self) -> int:
             raise KeyboardInterrupt
 
-    a = backends.result(SHAPE, "float32")
+    a, b = (backends.result(SHAPE, "float32") for _ in range(2))
+    del a
     with monkeypatch.context() as patch:
-        patch.setattr(results, "_shelf", Interrupted())
-        del a
-    assert not results._lock.locked()
-    b = backends.result(SHAPE, "float32")
-    del b
+        patch.setattr(memory._FreeList, "nbytes", Interrupted.nbytes)
+        del b
     assert kept() == [400]
+    c = backends.result(SHAPE, "float32")
+    del c
+    assert kept() == [400]
+
+
+# ---------------------------------------------------------------------------------------------------------- workspaces
+def test_a_workspace_is_aligned_apart_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMIT", 1 << 20)
+    with backends.scratch(np.float32, (3, 5), (7,), (0, 2)) as (a, b, c):
+        assert [x.shape for x in (a, b, c)] == [(3, 5), (7,), (0, 2)]
+        assert address(a) % 64 == address(b) % 64 == 0
+        assert not np.shares_memory(a, b)
+        with backends.scratch(np.float32, (15,)) as (other,):
+            assert not np.shares_memory(a, other)
+        first = address(a)
+    with backends.scratch(np.float64, (10,)) as (again,):
+        assert address(again) == first
+
+
+def test_what_an_interrupted_block_had_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMIT", 1 << 20)
+    with contextlib.suppress(KeyboardInterrupt), backends.scratch(np.float32, (9,)) as (a,):
+        raise KeyboardInterrupt
+    with backends.scratch(np.float32, (9,)) as (other,):
+        assert not np.shares_memory(a, other)
+
+
+def test_results_and_workspaces_have_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMIT", 200_000)
+    for size in (70_000, 150_000, 300, 199_000):
+        a = backends.result((size,), "uint8")
+        with backends.scratch("uint8", (size,)):
+            pass
+        del a
+        assert sum(kept()) <= 200_000
+    assert 199_000 in kept()

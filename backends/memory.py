@@ -1,0 +1,108 @@
+"""Memory that is used again: for large results, and for the temporary arrays (workspaces) of kernels.
+
+Fresh pages cost a page fault and a clearing each: for a large array as much time as many an op takes. The allocator of
+the C library gives an array of more than 32 MB back to the system as soon as it is freed. So such a result is a view of
+a buffer that goes to a free list when the last array that views it is gone. A workspace goes there when its block ends.
+
+The free list keeps half a gigabyte at most, and no more than a thirty-second of the machine's memory. The buffers that
+have waited longest are freed first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+
+LEAST_RESULT = 32 << 20  # bytes of the smallest result in a buffer: the C library itself keeps smaller ones
+LEAST_WORKSPACE = 1 << 16  # bytes of the smallest workspace
+MOST_WORKSPACE = 32 << 20  # bytes of the largest workspace that is kept
+ALIGNMENT = 64  # bytes: a cache line
+
+
+def _machine() -> int:
+    """Bytes of the machine's memory; where the system does not say, 4 GB."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
+
+
+LIMIT = min(512 << 20, _machine() // 32)  # a container may have far less memory than its machine
+
+
+class _FreeList:
+    """Buffers that wait for their next use, the latest last.
+
+    There is no lock. Each change is one operation of a dict, which no other thread, signal handler, finaliser or
+    exception divides: so a buffer is in the list, or has one owner, or is garbage.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Any] = {}
+        self.numbers = itertools.count()
+
+    def take(self, nbytes: int) -> Any:
+        """The latest buffer of this size, or a new one."""
+        for number, buffer in reversed(list(self.buffers.items())):
+            if buffer.nbytes == nbytes and self.buffers.pop(number, None) is not None:
+                return buffer
+        memory = numpy.empty(nbytes + ALIGNMENT, numpy.uint8)
+        return memory[-memory.ctypes.data % ALIGNMENT :][:nbytes]
+
+    def give(self, buffer: Any) -> None:
+        """Keep a buffer that nothing views any more."""
+        while self.buffers and self.nbytes() + buffer.nbytes > LIMIT:
+            for oldest in list(self.buffers)[:1]:
+                self.buffers.pop(oldest, None)
+        if buffer.nbytes <= LIMIT:
+            self.buffers[next(self.numbers)] = buffer
+
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in list(self.buffers.values()))
+
+
+_free = _FreeList()
+
+
+class _Owner:
+    """A buffer's owner while arrays view it: each refers to this, so it lives as long as the last of them."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+        self.__array_interface__ = buffer.__array_interface__
+
+    def __del__(self) -> None:
+        _free.give(self.buffer)
+
+
+def result(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new C-contiguous NumPy array with any content, for a result that the caller of an op gets."""
+    dtype = numpy.dtype(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < LEAST_RESULT or nbytes > LIMIT:
+        return numpy.empty(shape, dtype)
+    return numpy.asarray(_Owner(_free.take(nbytes))).view(dtype).reshape(shape)
+
+
+@contextlib.contextmanager
+def scratch(dtype: Any, *shapes: tuple[int, ...]) -> Iterator[list[Any]]:
+    """A workspace: NumPy arrays of these shapes with any content, each at the start of a cache line, until the block
+    ends."""
+    counts, size = [math.prod(shape) for shape in shapes], numpy.dtype(dtype).itemsize
+    rooms = [-(-count * size // ALIGNMENT) * ALIGNMENT for count in counts]
+    total = max(LEAST_WORKSPACE, 1 << (sum(rooms) - 1).bit_length())
+    buffer = _free.take(total)
+    starts = itertools.accumulate(rooms, initial=0)
+    yield [
+        buffer[start : start + count * size].view(dtype).reshape(shape)
+        for shape, count, start in zip(shapes, counts, starts, strict=False)
+    ]
+    # Not after an exception: a thread that was not waited for (a second Ctrl-C) may still write to it.
+    if total <= MOST_WORKSPACE:
+        _free.give(buffer)
