@@ -21,7 +21,7 @@ from .pooling import FORMATS, ordered
 from .reference import conv as reference
 from .reference.conv import Conv
 
-scratch = importlib.import_module("cnnlayers.backends.scratch")
+memory = importlib.import_module("cnnlayers.backends.memory")
 tiles = importlib.import_module("cnnlayers.functional.tiles")
 correlate = importlib.import_module("cnnlayers.functional.correlate")
 
@@ -450,7 +450,7 @@ def peak_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]],
         call()
         peaks = []
         for _ in range(3):
-            scratch._shelf.clear()  # each call has to take its workspace anew
+            memory._free.buffers.clear()  # each call has to take its workspace anew
             tracemalloc.start()
             call()
             peaks.append(tracemalloc.get_traced_memory()[1])
