@@ -4,11 +4,12 @@ An op runs where its arrays live (`of`); the selected backend (`current`) only s
 here imports CuPy before it is asked for.
 """
 
-from .arrays import FLOATS, INTEGERS, asarray, dtype_name, name_of_dtype, of, on_device_of, to_numpy
+from .arrays import asarray, of, on_device_of, to_numpy
 from .block import Block, Exclusive, assigned
-from .draw import check_rng, uniform
+from .dtypes import FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import result, scratch
-from .select import Backend, BackendUnavailable, available, current, use, using
+from .random import check_rng, uniform
+from .selection import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, one_blas_thread, run_slabs
 
 __all__ = [

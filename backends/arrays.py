@@ -1,22 +1,17 @@
-"""Arrays: whose they are, what their dtype is called, and how they cross from one backend to another.
+"""Arrays: which backend owns them, and how they are transferred to another.
 
-An array's owner is read from its type, without importing anything. dtypes go by name, because every array library has
-dtype objects of its own.
+An array's owner is read from its type, without importing anything.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from typing import Any
 
 import numpy
 
-from .select import Backend, current
-
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+from .selection import Backend, current
 
 # Every call asks for these, and small calls are as quick as what they ask.
 _NUMPY = Backend("numpy", numpy, "cpu")
@@ -72,26 +67,6 @@ def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
         device: contextlib.AbstractContextManager[Any] = array.device
         return device
     return _NOTHING
-
-
-@functools.cache
-def _name(xp: Any, dtype: Any) -> str:
-    if getattr(dtype, "name", None) == "bfloat16":
-        return "bfloat16"
-    for name in (*FLOATS, *INTEGERS, "bool"):
-        if getattr(xp, name, None) is not None and dtype == getattr(xp, name):
-            return name
-    return str(dtype)
-
-
-def dtype_name(b: Backend, array: Any) -> str:
-    """The dtype's array-API name: "float32", "bool", …, "bfloat16" where the backend has it."""
-    return _name(b.xp, array.dtype)
-
-
-def name_of_dtype(b: Backend, dtype: Any) -> str:
-    """The same of a dtype."""
-    return _name(b.xp, dtype)
 
 
 def _to_host(a: Any) -> numpy.ndarray:

@@ -22,7 +22,7 @@ from cnnlayers import backends
 
 from . import standin_cupy
 
-cupy_probe, select = backends.cupy_probe, backends.select
+cupy_probe, selection = backends.cupy_probe, backends.selection
 
 
 # ------------------------------------------------------------------------------------------------ a stand-in for CuPy
@@ -68,7 +68,7 @@ def fails(error: Exception) -> Any:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No backend chosen yet and no variable set; as it was afterwards."""
     monkeypatch.delenv("CNNLAYERS_BACKEND", raising=False)
-    monkeypatch.setattr(select, "_process", [])
+    monkeypatch.setattr(selection, "_process", [])
     monkeypatch.setattr(cupy_probe, "_answer", [])
     return monkeypatch
 

@@ -29,7 +29,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 import cnnlayers.functional as F
 from cnnlayers import backends, checkpoint, distributed, kernels
 from cnnlayers.autograd import Tensor, graph, no_grad
-from cnnlayers.backends import cupy_probe, memory, threads
+from cnnlayers.backends import cupy_probe, memory, selection, threads
 
 HERE = __file__
 BACKENDS = [str(path) for path in Path(threads.__file__).parent.glob("*.py")]
@@ -450,17 +450,15 @@ def test_warmup_ends() -> None:
 
 
 def test_the_choice_of_the_process_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    select = sys.modules[backends.current.__module__]
-
     def work() -> None:
         backends.use("numpy")
-        select._process.clear()
+        selection._process.clear()
         backends.current()
 
     try:
         for _ in at_every_event(work):
             assert in_another_thread(lambda: backends.current().name) == "numpy"
-            assert len(select._process) <= 1
+            assert len(selection._process) <= 1
     finally:
         backends.use("numpy")
 

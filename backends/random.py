@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from .select import Backend
+from .selection import Backend
 
 
 def _random(b: Backend) -> Any:
