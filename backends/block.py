@@ -20,12 +20,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 Undo = Callable[[], object]
 
 
+def _undo_last(undos: list[Undo]) -> None:
+    if undos:
+        undos[-1]()
+        undos.pop()
+
+
 class _Exit:
     """`__exit__` of a Block.
 
-    A `with` statement looks this up once, and holds what it gets until the block ends in one way or another. No
-    function's frame holds it, so it is then freed at once, whatever was interrupted; and being freed it calls the undo,
-    if that has not been done.
+    A `with` statement looks it up before it calls `__enter__`, and refers to what it got until the block ends in one
+    way or another. Nothing else refers to that, no traceback either. So it is then freed at once, whatever was
+    interrupted, and when it is freed, the change is undone if that has not happened yet.
     """
 
     def __get__(self, block: Block[Any] | None, owner: type | None = None) -> Any:
@@ -34,20 +40,23 @@ class _Exit:
         undos, depth = block.undos, len(block.undos)
         watched: list[weakref.ref[Any]] = []
 
-        def leave(*error: object) -> None:
+        def undo(*freed: object) -> None:
             while len(undos) > depth:
-                undos[-1]()
-                undos.pop()
+                _undo_last(undos)
             watched.clear()  # nothing is left to do when it is freed
 
-        held = functools.partial(leave)
-        watched.append(weakref.ref(held, leave))
-        return held
+        def leave(*error: object) -> None:
+            if len(undos) == depth:  # it was looked up after `__enter__`: by hand, not by a `with` statement
+                _undo_last(undos)
+            undo()
+
+        bound = functools.partial(leave)
+        watched.append(weakref.ref(bound, undo))
+        return bound
 
     def __call__(self, block: Block[Any], *error: object) -> None:
         """Without a `with` statement: contextlib.ExitStack takes it from the class."""
-        block.undos[-1]()
-        block.undos.pop()
+        _undo_last(block.undos)
 
 
 class Block(Generic[T]):
