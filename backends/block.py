@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -171,9 +172,25 @@ def assigned(variable: contextvars.ContextVar[Any], value: Callable[[], T]) -> B
 
 class Exclusive:
     """Calls that exclude each other: no two threads are in one at a time. A call inside a call of the same thread (a
-    signal handler's, a finaliser's) is let in."""
+    signal handler's, a finaliser's) is let in.
 
-    def __init__(self) -> None:
+    fork_waits: whether a fork waits until no other thread is in one; if not, the child goes on as if none had been. To
+    be made once, at import.
+    """
+
+    def __init__(self, *, fork_waits: bool = False) -> None:
+        self.lock = threading.RLock()
+        if not hasattr(os, "register_at_fork"):
+            return
+        if fork_waits:  # by the lock's own methods, in C: no exception comes between
+            os.register_at_fork(
+                before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self.lock.release
+            )
+        else:
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        """In a forked child, where no other thread is left."""
         self.lock = threading.RLock()
 
     def entered(self) -> bool:

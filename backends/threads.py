@@ -1,9 +1,11 @@
 """CPU threads: how many the library uses, its one pool, and BLAS on one thread while the pool does the splitting.
 
-A slab's boundaries never depend on the thread count, so results do not either. Any thread may call in here at any time:
-several at once, from inside a slab, after a fork, and while the interpreter shuts down. And an exception may arrive
-between any two bytecodes (Ctrl-C in the main thread): no setting, lock or helper is lost by it. So what is going on is
-never counted, but read off what exists: a block that has not been freed, a helper that is in the set of busy ones.
+A slab's boundaries never depend on the thread count, so results do not either. Any thread may call these functions at
+any time: several at once, from inside a slab, after a fork, and while the interpreter shuts down.
+
+An exception may arrive between any two bytecodes (Ctrl-C in the main thread), and no setting, lock or helper is lost by
+it. Nothing here is counted up and down, because an exception could come before the count goes down. What is going on is
+read off what exists: a block that has not been freed, a helper in the set of busy ones.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from .block import Block, Exclusive
 
 T = TypeVar("T")
 VARIABLE = "CNNLAYERS_NUM_THREADS"
-VERBS = ("get", "set")
 
 
 @functools.cache
@@ -63,10 +64,10 @@ def _libraries(per_thread: bool) -> list[_Library]:
 def _library(found: Any) -> _Library:
     if found.internal_api == "openblas" and found.threading_layer != "openmp":
         # Its own functions: a newer threadpoolctl lets only the first thread that sets the number do so again.
-        for affix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
-            get, set_ = (getattr(found.dynlib, f"openblas_{verb}_num_threads".join(affix), None) for verb in VERBS)
-            if get is not None and set_ is not None:
-                return _Library(get, set_)
+        for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
+            names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
+            if all(hasattr(found.dynlib, name) for name in names):
+                return _Library(*(getattr(found.dynlib, name) for name in names))
     return _Library(lambda: int(found.num_threads), found.set_num_threads)
 
 
@@ -259,8 +260,8 @@ class _Run(Generic[T]):
 
 
 class _Pool:
-    """Helpers: threads that wait for a run's slabs. They are daemons: at exit none is in a slab, since its caller waits
-    for it, and none is waited for."""
+    """Helpers: threads that wait for a run's slabs. They are daemons, and are not joined at exit: none is in a slab
+    then, since its caller waits for it."""
 
     def __init__(self) -> None:
         self.runs: queue.SimpleQueue[_Run[Any] | None] = queue.SimpleQueue()
@@ -300,15 +301,12 @@ class _Pool:
 
 _NOTHING = contextlib.nullcontext()
 _in_slab: contextvars.ContextVar[bool] = contextvars.ContextVar("cnnlayers_in_slab", default=False)
-_changing, _starting = Exclusive(), Exclusive()  # BLAS's setting; helpers
+# Of BLAS's setting, and of helpers: no other thread is half through a change while this one forks.
+_changing, _starting = Exclusive(fork_waits=True), Exclusive(fork_waits=True)
 _this_thread = _ThisThread()
 _state = _State()
 
 if hasattr(os, "register_at_fork"):
-    # No other thread is half through a change while this one forks: the child would have its lock for ever, or BLAS as
-    # it was half way. The lock's own methods, in C: nothing comes between.
-    for lock in (_changing.lock, _starting.lock):
-        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
@@ -316,9 +314,9 @@ def run_slabs(function: Callable[[T], Any], slabs: Sequence[T], watch: Callable[
     """Call `function` on every slab, on up to `num_threads()` threads, this one among them.
 
     The function must release the GIL to gain anything, and slabs must not touch what another one writes. Called from
-    inside a slab it runs them one after another. When a slab fails no further one is begun, those under way are waited
-    for, and the foremost slab's error is raised. An exception that comes from outside (Ctrl-C) is raised when they are
-    done; a second one at once.
+    inside a slab it runs them one after another. When a slab fails no further one is begun; the call waits for those
+    under way, and raises the error of the first slab, by position, that failed. An exception from outside (Ctrl-C) is
+    raised when they are done; a second one at once.
 
     watch: called with an int64 array of one number when this thread has no more to do; it may wait a moment for the
     number to become 1, which it does when the others are done, so that this thread need not be put to sleep.

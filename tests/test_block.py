@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -110,3 +112,26 @@ def test_calls_exclude_those_of_other_threads_alone() -> None:
     with pytest.raises(ZeroDivisionError):
         alone(lambda: 1 / 0)
     assert not alone.entered()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("fork_waits", [True, False])
+def test_a_child_may_call_what_another_thread_was_in(fork_waits: bool) -> None:
+    alone, entered, over = Exclusive(fork_waits=fork_waits), threading.Event(), threading.Event()
+
+    def call() -> None:
+        entered.set()
+        time.sleep(0.3)
+        over.set()
+
+    other = threading.Thread(target=alone, args=(call,))
+    other.start()
+    entered.wait(30)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        os._exit(0 if alone(lambda: 5) == 5 else 1)
+    assert over.is_set() == fork_waits
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    other.join(30)
+    assert alone(lambda: 6) == 6

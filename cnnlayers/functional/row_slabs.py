@@ -1,7 +1,7 @@
 """The mathematics of rows.py on the CPU, a slab of whole rows at a time, on the library's threads.
 
-What is made on the way then stays in a core's cache. A slab is some samples, or some channels in batch norm, whose rows
-run over all samples. Where it ends depends on the shape alone, so bits do not depend on the number of threads.
+What is made on the way then stays in a core's cache. A slab is some samples, or some channels in batch norm, whose
+rows run over all samples. Where it ends depends on the shape alone, so bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
