@@ -4,6 +4,10 @@ An optimiser is given `layer.params` (names -> live arrays) once and `layer.grad
 name and shape before anything is updated, so a refused step leaves the weights and the optimiser's own state as they
 were. The formulas are PyTorch's, weight decay included (it is added to the gradient). State dictionaries are flat,
 names -> arrays, so that they go into a safetensors file as they are.
+
+float16 and bfloat16 parameters are updated in float32: the optimiser's own arrays are float32, so is the arithmetic,
+and the new parameter alone is rounded. In float16 itself the square of a gradient below 2e-4 and Adam's eps are 0. A
+step smaller than half the spacing of a parameter's values is still lost: train in float32 where that matters.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.arguments import flag, real
 from cnnlayers.backends import Backend
-
-Array = Any
+from cnnlayers.functional.common import Array, accumulator, cast
+from cnnlayers.layers.base import Parameters, was_replaced
 
 
 def _number(value: Any, name: str, least: float, below: float = math.inf) -> float:
@@ -35,6 +39,7 @@ class Optimizer:
     def __init__(self, params: Mapping[str, Array], lr: float, weight_decay: float) -> None:
         if not params:
             raise ValueError("params is empty: an optimiser needs at least one parameter, as layer.params gives them")
+        self._layer = params.layer if isinstance(params, Parameters) else None
         self.params = dict(params)
         self.lr = _number(lr, "lr", 0.0)
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0)
@@ -45,7 +50,7 @@ class Optimizer:
             if backends.dtype_name(b, p) not in backends.FLOATS:
                 raise TypeError(f"parameter {name!r} must be floating, got {p.dtype}")
             for slot in self.slots:
-                self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), p.dtype)
+                self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), accumulator(b, p.dtype))
 
     def _owner(self, name: str) -> Backend:
         return backends.of(self.params[name], name=f"parameter {name!r}")
@@ -54,14 +59,33 @@ class Optimizer:
         """Update every parameter from its gradient; `grads` has params' names and shapes, as `layer.grads` does.
 
         Raises ValueError for a missing, unknown or misshapen gradient, TypeError for one of another owner or not
-        of real numbers.
+        of real numbers, RuntimeError where the layer has put other arrays in the place of these parameters.
         """
+        self._check_in_use()
         self._check(grads)
         lr = _number(self.lr, "lr", 0.0)
         self.steps += 1
         for name, p in self.params.items():
-            g = grads[name]
-            self._update(self._owner(name), name, p, g + self.weight_decay * p if self.weight_decay else g, lr)
+            b = self._owner(name)
+            wide = cast(b, p, accumulator(b, p.dtype))
+            g = cast(b, grads[name], wide.dtype)
+            self._update(b, name, wide, g + self.weight_decay * wide if self.weight_decay else g, lr)
+            if wide is not p:
+                p[...] = cast(b, wide, p.dtype)
+
+    def _check_in_use(self) -> None:
+        """RuntimeError where a parameter is an array that its layer no longer uses (after `to` or `map_arrays`)."""
+        if self._layer is None:
+            stale = [name for name, p in self.params.items() if was_replaced(p)]
+        else:
+            live = self._layer.params
+            stale = [name for name, p in self.params.items() if live.get(name) is not p]
+        if stale:
+            raise RuntimeError(
+                f"parameter {stale[0]!r} of the layer is another array now ({len(stale)} of {len(self.params)} are), and"
+                f" this step would change the old one, which nothing uses: after to() or map_arrays() make a new"
+                f" {type(self).__name__}(layer.params, ...); its load_state_dict(old.state_dict()) keeps the progress"
+            )
 
     def _check(self, grads: Mapping[str, Array]) -> None:
         missing = sorted(name for name in self.params if grads.get(name) is None)

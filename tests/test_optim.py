@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+
 import numpy as np
 import pytest
 
+from cnnlayers import backends
+from cnnlayers.layers import BatchNorm, Conv, Flatten, Linear, Sequential
 from cnnlayers.optim import SGD, Adam
+
+from . import standin_cupy
 
 KINDS = [
     pytest.param(SGD, {"lr": 0.1, "momentum": 0.0}, id="sgd"),
@@ -164,3 +172,200 @@ def test_a_state_of_another_kind_or_shape() -> None:
         optimizer.load_state_dict(Adam({"p": np.ones(2)}).state_dict())
     with pytest.raises(ValueError, match=r"velocity\.p \(3,\) \(expected \(2,\)\)"):
         optimizer.load_state_dict(SGD({"p": np.ones(3)}, lr=0.1).state_dict())
+
+
+# ------------------------------------------------------------------------------------------------------- half precision
+def half(name: str) -> np.dtype:
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
+HALVES = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+
+
+@HALVES
+@pytest.mark.parametrize("size", [1e-6, 3e-4, 1.0, 6e4])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_half_parameters_are_updated_in_float32(
+    kind: type, options: dict, size: float, dtype: str, rng: np.random.Generator
+) -> None:
+    """Each step is that of float32, from the rounded parameter; squares that float16 cannot hold do no harm."""
+    params, grads = draw(rng, 6)
+    ours = {name: p.astype(half(dtype)) for name, p in params.items()}
+    wide = {name: p.astype("float32") for name, p in ours.items()}
+    optimizer, float32 = kind(ours, **options), kind(wide, **options)
+    for g in grads:
+        halves = {name: np.clip(a * size, -6e4, 6e4).astype(half(dtype)) for name, a in g.items()}
+        optimizer.step(halves)
+        float32.step({name: a.astype("float32") for name, a in halves.items()})
+        for name, p in ours.items():
+            assert p.dtype == half(dtype)
+            with np.errstate(over="ignore"):
+                wide[name][...] = wide[name].astype(p.dtype)
+            np.testing.assert_array_equal(p.astype("float32"), wide[name])
+    assert all(a.dtype == np.float32 for name, a in optimizer.state_dict().items() if name != "steps")
+
+
+@HALVES
+def test_adam_trains_a_half_network(dtype: str) -> None:
+    net = Linear(4, 2, rng=0).map_arrays(lambda a: a.astype(half(dtype)))
+    x = np.random.default_rng(1).standard_normal((16, 4)).astype(half(dtype))
+    optimizer, losses = Adam(net.params, lr=0.02), []
+    for _ in range(60):
+        y = net(x).astype("float32")
+        losses.append(float((y**2).mean()))
+        net.backward((y / y.size).astype(half(dtype)))
+        optimizer.step(net.grads)
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("impl_dtype", ["float16", "bfloat16"])
+def test_half_parameters_on_a_stand_in_for_cupy(impl_dtype: str) -> None:
+    dtype = half(impl_dtype)
+    with standin_cupy.installed() as cupy:
+        p = cupy.asarray(np.ones(3, dtype))
+        optimizer = Adam({"p": p}, lr=0.5, weight_decay=0.1)
+        optimizer.step({"p": cupy.asarray(np.full(3, 1e-4, dtype))})
+        assert p.dtype == dtype
+        np.testing.assert_array_equal(p.get().astype("float32"), np.full(3, 0.5))
+
+
+@HALVES
+def test_a_state_of_half_moments_is_taken(dtype: str) -> None:
+    """Moments that are stored in the parameter's own dtype."""
+    p = np.ones(3, half(dtype))
+    optimizer = Adam({"p": p})
+    old = {"steps": np.array([4]), "mean.p": np.full(3, 0.5, half(dtype)), "square.p": np.full(3, 0.25, half(dtype))}
+    optimizer.load_state_dict(old)
+    new = optimizer.state_dict()
+    assert new["mean.p"].dtype == new["square.p"].dtype == np.float32
+    assert (new["mean.p"] == 0.5).all()
+    assert (new["square.p"] == 0.25).all()
+    assert optimizer.steps == 4
+
+
+# -------------------------------------------------------------------------------------------------- replaced parameters
+def network() -> Sequential:
+    return Sequential(Conv(1, 2, 3, rng=0), BatchNorm(2), Flatten(), Linear(8, 3, rng=1))
+
+
+def backward(net: Sequential) -> dict[str, np.ndarray]:
+    y = net(np.ones((2, 1, 4, 4), "float32") * np.arange(2, dtype="float32")[:, None, None, None])
+    net.backward(np.ones_like(y))
+    return net.grads
+
+
+def by_name(net: Sequential) -> dict[str, np.ndarray]:
+    return dict(net.params)
+
+
+@pytest.mark.parametrize("kind", [lambda p: Adam(p), lambda p: SGD(p, lr=0.1)])
+@pytest.mark.parametrize("given", [lambda net: net.params, by_name])
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda net: net.map_arrays(np.copy),
+        lambda net: net.map_arrays(lambda a: a.astype("float64")),
+        lambda net: net[3].map_arrays(np.copy),
+        lambda net: net.map_arrays(lambda a: np.copy(a) if a.ndim == 4 else a),
+    ],
+)
+def test_an_optimizer_of_replaced_parameters_says_so(kind, given, replace) -> None:
+    net = network()
+    old = given(net)
+    optimizer = kind(old)
+    optimizer.step(backward(net))
+    replace(net)
+    grads = backward(net)
+    before = {name: p.copy() for name, p in (old | by_name(net)).items()}
+    with pytest.raises(RuntimeError, match=r"parameter '\d\.weight' of the layer is another array now.*make a new"):
+        optimizer.step(grads)
+    assert optimizer.steps == 1
+    assert all(np.array_equal(p, before[name]) for name, p in by_name(net).items())
+    new = type(optimizer)(net.params, lr=0.1)
+    if all(p.dtype == np.float32 for p in net.params.values()):
+        new.load_state_dict(optimizer.state_dict())
+    new.step(grads)
+
+
+def test_a_part_of_the_parameters_is_watched_too() -> None:
+    net = network()
+    optimizer = SGD({f"net.{n}": p for n, p in net.params.items() if n.endswith("bias")}, lr=0.1)
+
+    def biases() -> dict[str, np.ndarray]:
+        return {f"net.{n}": g for n, g in backward(net).items() if n.endswith("bias")}
+
+    optimizer.step(biases())
+    net.map_arrays(np.copy)
+    with pytest.raises(RuntimeError, match=r"'net\.0\.bias' of the layer is another array now \(3 of 3 are\)"):
+        optimizer.step(biases())
+
+
+def test_an_optimizer_made_from_parameters_of_before_says_so() -> None:
+    net = network()
+    for params in (net.params, by_name(net)):
+        net.map_arrays(np.copy)
+        with pytest.raises(RuntimeError, match="another array now"):
+            Adam(params).step(backward(net))
+
+
+def test_to_another_backend() -> None:
+    net = network()
+    optimizer = Adam(net.params)
+    with standin_cupy.installed() as cupy, backends.using("numpy"):
+        net.map_arrays(cupy.asarray)
+        with pytest.raises(RuntimeError, match=r"after to\(\) or map_arrays\(\) make a new Adam"):
+            optimizer.step({name: cupy.asarray(p) for name, p in network().params.items()})
+        on_gpu = SGD(net.params, lr=0.1)
+        net.to("numpy")
+        with pytest.raises(RuntimeError, match="another array now"):
+            on_gpu.step(backward(net))
+
+
+def test_arrays_that_come_back_are_stepped_again() -> None:
+    """An evaluation by averaged weights puts others in their place for a while."""
+    net = network()
+    for params in (net.params, by_name(net)):
+        optimizer, own, averaged = SGD(params, lr=0.1), net.state_dict(), copy.deepcopy(net).state_dict()
+        place = {id(a): name for name, a in own.items()} | {id(a): name for name, a in averaged.items()}
+        net.map_arrays(lambda a, to=averaged, place=place: to[place[id(a)]])
+        net.map_arrays(lambda a, to=own, place=place: to[place[id(a)]])
+        before = net.params["3.bias"].copy()
+        optimizer.step(backward(net))
+        assert not np.array_equal(net.params["3.bias"], before)
+
+
+def test_loading_keeps_an_optimizer_valid() -> None:
+    net = network()
+    optimizers = [SGD(net.params, lr=0.1), SGD(by_name(net), lr=0.1)]
+    net.load_state_dict(network().state_dict())
+    net.map_arrays(lambda a: a)
+    net.params["3.bias"] = np.ones(3)
+    for optimizer in optimizers:
+        before = net.params["3.bias"].copy()
+        optimizer.step(backward(net))
+        assert not np.array_equal(net.params["3.bias"], before)
+
+
+def test_arrays_of_no_layer_are_not_watched() -> None:
+    """An array whose address a replaced one had before is another array."""
+    for _ in range(50):
+        layer = Linear(3, 3)
+        layer.map_arrays(np.copy)
+        del layer
+        gc.collect()
+        SGD({"p": np.ones((3, 3), "float32")}, lr=0.1).step({"p": np.ones((3, 3), "float32")})
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_copies_of_an_optimizer_with_its_network(twin) -> None:
+    original = network()
+    net, optimizer = twin((original, Adam(original.params)))
+    before = by_name(net)["3.bias"].copy()
+    optimizer.step(backward(net))
+    assert not np.array_equal(net.params["3.bias"], before)
+    net.map_arrays(np.copy)
+    with pytest.raises(RuntimeError, match="another array now"):
+        optimizer.step(backward(net))
+    params = twin(net.params)
+    assert type(params) is dict
+    assert all(np.array_equal(p, net.params[name]) and p is not net.params[name] for name, p in params.items())

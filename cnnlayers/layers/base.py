@@ -7,9 +7,11 @@ latest values. A context serves one backward: forward replaces it, backward uses
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -22,8 +24,33 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing's own from Python 3.11 on
 
 
+# Arrays that `map_arrays` has put others in the place of, by id. They are not kept alive by this.
+_replaced: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
+
+
+def was_replaced(array: Array) -> bool:
+    """Whether a layer had this array, and `to` or `map_arrays` put another in its place."""
+    return _replaced.get(id(array)) is array
+
+
+def _note_replaced(old: Iterable[Array], new: Iterable[Array]) -> None:
+    for array in old:
+        with contextlib.suppress(TypeError):  # an array library whose arrays take no weak references
+            _replaced[id(array)] = array
+    for array in new:  # may be one of the old ones
+        _replaced.pop(id(array), None)
+
+
 class Parameters(dict[str, Array]):
-    """A layer's live parameters by name. To assign to a name copies the values into the live array."""
+    """A layer's live parameters by name. To assign to a name copies the values into the live array. A copy or a pickle
+    is a plain dict."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__({prefix + name: a for prefix, at in layer._walk() for name, a in at._params.items()})
+        self.layer = layer
+
+    def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[dict[str, Array]]]:
+        return dict, (dict(self),)
 
     def __setitem__(self, name: str, value: Array) -> None:
         if name not in self:
@@ -96,7 +123,7 @@ class Layer:
     @property
     def params(self) -> Parameters:
         """The parameters by name: live arrays, to be updated in place."""
-        return Parameters({prefix + name: a for prefix, at in self._walk() for name, a in at._params.items()})
+        return Parameters(self)
 
     @property
     def grads(self) -> dict[str, Array]:
@@ -159,8 +186,10 @@ class Layer:
         """
         stores = [store for _, at in self._walk() for store in (at._params, at._buffers)]
         replaced = [{name: function(array) for name, array in store.items()} for store in stores]
+        old = [array for store in stores for array in store.values()]
         for store, new in zip(stores, replaced, strict=True):
             store.update(new)
+        _note_replaced(old, [array for new in replaced for array in new.values()])
         for _, at in self._walk():
             at._grads = {}
         self.release()
