@@ -21,6 +21,12 @@ import safetensors.numpy
 from cnnlayers import backends
 from cnnlayers.layers import Layer
 
+# The dtypes of the safetensors format that become NumPy's as they are; BF16 becomes float32, which holds its values.
+DTYPES = {
+    **{"F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?", "C64": "<c8"},
+    **{"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"},
+}
+
 
 def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     """Write the layer's `state_dict` to `path`; until that has succeeded an older file there stays as it is.
@@ -76,6 +82,7 @@ def _sync_folder(folder: str) -> None:
 def load(layer: Layer, path: str | os.PathLike[str]) -> Layer:
     """Read a file that `save` (or PyTorch's safetensors) wrote into the layer, and give the layer.
 
+    The file's arrays may be of any real dtype but the 8-bit floats and smaller; they are cast to the layer's dtypes.
     Raises FileNotFoundError, and ValueError for a file that is damaged or whose arrays do not fit; each names the file,
     and the layer is then as it was.
     """
@@ -88,14 +95,29 @@ def load(layer: Layer, path: str | os.PathLike[str]) -> Layer:
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays of a safetensors file, as NumPy's, and the texts beside them. Raises as `load`."""
+    """The arrays of a safetensors file, as NumPy's (BF16 as float32), and the texts beside them. Raises as `load`."""
     try:
         with open(path, "rb") as file:
             data = file.read()
-        arrays: dict[str, Any] = safetensors.numpy.load(data)
+        stored = dict(safetensors.deserialize(data))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {os.fspath(path)} to load") from None
-    except (safetensors.SafetensorError, KeyError, ValueError, UnicodeDecodeError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)} is no whole safetensors file: {error}") from error
-    return arrays, dict(header.get("__metadata__", {}))
+    unknown = {name: a["dtype"] for name, a in stored.items() if a["dtype"] not in (*DTYPES, "BF16")}
+    if unknown:
+        name, dtype = next(iter(unknown.items()))
+        raise ValueError(
+            f"{os.fspath(path)} stores {name!r} as {dtype} ({len(unknown)} of {len(stored)} arrays are of such types),"
+            f" which NumPy does not have: save it as F16, BF16, F32 or F64"
+        )
+    return {name: _decoded(a) for name, a in stored.items()}, dict(header.get("__metadata__", {}))
+
+
+def _decoded(stored: Mapping[str, Any]) -> numpy.ndarray:
+    """A stored array as NumPy's. A bfloat16 is the upper half of a float32, whose lower half is 0."""
+    if stored["dtype"] == "BF16":
+        upper = numpy.frombuffer(stored["data"], "<u2").astype(numpy.uint32)
+        return (upper << 16).view(numpy.float32).reshape(stored["shape"])
+    return numpy.frombuffer(stored["data"], DTYPES[stored["dtype"]]).reshape(stored["shape"])

@@ -83,7 +83,7 @@ class Optimizer:
         if stale:
             raise RuntimeError(
                 f"parameter {stale[0]!r} of the layer is another array now ({len(stale)} of {len(self.params)} are), and"
-                f" this step would change the old one, which nothing uses: after to() or map_arrays() make a new"
+                f" a step would change the old one, which nothing uses: after to() or map_arrays() make a new"
                 f" {type(self).__name__}(layer.params, ...); its load_state_dict(old.state_dict()) keeps the progress"
             )
 

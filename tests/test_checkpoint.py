@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -60,6 +61,95 @@ def test_other_tools_read_the_file(saved):
     save_file(twin.state_dict(), saved)
     net = load(network(2), saved)
     np.testing.assert_array_equal(net.params["0.weight"], network(1).params["0.weight"] * 2)
+
+
+def written(path, dtype, arrays):
+    """Write a safetensors file by hand, every array under one of the format's dtypes; `arrays`: (shape, bytes)."""
+    header, at = {}, 0
+    for name, (shape, data) in arrays.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    body = b"".join(data for _, data in arrays.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def upper_halves(a):
+    return (np.ascontiguousarray(a, "<f4").view("<u4") >> 16).astype("<u2")
+
+
+BITS = {
+    "BF16": upper_halves,
+    "F16": lambda a: a.astype("<f2"),
+    "F32": lambda a: a.astype("<f4"),
+    "F64": lambda a: a.astype("<f8"),
+    "I8": lambda a: a.astype("i1"),
+    "U16": lambda a: a.astype("<u2"),
+}
+
+
+@pytest.mark.parametrize("own", ["float16", "float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("stored", BITS)
+def test_every_stored_dtype_is_cast_to_the_layers(tmp_path, monkeypatch, stored, own):
+    values = {"weight": np.array([[0.0, 1.0, 2.0], [3.0, 64.0, 100.0]]), "bias": np.array([1.0, 5.0])}
+    if stored[0] != "U":
+        values["weight"][0, 1] = -96.0
+    if own == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    else:  # nothing but NumPy is needed
+        dtype = np.dtype(own)
+        monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    written(tmp_path / "m", stored, {n: (a.shape, BITS[stored](a).tobytes()) for n, a in values.items()})
+    layer = Linear(3, 2).map_arrays(lambda a: a.astype(dtype))
+    assert load(layer, tmp_path / "m") is layer
+    for name, a in layer.params.items():
+        assert a.dtype == dtype
+        np.testing.assert_array_equal(a.astype(np.float64), values[name])
+
+
+def test_every_bfloat16_is_read_exactly(tmp_path):
+    bits = np.arange(2**16, dtype="<u2")
+    written(
+        tmp_path / "m", "BF16", {"a": ((2**8, 2**8), bits.tobytes()), "empty": ((0, 3), b""), "one": ((), b"\x80?")}
+    )
+    arrays, _ = checkpoint.load_arrays(tmp_path / "m")
+    assert (arrays["a"].shape, arrays["a"].dtype) == ((2**8, 2**8), np.float32)
+    np.testing.assert_array_equal(arrays["a"].ravel().view(np.uint32) >> 16, bits)
+    assert not (arrays["a"].view(np.uint32) & 0xFFFF).any()
+    assert arrays["empty"].shape == (0, 3)
+    assert (arrays["one"].shape, float(arrays["one"])) == ((), 1.0)
+
+
+def test_a_bfloat16_network_is_saved_and_loaded(tmp_path):
+    dtype = pytest.importorskip("ml_dtypes").bfloat16
+    net = network(1).map_arrays(lambda a: a.astype(dtype) if a.dtype == np.float32 else a)
+    save(net, tmp_path / "m")
+    assert b'"BF16"' in (tmp_path / "m").read_bytes()
+    again = load(network(2).map_arrays(lambda a: a.astype(dtype) if a.dtype == np.float32 else a), tmp_path / "m")
+    assert same(again, net)
+    wide = load(network(2), tmp_path / "m")
+    np.testing.assert_array_equal(wide.params["0.weight"], net.params["0.weight"].astype(np.float32))
+
+
+def test_pytorchs_bfloat16_file(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    twin = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    save_file(twin.state_dict(), tmp_path / "m")
+    layer = load(Linear(3, 2), tmp_path / "m")
+    np.testing.assert_array_equal(layer.params["weight"], twin.weight.detach().float().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_a_stored_dtype_that_numpy_lacks_is_named(tmp_path, dtype):
+    layer = Linear(3, 2, rng=0)
+    written(tmp_path / "m", dtype, {"weight": ((2, 3), bytes(6)), "bias": ((2,), bytes(2))})
+    with pytest.raises(
+        ValueError, match=rf"m stores '(weight|bias)' as {dtype} \(2 of 2.*save it as F16, BF16, F32 or F64"
+    ):
+        load(layer, tmp_path / "m")
+    assert same(layer, Linear(3, 2, rng=0))
 
 
 def test_arrays_in_any_order_of_memory(tmp_path):
