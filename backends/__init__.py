@@ -4,7 +4,7 @@ An op runs where its arrays live (`of`); the selected backend (`current`) only s
 here imports CuPy before it is asked for.
 """
 
-from .arrays import asarray, of, on_device_of, to_numpy
+from .arrays import asarray, native, of, on_device_of, to_numpy
 from .block import Block, Exclusive, assigned
 from .dtypes import FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import result, scratch
@@ -26,6 +26,7 @@ __all__ = [
     "current",
     "dtype_name",
     "name_of_dtype",
+    "native",
     "num_threads",
     "of",
     "on_device_of",

@@ -22,24 +22,55 @@ def _root(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
 
+def _swapped(dtype: numpy.dtype) -> bool:
+    """Whether numbers of this dtype have the bytes in the order of other machines (">f4" on most of today's)."""
+    return not dtype.isnative and dtype.kind in "iufc"
+
+
+def native(array: numpy.ndarray) -> numpy.ndarray:
+    """A NumPy array in this machine's byte order: itself where it is, else a copy."""
+    return array.astype(array.dtype.newbyteorder("=")) if _swapped(array.dtype) else array
+
+
 def _owner(array: Any, name: str = "x") -> Backend:
-    if type(array) is numpy.ndarray:
+    if type(array) is numpy.ndarray and array.dtype.isnative:
         return _NUMPY
     if isinstance(array, numpy.ma.MaskedArray | numpy.matrix):
         raise TypeError(
             f"{name} is a {type(array).__name__}, whose mask or shape rules would be lost: pass numpy.asarray of it"
         )
     if isinstance(array, numpy.ndarray | numpy.generic):
+        if _swapped(array.dtype):
+            variable = name if name.isidentifier() else "a"
+            raise TypeError(
+                f"{name} has dtype {array.dtype.str}, whose byte order is not this machine's: pass"
+                f' {variable}.astype({variable}.dtype.newbyteorder("=")), or cnnlayers.backends.asarray of it'
+            )
         return _NUMPY
     if _root(array) == "cupy" and hasattr(array, "dtype"):
         return Backend("cupy", sys.modules["cupy"], array.device)
-    if hasattr(array, "__array_namespace__"):
+    if hasattr(array, "__array_namespace__") and _root(array) not in JAX:
         xp = array.__array_namespace__()
         return Backend(getattr(xp, "__name__", _root(array)).partition(".")[0], xp, array.device)
-    raise TypeError(
-        f"{name} must be an array of NumPy, CuPy or another array-API library, got {type(array).__module__}."
-        f"{type(array).__qualname__}: cnnlayers.backends.asarray makes one"
-    )
+    raise TypeError(f"{name} must be an array of NumPy, CuPy or another array-API library, {_not_taken(array)}")
+
+
+JAX = ("jax", "jaxlib")  # its arrays answer __array_namespace__, but cannot be written to
+
+
+def _not_taken(value: Any) -> str:
+    """What `value` is, and how it becomes an array that the library takes."""
+    kind, module = type(value).__qualname__, type(value).__module__
+    if module == "cnnlayers.autograd.tensor":
+        return "got an autograd Tensor: pass its .data, or call the ops of cnnlayers.autograd.functional on it"
+    if _root(value) in JAX:
+        return "got a JAX array, which cannot be written to: pass cnnlayers.backends.asarray of it"
+    if _root(value) == "torch":
+        return (
+            f"got {module}.{kind}: cnnlayers.torch.functional has the ops on PyTorch's tensors, and"
+            " cnnlayers.backends.asarray makes an array of one"
+        )
+    return f"got {module}.{kind}: cnnlayers.backends.asarray makes one"
 
 
 def of(*arrays: Any, name: str = "x") -> Backend:
@@ -116,7 +147,8 @@ def to_numpy(a: Any) -> numpy.ndarray:
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
-    """`a` as an array of the selected backend, on its device; not copied where it is there already.
+    """`a` as an array of the selected backend, on its device; not copied where it is there already, in this machine's
+    byte order.
 
     Takes what `to_numpy` takes. `dtype` converts. Raises TypeError for what is not made of numbers.
     """
@@ -128,9 +160,9 @@ def asarray(a: Any, dtype: Any = None) -> Any:
             if _root(a) == "cupy" or (hasattr(a, "__dlpack__") and _on_gpu(a)):
                 array = b.xp.asarray(a) if _root(a) == "cupy" else b.xp.from_dlpack(a)
             else:
-                array = b.xp.asarray(_to_host(a))
+                array = b.xp.asarray(native(_to_host(a)))
             return array if dtype is None else b.xp.asarray(array, dtype=dtype)
-    host = _to_host(a)
+    host = native(_to_host(a))
     return host if dtype is None else numpy.asarray(host, dtype=dtype)
 
 

@@ -35,5 +35,6 @@ def check_rng(b: Backend, rng: Any) -> None:
 def uniform(b: Backend, shape: tuple[int, ...], rng: Any) -> Any:
     """float32 numbers, 0 <= u < 1. `rng`: a Generator, which moves on; a seed: the same numbers every time; or None."""
     random = _random(b)
-    generator = rng if isinstance(rng, random.Generator) else random.default_rng(rng)
-    return b.array(generator.random(shape, dtype=numpy.float32), b.xp.float32)
+    if not isinstance(rng, random.Generator):
+        rng = random.default_rng(None if rng is None else operator.index(rng))
+    return b.array(rng.random(shape, dtype=numpy.float32), b.xp.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -18,6 +18,7 @@ Pair: TypeAlias = tuple[int, int]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+MOST_ELEMENTS = 2**59  # of up to 16 bytes: NumPy counts an array's bytes in 63 bits
 LIMIT = 2**31  # an argument beyond this is a mistake, and would overflow a kernel's 32-bit arithmetic
 
 
@@ -85,12 +86,32 @@ def flag(value: Any, name: str) -> bool:
     raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def choice(value: Any, name: str, options: Iterable[str]) -> str:
+    """`value`, which must be one of these strings. ValueError otherwise."""
+    if isinstance(value, str) and value in options:
+        return value
+    raise ValueError(f"{name} must be one of {', '.join(options)}; got {value!r}")
+
+
 def entries_of(value: Any, name: str) -> tuple[Any, ...] | None:
-    """The entries of a sequence, or None where `value` is one number."""
+    """The entries of a sequence, or None where `value` is one number. TypeError for a str, a set or a dict."""
     if isinstance(value, str | bytes):
         raise TypeError(f"{name} must be an int or one per spatial axis, got {value!r}")
+    if isinstance(value, Set | Mapping):
+        raise TypeError(
+            f"{name} must be an int or a tuple or list of them: a {type(value).__name__} has no order of axes, got"
+            f" {value!r}"
+        )
+    if isinstance(value, Iterator):
+        raise TypeError(f"{name} must be an int or a tuple or list of them: an iterator can be read once only")
     if isinstance(value, Iterable) and not (hasattr(value, "ndim") and value.ndim == 0):
-        return tuple(value)
+        try:
+            return tuple(value)
+        except TypeError:  # arrays of array-api-strict are not to be iterated over
+            raise TypeError(
+                f"{name} must be an int or a tuple or list of them, got {type(value).__module__}."
+                f"{type(value).__qualname__}"
+            ) from None
     return None
 
 
@@ -140,12 +161,17 @@ class Layout:
         return self.shape[self.channel]
 
     def with_spatial(self, lengths: Sequence[int], channels: int | None = None) -> Shape:
-        """x's shape with other spatial lengths (and channels)."""
+        """x's shape with other spatial lengths (and channels). ValueError where no array could have that shape."""
         out = list(self.shape)
         for axis, length in zip(self.spatial, lengths, strict=True):
             out[axis] = length
         if channels is not None:
             out[self.channel] = channels
+        if math.prod(max(n, 1) for n in out) >= MOST_ELEMENTS:
+            raise ValueError(
+                f"the result for x of shape {self.shape} would have shape {tuple(out)}, more than the 2**59 elements"
+                " that fit into an array: look at kernel_size, stride, padding, dilation and output_size"
+            )
         return tuple(out)
 
     def at(self, *slices: Any) -> tuple[Any, ...]:

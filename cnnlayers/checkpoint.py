@@ -31,9 +31,22 @@ DTYPES = {
 def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     """Write the layer's `state_dict` to `path`; until that has succeeded an older file there stays as it is.
 
-    Raises OSError where the file cannot be written.
+    Raises OSError where the file cannot be written, TypeError for what is no layer or no path.
     """
-    save_arrays(layer.state_dict(), path)
+    save_arrays(_checked(layer).state_dict(), path)
+
+
+def _checked(layer: Layer) -> Layer:
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer must be a layer of cnnlayers.layers, got {type(layer).__name__}")
+    return layer
+
+
+def _path(path: str | os.PathLike[str]) -> str:
+    """`path` as a str. An int would be taken for a file descriptor, which reading closes."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a str or a path, got {path!r} of type {type(path).__name__}")
+    return os.fsdecode(path)
 
 
 def save_arrays(
@@ -50,7 +63,7 @@ def save_arrays(
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that at any moment, even in a crash, `path` holds all that it held before or all of `data`."""
-    target = os.path.realpath(path)  # a link stays one
+    target = os.path.realpath(_path(path))  # a link stays one
     folder, name = os.path.split(target)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder} to save {name} in")
@@ -86,6 +99,7 @@ def load(layer: Layer, path: str | os.PathLike[str]) -> Layer:
     Raises FileNotFoundError, and ValueError for a file that is damaged or whose arrays do not fit; each names the file,
     and the layer is then as it was.
     """
+    _checked(layer)
     state, _ = load_arrays(path)
     try:
         layer.load_state_dict(state)
@@ -96,20 +110,21 @@ def load(layer: Layer, path: str | os.PathLike[str]) -> Layer:
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The arrays of a safetensors file, as NumPy's (BF16 as float32), and the texts beside them. Raises as `load`."""
+    path = _path(path)
     try:
         with open(path, "rb") as file:
             data = file.read()
-        stored = dict(safetensors.deserialize(data))
+        stored: dict[str, Any] = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {os.fspath(path)} to load") from None
+        raise FileNotFoundError(f"there is no file {path} to load") from None
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} is no whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     unknown = {name: a["dtype"] for name, a in stored.items() if a["dtype"] not in (*DTYPES, "BF16")}
     if unknown:
         name, dtype = next(iter(unknown.items()))
         raise ValueError(
-            f"{os.fspath(path)} stores {name!r} as {dtype} ({len(unknown)} of {len(stored)} arrays are of such types),"
+            f"{path} stores {name!r} as {dtype} ({len(unknown)} of {len(stored)} arrays are of such types),"
             f" which NumPy does not have: save it as F16, BF16, F32 or F64"
         )
     return {name: _decoded(a) for name, a in stored.items()}, dict(header.get("__metadata__", {}))
@@ -117,7 +132,9 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
 
 def _decoded(stored: Mapping[str, Any]) -> numpy.ndarray:
     """A stored array as NumPy's. A bfloat16 is the upper half of a float32, whose lower half is 0."""
-    if stored["dtype"] == "BF16":
-        upper = numpy.frombuffer(stored["data"], "<u2").astype(numpy.uint32)
-        return (upper << 16).view(numpy.float32).reshape(stored["shape"])
-    return numpy.frombuffer(stored["data"], DTYPES[stored["dtype"]]).reshape(stored["shape"])
+    bfloat16 = stored["dtype"] == "BF16"
+    flat = numpy.frombuffer(stored["data"], "<u2" if bfloat16 else DTYPES[stored["dtype"]])
+    if bfloat16:
+        flat = (flat.astype(numpy.uint32) << 16).view(numpy.float32)
+    shape: tuple[int, ...] = tuple(stored["shape"])
+    return flat.reshape(shape)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cnnlayers import backends
-from cnnlayers.arguments import entries_of, flag, integer, sizes
+from cnnlayers.arguments import choice, entries_of, flag, integer, sizes
 from cnnlayers.functional.common import Array
 from cnnlayers.layers import (
     BatchNorm,
@@ -179,8 +179,7 @@ class ResNet(_Renamed):
         blocks, rest = divmod(self.depth - 2, 6)
         if blocks < 1 or rest:
             raise ValueError(f"depth must be 6n + 2 with n of at least 1 (8, 14, 20, …), got {self.depth}")
-        if shortcut not in SHORTCUTS:
-            raise ValueError(f"shortcut must be one of {', '.join(SHORTCUTS)}; got {shortcut!r}")
+        choice(shortcut, "shortcut", SHORTCUTS)
         channels = _picture(input_shape)[0]
         classes, source = integer(classes, "classes", 1), generator(rng)
         stages, before = [], STAGES[0]
@@ -221,6 +220,8 @@ NAMES: Mapping[str, Callable[..., Layer]] = {
 
 def build(name: str, arguments: Mapping[str, Any], *, rng: Any = None) -> Layer:
     """The model of this name and these arguments. Raises ValueError for an unknown name, and as the model does."""
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"there is no model {name!r}; there are {', '.join(NAMES)}")
+    if not isinstance(arguments, Mapping):
+        raise TypeError(f"arguments must be a mapping of the model's arguments, got {type(arguments).__name__}")
     return NAMES[name](**arguments, rng=rng)

@@ -16,6 +16,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy
+
 from cnnlayers import backends
 from cnnlayers.arguments import flag, real
 from cnnlayers.backends import Backend
@@ -31,12 +33,31 @@ def _number(value: Any, name: str, least: float, below: float = math.inf) -> flo
     return number
 
 
+def _check_mapping(value: Any, name: str, source: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} must be a mapping of names to arrays, as {source} gives it, got {type(value).__name__}"
+        )
+
+
+def _real_numbers(name: str, value: Any) -> numpy.ndarray:
+    """`value` as an array on the host. TypeError where it is not made of real numbers."""
+    try:
+        host = backends.to_numpy(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of real numbers: {error}") from error
+    if host.dtype.kind not in "iuf" and host.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be an array of real numbers, got {host.dtype}")
+    return host
+
+
 class Optimizer:
     """What the optimisers share: the parameters, the checks, and their own arrays, one set of `slots` a parameter."""
 
     slots: tuple[str, ...] = ()
 
     def __init__(self, params: Mapping[str, Array], lr: float, weight_decay: float) -> None:
+        _check_mapping(params, "params", "layer.params")
         if not params:
             raise ValueError("params is empty: an optimiser needs at least one parameter, as layer.params gives them")
         self._layer = params.layer if isinstance(params, Parameters) else None
@@ -82,14 +103,15 @@ class Optimizer:
             stale = [name for name, p in self.params.items() if live.get(name) is not p]
         if stale:
             raise RuntimeError(
-                f"parameter {stale[0]!r} of the layer is another array now ({len(stale)} of {len(self.params)} are), and"
-                f" a step would change the old one, which nothing uses: after to() or map_arrays() make a new"
+                f"parameter {stale[0]!r} of the layer is another array now ({len(stale)} of {len(self.params)} are):"
+                f" a step would change the old one, which nothing uses. After to() or map_arrays() make a new"
                 f" {type(self).__name__}(layer.params, ...); its load_state_dict(old.state_dict()) keeps the progress"
             )
 
     def _check(self, grads: Mapping[str, Array]) -> None:
-        missing = sorted(name for name in self.params if grads.get(name) is None)
-        unknown = sorted(set(grads) - set(self.params))
+        _check_mapping(grads, "grads", "layer.grads")
+        missing = sorted(str(name) for name in self.params if grads.get(name) is None)
+        unknown = sorted(str(name) for name in grads if name not in self.params)
         if missing or unknown:
             said = [f"no gradient for {', '.join(missing)}"] * bool(missing)
             said += [f"no parameter for {', '.join(unknown)}"] * bool(unknown)
@@ -118,17 +140,26 @@ class Optimizer:
         return {"steps": backends.to_numpy([self.steps]), **host}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError for missing, unknown or misshapen entries."""
+        """Take over what `state_dict` gave; the arrays are copied, and cast to float32 or float64.
+
+        Raises ValueError for missing, unknown or misshapen entries, TypeError for what is no array of real
+        numbers; then nothing was changed.
+        """
+        _check_mapping(state, "state", "state_dict()")
         expected = {"steps": (1,)} | {name: tuple(a.shape) for name, a in self._state.items()}
-        given = {name: tuple(a.shape) for name, a in state.items()}
+        host = {str(name): _real_numbers(f"{name} of the state", a) for name, a in state.items()}
+        given = {name: tuple(a.shape) for name, a in host.items()}
         wrong = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
         if wrong:
             said = ", ".join(f"{n} {given.get(n, 'missing')} (expected {expected.get(n, 'nothing')})" for n in wrong)
             raise ValueError(f"this is no state of {type(self).__name__} over these parameters: {said}")
+        steps = host.pop("steps")
+        if steps.dtype.kind not in "iu" or steps[0] < 0:
+            raise ValueError(f"steps of the state must be a whole number of at least 0, got {steps[0]}")
         for name, a in self._state.items():
             b = backends.of(a)
-            a[...] = b.array(backends.to_numpy(state[name]), a.dtype)
-        self.steps = int(backends.to_numpy(state["steps"])[0])
+            a[...] = b.array(host[name], a.dtype)
+        self.steps = int(steps[0])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.params)} parameters, lr={self.lr:g})"

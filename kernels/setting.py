@@ -19,7 +19,7 @@ class Setting:
         self._block: contextvars.ContextVar[str | None] = contextvars.ContextVar(variable, default=None)
 
     def _checked(self, name: str, said_by: str) -> str:
-        if name not in self.choices:
+        if not isinstance(name, str) or name not in self.choices:
             raise ValueError(f"{said_by} must be one of {', '.join(self.choices)}; got {name!r}")
         return name
 

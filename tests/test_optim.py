@@ -313,7 +313,7 @@ def test_to_another_backend() -> None:
     optimizer = Adam(net.params)
     with standin_cupy.installed() as cupy, backends.using("numpy"):
         net.map_arrays(cupy.asarray)
-        with pytest.raises(RuntimeError, match=r"after to\(\) or map_arrays\(\) make a new Adam"):
+        with pytest.raises(RuntimeError, match=r"After to\(\) or map_arrays\(\) make a new Adam"):
             optimizer.step({name: cupy.asarray(p) for name, p in network().params.items()})
         on_gpu = SGD(net.params, lr=0.1)
         net.to("numpy")

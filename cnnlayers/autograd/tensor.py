@@ -322,22 +322,26 @@ class Tensor:
     # -------------------------------------------------------------------------------------------------------- methods
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         """The sum over all axes, one or several."""
-        return apply("sum", ops.total, self, axis=axis, keepdims=keepdims)
+        return apply("sum", ops.total, self, axis=axis, keepdims=flag(keepdims, "keepdims"))
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         """The mean over all axes, one or several."""
-        return apply("mean", ops.mean, self, axis=axis, keepdims=keepdims)
+        return apply("mean", ops.mean, self, axis=axis, keepdims=flag(keepdims, "keepdims"))
 
     def max(self, axis: Any = None, keepdims: bool = False, *, ties: str = "first") -> Tensor:
         """The maximum over all axes, one or several; NaN wins.
 
         ties: who gets the gradient, as in `max_pool`: the "first" maximum in C order, "all", or "split" equally.
         """
-        return apply("max", ops.extreme, self, axis=axis, keepdims=keepdims, ties=ties, which="max")
+        return self._extreme("max", axis, keepdims, ties)
 
     def min(self, axis: Any = None, keepdims: bool = False, *, ties: str = "first") -> Tensor:
         """The minimum, as `max`."""
-        return apply("min", ops.extreme, self, axis=axis, keepdims=keepdims, ties=ties, which="min")
+        return self._extreme("min", axis, keepdims, ties)
+
+    def _extreme(self, which: str, axis: Any, keepdims: bool, ties: str) -> Tensor:
+        keepdims = flag(keepdims, "keepdims")
+        return apply(which, ops.extreme, self, axis=axis, keepdims=keepdims, ties=ties, which=which)
 
     def reshape(self, *shape: Any) -> Tensor:
         """The elements in another shape, given as a tuple or as numbers; one entry may be -1, what is left."""
@@ -381,6 +385,8 @@ class Tensor:
 
 def concat(tensors: Sequence[Any], axis: int = 0) -> Tensor:
     """Tensors (or plain arrays, as constants) one after another along an axis that they have."""
+    if not isinstance(tensors, list | tuple) or not all(hasattr(t, "shape") for t in tensors):
+        raise TypeError(f"tensors must be a list or tuple of Tensors or arrays, got {type(tensors).__name__}")
     parts = tuple(tensors)
     ndim = len(parts[0].shape) if parts else 0
     number = integer(axis, "axis")

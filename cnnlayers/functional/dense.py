@@ -210,13 +210,13 @@ def _labels(b: Backend, labels: Array, rows: int, classes: int) -> Array:
         raise TypeError(f"labels must be an array of integers, got {got}")
     if tuple(labels.shape) != (rows,):
         raise ValueError(f"labels must have shape ({rows},), one for each row of x, got {tuple(labels.shape)}")
-    labels = cast(b, labels, b.xp.int64)
-    if b.name != "cupy" and bool(b.xp.any(_strange(labels, classes))):
-        low, high = int(b.xp.min(labels)), int(b.xp.max(labels))
-        raise ValueError(
-            f"labels must be from 0 to {classes - 1} for {classes} classes, got values from {low} to {high}"
-        )
-    return labels
+    if b.name != "cupy":
+        low, high = int(b.xp.min(labels)), int(b.xp.max(labels))  # before the cast: a uint64 may be beyond int64
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"labels must be from 0 to {classes - 1} for {classes} classes, got values from {low} to {high}"
+            )
+    return cast(b, labels, b.xp.int64)
 
 
 def _strange(labels: Array, classes: int) -> Array:

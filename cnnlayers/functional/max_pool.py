@@ -20,11 +20,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.arguments import flag
+from cnnlayers.arguments import choice, flag
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, first_taps, pool_window, taps
 
-from .common import Array, Context, cast, floating, implementation, masked, numeric, on_device, opened, select, widened
+from .common import (
+    Array,
+    Context,
+    cast,
+    floating,
+    implementation,
+    is_float,
+    masked,
+    numeric,
+    on_device,
+    opened,
+    select,
+    widened,
+)
 from .plane_slabs import in_planes
 from .pool import along, vector
 
@@ -238,8 +251,7 @@ def _max_spec(
 ) -> tuple[Backend, Max]:
     b = backends.of(x)
     numeric(b, x, "x")
-    if ties not in TIES:
-        raise ValueError(f"ties must be one of {', '.join(TIES)}, got {ties!r}")
+    choice(ties, "ties", TIES)
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     return b, Max(window, ties, flag(return_indices, "return_indices"))
 
@@ -311,8 +323,12 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
 
     dy: y's shape (of the values, also where indices were returned). dx: x's shape and dtype.
     """
-    whole = getattr(getattr(ctx, "spec", None), "ties", None) != "split"  # an integer cannot be split
-    b, dy = opened("max_pool", dy, ctx, exact=True, integers=whole)
+    if getattr(getattr(ctx, "spec", None), "ties", None) == "split" and not is_float(ctx.backend, ctx.dtype):
+        raise TypeError(
+            f"max_pool's ties='split' divides gradients among equal maxima, and x was {ctx.dtype}, which cannot be"
+            " divided: use ties='first' or ties='all', or a floating x"
+        )
+    b, dy = opened("max_pool", dy, ctx, exact=True, integers=True)
     saved = ctx.arrays["saved"]
     return implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)(b, ctx.spec, dy, saved)
 

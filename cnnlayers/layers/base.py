@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.arguments import flag, integer
+from cnnlayers.arguments import MOST_ELEMENTS, flag, integer
 from cnnlayers.functional.common import Array
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class Layer:
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping of names to arrays, got {type(state).__name__}")
         own = self.state_dict()
+        _check_prefix(type(self).__name__, own, [str(name) for name in state])
         missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
         faults = [f"missing: {', '.join(missing)}"] if missing else []
         unknown = [str(n) for n in state if n not in own]
@@ -184,6 +186,8 @@ class Layer:
 
         A pending context and the gradients are dropped. Where `function` raises, nothing is replaced.
         """
+        if not callable(function):
+            raise TypeError(f"function must be a function of an array, got {type(function).__name__}")
         stores = [store for _, at in self._walk() for store in (at._params, at._buffers)]
         replaced = [{name: function(array) for name, array in store.items()} for store in stores]
         old = [array for store in stores for array in store.values()]
@@ -227,15 +231,47 @@ class Layer:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             value = getattr(self, name, parameter.default)
-            if parameter.kind is parameter.KEYWORD_ONLY and (name == "rng" or value == parameter.default):
+            default = repr(value) == repr(parameter.default)  # an array of sizes has no truth value
+            if parameter.kind is parameter.KEYWORD_ONLY and (name == "rng" or default):
                 continue
             bare = parameter.default is parameter.empty and name != "kernel_size"
             yield repr(value) if bare else f"{name}={value!r}"
 
 
+def _common_prefixes(names: Iterable[str]) -> list[str]:
+    """The prefixes, ending in a dot, that all names have, the longest last."""
+    found = [""]
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        found.append(f"{found[-1]}{parts[0]}.")
+    return found[1:]
+
+
+def _check_prefix(layer: str, own: Iterable[str], names: Iterable[str]) -> None:
+    """ValueError where the names are a layer's own but for a prefix, which all of the one or all of the other have."""
+    if set(names) & set(own):
+        return
+    for prefix in _common_prefixes(names):
+        if {name.removeprefix(prefix) for name in names} & set(own):
+            raise ValueError(
+                f"the state does not fit this {layer}: each of its names begins with {prefix!r}, as wrappers around a"
+                f" network put it there (DataParallel's 'module.', torch.compile's '_orig_mod.'): load"
+                f" {{name.removeprefix({prefix!r}): a for name, a in state.items()}}"
+            )
+    for prefix in _common_prefixes(own):
+        if {prefix + name for name in names} & set(own):
+            raise ValueError(
+                f"the state does not fit this {layer}: each of its names lacks {prefix!r}, with which all names of this"
+                f" {layer} begin: load {{{prefix!r} + name: a for name, a in state.items()}}"
+            )
+
+
 def _checked(name: str, array: Array, value: Any) -> Array:
     """`value` as an array of `array`'s backend and dtype. ValueError for a shape, TypeError for no real numbers."""
     b = backends.of(array)
+    if isinstance(value, numpy.ndarray):
+        value = backends.native(value)
     if type(value) is not type(array):
         if str(getattr(value, "dtype", "")) == "torch.bfloat16":
             value = value.float()  # exact; NumPy has no such dtype
@@ -243,6 +279,8 @@ def _checked(name: str, array: Array, value: Any) -> Array:
             value = backends.to_numpy(value)
         except TypeError as error:
             raise TypeError(f"{name} must hold real numbers: {error}") from error
+        except ValueError as error:  # a ragged sequence
+            raise ValueError(f"{name} must have shape {tuple(array.shape)}: {error}") from error
     if tuple(value.shape) != tuple(array.shape):
         raise ValueError(f"{name} must have shape {tuple(array.shape)}, got {tuple(value.shape)}")
     kind = backends.dtype_name(backends.of(value), value)
@@ -269,6 +307,8 @@ def uniform(rng: numpy.random.Generator, shape: tuple[int, ...], fan_in: int) ->
 
     They are drawn on the host, so that a seed gives the same weights everywhere.
     """
+    if math.prod(shape) >= MOST_ELEMENTS:
+        raise ValueError(f"the weight would have shape {shape}, more than the 2**59 elements that fit into an array")
     bound = fan_in**-0.5 if fan_in else 0.0
     return backends.asarray(rng.uniform(-bound, bound, shape).astype(numpy.float32))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cnnlayers import backends
@@ -10,8 +11,12 @@ from cnnlayers.functional.common import Array, cast
 
 from .base import Layer
 
+LAYER = "_cnnlayers_layer"  # the attribute of an exception for the layer it comes from, and its message there
+
 
 class _Container(Layer):
+    """What layers made of layers share. An error inside one of them says which one it comes from."""
+
     def _adopt(self, **layers: Layer) -> None:
         """Take in layers by name. A layer keeps one context, so no layer may stand in two places."""
         places: dict[int, str] = {}
@@ -30,9 +35,43 @@ class _Container(Layer):
     def forward(self, x: Array, *args: Any, **options: Any) -> Any:
         try:
             return super().forward(x, *args, **options)
-        except BaseException:
+        except BaseException as error:
             self.release()  # the parts before the one that raised
+            self._name_layer(error)
             raise
+
+    def backward(self, dy: Array, *, needs_dx: bool = True) -> Array:
+        try:
+            return super().backward(dy, needs_dx=needs_dx)
+        except Exception as error:
+            self._name_layer(error)
+            raise
+
+    def _call(self, layer: Layer, step: Callable[..., Array], *args: Any, **options: Any) -> Array:
+        """`step` of a layer inside; an exception remembers the innermost layer that it comes through."""
+        try:
+            return step(*args, **options)
+        except Exception as error:
+            origin, _ = getattr(error, LAYER, (None, ""))
+            if not any(at is origin for _, at in layer._walk()):
+                with contextlib.suppress(AttributeError):  # an exception without room for it
+                    setattr(error, LAYER, (layer, str(error)))
+            raise
+
+    def _name_layer(self, error: BaseException) -> None:
+        """Put the layer's name, as `state_dict` has it, before the message of an error that comes from inside.
+
+        Containers around this one call this again, and theirs is the longer name.
+        """
+        layer, message = getattr(error, LAYER, (None, ""))
+        name = next((prefix.rstrip(".") for prefix, at in self._walk() if at is layer and prefix), None)
+        if layer is None or name is None:
+            return
+        place = f"layer {name} ({type(layer).__name__})"
+        if not error.args or (len(error.args) == 1 and isinstance(error.args[0], str)):
+            error.args = (f"{place}: {message}" if message else place,)
+        elif hasattr(error, "add_note"):  # its message is not one text, which could be added to
+            error.add_note(f"in {place}")
 
 
 class Sequential(_Container):
@@ -58,7 +97,7 @@ class Sequential(_Container):
 
     def _forward(self, x: Array) -> tuple[Any, Any]:
         for layer in self:
-            x = layer.forward(x)
+            x = self._call(layer, layer.forward, x)
         return x, True
 
     def _backward(self, dy: Array, ctx: Any) -> Array:
@@ -68,7 +107,7 @@ class Sequential(_Container):
                 layers.pop(0).release()
         for layer in reversed(layers):
             last = layer is layers[0] and not self._needs_dx
-            dy = layer.backward(dy, needs_dx=False) if last else layer.backward(dy)
+            dy = self._call(layer, layer.backward, dy, **({"needs_dx": False} if last else {}))
         return dy
 
 
@@ -80,9 +119,9 @@ class Residual(_Container):
         self._adopt(body=body, **({} if shortcut is None else {"shortcut": shortcut}))
 
     def _forward(self, x: Array) -> tuple[Any, Any]:
-        shortcut = self._children.get("shortcut")
-        y = self._children["body"].forward(x)
-        beside = x if shortcut is None else shortcut.forward(x)
+        body, shortcut = self._children["body"], self._children.get("shortcut")
+        y = self._call(body, body.forward, x)
+        beside = x if shortcut is None else self._call(shortcut, shortcut.forward, x)
         if tuple(y.shape) != tuple(beside.shape):
             raise ValueError(
                 f"body and shortcut must give one shape, to be added: got {tuple(y.shape)} and {tuple(beside.shape)}"
@@ -90,7 +129,7 @@ class Residual(_Container):
         return y + beside, True
 
     def _backward(self, dy: Array, ctx: Any) -> Array:
-        shortcut = self._children.get("shortcut")
-        dx = self._children["body"].backward(dy)
-        beside = dy if shortcut is None else shortcut.backward(dy)
+        body, shortcut = self._children["body"], self._children.get("shortcut")
+        dx = self._call(body, body.backward, dy)
+        beside = dy if shortcut is None else self._call(shortcut, shortcut.backward, dy)
         return dx + cast(backends.of(dx), beside, dx.dtype)

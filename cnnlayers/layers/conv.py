@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import functional as F
-from cnnlayers.arguments import entries_of, flag, grouped, integer, sizes
+from cnnlayers.arguments import choice, entries_of, flag, grouped, integer, sizes
 from cnnlayers.functional.common import Array
 from cnnlayers.specs import conv_window
 
@@ -62,8 +62,7 @@ class Conv(_Conv):
         self.out_channels = integer(out_channels, "out_channels", 0)
         self.groups = grouped(self.in_channels, groups, "groups")
         grouped(self.out_channels, groups, "groups")
-        if padding_mode not in PADDING_MODES:
-            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}; got {padding_mode!r}")
+        choice(padding_mode, "padding_mode", PADDING_MODES)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.bias, self.padding_mode = flag(bias, "bias"), padding_mode
         self.ndim, self.data_format = ndim, data_format
@@ -128,8 +127,7 @@ class ConvTranspose(_Conv):
         self.out_channels = integer(out_channels, "out_channels", 0)
         self.groups = grouped(self.in_channels, groups, "groups")
         grouped(self.out_channels, groups, "groups")
-        if padding_mode != "zeros":
-            raise ValueError(f"padding_mode of a transposed convolution must be 'zeros', got {padding_mode!r}")
+        choice(padding_mode, "padding_mode of a transposed convolution", ("zeros",))
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.output_padding, self.bias, self.padding_mode = output_padding, flag(bias, "bias"), padding_mode
         self.ndim, self.data_format = ndim, data_format

@@ -22,10 +22,11 @@ class _Norm(Layer):
 
     data_format: str = "channels_first"
 
-    def _affine(self, shape: tuple[int, ...], affine: bool, bias: bool) -> None:
-        if flag(affine, "affine"):
+    def _affine(self, shape: tuple[int, ...], affine: bool, bias: bool, name: str = "affine") -> None:
+        affine, bias = flag(affine, name), flag(bias, "bias")
+        if affine:
             self._params["weight"] = full(shape, 1.0)
-            if flag(bias, "bias"):
+            if bias:
                 self._params["bias"] = full(shape, 0.0)
 
     def _gamma_beta(self) -> tuple[Array | None, Array | None]:
@@ -33,7 +34,8 @@ class _Norm(Layer):
 
     def _check_channels(self, x: Array, expected: int, name: str) -> None:
         shape = shape_of(x)
-        channels = shape[-1 if self.data_format == "channels_last" else 1] if len(shape) > 1 else expected
+        last = isinstance(self.data_format, str) and self.data_format == "channels_last"
+        channels = shape[-1 if last else 1] if len(shape) > 1 else expected
         if channels != expected:
             raise ValueError(f"x must have {name} = {expected} channels, got {channels} in shape {shape}")
 
@@ -169,7 +171,7 @@ class LayerNorm(_Norm):
         super().__init__()
         self.normalized_shape, self.eps = _shape(normalized_shape), eps
         self.elementwise_affine, self.bias = elementwise_affine, bias
-        self._affine(self.normalized_shape, elementwise_affine, bias)
+        self._affine(self.normalized_shape, elementwise_affine, bias, "elementwise_affine")
 
     def _forward(self, x: Array) -> tuple[Any, Any]:
         return F.layer_norm_forward(x, self.normalized_shape, *self._gamma_beta(), eps=self.eps)
@@ -184,7 +186,7 @@ class RMSNorm(_Norm):
         super().__init__()
         self.normalized_shape, self.eps = _shape(normalized_shape), eps
         self.elementwise_affine = elementwise_affine
-        self._affine(self.normalized_shape, elementwise_affine, False)
+        self._affine(self.normalized_shape, elementwise_affine, False, "elementwise_affine")
 
     def _forward(self, x: Array) -> tuple[Any, Any]:
         return F.rms_norm_forward(x, self.normalized_shape, self._params.get("weight"), eps=self.eps)
