@@ -9,6 +9,7 @@ their places in the layers it is built of.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -140,8 +141,38 @@ class _BasicBlock(_Renamed):
         super().__init__(Residual(body, beside), ReLU())
 
 
+IMAGENET = (18, 34, 50, 101, 152)  # the depths of the networks that most people call "ResNet" and a number
+OTHER_RESNET = (
+    "ImageNet's ResNet-18, -34, -50, -101 and -152 are other networks (four stages, the deeper ones of bottleneck"
+    " blocks), which cnnlayers.models does not have: torchvision does, and cnnlayers.torch.convert takes it"
+)
+
+
+def _blocks(depth: int) -> int:
+    """The blocks of a stage: n of depth 6n + 2. ValueError for another depth, a warning for one that is also the depth
+    of a network for ImageNet."""
+    blocks, rest = divmod(depth - 2, 6)
+    if blocks < 1 or rest:
+        raise ValueError(
+            f"depth must be 6n + 2 with n of at least 1 (8, 14, 20, …), got {depth}: ResNet is He et al.'s network for"
+            f" small pictures such as CIFAR's. {OTHER_RESNET}"
+        )
+    if depth in IMAGENET:
+        warnings.warn(
+            f"ResNet({depth}) is He et al.'s network of {depth} layers for small pictures such as CIFAR's, three stages"
+            f" of {blocks} two-layer blocks with 16 to 64 channels, not ImageNet's ResNet-{depth}. {OTHER_RESNET}",
+            stacklevel=3,
+        )
+    return blocks
+
+
 class ResNet(_Renamed):
     """He et al.'s residual network for small pictures: depth 6n + 2 weight layers in three stages of n blocks.
+
+    It is the network of the paper's section 4.2, for CIFAR. It is not ImageNet's ResNet-18, -34, -50, -101 or -152
+    (section 4.1): those have four stages of 64 to 512 channels, a 7×7 convolution and a max pool before them, from 50
+    layers on bottleneck blocks, and are not offered here; torchvision has them. 50 and 152 are of the form 6n + 2, and
+    give the small network with a UserWarning that says so.
 
     conv 3×3 - batch norm - relu, n blocks each of 16, 32 and 64 channels, global average pool, linear. A block adds its
     input to two 3×3 convolutions of it; the first block of the second and third stage has stride 2.
@@ -153,7 +184,7 @@ class ResNet(_Renamed):
 
     The state has torchvision's key names: conv1, bn1, layer1.0.conv1, layer2.0.downsample.0, fc. `load_state_dict` also
     takes `shortcut` for `downsample` and `linear` for `fc`, as other PyTorch code calls them.
-    Raises ValueError or TypeError for a depth that is none, sizes that are none and an unknown shortcut.
+    Raises ValueError or TypeError for a depth that is not 6n + 2, sizes that are none and an unknown shortcut.
     Source: He, Zhang, Ren and Sun 2015, https://arxiv.org/abs/1512.03385, section 4.2.
     """
 
@@ -176,9 +207,7 @@ class ResNet(_Renamed):
         rng: Any = None,
     ) -> None:
         self.depth = integer(depth, "depth")
-        blocks, rest = divmod(self.depth - 2, 6)
-        if blocks < 1 or rest:
-            raise ValueError(f"depth must be 6n + 2 with n of at least 1 (8, 14, 20, …), got {self.depth}")
+        blocks = _blocks(self.depth)
         choice(shortcut, "shortcut", SHORTCUTS)
         channels = _picture(input_shape)[0]
         classes, source = integer(classes, "classes", 1), generator(rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,30 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture, monkeyp
     assert np.mean([a[0][0] == str(digits.target[i]) for i, a in enumerate(answers)]) >= 0.9
     assert cli.main(["predict", str(out), "0.png"]) == 0
     assert capsys.readouterr().out.split()[:2] == ["0.png", "0"]
+
+
+@pytest.mark.parametrize("depth", [18, 34, 101])
+def test_imagenets_depths_are_refused_by_name(depth: int) -> None:
+    said = rf"got {depth}: ResNet is .* for small pictures such as CIFAR's\. ImageNet's ResNet-18.* torchvision does"
+    with pytest.raises(ValueError, match=said):
+        ResNet(depth)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(50, 8), (152, 25)])
+def test_a_depth_that_imagenets_networks_have_too_warns(depth: int, blocks: int) -> None:
+    said = rf"ResNet\({depth}\) is .* small pictures.* {blocks} two-layer blocks .* not ImageNet's ResNet-{depth}\."
+    with pytest.warns(UserWarning, match=said) as caught:
+        net = ResNet(depth, rng=0)
+    assert caught[0].filename == __file__  # the line that asked for it
+    assert sum(p.ndim == 4 and p.shape[-1] == 3 for p in net.params.values()) + 1 == depth
+
+
+@pytest.mark.parametrize("depth", [8, 20, 56])
+def test_depths_of_the_paper_do_not_warn(depth: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ResNet(depth, rng=0)
+
+
+def test_the_docstring_says_which_network_it_is_not() -> None:
+    assert "not ImageNet's ResNet-18, -34, -50, -101 or -152" in " ".join(ResNet.__doc__.split())
