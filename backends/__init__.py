@@ -7,7 +7,9 @@ here imports CuPy before it is asked for.
 from .arrays import asarray, native, of, on_device_of, to_numpy
 from .block import Block, Exclusive, assigned
 from .dtypes import FLOATS, INTEGERS, dtype_name, name_of_dtype
+from .machine import available_memory
 from .memory import result, scratch
+from .plans import planned
 from .random import check_rng, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, one_blas_thread, run_slabs
@@ -22,6 +24,7 @@ __all__ = [
     "asarray",
     "assigned",
     "available",
+    "available_memory",
     "check_rng",
     "current",
     "dtype_name",
@@ -31,6 +34,7 @@ __all__ = [
     "of",
     "on_device_of",
     "one_blas_thread",
+    "planned",
     "result",
     "run_slabs",
     "scratch",

@@ -11,10 +11,11 @@ ceil mode rounds up instead, and drops the last window unless it starts inside t
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from .arguments import Layout, Pair, Shape, entries_of, flag, integer, layout, pairs, remembered, sizes
@@ -44,57 +45,54 @@ class Axis:
     @property
     def whole(self) -> bool:
         """Every tap of every window is inside the input."""
+        return self.whole_with(0, 0)
+
+    def whole_with(self, before: int, after: int) -> bool:
+        """Every tap of every window is inside the input, or inside so many cells before and behind it."""
         last = (self.out - 1) * self.stride + self.dilation * (self.kernel - 1) - self.before
-        return self.before == 0 and last < self.length
-
-    @property
-    def starts(self) -> Shape:
-        """The cell under each window's first tap; outside [0, length) it is padding."""
-        return tuple(window * self.stride - self.before for window in range(self.out))
+        return self.before <= before and last < self.length + after
 
 
-@lru_cache(maxsize=1024)
-def taps(axis: Axis) -> tuple[tuple[int, slice, slice], ...]:
-    """`(tap, windows, cells)` for each tap that meets the input: the windows it does so in, and the cells it then
-    reads.
+def taps(axis: Axis, *, backwards: bool = False) -> Iterator[tuple[int, slice, slice]]:
+    """`(tap, windows, cells)` for each tap that meets the input, the last tap first if `backwards`: the windows it does
+    so in, and the cells it then reads.
 
     No padded copy of the input is needed: out[windows] sees x[cells].
     """
-    found = []
-    start = axis.before - (axis.out - 1) * axis.stride  # taps before this one see only padding, in the last window too
-    for tap in range(max(0, -(-start // axis.dilation)), axis.kernel):
+    for tap in _met_taps(axis, backwards):
         offset = tap * axis.dilation - axis.before
-        if offset >= axis.length:
-            break
         first = max(0, -(offset // axis.stride))
         last = min(axis.out - 1, (axis.length - 1 - offset) // axis.stride)
         if first <= last:
             start = first * axis.stride + offset
             stop = last * axis.stride + offset + 1
-            found.append((tap, slice(first, last + 1), slice(start, stop, axis.stride)))
-    return tuple(found)
+            yield tap, slice(first, last + 1), slice(start, stop, axis.stride)
 
 
-@lru_cache(maxsize=64)
-def first_taps(axis: Axis) -> tuple[tuple[int, int], ...]:
-    """For each window, its first tap that meets the input and the cell it reads; (0, -1) where no tap does."""
-    found = []
-    for start in axis.starts:
-        tap = max(0, -(start // axis.dilation))
-        cell = start + tap * axis.dilation
-        found.append((tap, cell) if tap < axis.kernel and cell < axis.length else (0, -1))
-    return tuple(found)
+def _met_taps(axis: Axis, backwards: bool) -> Iterable[int]:
+    """The taps in order, without those at the ends that see padding in every window. Where the windows are fewer than
+    the taps and a stride passes over the whole input, only the taps that meet it: no two windows share one then."""
+    low = max(0, -((axis.before - (axis.out - 1) * axis.stride) // -axis.dilation))
+    high = min(axis.kernel, -((axis.before + axis.length) // -axis.dilation))
+    if axis.stride < axis.length or high - low <= axis.out:
+        return range(high - 1, low - 1, -1) if backwards else range(low, high)
+    windows = range(axis.out) if backwards else range(axis.out - 1, -1, -1)
+    starts = (axis.before - window * axis.stride for window in windows)
+    spans = (range(max(low, -(s // -axis.dilation)), min(high, -((s + axis.length) // -axis.dilation))) for s in starts)
+    return itertools.chain.from_iterable(reversed(span) if backwards else span for span in spans)
 
 
-@lru_cache(maxsize=64)
-def counts(axis: Axis, include_pad: bool) -> tuple[int, ...]:
-    """For each window, its taps inside the input (and its declared padding); ceil mode's overhang never counts."""
-    low, high = (-axis.before, axis.length + axis.after) if include_pad else (0, axis.length)
-
-    def taps_below(bound: int, start: int) -> int:
-        return min(max(-((start - bound) // axis.dilation), 0), axis.kernel)
-
-    return tuple(taps_below(high, s) - taps_below(low, s) for s in axis.starts)
+def window_taps(
+    axes: Sequence[Axis], *, backwards: bool = False
+) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...]]]:
+    """`(place, windows, cells)` for each tap of a window on all axes that meets the input: its place in C order, and on
+    each axis the windows and the cells of `taps`. In C order, or `backwards`."""
+    if not axes:
+        yield 0, (), ()
+        return
+    for place, windows, cells in window_taps(axes[:-1], backwards=backwards):
+        for tap, some, under in taps(axes[-1], backwards=backwards):
+            yield place * axes[-1].kernel + tap, (*windows, some), (*cells, under)
 
 
 @dataclass(frozen=True)
@@ -105,29 +103,25 @@ class AdaptiveAxis:
     out: int
 
     @property
-    def starts(self) -> Shape:
-        """Each window's first cell."""
-        return tuple(o * self.length // self.out for o in range(self.out))
-
-    @property
-    def ends(self) -> Shape:
-        """The cell after each window's last."""
-        return tuple(-(-(o + 1) * self.length // self.out) for o in range(self.out))
-
-    @property
     def kernel(self) -> int:
         """Cells of the widest window."""
-        return max((e - s for s, e in zip(self.starts, self.ends, strict=True)), default=1)
+        rest = self.length % self.out  # a window begins o * rest / out cells after o * (length // out)
+        return self.narrowest + (rest > 0 and self.out % rest > 0)
 
     @property
-    def covers(self) -> tuple[tuple[int, int], ...]:
-        """For each input cell, the first window over it and the number of windows."""
-        first, number = [self.out] * self.length, [0] * self.length
-        for window, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
-            for cell in range(start, end):
-                first[cell] = min(first[cell], window)
-                number[cell] += 1
-        return tuple(zip(first, number, strict=True))
+    def narrowest(self) -> int:
+        """Cells of the narrowest window."""
+        return -(self.length // -self.out)
+
+    def cells(self, window: int) -> slice:
+        """The cells of one window."""
+        return slice(window * self.length // self.out, -((window + 1) * self.length // -self.out))
+
+    @property
+    def adjoint(self) -> AdaptiveAxis:
+        """The windows over each cell, as windows of their own: cell c is under those from floor(c * out / length) to
+        ceil((c + 1) * out / length)."""
+        return AdaptiveAxis(self.out, self.length)
 
 
 A = TypeVar("A", Axis, AdaptiveAxis)

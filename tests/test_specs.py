@@ -36,13 +36,12 @@ def made(length: int, kernel: int, stride: int, dilation: int, pad: tuple[int, i
     return specs.pool_window((1, 1, length), kernel, stride, (pad,), dilation, ceil, FIRST).axes[0]
 
 
-def test_windows_taps_and_counts_are_those_counted_one_by_one() -> None:
+def test_windows_and_taps_are_those_counted_one_by_one() -> None:
     # pytorch#45357, #88144: one rule for all windowed ops, and no window that is wholly outside on the right
     for case in axes():
         length, kernel, stride, dilation, pad, _ = case
         windows, axis = windows_of(*case), made(*case)
         assert axis == Axis(length, len(windows), kernel, stride, dilation, *pad), case
-        assert axis.starts == tuple(w[0] for w in windows), case
         read = sorted((tap, o, w[tap]) for o, w in enumerate(windows) for tap in range(kernel) if 0 <= w[tap] < length)
         found = []
         for tap, which, cells in specs.taps(axis):
@@ -51,11 +50,9 @@ def test_windows_taps_and_counts_are_those_counted_one_by_one() -> None:
             assert which.stop <= len(windows), case  # plain slices, within the arrays
             assert cells.stop <= length, case
         assert sorted(found) == read, case
-        inside = [[(tap, cell) for tap, cell in enumerate(w) if 0 <= cell < length] for w in windows]
-        assert specs.first_taps(axis) == tuple(w[0] if w else (0, -1) for w in inside), case
-        assert specs.counts(axis, False) == tuple(map(len, inside)), case
-        declared = [[cell for cell in w if -pad[0] <= cell < length + pad[1]] for w in windows]
-        assert specs.counts(axis, True) == tuple(map(len, declared)), case
+        assert list(specs.taps(axis, backwards=True)) == list(specs.taps(axis))[::-1], case
+        reach = [cell for w in windows for cell in w]
+        assert axis.whole_with(*pad) == all(-pad[0] <= cell < length + pad[1] for cell in reach), case
         cells = [cell for w in windows for cell in w if 0 <= cell < length]
         assert axis.whole == all(0 <= cell < length for w in windows for cell in w), case
         if axis.disjoint:
@@ -213,14 +210,15 @@ def test_a_bad_argument_is_an_error_that_names_it(argument: str, value: Any, err
 def test_huge_arguments_that_fit_neither_overflow_nor_take_long() -> None:  # pytorch#189664
     huge, start = 2**31 - 1, time.thread_time()  # CPU time, which other processes do not change
     one = specs.pool_window((1, 1, 5), 1, huge, 0, huge, True, FIRST).axes[0]
-    assert (one.out, specs.taps(one)) == (1, ((0, slice(0, 1), slice(0, 1, huge)),))
+    assert (one.out, [*specs.taps(one)]) == (1, [(0, slice(0, 1), slice(0, 1, huge))])
     wide = specs.pool_window((1, 1, 5), huge, 1, "same", 1, False, FIRST).axes[0]
     assert wide.out == 5
-    assert len(specs.taps(wide)) == 9
-    assert specs.counts(wide, False) == (5,) * 5
+    assert len([*specs.taps(wide)]) == 9
     two = specs.pool_window((1, 1, 5), 2, 1, "same", huge, False, FIRST).axes[0]
-    assert specs.first_taps(two) == ((0, -1),) * 5  # its two taps straddle the input
-    assert specs.taps(two) == ()
+    assert [*specs.taps(two)] == []  # its two taps straddle the input
+    far = specs.pool_window((1, 1, 5), huge, 10**8, "full", 1, False, FIRST).axes[0]
+    assert far.out == 22
+    assert len([*specs.taps(far)]) == 21 * 5 + 1  # and not the 2**31 others, which see only padding
     with pytest.raises(ValueError, match=r"kernel_size must have fewer than 2\*\*63 taps in all, got \(2147483647, "):
         specs.pool_window((1, 1, 2, 2, 2), huge, 1, "same", 1, False, FIRST)
     assert time.thread_time() - start < 20  # hours, were it to count the taps
@@ -302,26 +300,26 @@ def test_unpool_sizes() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ adaptive
-def test_adaptive_windows_are_floor_and_ceil_of_equal_parts() -> None:
-    for length, out in itertools.product(range(1, 12), range(1, 14)):
-        axis = AdaptiveAxis(length, out)
-        part = Fraction(length, out)
-        assert axis.starts == tuple(math.floor(o * part) for o in range(out))
-        assert axis.ends == tuple(math.ceil((o + 1) * part) for o in range(out))
-        windows = [range(s, e) for s, e in zip(axis.starts, axis.ends, strict=True)]
-        assert axis.kernel == max(map(len, windows))
+def parts(length: int, out: int) -> list[range]:
+    """The cells of each adaptive window, by fractions."""
+    part = Fraction(length, out)
+    return [range(math.floor(o * part), math.ceil((o + 1) * part)) for o in range(out)]
+
+
+def test_widest_narrowest_and_adjoint_windows_are_those_counted_one_by_one() -> None:
+    for length, out in itertools.product(range(1, 25), range(1, 27)):
+        axis, windows = AdaptiveAxis(length, out), parts(length, out)
+        assert axis.kernel == max(map(len, windows)), axis
+        assert axis.narrowest == min(map(len, windows)), axis
         over = [[o for o, w in enumerate(windows) if cell in w] for cell in range(length)]
-        assert axis.covers == tuple((os[0], len(os)) for os in over)
-        assert all(os == list(range(os[0], os[-1] + 1)) for os in over)  # which `covers` takes for granted
+        assert over == [list(w) for w in parts(axis.adjoint.length, axis.adjoint.out)], axis
 
 
 def test_adaptive_windows_are_pytorchs() -> None:
     torch = pytest.importorskip("torch")
     for length, out in itertools.product(range(1, 10), range(1, 12)):
-        axis = AdaptiveAxis(length, out)
         seen = torch.nn.functional.adaptive_avg_pool1d(torch.eye(length)[None], out)[0].numpy() > 0  # (cell, window)
-        inside = [[s <= cell < e for s, e in zip(axis.starts, axis.ends, strict=True)] for cell in range(length)]
-        assert seen.tolist() == inside
+        assert seen.tolist() == [[cell in w for w in parts(length, out)] for cell in range(length)]
 
 
 def test_adaptive_sizes_and_the_ordinary_pool_they_may_be() -> None:

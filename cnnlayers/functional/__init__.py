@@ -1,5 +1,6 @@
 """Every op as a trio: `op` (inference, saves nothing), `op_forward` (gives `y, ctx`), `op_backward(dy, ctx)`."""
 
+from .adaptive_max_pool import adaptive_max_pool, adaptive_max_pool_backward, adaptive_max_pool_forward
 from .conv import conv, conv_backward, conv_forward, conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .dense import (
     dropout,
@@ -16,14 +17,7 @@ from .dense import (
     softmax_cross_entropy_forward,
 )
 from .lrn import local_response_norm, local_response_norm_backward, local_response_norm_forward
-from .max_pool import (
-    adaptive_max_pool,
-    adaptive_max_pool_backward,
-    adaptive_max_pool_forward,
-    max_pool,
-    max_pool_backward,
-    max_pool_forward,
-)
+from .max_pool import max_pool, max_pool_backward, max_pool_forward
 from .norm import (
     batch_norm,
     batch_norm_backward,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -147,6 +148,23 @@ def is_float(b: Backend, dtype: Any) -> bool:
 def accumulator(b: Backend, dtype: Any) -> Any:
     """The dtype sums are kept in for arrays of `dtype`: float64 for float64, float32 for every other floating dtype."""
     return b.xp.float64 if dtype == b.xp.float64 else b.xp.float32
+
+
+LARGE = 1 << 30  # bytes of a result for which memory is checked first
+TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
+
+
+def check_memory(b: Backend, x: Array, shape: tuple[int, ...]) -> None:
+    """MemoryError where a result of this shape and x's dtype cannot fit in the memory that is free. A system that
+    promises more memory than it has would end the process instead. CuPy checks by itself."""
+    if b.name != "numpy" or math.prod(shape) * itemsize(b, x) < LARGE:
+        return
+    needed, free = math.prod(shape) * itemsize(b, x) + TABLES * max(shape), backends.available_memory()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"a result of shape {tuple(shape)} and dtype {x.dtype} needs about {needed / 1e9:.1f} GB with its tables,"
+            f" and {free / 1e9:.1f} GB of memory are free: ask for a smaller output, or work on a part of x at a time"
+        )
 
 
 def implementation(name: str, portable: Callable[..., R], b: Backend, spec: Any, *arrays: Array) -> Callable[..., R]:

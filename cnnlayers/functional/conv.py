@@ -25,6 +25,7 @@ from .common import (
     Context,
     accumulator,
     cast,
+    check_memory,
     floating,
     implementation,
     inference_of,
@@ -132,6 +133,7 @@ def conv_forward(
     window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
     spec = kept(Conv(window, weight.shape[0], groups))
     parameter(b, bias, "bias", (spec.filters,))
+    check_memory(b, x, spec.maps_shape)
     y = implementation("conv_forward", _conv_forward, b, spec, x, weight, bias)(b, spec, x, weight, bias)
     return y, Context("conv", b, x.dtype, spec.maps_shape, spec, {"x": x, "weight": weight, "bias": bias})
 
@@ -202,6 +204,7 @@ def conv_transpose_forward(
     )
     spec = kept(Conv(window, weight.shape[0], groups))
     parameter(b, bias, "bias", (filters,))
+    check_memory(b, x, window.layout.shape)
     run = implementation("conv_transpose_forward", _conv_transpose_forward, b, spec, x, weight, bias)
     arrays = {"x": x, "weight": weight, "bias": bias}
     return run(b, spec, x, weight, bias), Context("conv_transpose", b, x.dtype, window.layout.shape, spec, arrays)

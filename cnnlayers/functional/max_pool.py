@@ -1,4 +1,4 @@
-"""Max pooling, and its adaptive form.
+"""Max pooling.
 
 Rules of the family: a window's maximum is the first in C order among equals (−0.0 and 0.0 are equal); a NaN beats every
 number, so the first NaN of a window is its maximum. y holds the bits of that cell. A window that meets no cell of the
@@ -13,7 +13,6 @@ Sources: torch.nn.functional.max_pool2d (indices, shapes), numpy.argmax (the NaN
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.arguments import choice, flag
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, first_taps, pool_window, taps
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, pool_window, taps, window_taps
 
 from .common import (
     Array,
     Context,
     cast,
-    floating,
+    check_memory,
     implementation,
     is_float,
     masked,
@@ -39,7 +38,8 @@ from .common import (
     widened,
 )
 from .plane_slabs import in_planes
-from .pool import along, vector
+from .pool import along
+from .window_arrays import first_taps, on_axis, window_ends, window_starts
 
 TIES = ("first", "all", "split")
 
@@ -80,11 +80,11 @@ def _either(mask: Array, other: Array | None) -> Array:
 Read = tuple[int, tuple[Any, ...], Callable[[Array], Array], "Array | None"]
 
 
-def _slice(at: tuple[Any, ...]) -> Callable[[Array], Array]:
+def read_slice(at: tuple[Any, ...]) -> Callable[[Array], Array]:
     return lambda a: a[at]
 
 
-def _gather(b: Backend, cells: Array, where: int) -> Callable[[Array], Array]:
+def read_cells(b: Backend, cells: Array, where: int) -> Callable[[Array], Array]:
     return lambda a: b.xp.take(a, cells, axis=where)
 
 
@@ -92,38 +92,41 @@ def _reads(b: Backend, where: int, ndim: int, axis: Axis | AdaptiveAxis) -> Iter
     """For each tap: the tap, the windows it serves, how to read their cells, and which of these count (None: all)."""
     if isinstance(axis, Axis):
         for tap, windows, cells in taps(axis):
-            yield tap, along(where, windows), _slice(along(where, cells)), None
+            yield tap, along(where, windows), read_slice(along(where, cells)), None
         return
+    start, end = window_starts(b, axis), window_ends(b, axis)
     for tap in range(axis.kernel):
-        cells = b.array([min(s + tap, axis.length - 1) for s in axis.starts], b.xp.int64)
-        inside = [s + tap < e for s, e in zip(axis.starts, axis.ends, strict=True)]
-        counted = None if all(inside) else vector(b, inside, where, ndim, b.xp.bool)
-        yield tap, along(where, slice(None)), _gather(b, cells, where), counted
+        cells = b.xp.clip(start + tap, None, axis.length - 1)
+        counted = None if tap < axis.narrowest else on_axis(b, start + tap < end, where, ndim)
+        yield tap, along(where, slice(None)), read_cells(b, cells, where), counted
 
 
 def _seed(
     b: Backend, x: Array, places: Array | None, where: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
 ) -> tuple[Array, Array | None]:
     """Each window's first cell inside the input, and its place: no sentinel can be taken for a cell that way."""
-    ndim = len(x.shape)
-    firsts = first_taps(axis) if isinstance(axis, Axis) else tuple((0, start) for start in axis.starts)
-    cells = b.array([max(cell, 0) for _, cell in firsts], b.xp.int64)
+    ndim, whole = len(x.shape), isinstance(axis, AdaptiveAxis) or axis.whole
+    if isinstance(axis, AdaptiveAxis):
+        cells = window_starts(b, axis)
+    elif axis.whole:
+        cells = None
+    else:
+        tap, cells, meets = first_taps(b, axis)
     best = _first_cells(b, x, where, axis, cells)
-    if any(cell < 0 for _, cell in firsts):
-        met = vector(b, [cell >= 0 for _, cell in firsts], where, ndim, b.xp.bool)
-        best = select(b, met, best, b.full((), _lowest(b, x), x.dtype))
+    if not whole:
+        best = select(b, on_axis(b, meets, where, ndim), best, b.full((), _lowest(b, x), x.dtype))
     if argmax is None:
         return best, None
-    place = vector(b, [tap * later for tap, _ in firsts], where, ndim, argmax)
+    place = b.zeros((1,) * ndim, argmax) if whole else on_axis(b, cast(b, tap * later, argmax), where, ndim)
     if places is None:
         return best, b.xp.broadcast_to(place, best.shape) + b.zeros(tuple(best.shape), argmax)
     return best, _first_cells(b, places, where, axis, cells) + place
 
 
-def _first_cells(b: Backend, x: Array, where: int, axis: Axis | AdaptiveAxis, cells: Array) -> Array:
-    """A copy of the cells of x along an axis; as a slice, where they are those under tap 0."""
-    if isinstance(axis, Axis) and axis.whole:
-        _, _, under = taps(axis)[0]
+def _first_cells(b: Backend, x: Array, where: int, axis: Axis | AdaptiveAxis, cells: Array | None) -> Array:
+    """A copy of the cells of x along an axis; None: those under tap 0 of an ordinary axis, which are a slice."""
+    if cells is None and isinstance(axis, Axis):
+        _, _, under = next(taps(axis))
         return b.xp.asarray(x[along(where, under)], copy=True)
     return b.xp.take(x, cells, axis=where)
 
@@ -150,7 +153,7 @@ def _max_axis(
     return best, place
 
 
-def _maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool) -> tuple[Array, Array | None]:
+def maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool) -> tuple[Array, Array | None]:
     """Windows' maxima, and (with `save`) their places within the window."""
     argmax = _argmax_dtype(b, window.kernel) if save else None
     places, later = None, 1
@@ -164,11 +167,8 @@ def _maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool
 def _each_tap(window: Window) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(place in C order, windows, cells) for each tap of the whole window, the last first: windows then come in C order
     at every cell."""
-    for combined in itertools.product(*(tuple(reversed(taps(axis))) for axis in window.axes)):
-        place = 0
-        for axis, (tap, _, _) in zip(window.axes, combined, strict=True):
-            place = place * axis.kernel + tap
-        yield place, window.layout.at(*(w for _, w, _ in combined)), window.layout.at(*(c for _, _, c in combined))
+    for place, windows, cells in window_taps(window.axes, backwards=True):
+        yield place, window.layout.at(*windows), window.layout.at(*cells)
 
 
 def _ties(b: Backend, window: Window, x: Array, y: Array) -> Array:
@@ -183,14 +183,15 @@ def _ties(b: Backend, window: Window, x: Array, y: Array) -> Array:
     return bits
 
 
-def _flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtype: Any) -> Array:
+def flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtype: Any) -> Array:
     """The flat place in the unpadded spatial plane of each window's maximum, from its place in the window; or −1."""
     rest, plane = cast(b, argmax, dtype), 1
     flat, met = b.zeros(tuple(argmax.shape), dtype), b.xp.ones_like(argmax, dtype=b.xp.bool)
     placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
     for where, axis in reversed(placed):
         step = axis.dilation if isinstance(axis, Axis) else 1
-        cell = vector(b, axis.starts, where, len(argmax.shape), dtype) + rest % axis.kernel * step
+        start = on_axis(b, cast(b, window_starts(b, axis), dtype), where, len(argmax.shape))
+        cell = start + rest % axis.kernel * step
         met = met & (cell >= 0)  # a window's maximum is never beyond the end
         flat, rest, plane = flat + cell * plane, rest // axis.kernel, plane * axis.length
     return b.xp.where(met, flat, b.full((), -1, dtype))
@@ -200,16 +201,16 @@ def _flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtyp
 @in_planes
 def _max_pool_forward(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None, Array | None]:
     """y, what backward needs, and the indices if they are wanted."""
-    y, argmax = _maxima(b, spec.window, x, save=spec.ties == "first" or spec.indices)
-    indices = _flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
+    y, argmax = maxima(b, spec.window, x, save=spec.ties == "first" or spec.indices)
+    indices = flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
     return y, argmax if spec.ties == "first" else _ties(b, spec.window, x, y), indices
 
 
 @in_planes
 def _max_pool(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None]:
     """y, and the indices if they are wanted."""
-    y, argmax = _maxima(b, spec.window, x, save=spec.indices)
-    return y, _flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
+    y, argmax = maxima(b, spec.window, x, save=spec.indices)
+    return y, flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
 
 
 @in_planes
@@ -253,6 +254,7 @@ def _max_spec(
     numeric(b, x, "x")
     choice(ties, "ties", TIES)
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    check_memory(b, x, window.out_shape)
     return b, Max(window, ties, flag(return_indices, "return_indices"))
 
 
@@ -331,70 +333,3 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
     b, dy = opened("max_pool", dy, ctx, exact=True, integers=True)
     saved = ctx.arrays["saved"]
     return implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)(b, ctx.spec, dy, saved)
-
-
-# --------------------------------------------------------------------------------------------------- adaptive_max_pool
-@in_planes
-def _adaptive_max_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> tuple[Array, Array | None]:
-    return _maxima(b, spec.regular() or spec, x, save=True)
-
-
-@in_planes
-def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
-    return _maxima(b, spec.regular() or spec, x, save=False)[0]
-
-
-@in_planes
-@widened
-def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
-    """Each cell asks the windows that cover it, in C order, whether it is their maximum."""
-    lay, ndim, xp = spec.layout, len(spec.layout.shape), b.xp
-    flat = _flat_cells(b, spec, argmax, xp.int64)
-    mine = b.zeros((1,) * ndim, xp.int64)
-    for where, axis in spec.placed:
-        mine = mine * axis.length + vector(b, b.arange(axis.length), where, ndim, xp.int64)
-    dx = b.zeros(lay.shape, dy.dtype)
-    for nths in itertools.product(*(range(max(n for _, n in axis.covers)) for axis in spec.axes)):
-        share, at, asked = dy, flat, b.full((1,) * ndim, True, xp.bool)
-        for nth, where, axis in zip(nths, lay.spatial, spec.axes, strict=True):
-            windows = b.array([min(first + nth, axis.out - 1) for first, _ in axis.covers], xp.int64)
-            share, at = xp.take(share, windows, axis=where), xp.take(at, windows, axis=where)
-            asked = asked & vector(b, [nth < n for _, n in axis.covers], where, ndim, xp.bool)
-        dx += masked(b, share, asked & (at == mine))
-    return dx
-
-
-@on_device
-def adaptive_max_pool(x: Array, output_size: Any, *, data_format: str = "channels_first") -> Array:
-    """Max pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out); inference.
-
-    x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
-    axis. The first maximum of a window gets its gradient; NaN wins. y: x's dtype. Raises ValueError for a bad size,
-    TypeError for another dtype or kind. Source: torch.nn.functional.adaptive_max_pool2d.
-    """
-    b = backends.of(x)
-    floating(b, x, "x")
-    spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    return implementation("adaptive_max_pool", _adaptive_max_pool, b, spec, x)(b, spec, x)
-
-
-@on_device
-def adaptive_max_pool_forward(
-    x: Array, output_size: Any, *, data_format: str = "channels_first"
-) -> tuple[Array, Context]:
-    """`adaptive_max_pool` for training: the context keeps the window-local argmax. Arguments and errors as there."""
-    b = backends.of(x)
-    floating(b, x, "x")
-    spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    run = implementation("adaptive_max_pool_forward", _adaptive_max_pool_forward, b, spec, x)
-    y, argmax = run(b, spec, x)
-    return y, Context("adaptive_max_pool", b, x.dtype, spec.out_shape, spec, {"argmax": argmax})
-
-
-@on_device
-def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("adaptive_max_pool", dy, ctx, exact=True)
-    argmax = ctx.arrays["argmax"]
-    run = implementation("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
-    return run(b, ctx.spec, dy, argmax)

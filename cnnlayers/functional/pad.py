@@ -19,11 +19,11 @@ from cnnlayers.arguments import Pair, real
 from cnnlayers.backends import Backend
 from cnnlayers.pad_specs import Pad, pad_spec
 
-from .common import Array, Context, implementation, inference_of, numeric, on_device, opened, widened
+from .common import Array, Context, check_memory, implementation, inference_of, numeric, on_device, opened, widened
 
 
-def _span(axis: int, start: int, stop: int) -> tuple[Any, ...]:
-    return (slice(None),) * axis + (slice(start, stop), ...)
+def _span(axis: int, cells: slice) -> tuple[Any, ...]:
+    return (slice(None),) * axis + (cells, ...)
 
 
 def _interior(spec: Pad) -> tuple[Any, ...]:
@@ -54,24 +54,30 @@ def _shared(spec: Pad) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return spec.layout.at(*in_y), spec.layout.at(*in_x)
 
 
-def _sources(mode: str, length: int, grow: Pair, crop: Pair) -> list[tuple[int, int]]:
-    """(border cell, the cell it shows) along one grown axis, in the order in which backward folds them."""
+def _sides(mode: str, length: int, grow: Pair, crop: Pair) -> list[tuple[slice, slice]]:
+    """For the border before and the one behind an axis, where they have cells: these cells of the grown axis, and the
+    cells that they show, one each, or the one that all of them show (edge)."""
     before, after = grow
     end, period = before + length, length - sum(crop)
     front = {
-        "edge": [before] * before,
-        "reflect": range(2 * before, before, -1),
-        "symmetric": range(2 * before - 1, before - 1, -1),
-        "wrap": range(period, period + before),
+        "edge": slice(before, before + 1),
+        "reflect": slice(2 * before, before, -1),
+        "symmetric": slice(2 * before - 1, before - 1, -1),
+        "wrap": slice(period, period + before),
     }
     back = {
-        "edge": [end - 1] * after,
-        "reflect": range(end - 2, end - 2 - after, -1),
-        "symmetric": range(end - 1, end - 1 - after, -1),
-        "wrap": range(end - period, end - period + after),
+        "edge": slice(end - 1, end),
+        "reflect": _down(end - 2, after),
+        "symmetric": _down(end - 1, after),
+        "wrap": slice(end - period, end - period + after),
     }
-    outermost_first = list(zip(range(end, end + after), back[mode], strict=True))[::-1]
-    return [*zip(range(before), front[mode], strict=True), *outermost_first]
+    sides = [(slice(0, before), front[mode])] if before else []
+    return [*sides, (slice(end, end + after), back[mode])] if after else sides
+
+
+def _down(first: int, number: int) -> slice:
+    """So many cells downwards from the first one; a stop below 0 would count from the end."""
+    return slice(first, first - number if first >= number else None, -1)
 
 
 def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
@@ -84,8 +90,8 @@ def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
     y = b.empty(_grown_shape(spec), x.dtype)
     y[_interior(spec)] = x
     for axis, length, grow, crop in spec.sides:
-        for border, shown in _sources(spec.mode, length, grow, crop):
-            y[_span(axis, border, border + 1)] = y[_span(axis, shown, shown + 1)]
+        for border, shown in _sides(spec.mode, length, grow, crop):
+            y[_span(axis, border)] = y[_span(axis, shown)]
     return b.xp.asarray(y[_kept(spec)], copy=True) if cropped else y
 
 
@@ -103,9 +109,21 @@ def _folded(b: Backend, spec: Pad, dy: Array) -> Array:
     work = b.zeros(_grown_shape(spec), dy.dtype)
     work[_kept(spec)] = dy
     for axis, length, grow, crop in reversed(spec.sides):
-        for border, shown in _sources(spec.mode, length, grow, crop):
-            work[_span(axis, shown, shown + 1)] += work[_span(axis, border, border + 1)]
+        for border, shown in _sides(spec.mode, length, grow, crop):
+            if spec.mode == "edge":
+                _add_edge(b, work, axis, border, shown, flipped=border.start > 0)
+            else:
+                work[_span(axis, shown)] += work[_span(axis, border)]
     return b.xp.asarray(work[_interior(spec)], copy=True)
+
+
+def _add_edge(b: Backend, work: Array, axis: int, border: slice, shown: slice, *, flipped: bool) -> None:
+    """Add all cells of a border to the one that they show, one after another from the outermost inwards: in the order
+    of the array, or `flipped`."""
+    cells = work[_span(axis, border)]
+    terms = b.xp.concat([work[_span(axis, shown)], b.xp.flip(cells, axis=axis) if flipped else cells], axis=axis)
+    sums = b.xp.cumulative_sum(terms, axis=axis, dtype=work.dtype)
+    work[_span(axis, shown)] = sums[_span(axis, slice(terms.shape[axis] - 1, None))]
 
 
 def _fill(b: Backend, x: Array, value: Any) -> Any:
@@ -150,6 +168,7 @@ def pad_forward(
     fill = _fill(b, x, value)
     if spec.mode != "constant" and fill != 0:
         raise ValueError(f"value belongs to mode 'constant', got {value!r} with mode {mode!r}")
+    check_memory(b, x, spec.out_shape)
     y = implementation("pad_forward", _pad_forward, b, spec, x)(b, spec, x, fill)
     return y, Context("pad", b, x.dtype, tuple(y.shape), spec)
 

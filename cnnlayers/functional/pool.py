@@ -17,12 +17,13 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.arguments import flag, integer, real
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, counts, pool_window, taps
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, pool_window, taps
 
 from .common import (
     Array,
     Context,
     cast,
+    check_memory,
     floating,
     implementation,
     inference_of,
@@ -31,6 +32,7 @@ from .common import (
     widened,
 )
 from .plane_slabs import in_planes
+from .window_arrays import on_axis, tap_counts, window_ends, window_starts
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,6 @@ class Power:
 def along(where: int, part: Any) -> tuple[Any, ...]:
     """The index that takes `part` of axis `where` and everything of the others."""
     return (slice(None),) * where + (part, ...)
-
-
-def vector(b: Backend, values: Any, where: int, ndim: int, dtype: Any) -> Array:
-    """Host numbers as an array that lies along axis `where` of an array with `ndim` axes."""
-    return b.xp.reshape(b.array(values, dtype), (1,) * where + (-1,) + (1,) * (ndim - where - 1))
 
 
 def _resized(array: Array, where: int, length: int) -> tuple[int, ...]:
@@ -101,11 +98,11 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
         return sums / spec.override
     ndim = len(spec.window.layout.shape)
     for where, axis in spec.window.placed:
-        number = counts(axis, spec.include_pad)
-        if len(set(number)) == 1:
-            sums = sums / max(number[0], 1)
+        number = tap_counts(b, axis, spec.include_pad)
+        if isinstance(number, int):
+            sums = sums / number
         else:
-            sums = sums / vector(b, [max(n, 1) for n in number], where, ndim, sums.dtype)
+            sums = sums / on_axis(b, cast(b, b.xp.clip(number, 1, None), sums.dtype), where, ndim)
     return sums
 
 
@@ -154,6 +151,7 @@ def avg_pool_forward(
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     override = None if divisor_override is None else int(divisor_override)
     spec = Average(window, flag(count_include_pad, "count_include_pad"), override)
+    check_memory(b, x, window.out_shape)
     run = implementation("avg_pool_forward", _avg_pool_forward, b, spec, x)
     return run(b, spec, x), Context("avg_pool", b, x.dtype, window.out_shape, spec)
 
@@ -191,6 +189,7 @@ def sum_pool_forward(
     b = backends.of(x)
     floating(b, x, "x")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    check_memory(b, x, window.out_shape)
     run = implementation("sum_pool_forward", _sum_pool_forward, b, window, x)
     return run(b, window, x), Context("sum_pool", b, x.dtype, window.out_shape, window)
 
@@ -261,6 +260,7 @@ def lp_pool_forward(
         raise ValueError(f"norm_type must be positive, got {norm_type!r}")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     spec = Power(window, p)
+    check_memory(b, x, window.out_shape)
     run = implementation("lp_pool_forward", _lp_pool_forward, b, spec, x)
     return run(b, spec, x), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
 
@@ -278,29 +278,34 @@ def lp_pool_backward(dy: Array, ctx: Context) -> Array:
 
 # ---------------------------------------------------------------------------------------------------- adaptive average
 def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Array:
-    """Window sums along one axis whose windows differ in size: a gather for each tap of the widest."""
-    y, zero = b.zeros(_resized(x, where, axis.out), x.dtype), b.zeros((), x.dtype)
+    """Window sums along one axis whose windows differ in size: a gather for each tap of the widest, or a sum for each
+    window where these are fewer."""
+    y, zero, ndim = b.zeros(_resized(x, where, axis.out), x.dtype), b.zeros((), x.dtype), len(x.shape)
+    if axis.out < axis.kernel:
+        for window in range(axis.out):
+            part = b.xp.sum(x[along(where, axis.cells(window))], axis=where, keepdims=True, dtype=x.dtype)
+            y[along(where, slice(window, window + 1))] = part
+        return y
+    cell, end = window_starts(b, axis), window_ends(b, axis)
     for tap in range(axis.kernel):
-        inside = [s + tap < e for s, e in zip(axis.starts, axis.ends, strict=True)]
-        cells = b.array([min(s + tap, axis.length - 1) for s in axis.starts], b.xp.int64)
-        y += b.xp.where(vector(b, inside, where, len(x.shape), b.xp.bool), b.xp.take(x, cells, axis=where), zero)
+        if tap < axis.narrowest:
+            y += b.xp.take(x, cell + tap, axis=where)
+        else:
+            inside = cell + tap < end
+            values = b.xp.take(x, b.xp.clip(cell + tap, None, axis.length - 1), axis=where)
+            y += b.xp.where(on_axis(b, inside, where, ndim), values, zero)
     return y
 
 
 def _adaptive_spread(b: Backend, dy: Array, where: int, axis: AdaptiveAxis) -> Array:
-    """The adjoint, gathered too: each cell asks the windows that cover it, the first one first."""
-    dx, zero = b.zeros(_resized(dy, where, axis.length), dy.dtype), b.zeros((), dy.dtype)
-    for nth in range(max(number for _, number in axis.covers)):
-        covered = [nth < number for _, number in axis.covers]
-        windows = b.array([min(first + nth, axis.out - 1) for first, _ in axis.covers], b.xp.int64)
-        dx += b.xp.where(vector(b, covered, where, len(dy.shape), b.xp.bool), b.xp.take(dy, windows, axis=where), zero)
-    return dx
+    """The adjoint: each cell adds up the windows over it, the first one first."""
+    return _adaptive_sums(b, dy, where, axis.adjoint)
 
 
 def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
     for where, axis in spec.placed:
-        number = [e - s for s, e in zip(axis.starts, axis.ends, strict=True)]
-        sums = sums / vector(b, number, where, len(spec.layout.shape), sums.dtype)
+        number = window_ends(b, axis) - window_starts(b, axis)
+        sums = sums / on_axis(b, cast(b, number, sums.dtype), where, len(spec.layout.shape))
     return sums
 
 
@@ -338,6 +343,7 @@ def adaptive_avg_pool_forward(
     b = backends.of(x)
     floating(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    check_memory(b, x, spec.out_shape)
     run = implementation("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
     return run(b, spec, x), Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
 

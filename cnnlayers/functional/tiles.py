@@ -7,15 +7,14 @@ of a bounded size. The cuts follow from shapes alone, never from the number of t
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from cnnlayers.arguments import Shape
-from cnnlayers.backends import Backend
-from cnnlayers.specs import Window, taps
+from cnnlayers.backends import Backend, planned
+from cnnlayers.specs import Window, window_taps
 
 from . import blas
 
@@ -151,7 +150,7 @@ def tiles_of(b: Backend, spec: Conv, itemsize: int) -> tuple[tuple[Tile, ...], .
     return _tiles(spec, workspace(b) // itemsize, b.name == "numpy")
 
 
-@functools.lru_cache(maxsize=32)
+@planned
 def _tiles(spec: Conv, cells: int, host: bool) -> tuple[tuple[Tile, ...], ...]:
     room = max(1, cells // (4 * max(spec.channels, spec.filters)))  # windows
     windows, samples = math.prod(spec.window.out_lengths), spec.window.layout.shape[0]
@@ -173,16 +172,10 @@ def _rows_of(window: Window, rows: slice) -> Window:
     return Window(window.layout, (axis, *window.axes[1:]))
 
 
-@functools.lru_cache(maxsize=256)
+@planned
 def taps_of(window: Window) -> tuple[Tap, ...]:
     """Every kernel tap that meets the image, in C order."""
-    found = []
-    for combined in itertools.product(*(taps(axis) for axis in window.axes)):
-        flat = 0
-        for axis, (tap, _, _) in zip(window.axes, combined, strict=True):
-            flat = flat * axis.kernel + tap
-        found.append((flat, tuple(w for _, w, _ in combined), tuple(c for _, _, c in combined)))
-    return tuple(found)
+    return tuple(window_taps(window.axes))
 
 
 def blocks_of(b: Backend, spec: Conv, tile: Tile, itemsize: int) -> Sequence[Sequence[Tap]]:
@@ -190,7 +183,7 @@ def blocks_of(b: Backend, spec: Conv, tile: Tile, itemsize: int) -> Sequence[Seq
     return _blocks(tile.window, max(1, workspace(b) // (spec.channels * math.prod(tile.shape) * itemsize)))
 
 
-@functools.lru_cache(maxsize=256)
+@planned
 def _blocks(window: Window, most: int) -> Sequence[Sequence[Tap]]:
     found = taps_of(window)
     step = math.ceil(len(found) / math.ceil(len(found) / most)) if found else 1  # blocks of about one size

@@ -14,7 +14,19 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Window, unpool_window
 
-from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner, select
+from .common import (
+    Array,
+    Context,
+    cast,
+    check_memory,
+    floating,
+    implementation,
+    inference_of,
+    on_device,
+    opened,
+    owner,
+    select,
+)
 
 
 def _planes(b: Backend, window: Window, array: Array) -> Array:
@@ -122,6 +134,7 @@ def max_unpool_forward(
     if tuple(indices.shape) != tuple(x.shape):
         raise ValueError(f"indices must have x's shape {tuple(x.shape)}, got {tuple(indices.shape)}")
     window = unpool_window(tuple(x.shape), kernel_size, stride, padding, output_size, data_format)
+    check_memory(b, x, window.layout.shape)
     _check_indices(b, window, indices)
     run = implementation("max_unpool_forward", _max_unpool_forward, b, window, x, indices)
     y, reached = run(b, window, x, indices)

@@ -11,7 +11,6 @@ threads; the weight's gradient by channel alone, so that nobody adds to what ano
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -113,7 +112,7 @@ def _by_plane(run: Any, spec: Any, arrays: tuple[Array, ...], nbytes: int) -> No
     slabs(spec.window.layout.shape[0] * spec.channels, nbytes, some)
 
 
-@functools.lru_cache(maxsize=64)
+@backends.planned
 def _sizes(spec: Any, itemsize: int) -> tuple[Array, Array, int]:
     """What the kernels are told: `sizes`; for each column of the kernel the first window that sees a cell, the one
     after the last, and the cell that window 0 sees, be it there or not; and the elements of a band's sheets."""

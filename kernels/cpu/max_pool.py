@@ -16,7 +16,19 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import max_pool_loops as loops
-from .pool_window import axes_of, is_adaptive, lines, met, over, planes_of, refusal, small, step
+from .pool_window import (
+    axes_of,
+    cells_of,
+    is_adaptive,
+    lines,
+    over,
+    planes_of,
+    refusal,
+    small,
+    starts_of,
+    step,
+    windows_on,
+)
 
 Array = Any
 UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows for which max_pool_loops.py has loops of their own
@@ -86,9 +98,9 @@ def _regular(spec: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the loops are told of a window; max_pool_loops.py says what each is. `line`: of a row's line its pitch and
-    parts, where one serves; `form`: which of that loop's forms; `pairs`: windows of a block, 0 where
-    they are no pairs; `plain`: whether backward's plainer loop serves."""
+    """What the loops are told of a window besides its tables; max_pool_loops.py says what each is. `line`: of a row's
+    line its pitch, parts and first cell, where one serves; `form`: which of that loop's forms; `pairs`: windows of a
+    block, 0 where they are no pairs; `plain`: whether backward's plainer loop serves."""
 
     out_shape: tuple[int, ...]
     planes: int
@@ -96,8 +108,6 @@ class Plan:
     sizes: tuple[int, ...]
     taps: tuple[int, int]
     steps: tuple[int, int, int]
-    tables: tuple[Array, Array, Array]
-    offsets: Array
     disjoint: bool
     place: Any  # the smallest unsigned dtype that holds a tap's place in the window
     line: tuple[int, ...]
@@ -106,7 +116,7 @@ class Plan:
     plain: bool
 
 
-@functools.lru_cache(maxsize=256)
+@backends.planned
 def _plan(window: Any) -> Plan:
     axes, (planes, channels) = axes_of(window), planes_of(window)
     depth, height, width = axes
@@ -118,21 +128,51 @@ def _plan(window: Any) -> Plan:
         sizes=(*(a.length for a in axes), *(a.out for a in axes), channels),
         taps=(height.kernel, width.kernel),
         steps=(step(depth), step(height), step(width)),
-        tables=(met(depth), met(height), met(width)),
-        offsets=_offsets(axes),
         disjoint=not is_adaptive(window.axes[0]) and all(a.disjoint for a in axes),
         place=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
         line=_line(width) if channels == 1 else (),
         form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
         pairs=next((n for n in loops.BLOCKS if width.out >= n), 0) if channels == 1 and _paired(*axes) else 0,
-        plain=channels == 1 and all((met(a)[1] > 0).all() for a in axes),
+        plain=channels == 1 and all(_meets(a) for a in axes),
     )
 
 
-def _offsets(axes: tuple[Any, ...]) -> Array:
+def _meets(axis: Any) -> bool:
+    """Whether every window meets a cell: only dilation can pass over the input."""
+    return step(axis) == 1 or axis.whole or bool((windows_on(axis)[2] > 0).all())
+
+
+@backends.planned
+def _forward_tables(window: Any, whole: bool) -> tuple[Array, Array, Array]:
+    """`cells_of` depth, height and width. Unless `whole`, of the width only what the plan's loop reads: nothing for
+    pairs, and where rows are laid out in a line the first taps."""
+    plan, (depth, height, width) = _plan(window), axes_of(window)
+    if whole or not (plan.pairs or plan.line):
+        last = cells_of(width, taps=True)
+    else:
+        last = np.empty(0, np.int32) if plan.pairs else _first_taps(width)
+    return cells_of(depth, taps=True), cells_of(height, taps=True), last
+
+
+def _first_taps(axis: Any) -> Array:
+    """Each window's first tap that meets a cell, up to the last window where it is not 0."""
+    tap = windows_on(axis)[1].astype(np.int32)
+    return tap[: np.max(np.flatnonzero(tap), initial=-1) + 1].copy()
+
+
+@backends.planned
+def _backward_tables(window: Any, whole: bool) -> tuple[Array, Array, Array]:
+    """`starts_of` depth, height and width; unless `whole`, nothing of a width whose windows are a stride apart."""
+    depth, height, width = axes_of(window)
+    last = starts_of(width) if whole or is_adaptive(width) else np.empty((2, 0), np.int32)
+    return starts_of(depth), starts_of(height), last
+
+
+@backends.planned
+def _offsets(window: Any) -> Array:
     """The cell under each tap of a window, in C order, relative to the window's start in the plane."""
     offsets = np.zeros(1, np.int64)
-    for axis in axes:
+    for axis in axes_of(window):
         taps = np.arange(axis.kernel) * step(axis)
         offsets = (offsets[:, None] * axis.length + taps).reshape(-1)
     return offsets
@@ -145,18 +185,19 @@ def _unrolled(axis: Any) -> bool:
 def _paired(depth: Any, height: Any, width: Any) -> bool:
     """Whether windows are one or two rows of two neighbours, side by side and inside the input."""
     regular = _unrolled(width) and (width.kernel, width.stride) == (2, 2)
-    inside = regular and all((met(a)[1] == a.kernel).all() for a in (depth, height, width))
+    inside = regular and all(a.whole for a in (depth, height, width))
     return inside and depth.kernel == 1 and height.kernel <= 2
 
 
 def _line(axis: Any) -> tuple[int, ...]:
-    """Pitch and parts of a row laid out in a line: a part for each cell of a stride. None for windows that differ, nor
-    where taps reach so far beyond the row, or windows are so few, that the line would be much longer than the row."""
-    if is_adaptive(axis):
+    """Pitch and parts of a row laid out in a line, a part for each cell of a stride, and the place of the row's first
+    cell. None for windows that differ, nor where most taps of every window see padding, which the line's loops read,
+    nor where taps reach so far beyond the row, or windows are so few, that the line would be much longer than it."""
+    if is_adaptive(axis) or axis.kernel > 4 * -(axis.length // -axis.dilation):
         return ()
     taken = -(-axis.out // loops.LANES) * loops.LANES + (axis.kernel - 1) * axis.dilation // axis.stride
     pitch = max(taken, (axis.length - 1 + axis.before) // axis.stride + 1)
-    return (pitch, axis.stride) if pitch * axis.stride <= 4 * (axis.length + axis.out) + 256 else ()
+    return (pitch, axis.stride, axis.before) if pitch * axis.stride <= 4 * (axis.length + axis.out) + 256 else ()
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -166,7 +207,7 @@ def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[A
     y = backends.result(plan.out_shape, x.dtype)
     save = ties == "first" or numbered
     place = np.empty(y.shape if save else (0,), plan.place)
-    known = (plan.sizes, plan.taps, plan.steps, *plan.tables)
+    known, tables = (plan.sizes, plan.taps, plan.steps), _forward_tables(window, False)
     line: tuple[int, ...] = ()
     if plan.pairs:
         run = loops.forward_pairs(plan.taps[0], plan.pairs, save)
@@ -176,27 +217,28 @@ def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[A
         run = loops.forward_cells(save)
 
     def maxima(x: Array, y: Array, place: Array, start: int, stop: int) -> None:
-        run(x, y, place, *known, *line, start, stop)
+        run(x, y, place, *known, *tables, *line, start, stop)
 
     over(plan.planes, plan.rows, (lines(x),), (lines(y), lines(place)), maxima)
-    indices = _indices(plan, place) if numbered else None
+    indices = _indices(window, place) if numbered else None
     if ties in (None, "first"):
         return y, place, indices
     number = (math.prod(window.kernel) + 7) // 8
-    bits = np.empty((number, *y.shape), np.uint8)
+    bits, whole = np.empty((number, *y.shape), np.uint8), _forward_tables(window, True)
 
     def equal(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
-        loops.ties(x, y, bits, *known, start, stop)
+        loops.ties(x, y, bits, *known, *whole, start, stop)
 
     over(plan.planes, plan.rows, (lines(x), lines(y)), (lines(bits, number),), equal)
     return y, bits, indices
 
 
-def _indices(plan: Plan, place: Array) -> Array:
-    indices = np.empty(place.shape, np.int64)
+def _indices(window: Any, place: Array) -> Array:
+    plan, indices = _plan(window), np.empty(place.shape, np.int64)
+    offsets, tables = _offsets(window), _backward_tables(window, True)
 
     def cells(place: Array, indices: Array, start: int, stop: int) -> None:
-        loops.numbered(place, indices, plan.sizes, plan.offsets, *plan.tables, start, stop)
+        loops.numbered(place, indices, plan.sizes, offsets, *tables, start, stop)
 
     over(plan.planes, plan.rows, (lines(place),), (lines(indices),), cells)
     return indices
@@ -204,16 +246,22 @@ def _indices(plan: Plan, place: Array) -> Array:
 
 def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
     plan, dx = _plan(window), backends.result(window.layout.shape, dy.dtype)
-    known = (plan.sizes, plan.offsets, plan.disjoint)
-
-    run = loops.backward_plain if plan.plain else loops.backward
-
-    def first(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-        run(dy, place, dx, *known, *plan.tables, start, stop)
+    plain, width = ties == "first" and plan.plain, axes_of(window)[2]
+    known = (plan.sizes, _offsets(window), plan.disjoint)
+    tables = _backward_tables(window, not plain)
 
     def equal(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
-        loops.ties_backward(dy, bits, dx, *known, ties == "split", *plan.tables, start, stop)
+        loops.ties_backward(dy, bits, dx, *known, ties == "split", *tables, start, stop)
 
-    number = 1 if ties == "first" else saved.shape[0]
-    over(plan.planes, 1, (lines(dy), lines(saved, number)), (lines(dx),), first if ties == "first" else equal)
+    def first(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
+        loops.backward(dy, place, dx, *known, *tables, start, stop)
+
+    def first_plain(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
+        every, before = (0, 0) if is_adaptive(width) else (width.stride, width.before)
+        loops.backward_plain(dy, place, dx, *known, *tables, every, before, start, stop)
+
+    run, number = first_plain if plain else first, 1
+    if ties != "first":
+        run, number = equal, saved.shape[0]
+    over(plan.planes, 1, (lines(dy), lines(saved, number)), (lines(dx),), run)
     return dx

@@ -1,8 +1,9 @@
 """Max pooling's loops, over rows of windows (forward) or over planes (backward), from `start` to `stop`.
 
 Arrays are flat: (planes, depth, height, width, channels). `sizes` are those of the arrays: depth, height, width of x,
-then of y, and the channels; `taps` the window's height and width, `steps` its dilations. Tables `d h w` are those of
-pool_window.met: of each window along an axis its first cell, number of cells, first tap, and start.
+then of y, and the channels; `taps` the window's height and width, `steps` its dilations. Tables `d h w` have for each
+window along an axis: in forward its first cell, its number of cells and the tap over the first (pool_window.cells_of);
+in backward the cell under its first tap, be it there or not, and its number of cells (pool_window.starts_of).
 
 Each window begins with −inf under its first tap that meets the input, so that no cell is written where none is met; a
 cell replaces what is held if it is larger, or the first NaN: `not (value <= held)` and held is a number.
@@ -34,18 +35,19 @@ def forward(width: int, stride: int, save: bool) -> Kernel:
     neighbours there too. What no cell is laid on stays −inf, which replaces nothing. So neither the edges nor what a
     vectorised loop would leave over cost a loop of their own, and no branch hangs on a value.
 
-    `width` and `stride` are the window's along a row, in loops that are unrolled; 0: any, the stride is `every`."""
+    `width` and `stride` are the window's along a row, in loops that are unrolled; 0: any, the stride is `every`. `w`:
+    the first taps of the first windows, those of all others being 0; `before`: the place of a row's first cell."""
 
     @kernel()
     def max_pool(
         x: Array, y: Array, place: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-        pitch: int, every: int, start: int, stop: int,
+        pitch: int, every: int, before: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, _ = sizes
-        parts, before, number = stride if stride > 0 else every, -w[3, 0], U(-(-out_w // LANES) * LANES)
+        parts, number = stride if stride > 0 else every, U(-(-out_w // LANES) * LANES)
         line, best = np.full(parts * pitch, -np.inf, x.dtype), np.empty(number, x.dtype)
         best_tap, first_tap = np.empty(number, np.int32), np.zeros(number, np.int32)
-        first_tap[:out_w] = w[2]
+        first_tap[: w.size] = w
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
             first = (plane * depth + d[0, od]) * height + h[0, oh]
@@ -193,18 +195,20 @@ def ties(
 @kernel()
 def backward_plain(
     dy: Array, place: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
-    start: int, stop: int,
+    every: int, before: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """`backward` for one channel a cell, where every window meets a cell: a third of its time. dx is cleared not far
-    ahead of the windows, so that it is still in the cache when they come."""
+    ahead of the windows, so that it is still in the cache when they come. `every`: from the start of a row's window to
+    the next one's, `before` the padding of the first; 0: they are in `w`."""
     depth, height, length, out_d, out_h, out_w, _ = sizes
     size, rows = depth * height * length, out_d * out_h
-    far = w[3, out_w - 1] + offsets[offsets.size - 1] + 1  # from a row's start to behind its last window's last tap
+    last = (out_w - 1) * every - before if every > 0 else w[0, out_w - 1]
+    far = last + offsets[offsets.size - 1] + 1  # from a row's start to behind its last window's last tap
     for plane in range(start, stop):
         clear, end = plane * size, (plane + 1) * size
         for row in range(rows):
             od, oh = row // out_h, row % out_h
-            begin = ((plane * depth + d[3, od]) * height + h[3, oh]) * length
+            begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
             reach = begin + far if row + 1 < rows else end
             if reach > clear:
                 until = min(max(reach, clear + AHEAD), end)
@@ -213,7 +217,8 @@ def backward_plain(
                 clear = until
             first = U((plane * rows + row) * out_w)
             for o in range(U(out_w)):
-                cell = U(begin + w[3, o] + offsets[U(place[first + o])])
+                from_row = np.int64(o) * every - before if every > 0 else np.int64(w[0, o])
+                cell = U(begin + from_row + offsets[U(place[first + o])])
                 dx[cell] = dy[first + o] if disjoint else dx[cell] + dy[first + o]
 
 
@@ -233,14 +238,14 @@ def backward(
             od, oh = row // out_h, row % out_h
             if d[1, od] == 0 or h[1, oh] == 0:
                 continue
-            begin = ((plane * depth + d[3, od]) * height + h[3, oh]) * length
+            begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
             first = (plane * out_d * out_h + row) * out_w
             for o in range(U(out_w)):
                 if w[1, o] == 0:
                     continue
                 here = (U(first) + o) * U(channels)
                 for c in range(U(channels)):
-                    cell = U(begin + w[3, o] + offsets[U(place[here + c])]) * U(channels) + c
+                    cell = U(begin + w[0, o] + offsets[U(place[here + c])]) * U(channels) + c
                     dx[cell] = dy[here + c] if disjoint else dx[cell] + dy[here + c]
 
 
@@ -257,7 +262,7 @@ def ties_backward(
             dx[i] = 0
         for row in range(out_d * out_h):
             od, oh = row // out_h, row % out_h
-            begin = ((plane * depth + d[3, od]) * height + h[3, oh]) * length
+            begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
             first = (plane * out_d * out_h + row) * out_w
             for o in range(out_w):
                 for c in range(channels):
@@ -270,7 +275,7 @@ def ties_backward(
                         share = share / dy.dtype.type(max(number, 1))
                     for tap in range(offsets.size):
                         if bits[tap // 8 * dy.size + at] >> tap % 8 & 1:
-                            cell = (begin + w[3, o] + offsets[tap]) * channels + c
+                            cell = (begin + w[0, o] + offsets[tap]) * channels + c
                             dx[cell] = share if disjoint else dx[cell] + share
 
 
@@ -282,8 +287,8 @@ def numbered(
     _, height, length, out_d, out_h, out_w, channels = sizes
     for unit in range(start, stop):
         od, oh = unit % (out_d * out_h) // out_h, unit % out_h
-        begin = (d[3, od] * height + h[3, oh]) * length
+        begin = (d[0, od] * height + h[0, oh]) * length
         for o in range(out_w):
             meets = d[1, od] > 0 and h[1, oh] > 0 and w[1, o] > 0
             for at in range(U((unit * out_w + o) * channels), U((unit * out_w + o + 1) * channels)):
-                indices[at] = begin + w[3, o] + offsets[U(place[at])] if meets else -1
+                indices[at] = begin + w[0, o] + offsets[U(place[at])] if meets else -1

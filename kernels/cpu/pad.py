@@ -6,7 +6,6 @@ of dx gathers. Forward moves bits, as unsigned integers. The slabs are runs of r
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from .pool_window import HALVES, WIDENED, small
 Array = Any
 Pair = tuple[int, int]
 Side = tuple[int, Pair, Pair]  # of an axis: its length, grow and crop
+ModedSide = tuple[str, int, Pair, Pair]  # and the mode
 MISSING: Side = (1, (0, 0), (0, 0))
 
 
@@ -57,47 +57,82 @@ def _sides(spec: Any) -> list[Side]:
     return [MISSING] * (3 - len(sides)) + sides
 
 
-@functools.lru_cache(maxsize=256)
-def _shown(mode: str, length: int, grow: Pair, crop: Pair) -> Array:
-    """The cell of x that each cell of y shows; -1 for none."""
-    cells, (before, after) = np.arange(length), crop
-    pad: Any = np.pad  # whose annotations want a mode that they can read
+def _shown(side: ModedSide, cells: Array) -> Array:
+    """The cell of x that these cells of y show; -1 for none."""
+    mode, length, grow, crop = side
+    at = cells - grow[0] + crop[0]  # in x; beyond its ends in the borders
     if mode == "constant":
-        return pad(cells[before : length - after], grow, constant_values=-1)
+        return np.where((at >= 0) & (at < length), at, -1)
+    if mode == "edge":
+        return np.clip(at, 0, length - 1)
     if mode == "wrap":  # repeats what the crop leaves; the others do not notice it
-        return pad(cells[before : length - after], grow, mode="wrap")
-    return pad(cells, grow, mode=mode)[before : length + sum(grow) - after]
+        return (at - crop[0]) % max(1, length - sum(crop)) + crop[0]
+    own = 1 if mode == "symmetric" else 0  # whether the mirror shows the cell at the end itself
+    at = np.where(at < 0, -own - at, at)
+    return np.where(at >= length, 2 * (length - 1) + own - at, at)
 
 
-@functools.lru_cache(maxsize=256)
-def _border(mode: str, length: int, grow: Pair, crop: Pair) -> Array:
+def _out_length(side: ModedSide) -> int:
+    _, length, grow, crop = side
+    return length + sum(grow) - sum(crop)
+
+
+def _border(side: ModedSide) -> Array:
     """The cells of y that are not x's own."""
-    return np.r_[: grow[0], grow[0] + length - sum(crop) : length + sum(grow) - sum(crop)]
+    _, _, grow, _ = side
+    out = _out_length(side)
+    return np.concatenate([np.arange(grow[0]), np.arange(out - grow[1], out)])
 
 
-@functools.lru_cache(maxsize=256)
-def _showing(mode: str, length: int, grow: Pair, crop: Pair) -> tuple[Array, Array]:
-    """Where each cell's entries begin (and the last one's end), and the entries, one cell after another: the cell of y
-    that is its own, -1 if that was cropped, and those of the border before and behind that show it, each from the
-    outermost inwards."""
-    shown = _shown(mode, length, grow, crop)
-    front, back = np.arange(grow[0]), np.arange(shown.size - 1, shown.size - 1 - grow[1], -1)
-    own = np.arange(length) + grow[0] - crop[0]
-    own[: crop[0]] = own[length - crop[1] :] = -1
-    entries = np.concatenate([own, front, back])
-    cells = np.concatenate([np.arange(length), shown[front], shown[back]])
-    begin = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(cells, minlength=length))])
-    return begin, entries[np.argsort(cells, kind="stable")]
+def _showing(side: ModedSide, low: int, high: int) -> tuple[Array, Array]:
+    """Where the entries of each cell outside `low` to `high` begin (and the last one's end), and the entries, one cell
+    after another: the cell of y that is its own, -1 if that was cropped, and those of the border before and behind that
+    show it, each from the outermost inwards."""
+    _, length, grow, crop = side
+    out = _out_length(side)
+    cells = np.concatenate([np.arange(low), np.arange(high, length)])
+    own = np.where((cells >= crop[0]) & (cells < length - crop[1]), cells + grow[0] - crop[0], -1)
+    border = np.concatenate([np.arange(grow[0]), np.arange(out - 1, out - 1 - grow[1], -1)])
+    shown = _shown(side, border)
+    place = np.concatenate([np.arange(cells.size), np.where(shown < low, shown, shown - (high - low))])
+    begin = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(place, minlength=cells.size))])
+    return begin, np.concatenate([own, border])[np.argsort(place, kind="stable")]
 
 
-@functools.lru_cache(maxsize=256)
-def _plain(mode: str, length: int, grow: Pair, crop: Pair) -> Pair:
+def _plain(side: ModedSide) -> Pair:
     """The longest run of cells, from the first to behind the last, that no border shows and no crop took."""
-    begin, entries = _showing(mode, length, grow, crop)
-    others = np.flatnonzero((np.diff(begin) > 1) | (entries[begin[:-1]] < 0))
-    ends = np.concatenate([np.full(1, -1), others, np.full(1, length)])
-    longest = int(np.argmax(np.diff(ends)))
-    return int(ends[longest]) + 1, int(ends[longest + 1])
+    _, length, grow, crop = side
+    out = _out_length(side)
+    others = [(0, crop[0]), (length - crop[1], length)]
+    for first, last in ((0, grow[0] - 1), (out - grow[1], out - 1)):
+        if first <= last:  # what a border shows is one run
+            ends = _shown(side, np.array([first, last]))
+            others.append((int(ends.min()), int(ends.max()) + 1))
+    best, start = (0, 0), 0
+    for begin, end in sorted(others):
+        if begin - start > best[1] - best[0]:
+            best = start, begin
+        start = max(start, end)
+    return (start, length) if length - start > best[1] - best[0] else best
+
+
+# --------------------------------------------------------------------------------------------------------------- plans
+@backends.planned
+def _move_tables(sides: tuple[ModedSide, ...]) -> tuple[Array, Array, Array, Array]:
+    """What each cell of y shows along depth and height; along the width the cells that are not x's own, and what they
+    show."""
+    depth, height, width = sides
+    border = _border(width)
+    shown = [_shown(side, np.arange(_out_length(side))) for side in (depth, height)]
+    return shown[0], shown[1], border, _shown(width, border)
+
+
+@backends.planned
+def _fold_tables(sides: tuple[ModedSide, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...], Pair]:
+    """`begin` and `sources` of the loop `fold`, and the plain run of the width, which they leave out."""
+    low, high = _plain(sides[2])
+    begin, sources = zip(*(_showing(side, 0, 0) for side in sides[:2]), _showing(sides[2], low, high), strict=True)
+    return begin, sources, (low, high)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -128,29 +163,30 @@ def _bits(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
-def _move(x: Array, y: Array, sides: list[tuple[str, int, Pair, Pair]], inner: int, fill: Array) -> None:
+def _move(x: Array, y: Array, sides: list[ModedSide], inner: int, fill: Array) -> None:
     """Fill y with what it shows of x."""
-    (depths, heights, widths), border = (_shown(*side) for side in sides), _border(*sides[2])
+    if not y.size:
+        return
+    depths, heights, border, shown = _move_tables(tuple(sides))
     lengths = [length for _, length, _, _ in sides]
     _, length, grow, crop = sides[2]
-    shape = (*lengths, widths.size, grow[0], grow[0] + length - sum(crop), crop[0], inner)
+    out = _out_length(sides[2])
+    shape = (*lengths, out, grow[0], grow[0] + length - sum(crop), crop[0], inner)
     source, result, value = flat(_bits(x)), y.reshape(-1).view(f"u{y.dtype.itemsize}"), _bits(fill)[0]
 
     def run(start: int, stop: int) -> None:
-        loops.move(source, result, value, shape, depths, heights, border, widths[border], start, stop)
+        loops.move(source, result, value, shape, depths, heights, border, shown, start, stop)
 
-    if y.size:
-        slabs(y.size // (widths.size * inner), x.nbytes + y.nbytes, run)
+    slabs(y.size // (out * inner), x.nbytes + y.nbytes, run)
 
 
-def _fold(dy: Array, dx: Array, sides: list[tuple[str, int, Pair, Pair]], inner: int) -> None:
+def _fold(dy: Array, dx: Array, sides: list[ModedSide], inner: int) -> None:
     """Fill dx with the sums of what shows each of its cells in dy."""
     if not dx.size:
         return
-    begin, sources = zip(*(_showing(*side) for side in sides), strict=True)
-    low, high = _plain(*sides[2])
-    first = int(sources[2][begin[2][low]]) if low < high else 0
-    shape = (*(length + sum(grow) - sum(crop) for _, length, grow, crop in sides), low, high, first, inner)
+    begin, sources, (low, high) = _fold_tables(tuple(sides))
+    _, length, grow, crop = sides[2]
+    shape = (*map(_out_length, sides), length, low, high, low + grow[0] - crop[0], inner)
     lines = sides[0][1] * sides[1][1]
     planes, nbytes = dx.size // (lines * sides[2][1] * inner), dy.nbytes + dx.nbytes
     if str(dy.dtype) not in HALVES:

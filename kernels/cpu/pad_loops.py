@@ -2,7 +2,7 @@
 
 Arrays are flat: (planes, depth, height, width, cells' elements); `inner` elements lie together in a cell of the last
 axis. Forward looks up along each axis which cell of x a cell of y shows; backward, which cells of dy a cell of dx is
-the sum of, in order. Along the last axis cells `low` to `high` are x's own, in one piece, and need no table.
+the sum of, in order. Along the last axis cells `low` to `high` are x's own, in one piece: the tables leave them out.
 
 Inner loops have unsigned offsets from whole arrays, which is what lets them be vectorised.
 """
@@ -67,8 +67,8 @@ def fold(
 ) -> None:  # fmt: skip
     """dx[d, h, w]: the sum over its depths of the sums over its heights of the sums over its widths, in the order of
     `sources`; -1, which only comes first, stands for a cell of zeros."""
-    out_d, out_h, out_w, low, high, first, inner = shape
-    depth, height, length = len(begin[0]) - 1, len(begin[1]) - 1, len(begin[2]) - 1
+    out_d, out_h, out_w, length, low, high, first, inner = shape
+    depth, height = len(begin[0]) - 1, len(begin[1]) - 1
     size = U(inner)
     row, out_row = U(length) * size, U(out_w) * size
     further = np.empty(row, dy.dtype)  # a further depth's sum, until it is whole
@@ -91,9 +91,10 @@ def fold(
                 else:
                     for c in range(U(high - low) * size):
                         into[to_own + c] = dy[own + c]
-                for begin_w, end_w in ((U(0), U(low)), (U(high), U(length))):  # what borders show, and what was cropped
+                # What borders show, and what was cropped; the tables leave out the cells between.
+                for begin_w, end_w, left_out in ((U(0), U(low), U(0)), (U(high), U(length), U(high - low))):
                     for w in range(begin_w, end_w):
-                        k0, k1 = U(begin[2][w]), U(begin[2][w + U(1)])
+                        k0, k1 = U(begin[2][w - left_out]), U(begin[2][w - left_out + U(1)])
                         if inner == 1:
                             sum_ = zero if sources[2][k0] < 0 else dy[at + U(sources[2][k0])]
                             for k in range(k0 + U(1), k1):

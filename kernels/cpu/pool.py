@@ -6,7 +6,6 @@ planes where each is one window.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +17,19 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import pool_loops as loops
-from .pool_window import axes_of, cells_of, is_adaptive, lines, met, over, planes_of, refusal, small, windows_of
+from .pool_window import (
+    axes_of,
+    cells_of,
+    is_adaptive,
+    lines,
+    over,
+    planes_of,
+    refusal,
+    small,
+    step,
+    windows_of,
+    windows_on,
+)
 
 Array = Any
 SHORT = 32
@@ -77,40 +88,41 @@ def _window(spec: Any) -> Any:
 
 
 def _divisors(spec: Any) -> tuple[Array, Array, Array]:
-    """What the sum of a window is divided by, as a product over the axes. An axis on which all windows have the same
-    divisor gives it to the last one."""
+    """What the sum of a window is divided by, as a product over the axes: a number for each window of an axis, or one
+    for all. Those axes that have one for all give it to the last of them."""
     window = _window(spec)
+    axes, one = axes_of(window), np.ones(1)
     if hasattr(spec, "override"):
         if spec.override is not None:
-            return _gathered([np.ones(a.out) for a in axes_of(window)], spec.override)
-        return _gathered([_counts(a, spec.include_pad) for a in axes_of(window)])
-    if is_adaptive(window.axes[0]):
-        return _gathered([met(a)[1].astype(np.float64) for a in axes_of(window)])
-    return _gathered([np.ones(a.out) for a in axes_of(window)])
-
-
-def _gathered(numbers: list[Array], factor: float = 1.0) -> tuple[Array, Array, Array]:
-    for i, number in enumerate(numbers[:2]):
+            return one, one, one * spec.override
+        numbers = [_counts(a, spec.include_pad) for a in axes]
+    elif is_adaptive(window.axes[0]):
+        numbers = [windows_on(a)[2].astype(np.float64) for a in axes]
+    else:
+        return one, one, one
+    factor = 1.0
+    for i, number in enumerate(numbers):
         if number.min() == number.max():
-            factor, numbers[i] = factor * number[0], np.ones(number.size)
+            factor, numbers[i] = factor * number[0], one
     return numbers[0], numbers[1], numbers[2] * factor
 
 
 def _counts(axis: Any, include_pad: bool) -> Array:
     """For each window its taps inside the input (and its declared padding); 1 where there is none."""
-    low, high = (-axis.before, axis.length + axis.after) if include_pad else (0, axis.length)
-    starts = met(axis)[3]
-    below = [np.clip(-((starts - bound) // axis.dilation), 0, axis.kernel) for bound in (low, high)]
+    before, after = (axis.before, axis.after) if include_pad else (0, 0)
+    if axis.whole_with(before, after):
+        return np.full(1, float(axis.kernel))
+    start = windows_on(axis)[0]
+    below = [np.clip(-((start - bound) // axis.dilation), 0, axis.kernel) for bound in (-before, axis.length + after)]
     return np.maximum(below[1] - below[0], 1).astype(np.float64)
 
 
-def _unrolled(axis: Any, channels: int, backward: bool) -> tuple[int, int, int, int]:
-    """Width and stride of the runs along a row to unroll, and from which cell to which; width 0 for none."""
+def _unrolled(axis: Any, channels: int, backward: bool, number: Array) -> tuple[int, int, int, int]:
+    """Width and stride of the runs along a row to unroll, and from which cell to which; width 0 for none. `number`: of
+    the cells that each cell of the result is the sum of."""
     none = (0, 1, 0, 0)
     if channels > 1 or is_adaptive(axis) or axis.dilation > 1 or (axis.kernel, axis.stride) not in UNROLLED:
         return none
-    begin, _ = (windows_of if backward else cells_of)(axis)
-    number = np.diff(begin)
     if backward and axis.stride == axis.kernel:
         low = (axis.before + axis.stride - 1) // axis.stride * axis.stride - axis.before  # where a whole window begins
         high = low + (min(axis.length, axis.out * axis.stride - axis.before) - low) // axis.kernel * axis.kernel
@@ -134,24 +146,27 @@ class Plan:
     least: int = 1
 
 
-@functools.lru_cache(maxsize=256)
+@backends.planned
 def _plan(spec: Any, backward: bool, single: bool) -> Plan:
     """`single`: sums may be kept in float32."""
     window, divisors = _window(spec), _divisors(spec)
     shape = window.layout.shape if backward else window.out_shape
     axes, (planes, channels) = axes_of(window), planes_of(window)
-    if channels == 1 and all(a.out == 1 and met(a)[1][0] == a.length for a in axes):
+    if channels == 1 and all(a.out == 1 and cells_of(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
         if backward:
             return Plan(shape, loops.plane_spread, (cells, divisor), planes, 1)
         return Plan(shape, loops.plane_sums, (cells, divisor), planes, 1, -(-READ // (4 * cells)))
     dtype = np.float32 if single and math.prod(window.kernel) <= SHORT else np.float64
     divisors = tuple(divisor.astype(dtype) for divisor in divisors)
-    begin, sources = zip(*map(windows_of if backward else cells_of, axes), strict=True)
+    if backward:
+        sources, steps = zip(*map(windows_of, axes), strict=True)
+    else:
+        sources, steps = tuple(map(cells_of, axes)), tuple(map(step, axes))
     lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
     sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
-    width, stride, low, high = _unrolled(axes[2], channels, backward)
-    known = (np.empty(0, dtype), sizes, begin, sources, divisors, low, high)
+    width, stride, low, high = _unrolled(axes[2], channels, backward, sources[2][1])
+    known = (np.empty(0, dtype), sizes, sources, steps, divisors, low, high)
     return Plan(shape, loops.sums(width, stride, backward), known, planes, sizes[3] * sizes[4])
 
 

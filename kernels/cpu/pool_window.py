@@ -1,5 +1,5 @@
 """A pool's windows as CPU kernels take them: three spatial axes, the first missing ones of one cell, and tables of what
-each window meets.
+each window meets, computed by NumPy from an axis's few numbers. Plans keep them.
 
 An array is (planes, depth, height, width, channels of a cell): channels first has a plane for each sample and channel,
 and one channel a cell; channels last a plane for each sample. Tables are shared by calls and only read.
@@ -36,9 +36,11 @@ class Single:
     dilation: int = 1
     before: int = 0
     after: int = 0
-    starts: tuple[int, ...] = (0,)
     disjoint: bool = True
     whole: bool = True
+
+    def whole_with(self, before: int, after: int) -> bool:
+        return True
 
 
 def refusal(window: Any, array: Array | None) -> str | None:
@@ -88,36 +90,68 @@ def step(axis: Any) -> int:
     return 1 if is_adaptive(axis) else int(axis.dilation)
 
 
-@functools.lru_cache(maxsize=256)
-def met(axis: Any) -> Array:
-    """Of each window the first cell that it meets, how many of its taps meet one, the first of these, and the cell or
-    padding under its first tap: (4, out)."""
-    starts = np.array(axis.starts, np.int64)
+def windows_on(axis: Any) -> tuple[Array, Array, Array]:
+    """For each window the cell under its first tap (outside [0, length) it is padding), its first tap that meets a
+    cell, and how many taps do: (out,) each. A window that meets none has 0 and 0."""
     if is_adaptive(axis):
-        return np.stack([starts, np.array(axis.ends, np.int64) - starts, np.zeros_like(starts), starts])
-    first = np.maximum(0, -(starts // axis.dilation))
-    end = np.minimum(axis.kernel, -((starts - axis.length) // axis.dilation))
-    number = np.maximum(end - first, 0)
-    first[number == 0] = 0
-    return np.stack([np.where(number > 0, starts + first * axis.dilation, 0), number, first, starts])
+        start, end = adaptive_bounds(axis)
+        return start, np.zeros_like(start), end - start
+    start = np.arange(-axis.before, (axis.out - 1) * axis.stride - axis.before + 1, axis.stride)
+    if axis.whole:
+        return start, np.zeros_like(start), np.full_like(start, axis.kernel)
+    first = np.maximum(0, -(start // axis.dilation))
+    number = np.minimum(axis.kernel, -((start - axis.length) // axis.dilation)) - first
+    meets = number > 0
+    return start, first * meets, number * meets
 
 
-@functools.lru_cache(maxsize=256)
-def cells_of(axis: Any) -> tuple[Array, Array]:
-    """Where each window's cells begin (and the last one's end), and the cells, one window after another."""
-    first, number, _, _ = met(axis)
-    edges = np.concatenate([np.zeros(1, np.int64), np.cumsum(number)])
-    tap = np.arange(edges[-1]) - np.repeat(edges[:-1], number)
-    return edges, np.repeat(first, number) + tap * step(axis)
+def adaptive_bounds(axis: Any) -> tuple[Array, Array]:
+    """The first cell of each window of an adaptive pool and the cell behind its last: (out,) each."""
+    window = np.arange(axis.out + 1)
+    quotient, rest = divmod(axis.length, axis.out)  # the product of window and length might overflow
+    whole, part = np.divmod(window * rest, axis.out)
+    edges = window * quotient + whole
+    return edges[:-1], edges[1:] + (part[1:] > 0)
 
 
-@functools.lru_cache(maxsize=256)
-def windows_of(axis: Any) -> tuple[Array, Array]:
-    """Where each cell's windows begin (and the last one's end), and the windows in order, one cell after another."""
-    edges, cells = cells_of(axis)
-    windows = np.repeat(np.arange(axis.out), np.diff(edges))
-    number = np.bincount(cells, minlength=axis.length)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(number)]), windows[np.argsort(cells, kind="stable")]
+def cells_of(axis: Any, *, taps: bool = False) -> Array:
+    """The first cell that each window meets, how many it meets, `step` apart, and (with `taps`) the tap over the first:
+    (2 or 3, out)."""
+    start, tap, number = windows_on(axis)
+    first = (start + tap * step(axis)) * (number > 0)
+    return _table(axis, first, number, tap) if taps else _table(axis, first, number)
+
+
+def starts_of(axis: Any) -> Array:
+    """The cell under each window's first tap, and how many cells the window meets: (2, out)."""
+    start, _, number = windows_on(axis)
+    return _table(axis, start, number)
+
+
+def windows_of(axis: Any) -> tuple[Array, int]:
+    """The first window over each cell, and how many there are: (2, length); and from one of them to the next."""
+    if is_adaptive(axis):
+        return cells_of(axis.adjoint), 1
+    # Window o is over cell c where c + before = o * stride + tap * dilation. Modulo the dilation that has a solution if
+    # their common divisor divides c + before, and then one in every `every` windows is one.
+    shared = math.gcd(axis.stride, axis.dilation)
+    every = axis.dilation // shared
+    inverse = pow(axis.stride // shared, -1, every)
+    place = np.arange(axis.length) + axis.before
+    low = np.maximum(0, -((axis.dilation * (axis.kernel - 1) - place) // axis.stride))
+    high = np.minimum(axis.out - 1, place // axis.stride)
+    if every > 1:
+        low += (place // shared % every * inverse - low) % every
+    meets = (place % shared == 0) & (low <= high)
+    return _table(axis, low * meets, ((high - low) // every + 1) * meets), every
+
+
+def _table(axis: Any, *rows: Array) -> Array:
+    """These rows as one array, of int32 where that holds twice the axis's cells."""
+    table = np.empty((len(rows), rows[0].size), np.int32 if max(axis.length, axis.out) < 2**30 else np.int64)
+    for i, row in enumerate(rows):
+        table[i] = row
+    return table
 
 
 # --------------------------------------------------------------------------------------------------------------- slabs

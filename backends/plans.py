@@ -1,0 +1,108 @@
+"""The plan cache: what kernels and portable code work out once for a shape, kept for the next call of that shape.
+
+Every table whose size depends on a shape is kept here and nowhere else, so one limit in bytes holds for all of them,
+however many shapes a program uses. The plans that were not used for the longest time are dropped first. A plan larger
+than LARGEST is never kept: each call computes it again, by a few NumPy operations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy
+
+LIMIT = 48 << 20  # bytes of all plans; 64 MB with the specs and other results of fixed size that are kept by number
+LARGEST = LIMIT // 2  # bytes of one plan
+ENTRIES = 2048  # plans, at most
+KEY = 1024  # bytes counted for the arguments of a plan: windows and shapes, which have a fixed size
+HEADER = 128  # bytes of an array besides its elements
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(eq=False)
+class _Entry:
+    plan: Any
+    nbytes: int
+    used: int  # when, as a count of all uses
+
+
+class PlanCache:
+    """Plans by key, within a limit of bytes.
+
+    The dictionary is never changed: an insertion replaces it by a new one, in one step. So no lock is needed, and an
+    exception at any point, a fork or a second thread leaves it whole. Two insertions at the same moment keep one.
+    """
+
+    def __init__(self, limit: int = LIMIT, largest: int = LARGEST, entries: int = ENTRIES) -> None:
+        self.limit, self.largest, self.entries = limit, largest, entries
+        self._plans: dict[Any, _Entry] = {}
+        self._uses = itertools.count()
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The plan of this key: the kept one, or what `make` returns. An exception of `make` is not kept."""
+        entry = self._plans.get(key)
+        if entry is not None:
+            entry.used = next(self._uses)
+            return entry.plan
+        plan = make()
+        size = KEY + size_of(plan)
+        if size <= self.largest:
+            self._plans = self._within_limits({**self._plans, key: _Entry(plan, size, next(self._uses))})
+        return plan
+
+    def _within_limits(self, plans: dict[Any, _Entry]) -> dict[Any, _Entry]:
+        """The plans without the oldest ones, as many as the limits require."""
+        excess, number = sum(entry.nbytes for entry in plans.values()) - self.limit, len(plans) - self.entries
+        if excess > 0 or number > 0:
+            for key, entry in sorted(plans.items(), key=lambda item: item[1].used):
+                if excess <= 0 and number <= 0:
+                    break
+                del plans[key]
+                excess, number = excess - entry.nbytes, number - 1
+        return plans
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all plans that are kept."""
+        return sum(entry.nbytes for entry in self._plans.values())
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def clear(self) -> None:
+        """Drop all plans."""
+        self._plans = {}
+
+
+PLANS = PlanCache()
+
+
+def planned(make: F) -> F:
+    """A function of hashable arguments whose results are kept in the plan cache. They are shared: change none."""
+
+    @functools.wraps(make)
+    def run(*args: Any) -> Any:
+        return PLANS.get((make, *args), lambda: make(*args))
+
+    return cast(F, run)
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a plan: arrays with all the memory that they keep alive, and what containers and dataclasses hold."""
+    if isinstance(value, numpy.ndarray):
+        while isinstance(value.base, numpy.ndarray):
+            value = value.base
+        return int(value.nbytes) + HEADER
+    if isinstance(value, tuple | list):
+        return sys.getsizeof(value) + sum(map(size_of, value))
+    if isinstance(value, slice):
+        return sys.getsizeof(value) + sum(map(sys.getsizeof, (value.start, value.stop, value.step)))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return sys.getsizeof(value) + sum(size_of(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return sys.getsizeof(value)

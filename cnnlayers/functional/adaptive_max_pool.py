@@ -1,0 +1,114 @@
+"""Adaptive max pooling: max_pool's maximum over windows that share an axis out evenly.
+
+The rules are max_pool's: the first maximum of a window is saved as a place within it and gets the gradient; NaN wins.
+Source: torch.nn.functional.adaptive_max_pool2d.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, adaptive_window
+
+from .common import Array, Context, check_memory, floating, implementation, masked, on_device, opened, widened
+from .max_pool import flat_cells, maxima, read_cells, read_slice
+from .plane_slabs import in_planes
+from .pool import along
+from .window_arrays import on_axis, window_ends, window_starts
+
+Asked = tuple[slice, Callable[[Array], Array], "Array | None"]
+
+
+@in_planes
+def _adaptive_max_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> tuple[Array, Array | None]:
+    return maxima(b, spec.regular() or spec, x, save=True)
+
+
+@in_planes
+def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
+    return maxima(b, spec.regular() or spec, x, save=False)[0]
+
+
+@in_planes
+@widened
+def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
+    """Each cell asks the windows that cover it, in C order, whether it is their maximum."""
+    lay, ndim, xp = spec.layout, len(spec.layout.shape), b.xp
+    flat = flat_cells(b, spec, argmax, xp.int64)
+    mine = b.zeros((1,) * ndim, xp.int64)
+    for where, axis in spec.placed:
+        mine = mine * axis.length + on_axis(b, b.arange(axis.length), where, ndim)
+    dx = b.zeros(lay.shape, dy.dtype)
+    for asked in itertools.product(*(_windows_over(b, where, ndim, axis) for where, axis in spec.placed)):
+        share, at, to, counted = dy, flat, [], b.full((1,) * ndim, True, xp.bool)
+        for cells, windows, mask in asked:
+            share, at = windows(share), windows(at)
+            to, counted = [*to, cells], counted if mask is None else counted & mask
+        part = lay.at(*to)
+        share = masked(b, share, counted & (at == mine[part]))
+        for where, (_, _, mask) in zip(lay.spatial, asked, strict=True):
+            if mask is None:
+                share = xp.sum(share, axis=where, keepdims=True, dtype=share.dtype)
+        dx[part] += share
+    return dx
+
+
+def _windows_over(b: Backend, where: int, ndim: int, axis: AdaptiveAxis) -> list[Asked]:
+    """Which cells of an axis are asked for, the windows over them, and which of these there are: for all cells the
+    first window over each, the second, and so on; or, where the cells are fewer than that, for one cell (mask None) all
+    the windows over it."""
+    over = axis.adjoint
+    if axis.length < over.kernel:
+        spans = [over.cells(cell) for cell in range(axis.length)]
+        return [(slice(c, c + 1), read_slice(along(where, span)), None) for c, span in enumerate(spans)]
+    first, end = window_starts(b, over), window_ends(b, over)
+    return [
+        (
+            slice(None),
+            read_cells(b, b.xp.clip(first + nth, None, axis.out - 1), where),
+            on_axis(b, first + nth < end, where, ndim),
+        )
+        for nth in range(over.kernel)
+    ]
+
+
+@on_device
+def adaptive_max_pool(x: Array, output_size: Any, *, data_format: str = "channels_first") -> Array:
+    """Max pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out); inference.
+
+    x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
+    axis. The first maximum of a window gets its gradient; NaN wins. y: x's dtype. Raises ValueError for a bad size,
+    TypeError for another dtype or kind. Source: torch.nn.functional.adaptive_max_pool2d.
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    check_memory(b, x, spec.out_shape)
+    return implementation("adaptive_max_pool", _adaptive_max_pool, b, spec, x)(b, spec, x)
+
+
+@on_device
+def adaptive_max_pool_forward(
+    x: Array, output_size: Any, *, data_format: str = "channels_first"
+) -> tuple[Array, Context]:
+    """`adaptive_max_pool` for training: the context keeps the window-local argmax. Arguments and errors as there."""
+    b = backends.of(x)
+    floating(b, x, "x")
+    spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    check_memory(b, x, spec.out_shape)
+    run = implementation("adaptive_max_pool_forward", _adaptive_max_pool_forward, b, spec, x)
+    y, argmax = run(b, spec, x)
+    return y, Context("adaptive_max_pool", b, x.dtype, spec.out_shape, spec, {"argmax": argmax})
+
+
+@on_device
+def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("adaptive_max_pool", dy, ctx, exact=True)
+    argmax = ctx.arrays["argmax"]
+    run = implementation("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
+    return run(b, ctx.spec, dy, argmax)
