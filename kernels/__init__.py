@@ -78,34 +78,34 @@ TABLE: dict[tuple[str, str], Entry] = {
     },
     **{(f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_cells") for op in ("layer", "rms")},
     **{
-        (f"{op}_norm_{part}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.compile")
+        (f"{op}_norm_{part}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.jit")
         for op in ("batch", "group", "instance", "layer", "rms")
         for part, module in (("forward", "norm"), ("backward", "norm_backward"))
     },
     **{
-        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.pool", needs="cnnlayers.kernels.cpu.compile")
+        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.pool", needs="cnnlayers.kernels.cpu.jit")
         for op in ("avg_pool", "sum_pool", "adaptive_avg_pool")
         for part in ("_forward", "_backward")
     },
     **{
-        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.max_pool", needs="cnnlayers.kernels.cpu.compile")
+        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.max_pool", needs="cnnlayers.kernels.cpu.jit")
         for op in ("max_pool", "adaptive_max_pool")
         for part in ("", "_forward", "_backward")
     },
     **{
-        (op, "numpy"): Entry("cnnlayers.kernels.cpu.pad", needs="cnnlayers.kernels.cpu.compile")
+        (op, "numpy"): Entry("cnnlayers.kernels.cpu.pad", needs="cnnlayers.kernels.cpu.jit")
         for op in ("pad_forward", "pad_backward")
     },
     **{
-        (op, "numpy"): Entry("cnnlayers.kernels.cpu.relu", needs="cnnlayers.kernels.cpu.compile")
+        (op, "numpy"): Entry("cnnlayers.kernels.cpu.relu", needs="cnnlayers.kernels.cpu.jit")
         for op in ("relu", "relu_forward", "relu_backward")
     },
     **{
-        (step, "numpy"): Entry("cnnlayers.kernels.cpu.conv", needs="cnnlayers.kernels.cpu.compile")
+        (step, "numpy"): Entry("cnnlayers.kernels.cpu.conv", needs="cnnlayers.kernels.cpu.jit")
         for step in ("im2col", "col2im", "channel_sums")
     },
     **{
-        (f"{form}_{step}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{form}", needs="cnnlayers.kernels.cpu.compile")
+        (f"{form}_{step}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{form}", needs="cnnlayers.kernels.cpu.jit")
         for form in ("depthwise", "winograd")
         for step in ("correlate", "spread", "weight_gradient")
     },

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cnnlayers import backends, kernels
-from cnnlayers.kernels.cpu import compile as cpu
+from cnnlayers.kernels.cpu import jit as cpu
 
 from . import simt, standin_cupy
 

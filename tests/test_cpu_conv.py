@@ -14,7 +14,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import memory
-from cnnlayers.kernels.cpu import compile as cpu
+from cnnlayers.kernels.cpu import jit as cpu
 
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=str(cpu.unavailable()))
 

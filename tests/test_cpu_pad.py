@@ -11,7 +11,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels, pad_specs
 from cnnlayers.backends import threads
-from cnnlayers.kernels.cpu import compile as cpu
+from cnnlayers.kernels.cpu import jit as cpu
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 

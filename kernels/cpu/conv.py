@@ -18,7 +18,8 @@ import numpy as np
 
 from cnnlayers.backends import Backend
 
-from .compile import flat, kernel, slabs
+from .compile import flat, slabs
+from .jit import kernel
 
 Array = Any
 u8 = np.uint64  # unsigned offsets: the compiler then needs no test for negative ones, and vectorises

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .compile import kernel
+from .jit import kernel
 
 Array = Any
 u8 = np.uint64  # unsigned offsets: the compiler then needs no test for negative ones, and vectorises

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .compile import kernel
+from .jit import kernel
 
 Array = Any
 Kernel = Any

@@ -15,7 +15,8 @@ import numpy as np
 
 from cnnlayers import backends
 
-from .compile import flat, kernel, slabs
+from .compile import flat, slabs
+from .jit import kernel
 
 Array = Any
 U = np.uint64

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .compile import kernel
+from .jit import kernel
 
 Array = Any
 Number = Any

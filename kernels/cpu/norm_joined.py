@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .compile import kernel
+from .jit import kernel
 from .norm_loops import FAR, RUN, U, _line, _products, _run_squares, _slope
 
 Array = Any

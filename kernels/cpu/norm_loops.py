@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .compile import kernel
+from .jit import kernel
 
 Array = Any
 Number = Any  # of x's dtype, float64 or uint64: a kernel is compiled for what it is given

@@ -13,7 +13,8 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend, dtype_name
 
-from .compile import flat, kernel, slabs
+from .compile import flat, slabs
+from .jit import kernel
 
 Array = Any
 U = np.uintp

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .compile import kernel
+from .jit import kernel
 
 Array = Any
 f4, u8 = np.float32, np.uint64  # unsigned offsets: the compiler then needs no test for negative ones, and vectorises
