@@ -15,6 +15,7 @@ import threadpoolctl
 
 import cnnlayers
 from cnnlayers import backends, kernels
+from cnnlayers.kernels.cpu.cache_directory import directory
 
 # The distributions that each extra of pyproject.toml brings, with the module that shows them.
 EXTRAS = {
@@ -106,6 +107,10 @@ def _kernels() -> Iterator[str]:
         for reason in filter(None, map(_reason, sorted({entry.needs for entry in entries.values() if entry.needs}))):
             said = f"none, {reason}. Array code serves until then, which takes {COST}: {said}"
         yield f"{name:<8}{said}"
+    if not _reason("cnnlayers.kernels.cpu.jit"):
+        reason = _reason("cnnlayers.kernels.cpu.code_cache")
+        stored = f"not stored: {reason}" if reason else f"stored in {directory()} (CNNLAYERS_CACHE_DIR sets it)"
+        yield f"compiled code is {stored}"
 
 
 def _reason(needed: str) -> str:

@@ -1,7 +1,8 @@
 """Which kernel serves an op on an array, and the mode that allows it: auto, off or require.
 
-A kernel is a faster way to the portable code's answer. Only what is known beforehand (no kernel for this dtype, size or
-layout) sends a call to the portable code; a failed compile or launch is an error.
+A kernel is a faster way to the portable code's answer. What is known beforehand (no kernel for this dtype, size or
+layout) sends a call to the portable code; a failed compile or launch is an error. A kernel that learns from its data
+that it cannot serve (a NaN, for some forms of convolution) raises `UnsuitableData`, and another form computes the call.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend, Block, assigned
@@ -28,10 +31,15 @@ class KernelUnavailable(RuntimeError):
     """Mode "require", and an op that has a kernel cannot use it here; the message says why."""
 
 
+class UnsuitableData(Exception):
+    """Raised by a launcher that finds in its data, while it computes, that it cannot serve the call; the message says
+    why. See `attempt`."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """Where an op's kernel lives: `module`, imported at first use. It has a launcher of the op's own name,
-    `refuses(op, spec, *arrays)` (None, or the reason it cannot serve) and `warmup(op, spec)`.
+    """Where an op's kernel lives: `module`, imported at first use. It has a launcher of the op's own name, and
+    `refuses(op, spec, *arrays)`: None, or the reason it cannot serve.
 
     `needs`: a module whose `unavailable()` says why none of this kind can run here, or None."""
 
@@ -113,8 +121,8 @@ TABLE: dict[tuple[str, str], Entry] = {
 
 _mode = Setting(VARIABLE, MODES, "the kernel mode")
 _winograd = Setting("CNNLAYERS_WINOGRAD", ("auto", "off"), "the Winograd option")
-# The names of the kernels that the innermost `warmup` has met.
-_ahead: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("cnnlayers_ahead", default=None)
+# The kernels that the innermost `warmup` has made ready: CUDA kernels by name, Numba's by op and dtypes.
+_ready: contextvars.ContextVar[set[Any] | None] = contextvars.ContextVar("cnnlayers_ready", default=None)
 
 
 def current_mode() -> str:
@@ -155,53 +163,76 @@ def find(op: str, b: Backend, spec: Any, *arrays: Any) -> Callable[..., Any] | N
         refusal = module.refuses(op, spec, *arrays)
         if refusal is None:
             launcher: Callable[..., Any] = getattr(module, op)
+            ready = _ready.get()
+            if ready is not None and b.name == "numpy":
+                ready.add((op, *(str(getattr(a, "dtype", None)) for a in arrays)))
             return launcher
     if chosen == "require":
         raise KernelUnavailable(f"{op} has a {b.name} kernel that cannot serve this call: {refusal}")
     return None
 
 
+def attempt(op: str, b: Backend, spec: Any, *arrays: Any) -> Any:
+    """What the kernel of `op` computes; None if no kernel serves, or if it finds data that it cannot serve.
+
+    Raises KernelUnavailable in mode "require", except where there is no kernel, and in `warmup`, where the data are
+    arbitrary.
+    """
+    launcher = find(op, b, spec, *arrays)
+    if launcher is None:
+        return None
+    try:
+        return launcher(b, spec, *arrays)
+    except UnsuitableData as error:
+        if current_mode() == "require" and _ready.get() is None:
+            raise KernelUnavailable(f"{op} has a {b.name} kernel that cannot serve these data: {error}") from error
+        return None
+
+
 def ahead(name: str) -> bool:
-    """Whether kernels are compiled and not launched, inside `warmup`, which is told this one's name."""
-    names = _ahead.get()
-    if names is not None:
-        names.add(name)
-    return names is not None
+    """Whether kernels are compiled and not launched, because this is inside `warmup`; it then counts the CUDA kernel of
+    this name."""
+    ready = _ready.get()
+    if ready is not None:
+        ready.add(name)
+    return ready is not None
 
 
-def warmup(*what: Any, dtype: Any = "float32", **options: Any) -> int:
-    """Compile ahead: every kernel that a call launches, forward and backward. Gives their number.
+def warmup(call: Callable[..., Any], /, *args: Any, dtype: Any = "float32", **options: Any) -> int:
+    """Compile ahead: every kernel that a call launches, forward and backward. Returns how many are ready.
 
         kernels.warmup(net, (64, 3, 32, 32))           # a layer or a network, in the mode it is in
         kernels.warmup(F.max_pool, x, 3, padding=1)    # an op: inference, forward and backward
         kernels.warmup(lambda: step(images, labels))   # any other function
 
-    what: a layer (a copy of it is run, so that it stays as it is), an op with `<name>_forward` and `<name>_backward`
-    beside it in its module, or a function that is called; then what it is called with. Only shapes, dtypes and
-    alignment of arrays count; for the first one its shape will do: an array of `dtype` is made on the selected backend.
-    options: of the call.
+    call: a layer, an op with `<name>_forward` and `<name>_backward` beside it in its module, or any other function.
+    args, options: what it is called with. Only shapes, dtypes and alignment of arrays count. Instead of the first array
+    its shape will do: an array of `dtype` is made on the selected backend.
 
-    No CUDA kernel of the library is launched, so values are arbitrary. What else the call does is done: CuPy compiles
-    its own kernels for array code, and Numba's for NumPy arrays, compiled by running, are not counted. With kernels
-    "off" there is nothing to compile: 0.
+    Of a layer a copy runs, and an op gets copies of its parameters, running statistics and random generators, so that
+    all stay as they are; any other function is simply called. On the GPU the library's kernels are not launched, but
+    CuPy compiles and launches its own for array code. On the CPU the call is computed, because Numba compiles at the
+    first call; nothing warns of its numbers.
 
-    Instead `what` may be calls `(op, backend name, spec)`, or one list of them: each is compiled for every floating
-    dtype, and those that have a kernel are counted.
+    The count: CUDA kernels by their template arguments; on the CPU the kernels of the dispatch table by the dtypes of
+    their arrays. Whether one was ready before makes no difference. With kernels "off" nothing is compiled: 0.
 
-    Raises what the call raises, and what a failed compile does; TypeError for what is no call.
+    Raises what the call raises, and what a failed compile does; TypeError if `call` cannot be called.
     """
-    if not (what and callable(what[0])):
-        return _warm_specs(*(what[0] if len(what) == 1 and isinstance(what[0], list) else what))
-    call, *args = what
+    if not callable(call):
+        raise TypeError(f"warmup takes a layer, an op or a function, then its arguments; got {call!r}")
     if current_mode() == "off":
         return 0
-    if args and isinstance(args[0], tuple | list):
+    inputs = list(args)
+    if inputs and isinstance(inputs[0], tuple | list):
         b = backends.current()
-        args[0] = b.empty(tuple(args[0]), getattr(b.xp, dtype) if isinstance(dtype, str) else dtype)
-    names: set[str] = set()
-    with assigned(_ahead, lambda: names):
-        _run_through(call, args, options)
-    return len(names)
+        kind = getattr(b.xp, dtype) if isinstance(dtype, str) else dtype
+        # The CPU computes with them: ones, because there may be a NaN in memory that nobody has set.
+        inputs[0] = b.full(tuple(inputs[0]), 1, kind) if b.name == "numpy" else b.empty(tuple(inputs[0]), kind)
+    ready: set[Any] = set()
+    with assigned(_ready, lambda: ready), numpy.errstate(all="ignore"):
+        _run_through(call, inputs, options)
+    return len(ready)
 
 
 def _run_through(call: Any, args: list[Any], options: dict[str, Any]) -> None:
@@ -210,32 +241,26 @@ def _run_through(call: Any, args: list[Any], options: dict[str, Any]) -> None:
         twin = copy.deepcopy(call)
         twin.backward(_first(twin(*args, **options)))
         return
-    call(*args, **options)
     module = sys.modules.get(getattr(call, "__module__", None) or "")
     name = getattr(call, "__name__", "").removesuffix("_forward")
     forward, backward = (getattr(module, f"{name}_{part}", None) for part in ("forward", "backward"))
-    if forward and backward:
-        y, ctx = forward(*args, **options)
-        if str(_first(y).dtype) != "bool":  # which has no gradient
-            backward(_first(y), ctx)
+    if not (forward and backward):
+        call(*args, **options)
+        return
+    args, options = [_copied(a) for a in args], {key: _copied(value) for key, value in options.items()}
+    call(*args, **options)
+    y, ctx = forward(*args, **options)
+    if str(_first(y).dtype) != "bool":  # which has no gradient
+        backward(_first(y), ctx)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of an array or a random generator, which an op may change."""
+    if isinstance(value, numpy.random.Generator):
+        return copy.deepcopy(value)
+    return value.copy() if hasattr(value, "dtype") and hasattr(value, "copy") else value
 
 
 def _first(y: Any) -> Any:
     """y, of a pair with indices as well."""
     return y[0] if isinstance(y, tuple) else y
-
-
-def _warm_specs(*calls: Any) -> int:
-    ready = 0
-    for call in calls:
-        if not isinstance(call, tuple) or len(call) != 3:
-            raise TypeError(
-                "warmup takes a layer, an op or a function and its arguments, or calls (op, backend name, spec); "
-                f"got {call!r}"
-            )
-        op, name, spec = call
-        entry = TABLE.get((op, name))
-        if entry is not None and current_mode() != "off" and entry.unavailable() is None:
-            entry.load().warmup(op, spec)
-            ready += 1
-    return ready

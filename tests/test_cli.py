@@ -17,6 +17,7 @@ import pytest
 
 import cnnlayers
 from cnnlayers import backends, cli, info, predict, progress, train
+from cnnlayers.kernels.cpu import jit
 
 from . import standin_cupy
 from .conftest import hear_control_c
@@ -151,6 +152,7 @@ def test_info() -> None:
         "kernels",
         "mode auto",
         "extras",
+        "" if jit.unavailable() else "compiled code is stored in ",
     ):
         assert word in said.stdout
 
@@ -192,6 +194,14 @@ def test_info_says_what_a_missing_numba_costs(monkeypatch: pytest.MonkeyPatch, t
     assert "numpy   none, Numba cannot be imported (made for another NumPy): pip install" in said
     assert "Array code serves until then" in said
     assert "about four times as long" in said
+    assert "compiled code" not in said
+
+
+@pytest.mark.skipif(bool(jit.unavailable()), reason=str(jit.unavailable()))
+def test_info_says_why_compiled_code_is_not_stored(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = command("info", CNNLAYERS_CACHE_DIR=str(tmp_path / "file"))
+    assert re.search(r"compiled code is not stored: .*file: .*; CNNLAYERS_CACHE_DIR can name another", said.stdout)
 
 
 # --------------------------------------------------------------------------------------------------------------- train

@@ -273,12 +273,82 @@ def test_what_depthwise_kernels_refuse_has_a_reason_and_portable_code() -> None:
     assert F.conv(x, w, groups=2).tolist() == np.full((1, 2, 2, 2, 2), 8.0).tolist()
 
 
-@BY_FORM
-def test_warmup_compiles_every_step(form: str) -> None:
-    given, options = arrays_of(form)
-    spec = F.conv_forward(*given, **options)[1].spec
-    steps = ["im2col", "col2im", "channel_sums"]
-    for name in ("winograd", "depthwise"):
-        if name in form:
-            steps = [f"{name}_{step}" for step in ("correlate", "spread", "weight_gradient")]
-    assert kernels.warmup(*((step, "numpy", spec) for step in steps)) == 3
+# ------------------------------------------------------------------------------- data that these forms cannot serve
+# Which argument holds a number that is not finite, and the steps whose kernels then cannot serve.
+SPOILED = [
+    ("winograd", "x", {"forward", "dweight"}),
+    ("winograd", "weight", {"forward", "dx"}),
+    ("winograd", "dy", {"dx", "dweight"}),
+    ("depthwise", "x", {"dweight"}),
+    ("depthwise", "weight", {"forward", "dx"}),
+    ("depthwise", "dy", {"dweight"}),
+    ("depthwise, stride", "weight", {"forward", "dx"}),
+]
+
+
+def step_of(name: str, x: Any, w: Any, dy: Any, options: dict[str, Any]) -> np.ndarray:
+    """One step of a convolution by itself."""
+    if name == "forward":
+        return F.conv(x, w, **options)
+    with kernels.mode("off"):
+        ctx = F.conv_forward(x, w, **options)[1]
+    if name == "dx":  # the weight's gradient is of finite arrays, or is what cannot be served
+        return F.conv_transpose(dy, w, **options)
+    return F.conv_backward(dy, ctx, needs_dx=False)[1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("form", "where", "spoiled"), SPOILED)
+def test_what_a_kernel_finds_in_its_data_is_refused_or_computed_otherwise(
+    form: str, where: str, spoiled: set[str], value: float
+) -> None:
+    (x, w, _), options = arrays_of(form)
+    dy = F.conv(x, w, **options)
+    arrays = {"x": x, "weight": w, "dy": dy}
+    arrays[where].flat[40] = value
+    steps = ["forward", "dweight"] + (["dx"] if "stride" not in options else [])
+    for step in steps:
+        with kernels.mode("off"):
+            expected = step_of(step, x, w, dy, options)
+        assert np.isfinite(expected).any()
+        with kernels.mode("auto"):
+            same_with_nan(step_of(step, x, w, dy, options), expected)
+        with kernels.mode("require"):
+            if step in spoiled:
+                name = f"{form.partition(',')[0]}_.* has a numpy kernel that cannot serve these data: .*NaN"
+                with pytest.raises(kernels.KernelUnavailable, match=name):
+                    step_of(step, x, w, dy, options)
+            else:
+                same_with_nan(step_of(step, x, w, dy, options), expected)
+        if form == "winograd":  # the other form has kernels too
+            with kernels.mode("require"), kernels.winograd("off"):
+                same_with_nan(step_of(step, x, w, dy, options), expected)
+
+
+def same_with_nan(mine: np.ndarray, other: np.ndarray) -> None:
+    np.testing.assert_array_equal(np.isnan(mine), np.isnan(other))
+    np.testing.assert_allclose(mine, other, rtol=2e-4, atol=2e-4)
+
+
+def test_backward_needs_both_gradients_to_be_served() -> None:
+    (x, w, _), options = arrays_of("winograd")
+    y, ctx = F.conv_forward(x, w, **options)
+    y[0, 0, 0, 0] = np.nan
+    with kernels.mode("require"), pytest.raises(kernels.KernelUnavailable, match="winograd_spread"):
+        F.conv_backward(y, ctx)
+    with kernels.mode("auto"):
+        dx, dw, _ = F.conv_backward(y, ctx)
+    assert np.isfinite(dx).any()
+    assert np.isnan(dx).any()
+    assert np.isnan(dw[0]).all()
+    assert np.isfinite(dw[1:]).all()
+
+
+def test_an_overflow_in_winograds_transforms_alone_is_refused_or_computed_otherwise() -> None:
+    (x, w, _), options = arrays_of("winograd")
+    x, w = x * np.float32(4e37), w * np.float32(1e-3)  # the transform's sums are past float32, the result is not
+    with kernels.mode("auto"):
+        y = F.conv(x, w, **options)
+    assert np.isfinite(y).all()
+    with kernels.mode("require"), pytest.raises(kernels.KernelUnavailable, match=r"kernels\.winograd\('off'\)"):
+        F.conv(x, w, **options)

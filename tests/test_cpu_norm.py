@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +15,12 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import threads
 from cnnlayers.kernels.cpu import compile as cpu
+from cnnlayers.kernels.cpu import jit
 
-if cpu.unavailable():
-    pytest.skip(str(cpu.unavailable()), allow_module_level=True)
+if jit.unavailable():
+    pytest.skip(str(jit.unavailable()), allow_module_level=True)
 
-from cnnlayers.kernels.cpu import norm_arrays, norm_columns, norm_joined, norm_lie, norm_loops
+from cnnlayers.kernels.cpu import norm_arrays, norm_lie
 
 TOLERANCE = {"float16": 2e-3, "float32": 5e-6, "float64": 1e-11}
 
@@ -303,44 +304,3 @@ def test_ranks_are_refused() -> None:
         F.batch_norm(x, training=True, comm=Alone())
     with kernels.mode("auto"):
         np.testing.assert_array_equal(F.batch_norm(x, training=True, comm=Alone()), 0 * x)
-
-
-@each_case
-@pytest.mark.parametrize("part", ["forward", "backward"])
-def test_warmup_compiles_all_there_is(case: Case, part: str) -> None:
-    calls = compiled(lambda: case.run(*case.arrays("float32")), part)
-    warmed = compiled(lambda: kernels.warmup((f"{case.op}_{part}", "numpy", spec_of(case))), part)
-    assert calls
-    assert calls <= warmed
-
-
-def spec_of(case: Case) -> Any:
-    x, _, parameters = case.arrays("float32")
-    return case.forward(x, parameters)[1].spec
-
-
-def compiled(run: Callable[[], Any], part: str) -> set[str]:
-    """The kernels of forward or backward that a call uses."""
-    used: set[str] = set()
-    parts = {
-        "forward": ("moments", "rows_forward", "blocks_forward", "cells_forward"),
-        "backward": ("sums", "slopes", "rows_backward", "blocks_backward", "cells_backward"),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (norm_loops, norm_joined, norm_columns):
-            for name in ("lines", *parts[part]) if part == "forward" else parts[part]:
-                if hasattr(module, name):
-                    patch.setattr(module, name, recorded(used, module, name))
-        run()
-    return used
-
-
-def recorded(used: set[str], module: Any, name: str) -> Callable[..., Any]:
-    kernel = getattr(module, name)
-
-    def run(*args: Any) -> Any:
-        types = ", ".join(str(getattr(a, "dtype", type(a).__name__)) for a in args)
-        used.add(f"{module.__name__}.{name}({types})")
-        return kernel(*args)
-
-    return run

@@ -192,10 +192,3 @@ def test_many_threads_may_call_at_once(rng: np.random.Generator) -> None:
     for worker in workers:
         worker.join()
     assert found == dict.fromkeys(range(len(xs)), True)
-
-
-def test_warmup_compiles_ahead() -> None:
-    ahead = [F.pad_forward(np.zeros((4, 3, 8, 8), "float32"), 1, mode)[1].spec for mode in ("constant", "wrap")]
-    calls = [(f"pad_{part}", "numpy", spec) for part in ("forward", "backward") for spec in ahead]
-    calls += [(op, "numpy", None) for op in ("relu", "relu_forward", "relu_backward")]
-    assert kernels.warmup(*calls) == 7

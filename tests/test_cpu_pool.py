@@ -193,14 +193,6 @@ def test_odd_layouts_are_read_and_not_written(op: str, rng: np.random.Generator)
     assert whole.tobytes() == before
 
 
-def test_warmup_compiles_ahead() -> None:
-    spec = F.max_pool_forward(np.zeros((4, 3, 8, 8), "float32"), 3, 2, 1)[1].spec
-    average = F.avg_pool_forward(np.zeros((4, 3, 8, 8), "float32"), 2)[1].spec
-    calls = [(f"max_pool{part}", "numpy", spec) for part in ("", "_forward", "_backward")]
-    calls += [(f"avg_pool_{part}", "numpy", average) for part in ("forward", "backward")]
-    assert kernels.warmup(*calls) == 5
-
-
 @pytest.mark.parametrize("options", [{}, LAST], ids=["first", "last"])
 @pytest.mark.parametrize("op", ["max_pool", "avg_pool", "sum_pool"])
 def test_no_channels_and_no_samples_touch_nothing(op: str, options: dict[str, Any]) -> None:

@@ -229,7 +229,7 @@ def test_gradients_that_nobody_wants_cost_no_launch(cupy: Any) -> None:
     ],
 )
 def test_nothing_waits_for_the_device(cupy: Any, op: str, args: Any, options: Any) -> None:
-    """After a warm-up for the spec neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
+    """After a warm-up neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
     rng = np.random.default_rng(0)
     x, parameters = (
         cupy.asarray(rng.normal(size=(2, 8, 4, 8)).astype("float16")),
@@ -237,9 +237,9 @@ def test_nothing_waits_for_the_device(cupy: Any, op: str, args: Any, options: An
     )
     if op == "batch_norm":
         parameters += [cupy.asarray(np.ones(8, "float32")) for _ in range(2)]
-    with kernels.mode("off"):
-        spec = getattr(F, f"{op}_forward")(x, *args, *parameters, **options)[1].spec
-    assert kernels.warmup((f"{op}_forward", "cupy", spec), (f"{op}_backward", "cupy", spec)) == 2
+    before = [p.get().tobytes() for p in parameters]
+    assert kernels.warmup(getattr(F, op), x, *args, *parameters, **options) >= 2
+    assert [p.get().tobytes() for p in parameters] == before
     with standin_cuda.no_host_sync(), standin_cuda.emulating() as made:
         y, ctx = getattr(F, f"{op}_forward")(x, *args, *parameters, **options)
         getattr(F, f"{op}_backward")(y, ctx)

@@ -175,12 +175,11 @@ def test_empty_arrays(cupy: Any) -> None:
 
 
 def test_nothing_waits_for_the_device(cupy: Any, rng: np.random.Generator) -> None:
-    """After a warm-up for the spec neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
+    """After a warm-up neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
     for data_format, shape in (("channels_first", (2, 8, 6, 8)), ("channels_last", (2, 6, 8, 8))):
         for mode in ("constant", "wrap"):
-            spec = pad_specs.pad_spec(shape, 1, mode, data_format)
-            assert kernels.warmup(("pad_forward", "cupy", spec), ("pad_backward", "cupy", spec)) == 2
             x = cupy.asarray(drawn(rng, shape, kind("float16")))
+            assert kernels.warmup(F.pad, x, 1, mode, data_format=data_format) in (1, 2)  # one kernel may do for both
             with standin_cuda.no_host_sync():
                 y, ctx = F.pad_forward(x, 1, mode, data_format=data_format)
                 F.pad_backward(y, ctx)

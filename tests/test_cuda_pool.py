@@ -223,21 +223,16 @@ def test_empty_arrays_launch_nothing(cupy: Any) -> None:
 
 
 def test_nothing_waits_for_the_device(cupy: Any) -> None:
-    """After a warm-up for the spec neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
+    """After a warm-up neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
     for kernel, stride, pad, ties in [(2, 2, 0, "first"), (3, 1, 1, "split"), (3, 3, 0, "first"), (16, 1, 0, "first")]:
         x = cupy.asarray(np.zeros((2, 3, 16, 16), "float16"))
-        window = specs.pool_window(x.shape, kernel, stride, pad, 1, False, "channels_first")
-        spec = types.SimpleNamespace(window=window, ties=ties, indices=False)
-        ops = ("max_pool", "max_pool_forward", "max_pool_backward")
-        assert kernels.warmup(*((op, "cupy", spec) for op in ops)) == 3
+        assert kernels.warmup(F.max_pool, x, kernel, stride, pad, ties=ties) >= 2
         with standin_cuda.no_host_sync():
             F.max_pool(x, kernel, stride, pad)
             y, ctx = F.max_pool_forward(x, kernel, stride, pad, ties=ties)
             F.max_pool_backward(y, ctx)
     for out in (1, 5):
-        spec = specs.adaptive_window(x.shape, out, "channels_first")
-        ops = ("adaptive_max_pool", "adaptive_max_pool_forward", "adaptive_max_pool_backward")
-        assert kernels.warmup(*((op, "cupy", spec) for op in ops)) == 3
+        assert kernels.warmup(F.adaptive_max_pool, x, out) >= 2
         with standin_cuda.no_host_sync():
             F.adaptive_max_pool(x, out)
             y, ctx = F.adaptive_max_pool_forward(x, out)

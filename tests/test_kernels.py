@@ -1,4 +1,4 @@
-"""Which kernel serves a call, the modes, and compiling ahead; a toy kernel stands in for a real one."""
+"""Which kernel serves a call, the modes, and what data a kernel may refuse; a toy kernel stands in for a real one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ NUMPY = backends.of(np.zeros(1))
 def toy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A kernel module for `toy_forward` on NumPy for float32 alone; the mode is "auto"."""
     module = types.ModuleType("toy_kernels")
-    module.warmed = []
     module.toy_forward = lambda b, spec, x: x * spec
     module.refuses = lambda op, spec, *arrays: None if arrays[0].dtype == np.float32 else f"{op} is for float32"
-    module.warmup = lambda op, spec: module.warmed.append((op, spec))
     monkeypatch.setitem(sys.modules, "toy_kernels", module)
     monkeypatch.setitem(kernels.TABLE, ("toy_forward", "numpy"), kernels.Entry("toy_kernels"))
     monkeypatch.setattr(kernels._mode, "process", ["auto"])
@@ -53,7 +51,7 @@ def test_off_uses_no_kernel_and_imports_none(toy: types.ModuleType, monkeypatch:
     monkeypatch.setitem(kernels.TABLE, ("toy_forward", "numpy"), kernels.Entry("no_such_module"))
     with kernels.mode("off"):
         assert find("float32") is None
-        assert kernels.warmup(("toy_forward", "numpy", 3)) == 0
+        assert kernels.warmup(find, "float32") == 0
     with pytest.raises(ModuleNotFoundError):
         find("float32")
 
@@ -131,13 +129,6 @@ print(first, kernels.current_mode())
         assert (ran.stdout, ran.stderr) == (f"{said} {said}\n", "")
 
 
-def test_warmup_compiles_what_has_a_kernel_and_counts_it(toy: types.ModuleType) -> None:
-    calls = [("toy_forward", "numpy", 3), ("another_op", "numpy", 1), ("toy_forward", "cupy", 2)]
-    assert kernels.warmup(*calls) == 1
-    assert toy.warmed == [("toy_forward", 3)]
-    assert kernels.warmup() == 0
-
-
 def test_an_op_calls_the_kernel_that_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("toy_kernels")
     module.pad_forward = lambda b, spec, x, *rest: np.full(spec.out_shape, 7, x.dtype)
@@ -151,7 +142,32 @@ def test_an_op_calls_the_kernel_that_serves_it(monkeypatch: pytest.MonkeyPatch) 
         assert F.pad(x, 1).tolist() == [[[0.0] * 4]]
 
 
-@pytest.mark.parametrize("call", ["foo", ("max_pool", "cupy"), None])
-def test_warmup_says_what_a_call_is(call) -> None:
-    with pytest.raises(TypeError, match="op, backend name, spec"):
+class Refusing:
+    """`toy_forward`, which finds that it cannot serve negative numbers."""
+
+    def __call__(self, b: Any, spec: Any, x: np.ndarray) -> np.ndarray:
+        if (x < 0).any():
+            raise kernels.UnsuitableData("a number is negative")
+        return x * spec
+
+
+def test_data_that_a_kernel_cannot_serve(toy: types.ModuleType) -> None:
+    toy.toy_forward = Refusing()
+    good, bad = np.ones(2, "float32"), -np.ones(2, "float32")
+    for mode in ("auto", "require"):
+        with kernels.mode(mode):
+            assert kernels.attempt("toy_forward", NUMPY, 3, good).tolist() == [3, 3]
+    for mode in ("auto", "off"):
+        with kernels.mode(mode):
+            assert kernels.attempt("toy_forward", NUMPY, 3, bad) is None
+    said = "toy_forward has a numpy kernel that cannot serve these data: a number is negative"
+    with kernels.mode("require"), pytest.raises(kernels.KernelUnavailable, match=said):
+        kernels.attempt("toy_forward", NUMPY, 3, bad)
+    with kernels.mode("require"):  # where values are arbitrary
+        assert kernels.warmup(lambda: kernels.attempt("toy_forward", NUMPY, 3, bad)) == 1
+
+
+@pytest.mark.parametrize("call", ["foo", ("max_pool", "cupy"), None, [("max_pool", "cupy", None)]])
+def test_warmup_takes_something_to_call(call: Any) -> None:
+    with pytest.raises(TypeError, match="warmup takes a layer, an op or a function"):
         kernels.warmup(call)

@@ -265,12 +265,11 @@ def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | 
 
 def _by_kernel(step: str, b: Backend, spec: Conv, *arrays: Array) -> Array | None:
     """A step's result by a kernel for the whole of it, or None: then the code here computes it."""
-    run = None
     if spec.depthwise:
-        run = kernels.find(f"depthwise_{step}", b, spec, *arrays)
-    elif spec.winograd and b.name == "numpy" and arrays[0].dtype == b.xp.float32 and kernels.winograd_allowed():
-        run = kernels.find(f"winograd_{step}", b, spec, *arrays)
-    return None if run is None else run(b, spec, *arrays)
+        return kernels.attempt(f"depthwise_{step}", b, spec, *arrays)
+    if spec.winograd and b.name == "numpy" and arrays[0].dtype == b.xp.float32 and kernels.winograd_allowed():
+        return kernels.attempt(f"winograd_{step}", b, spec, *arrays)
+    return None
 
 
 def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array | None = None) -> Array:

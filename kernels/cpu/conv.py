@@ -36,19 +36,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return None
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for float32 and float64."""
-    nothing = np.ones((3, 6), np.int64)
-    for dtype in (np.float32, np.float64):
-        image = np.zeros(1, dtype)
-        if op == "channel_sums":
-            sums = _sums_last if spec.last else _sums_first
-            sums(image, np.zeros(1), 0, 0, 0, 0)
-        else:
-            move = _runs if spec.in_runs else _rows
-            move(image, image, nothing, np.zeros(3, np.int64), np.zeros(4, np.int64), 0, 0, op == "col2im")
-
-
 def im2col(b: Backend, spec: Any, image: Array, tile: Any, block: list[Any], columns: Array) -> None:
     """Fill the columns with what the tile's windows see of a split image under the block's taps."""
     _move(spec, image, tile, block, columns, False)

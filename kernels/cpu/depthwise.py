@@ -1,8 +1,8 @@
 """Launchers of depthwise_loops.py: depthwise convolution, one channel a group, of float32 and float64, channels first,
 one or two axes.
 
-A sheet's zeros would make NaN of what is not finite, where the definition has no product. Then the launchers give None,
-and array code computes the call.
+A sheet's zeros would make NaN of what is not finite, where the definition has no product. Then the launchers raise
+`UnsuitableData`, and array code computes the call.
 
 Large images go in bands of rows, so that sheets stay in a core's cache. Samples and channels are shared out between
 threads; the weight's gradient by channel alone, so that nobody adds to what another does.
@@ -17,6 +17,7 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
+from cnnlayers.kernels import UnsuitableData
 
 from . import depthwise_loops as loops
 from .compile import flat, slabs
@@ -36,23 +37,9 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return None
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for float32 and float64."""
-    sizes, seen = np.ones(13, np.int64), np.zeros((1, 3), np.int64)
-    for dtype in (np.float32, np.float64):
-        x = np.zeros(4, dtype)
-        if op == "depthwise_correlate":
-            loops.correlate(x, x, x, x, sizes, seen, 0, 0, 1, x)
-        elif op == "depthwise_spread":
-            loops.spread(x, x, x, x, sizes, seen, 0, 0, 1, x)
-        else:
-            loops.weight_gradient(x, x, np.zeros(1), sizes, seen, 0, 0, 0, 0, x)
-
-
-def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array | None:
-    """`correlate`'s maps; None for a weight that is not finite."""
-    if not np.isfinite(weight).all():
-        return None
+def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`correlate`'s maps. Raises UnsuitableData for a weight that is not finite."""
+    _check_finite(weight, "weight")
     maps = backends.result(spec.maps_shape, image.dtype)
     bias = np.zeros(spec.filters, image.dtype) if bias is None else flat(bias)
     arrays = flat(image), flat(weight), bias, flat(maps)
@@ -60,10 +47,9 @@ def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias
     return maps
 
 
-def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array | None:
-    """`spread`'s image; None for a weight that is not finite."""
-    if not np.isfinite(weight).all():
-        return None
+def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`spread`'s image. Raises UnsuitableData for a weight that is not finite."""
+    _check_finite(weight, "weight")
     image = backends.result(spec.window.layout.shape, maps.dtype)
     bias = np.zeros(spec.channels, maps.dtype) if bias is None else flat(bias)
     run: Any = loops.spread
@@ -86,9 +72,9 @@ def _turned(spec: Any) -> Any:
     return dataclasses.replace(spec, window=dataclasses.replace(spec.window, axes=tuple(axes)))
 
 
-def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array | None:
-    """`weight_gradient`'s result; sums of a plane are in the image's dtype, those over planes in float64. None if a
-    number is not finite."""
+def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
+    """`weight_gradient`'s result; sums of a plane are in the image's dtype, those over planes in float64. Raises
+    UnsuitableData if a number is not finite."""
     sizes, seen, room = _sizes(spec, image.itemsize)
     dweight = np.zeros((spec.filters, 1, *spec.window.kernel))
     arrays, channels = (flat(image), flat(maps), flat(dweight)), spec.channels
@@ -98,7 +84,15 @@ def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) 
             loops.weight_gradient(*arrays, sizes, seen, start, stop, len(image), channels, sheets)
 
     slabs(channels, (image.nbytes + maps.nbytes), some)
-    return dweight.astype(image.dtype) if np.isfinite(dweight).all() else None
+    _check_finite(dweight, "weight's gradient")
+    return dweight.astype(image.dtype)
+
+
+def _check_finite(numbers: Array, name: str) -> None:
+    if not np.isfinite(numbers).all():
+        raise UnsuitableData(
+            f"the {name} holds NaN or infinity, which would spread to other cells; in mode 'auto' array code serves"
+        )
 
 
 def _by_plane(run: Any, spec: Any, arrays: tuple[Array, ...], nbytes: int) -> None:

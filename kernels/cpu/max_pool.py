@@ -24,7 +24,6 @@ from .pool_window import (
     over,
     planes_of,
     refusal,
-    small,
     starts_of,
     step,
     windows_on,
@@ -37,19 +36,6 @@ UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows for which max
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return refusal(_window(spec), arrays[0] if arrays else None)
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec, by pooling one plane of ones in either dtype."""
-    window = small(_window(spec))
-    ties, numbered = getattr(spec, "ties", "first"), getattr(spec, "indices", False)
-    for dtype in (np.float32, np.float64):
-        x = np.ones(window.layout.shape, dtype)
-        if op.endswith("_backward"):
-            y, saved, _ = _forward(window, x, ties, False)
-            _backward(window, y, saved, ties)
-        else:
-            _forward(window, x, ties if op.endswith("_forward") else None, numbered)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops

@@ -20,7 +20,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import norm_columns, norm_joined, norm_loops
+from . import norm_joined, norm_loops
 from .compile import slabs
 from .norm_arrays import accumulator, converted, parameter, refuses, row_shape
 from .norm_lie import Channels, Cut, channels_of, cut_of
@@ -32,7 +32,6 @@ __all__ = [
     "layer_norm_forward",
     "refuses",
     "rms_norm_forward",
-    "warmup",
 ]
 
 Array = Any
@@ -167,24 +166,3 @@ def _lines(cut: Cut, x: Array, y: Array, gamma: Array, beta: Array, mean: Array,
     scale = rstd * gamma
     numbers = [cut.spread(a, x.dtype) for a in (shift, scale, beta - (mean - shift) * scale)]
     slabs(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, x, y, *numbers, *cut.geometry))
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, whatever the layout."""
-    if refuses(op, spec):
-        return
-    converted(np.empty(1, np.float16), np.float32)
-    converted(np.empty(1, np.float32), np.float16)
-    for kind in (np.float32, np.float64):
-        one, wide = np.ones(1, kind), np.ones(1)
-        if op.startswith(("layer", "rms")):
-            norm_loops.cells_forward(one, one, one, one, wide, wide, 0.0, True, 1, 0, 0)
-            continue
-        if not op.startswith("batch"):
-            norm_loops.cells_forward(one, one, one, one, wide, wide, 0.0, True, 1, 0, 0)
-        norm_loops.rows_forward(one, one, wide, wide, wide, wide, wide, 0.0, 1, 1, 1, 0, 0)
-        if op.startswith("batch"):
-            norm_joined.blocks_forward(one, one, wide, wide, wide, wide, wide, 0.0, 1, 1, 1, 0, 0)
-        for loops, geometry in ((norm_loops, (1, 1)), (norm_columns, (1, 1, 1))):
-            loops.moments(one, wide, wide, *geometry, 0, 0)
-            loops.lines(one, one, one, one, one, *geometry, 0, 0)

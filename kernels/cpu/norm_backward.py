@@ -10,7 +10,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import norm_columns, norm_joined, norm_loops
+from . import norm_joined, norm_loops
 from .compile import slabs
 from .norm_arrays import accumulator, converted, gradient, parameter, refuses
 from .norm_lie import Channels, Cut, channels_of, cut_of
@@ -22,7 +22,6 @@ __all__ = [
     "layer_norm_backward",
     "refuses",
     "rms_norm_backward",
-    "warmup",
 ]
 
 Array = Any
@@ -138,24 +137,3 @@ def _sums(cut: Cut, dy: Array, x: Array, shift: Array, mean: Array, rstd: Array)
     slabs(cut.units, 2 * x.nbytes, functools.partial(cut.loops.sums, dy, x, spread, plain, along, *cut.geometry))
     plain = cut.parts(plain)
     return (cut.parts(along) - (mean - shift) * plain) * rstd, plain
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, whatever the layout."""
-    if refuses(op, spec):
-        return
-    converted(np.empty(1, np.float16), np.float32)
-    converted(np.empty(1, np.float32), np.float16)
-    for kind in (np.float32, np.float64):
-        one, wide = np.ones(1, kind), np.ones(1)
-        if not op.startswith("batch"):
-            norm_loops.cells_backward(one, one, one, one, wide, wide, wide, wide, True, 1, 1, 0, 0)
-        if op.startswith(("layer", "rms")):
-            continue
-        norm_loops.rows_backward(one, one, one, wide, wide, wide, wide, wide, 1, 1, 1, 0, 0)
-        if op.startswith("batch"):
-            norm_joined.blocks_backward(one, one, one, wide, wide, wide, wide, wide, 1, 1, 1, 0, 0)
-        for loops, geometry in ((norm_loops, (1, 1)), (norm_columns, (1, 1, 1))):
-            loops.sums(one, one, one, wide, wide, *geometry, 0, 0)
-            loops.slopes(one, one, one, one, one, one, one, one, *geometry, 0, 0)
-            loops.lines(one, one, one, one, one, *geometry, 0, 0)

@@ -15,7 +15,7 @@ from cnnlayers.backends import Backend
 
 from . import pad_loops as loops
 from .compile import flat, slabs
-from .pool_window import HALVES, WIDENED, small
+from .pool_window import HALVES, WIDENED
 
 Array = Any
 Pair = tuple[int, int]
@@ -27,16 +27,6 @@ MISSING: Side = (1, (0, 0), (0, 0))
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None: they take every dtype that the op does."""
     return None
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, by padding one plane."""
-    spec = small(spec)
-    for dtype in (np.float16, np.float32, np.float64):
-        if op.endswith("_backward"):
-            _backward(spec, np.ones(spec.out_shape, dtype))
-        else:
-            _forward(spec, np.ones(spec.layout.shape, dtype), 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from .pool_window import (
     over,
     planes_of,
     refusal,
-    small,
     step,
     windows_of,
     windows_on,
@@ -40,15 +39,6 @@ UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose sums al
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return refusal(_window(spec), arrays[0] if arrays else None)
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec, by pooling one plane of ones in either dtype."""
-    window, backward = small(_window(spec)), op.endswith("_backward")
-    spec = replace(spec, window=window) if hasattr(spec, "window") else window
-    for dtype in (np.float32, np.float64):
-        x = np.ones(window.out_shape if backward else window.layout.shape, dtype)
-        _pooled(spec, x, backward)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops

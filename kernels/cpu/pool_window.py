@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,13 +75,6 @@ def planes_of(window: Any) -> tuple[int, int]:
     """The number of planes, and the channels of a cell."""
     samples, channels = int(window.layout.shape[0]), int(window.layout.channels)
     return (samples * channels, 1) if window.layout.channel == 1 else (samples, channels)
-
-
-def small(window: Any) -> Any:
-    """The same windows on one sample with few channels: enough to compile for."""
-    shape, at = list(window.layout.shape), window.layout.channel
-    shape[0], shape[at] = 1, 1 if at == 1 else min(shape[at], 2)  # a cell of one channel has loops of its own
-    return replace(window, layout=replace(window.layout, shape=tuple(shape)))
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

@@ -26,16 +26,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return None
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for any floating dtype."""
-    for dtype in (np.float16, np.float32, np.float64):
-        x = np.ones(1, dtype)
-        if op == "relu_backward":
-            _masked(x, np.ones(1, bool))
-        else:
-            _relu(x, op == "relu_forward", dtype.__name__)
-
-
 # ----------------------------------------------------------------------------------------------------------------- ops
 def relu(b: Backend, spec: None, x: Array) -> Array:
     """y."""

@@ -5,8 +5,8 @@ little less exact than the direct form's: the largest error is about 2e-6 of the
 hundreds of channels (directly 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off choose the direct
 form; float64 always takes that.
 
-A cell that is not finite would spoil its whole tile here. So whenever a result is not finite the launcher gives None,
-and the direct form computes the call: NaN and infinities stay where the definition has them.
+A cell that is not finite would spoil its whole tile here. So whenever a result is not finite the launcher raises
+`UnsuitableData`, and the direct form computes the call: NaN and infinities stay where the definition has them.
 
 The maps are cut into slabs of strips (rows of tiles). Each slab is transformed, multiplied by BLAS on one thread and
 transformed back. The gradient of a small weight is summed up in strands, runs of slabs whose number the shape alone
@@ -28,6 +28,7 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
+from cnnlayers.kernels import UnsuitableData
 
 from . import winograd_loops as loops
 from .compile import SLAB, flat, slabs
@@ -52,14 +53,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return None if all(a is None or a.dtype == f4 for a in arrays) else f"{op} is for float32"
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs."""
-    nothing, sizes = np.zeros(64, f4), np.array([0, 1, 1, 0, 0, 1, 1])
-    loops.patches(nothing, nothing, sizes, 0, 0, 0, 0, nothing, nothing)
-    loops.outputs(nothing, nothing, nothing, sizes, 0, 0, nothing, nothing)
-    loops.gradients(nothing, nothing, sizes, 0, 0, 0, 0, nothing, nothing)
-
-
 def _quiet(step: F) -> F:
     """A step whose overflows are not warned of: the direct form, which then computes, warns of its own."""
 
@@ -72,21 +65,22 @@ def _quiet(step: F) -> F:
 
 
 @_quiet
-def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array | None:
-    """`correlate`'s maps; None if one is not finite."""
+def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`correlate`'s maps. Raises UnsuitableData if one is not finite."""
     return _convolved(image, _by_group(spec, weight), bias, spec.maps_shape, [a.before for a in spec.window.axes])
 
 
 @_quiet
-def winograd_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array | None:
-    """`spread`'s image, the convolution of the maps with the weight turned round; None if a number is not finite."""
+def winograd_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`spread`'s image, the convolution of the maps with the weight turned round. Raises UnsuitableData if a number is
+    not finite."""
     turned = _by_group(spec, weight)[..., ::-1].swapaxes(1, 2)
     return _convolved(maps, turned, bias, spec.window.layout.shape, [2 - a.before for a in spec.window.axes])
 
 
 @_quiet
-def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array | None:
-    """`weight_gradient`'s result; None if a number is not finite."""
+def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
+    """`weight_gradient`'s result. Raises UnsuitableData if a number is not finite."""
     groups, filters, channels, _ = spec.weight_shape
     seen, made = _sizes(image, maps.shape, [a.before for a in spec.window.axes]), _sizes(maps, maps.shape, [0, 0])
     strips, tiles = len(maps) * int(made[loops.STRIPS]), int(made[loops.TILES])
@@ -96,8 +90,7 @@ def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -
         total = jobs.in_strands(_slabs(strips, tiles, _most(both)))
     else:
         total = jobs.side_by_side(_slabs(strips, tiles, _most(both, 2 * MOST)))
-    if not np.isfinite(total).all():
-        return None
+    _check_finite(total)
     dweight = _times(BOTH.T, total.reshape(36, -1))
     return np.ascontiguousarray(dweight.T).reshape(spec.filters, channels, 3, 3)
 
@@ -132,9 +125,15 @@ def _slabs(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _convolved(
-    image: Array, weight: Array, bias: Array | None, shape: tuple[int, ...], before: list[int]
-) -> Array | None:
+def _check_finite(results: Any) -> None:
+    if not np.isfinite(results).all():
+        raise UnsuitableData(
+            "Winograd's form met NaN, infinity or an overflow, and would spread it; kernels.winograd('off') chooses the"
+            " form that does not"
+        )
+
+
+def _convolved(image: Array, weight: Array, bias: Array | None, shape: tuple[int, ...], before: list[int]) -> Array:
     """The convolution of an image with a weight (groups, filters, channels, taps), as maps of a shape."""
     groups, filters, channels, _ = weight.shape
     maps = backends.result(shape, f4)
@@ -158,7 +157,8 @@ def _convolved(
 
     with backends.one_blas_thread():
         backends.run_slabs(compute, _slabs(len(image) * strips, tiles, most))
-    return maps if np.isfinite(odd).all() else None
+    _check_finite(odd)
+    return maps
 
 
 def _work(strips: int, tiles: int) -> tuple[tuple[int], tuple[int]]:

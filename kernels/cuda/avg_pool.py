@@ -22,14 +22,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return too_large(_window(spec))
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec in each floating dtype, on arrays of fewer than 2**31 elements."""
-    forward = "sum_pool_wide" if is_wide(_window(spec)) else "sum_pool"
-    kind = "sum_pool_backward" if op.endswith("_backward") else forward
-    for name in FLOATS:
-        kernels.kernel("avg_pool", kernels.name(kind, kernels.CUDA_TYPE[name], "unsigned"))
-
-
 # ----------------------------------------------------------------------------------------------------------------- ops
 def avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
     """y."""

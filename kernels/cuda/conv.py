@@ -27,12 +27,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return too_large(spec.window)
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, on aligned arrays of fewer than 2**31 elements."""
-    for size in WORD:
-        kernels.kernel("conv", _instance(op, spec, size, _lanes(spec, size), "unsigned"))
-
-
 def im2col(b: Backend, spec: Any, image: Array, tile: Any, block: list[Any], columns: Array) -> None:
     """Fill the columns with what the tile's windows see of a split image under the block's taps."""
     _launch(b, "im2col", spec, contiguous(b, image[tile.samples]), tile, block, columns)

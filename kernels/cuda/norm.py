@@ -17,7 +17,7 @@ from . import compile as kernels
 from . import norm_last
 from .arrays import contiguous, ctype, offsets
 from .norm_arrays import accumulator, keep, lie, parameter, refuses, statistics
-from .norm_plan import ITEMSIZE, Columns, Plan, Rows, device_here, device_of, pack_of, plan
+from .norm_plan import Columns, Plan, Rows, device_of, pack_of, plan
 
 __all__ = [
     "batch_norm_forward",
@@ -26,25 +26,10 @@ __all__ = [
     "layer_norm_forward",
     "refuses",
     "rms_norm_forward",
-    "warmup",
 ]
 
 Array = Any
 ROW, CHANNEL, CELL = 0, 1, 2  # forward.cuh's Own
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, on aligned arrays of fewer than 2**31 elements."""
-    if 0 in spec.rows.shape or refuses(op, spec, np.empty(0, np.float64)):
-        return
-    rows = lie(spec.rows)
-    if isinstance(rows, Columns):
-        norm_last.warmup(op, spec, rows)
-        return
-    for dtype, itemsize in ITEMSIZE.items():
-        how = plan(device_here(), rows, dtype, pack_of(rows, itemsize), given=spec.given)
-        for instance in _instances(spec, rows, how, kernels.CUDA_TYPE[dtype], "unsigned"):
-            kernels.kernel(_stem(how), instance, cooperative=how.way == "grid")
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops

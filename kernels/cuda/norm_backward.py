@@ -17,7 +17,7 @@ from . import compile as kernels
 from . import norm_arrays, norm_last
 from .arrays import contiguous, ctype, offsets
 from .norm_arrays import DBETA, DGAMMA, GAMMA, X
-from .norm_plan import ITEMSIZE, Columns, Plan, Rows, device_here, device_of, pack_of, plan
+from .norm_plan import Columns, Plan, Rows, device_of, pack_of, plan
 
 Array = Any
 ENDS = 128  # threads of a block of norm_gradients, a warp for each channel
@@ -26,26 +26,6 @@ ENDS = 128  # threads of a block of norm_gradients, a warp for each channel
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return norm_arrays.refuses(op, spec, *arrays)
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, on aligned arrays of fewer than 2**31 elements."""
-    if 0 in spec.rows.shape or refuses(op, spec, np.empty(0, np.float64)):
-        return
-    shape = norm_arrays.lie(spec.rows)
-    if isinstance(shape, Columns):
-        norm_last.warmup(op, spec, shape)
-        left = shape.samples > 1
-    else:
-        rows, group = units_of(shape)
-        left = rows.rows > rows.period or spec.given
-        for dtype, itemsize in ITEMSIZE.items():
-            how = plan(device_here(), rows, dtype, pack_of(rows, itemsize), arrays=2, group=group, given=spec.given)
-            for instance in _instances(spec, how, kernels.CUDA_TYPE[dtype], "unsigned"):
-                kernels.kernel(_stem(how), instance, cooperative=how.way == "grid")
-    if left:
-        for accumulator in ("float", "double"):
-            kernels.kernel("norm_backward", kernels.name("norm_gradients", accumulator, "unsigned"))
 
 
 def _backward(

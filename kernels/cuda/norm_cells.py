@@ -14,7 +14,7 @@ from . import compile as kernels
 from . import norm_arrays
 from .arrays import contiguous, ctype, offsets
 from .norm_arrays import CENTRED, DBETA, DGAMMA, GAMMA
-from .norm_plan import ITEMSIZE, STREAM, Device, Rows, device_here, device_of, lanes_of, pack_of, threads_of
+from .norm_plan import STREAM, Device, Rows, device_of, lanes_of, pack_of, threads_of
 
 Array = Any
 HELD = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 4}  # packs of x, dy, dgamma and dbeta a thread
@@ -56,17 +56,6 @@ class Plan:
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return norm_arrays.refuses(op, spec, *arrays)
-
-
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, on aligned arrays of fewer than 2**31 elements."""
-    if 0 in spec.rows.shape or refuses(op, spec, np.empty(0, np.float64)):
-        return
-    rows = norm_arrays.last_axes(spec.rows)
-    for dtype, itemsize in ITEMSIZE.items():
-        how = plan(device_here(), rows, dtype, pack_of(rows, itemsize))
-        for instance in _instances(how, kernels.CUDA_TYPE[dtype], "unsigned"):
-            kernels.kernel("norm_cells", instance)
 
 
 def plan(device: Device, rows: Rows, dtype: str, pack: int) -> Plan:

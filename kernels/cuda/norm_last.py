@@ -16,23 +16,10 @@ from cnnlayers.backends import Backend
 from . import compile as kernels
 from .arrays import ctype, offsets
 from .norm_arrays import keep
-from .norm_plan import ITEMSIZE, Columns, Plan, device_here, device_of, pack_of, plan
+from .norm_plan import Columns, Plan, device_of, pack_of, plan
 
 Array = Any
 ENDS = 128  # threads of a block whose warps have a channel or group each
-
-
-def warmup(op: str, spec: Any, shape: Columns) -> None:
-    """Compile what `op` needs for this shape and any floating dtype, on aligned arrays of fewer than 2**31 elements."""
-    backward = op.endswith("_backward")
-    stem = "norm_last_backward" if backward else "norm_last"
-    for dtype, itemsize in ITEMSIZE.items():
-        pack = pack_of(shape, itemsize)
-        how = plan(device_here(), shape, dtype, pack, arrays=2 if backward else 1, given=spec.given)
-        instances = backward_instances if backward else forward_instances
-        for instance in instances(how, kernels.CUDA_TYPE[dtype], "unsigned", spec.given):
-            grid = how.way == "grid"
-            kernels.kernel("norm_grid" if grid else stem, instance, cooperative=grid)
 
 
 # ------------------------------------------------------------------------------------------------------------- forward

@@ -33,17 +33,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return f"an axis of {longest} cells; the kernels take fewer than {LONGEST}" if longest >= LONGEST else None
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec and any floating dtype, on aligned arrays of fewer than 2**31 elements."""
-    _, inner = _geometry(spec)
-    for name, size in FLOATS.items():
-        unit = _unit(inner * size, size)
-        if op == "pad_forward" or spec.mode == "constant":
-            kernels.kernel("pad", _forward(unit, "unsigned"))
-        else:
-            kernels.kernel("pad", _backward(kernels.CUDA_TYPE[name], unit // size, "unsigned"))
-
-
 # ----------------------------------------------------------------------------------------------------------------- ops
 def pad_forward(b: Backend, spec: Any, x: Array, value: Any) -> Array:
     """y."""

@@ -31,21 +31,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return too_large(_window(spec))
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs for this spec in each floating dtype, on aligned arrays of fewer than 2**31 elements."""
-    window, numbered = _window(spec), getattr(spec, "indices", False)
-    ties = None if op.endswith("max_pool") else getattr(spec, "ties", "first")
-    saved = kernels.CUDA_TYPE[_argmax(window) if ties == "first" else "uint8"]
-    for name, itemsize in FLOATS.items():
-        element = kernels.CUDA_TYPE[name]
-        if op.endswith("_backward"):
-            kernel = _backward_kernel(window, element, saved, "unsigned", _tile(window, itemsize), ties or "first")
-        else:
-            cells = 0 if numbered else _tile(window, itemsize)
-            kernel = _forward_kernel(window, element, saved, "unsigned", cells, ties)
-        kernels.kernel(*kernel)
-
-
 # ----------------------------------------------------------------------------------------------------------------- ops
 def max_pool(b: Backend, spec: Any, x: Array) -> tuple[Array, Array | None]:
     """y, and the indices if they are wanted."""

@@ -22,15 +22,6 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return None
 
 
-def warmup(op: str, spec: Any) -> None:
-    """Compile what `op` needs in each floating dtype, with int64 indices and arrays of fewer than 2**31 elements."""
-    backward = op.endswith("_backward")
-    moves = "max_unpool_backward" if backward else "max_unpool_show"
-    names = [kernels.name(moves, kernels.CUDA_TYPE[name], "int", "int") for name in FLOATS]
-    for instance in names if backward else [*names, kernels.name("max_unpool_claim", "long long", "int", "int")]:
-        kernels.kernel("unpool", instance)
-
-
 def max_unpool_forward(b: Backend, window: Any, x: Array, indices: Array) -> tuple[Array, Array]:
     """y, and for each entry of x the cell of its plane that shows it, or -1."""
     x, y = contiguous(b, x), b.empty(window.layout.shape, x.dtype)
