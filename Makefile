@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
-	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F':  *' '{printf "make %-8s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):[^#]*## *(.*)/make \1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "%-14s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,7 @@ $(VENV)/.%: pyproject.toml | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.train  ## train a convolutional network on handwritten digits; draws runs/digits-three-layer/curves.png
-	$(BIN)/cnnlayers train --data digits
+	$(BIN)/cnnlayers train --data digits --overwrite
 
 # nvrtc: NVIDIA's compiler as wheels, so that the CUDA kernels are compiled where no CUDA is installed (Linux alone).
 test: $(VENV)/.train $(VENV)/.cpu $(VENV)/.test $(VENV)/.nvrtc  ## run every test that this machine can run

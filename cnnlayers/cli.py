@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,7 +92,10 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     add = train.add_argument
     add(
-        "--data", metavar="digits|PATH", help="scikit-learn's handwritten digits (default), or CIFAR-10's python folder"
+        "--data",
+        metavar="digits|PATH",
+        help="scikit-learn's handwritten digits (default), CIFAR-10's python folder, or a folder of one folder of "
+        "pictures a class",
     )
     add("--model", choices=["three-layer", "resnet8"], help="the network (default: three-layer)")
     add("--epochs", type=_number(int, 1), metavar="N", help=f"epochs in all (default: {EPOCHS})")
@@ -100,13 +105,19 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=_number(int, 0), metavar="N", help="a seed repeats its run bit for bit (default: 0)")
     add("--backend", choices=["auto", "numpy", "cupy"], help="where to compute (default: CNNLAYERS_BACKEND, else auto)")
     add("--distributed", action="store_true", help="of `mpiexec -n N`: N processes share every batch")
-    add("--resume", action="store_true", help="continue the run in DIR up to --epochs, with its own settings")
+    again = train.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", action="store_true", help="continue the run in DIR up to --epochs, with its own settings"
+    )
+    again.add_argument("--overwrite", action="store_true", help="replace the run that is in DIR")
     add("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/<data>-<model>)")
 
     predict = commands.add_parser("predict", help="a trained model on your own pictures", allow_abbrev=False)
     predict.set_defaults(run=_predict)
     predict.add_argument("model", metavar="MODEL", help="model.safetensors of a run, or the run's folder")
-    predict.add_argument("images", metavar="IMAGE", nargs="+", help="a picture: PNG, JPEG and the like")
+    predict.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="a picture (PNG, JPEG and the like), or a folder: the pictures in it"
+    )
     predict.add_argument("--backend", choices=["auto", "numpy", "cupy"], help="where to compute")
 
     bench = commands.add_parser("bench", help="this machine's speed, beside the peers installed", allow_abbrev=False)
@@ -157,15 +168,25 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from cnnlayers import distributed
+    from cnnlayers import distributed, run_folder
 
+    started = distributed.launched_size()
+    if started > 1 and not args.distributed:
+        raise Refused(
+            f"a launcher (mpiexec or its like) started {started} processes, and each would write the same run: "
+            f"--distributed makes them train it together ({distributed.size_variable()} says so; unset it for separate "
+            "runs)"
+        )
     try:
         ranks = distributed.world() if args.distributed else distributed.Ranks()
     except distributed.MPIUnavailable as error:
         raise Refused(_one_line(error)) from error
-    with ranks.ending_together(Refused):
+    with ranks.ending_together(Refused), contextlib.ExitStack() as until_the_end:
         with _refusing():
             run, epochs = _prepare(args, ranks)
+            with ranks.agreeing():
+                if ranks.first:
+                    until_the_end.enter_context(run_folder.locked(run.out))
         return _train_to(epochs, run)
 
 
@@ -182,11 +203,12 @@ def _prepare(args: argparse.Namespace, ranks: Ranks) -> tuple[Run, int]:
     if backends.current().name == "cupy":
         ranks.take_gpu()
         backends.use("cupy")  # new arrays: on that GPU
-    run = (train.resume if args.resume else train.start)(given, out, ranks)
+    begin = train.resume if args.resume else functools.partial(train.start, overwrite=args.overwrite)
+    run = begin(given, out, ranks)
     done = len(run.records)
     if args.epochs is not None and args.epochs < done:
         raise ValueError(f"the run in {out} has done {done} epochs already, more than --epochs {args.epochs}")
-    return run, args.epochs or max(EPOCHS, done)
+    return run, args.epochs or max(run.planned or EPOCHS, done)
 
 
 def _train_to(epochs: int, run: Run) -> int:
@@ -195,6 +217,8 @@ def _train_to(epochs: int, run: Run) -> int:
 
     ranks, out = run.ranks, run.out
     try:
+        if ranks.first:
+            print(*progress.header(run.header(epochs)), sep="\n", flush=True)
         with progress.shown(epochs, None if ranks.first else io.StringIO()) as report, ranks.interruptible():
             run.train(epochs, report)
         if not ranks.first:
@@ -206,12 +230,16 @@ def _train_to(epochs: int, run: Run) -> int:
         done = len(run.records)
         kept = f"epoch {done} is in {out}, --resume continues" if done else f"no epoch was finished, {out} is as it was"
         return _interrupted(f"interrupted: {kept}") if ranks.first else INTERRUPTED
+    except BrokenPipeError:  # nobody reads on: the epoch just finished is on disk, and --resume continues
+        _discard_output()
+        return 1 if ranks.size == 1 else ranks.abort(1)
     except (OSError, kernels.KernelUnavailable, train.Diverged, distributed.Apart) as error:
         alike = isinstance(error, train.Diverged | distributed.Apart)
         if ranks.first or not alike:
             print(f"cnnlayers train: {_one_line(error)}", file=sys.stderr)
         return 1 if alike or ranks.size == 1 else ranks.abort(1)
     print(f"saved in {out}")
+    print(f"next: cnnlayers predict {shlex.quote(str(out))} PICTURE")
     print(f"test accuracy {tested.accuracy:.1%}".replace("%", " %"))
     return 0
 
@@ -231,11 +259,12 @@ def _predict(args: argparse.Namespace) -> int:
     with _refusing():
         _select(args.backend)
         trained = predict.load(args.model)
-        answers = predict.predict(trained, args.images)
-    width = max(map(len, args.images))
-    for path, answer in zip(args.images, answers, strict=True):
+        images = predict.pictures_of(args.images)
+        answers = predict.predict(trained, images)
+    width = max(map(len, map(str, images)))
+    for path, answer in zip(images, answers, strict=True):
         said = "   ".join(f"{name} {probability:6.1%}" for name, probability in answer[:SHOWN_CLASSES])
-        print(f"{path:{width}}   {said}")
+        print(f"{path!s:{width}}   {said}")
     return 0
 
 
@@ -264,19 +293,41 @@ def _bench(args: argparse.Namespace) -> int:
     return 1 if outcome.wrong else 0
 
 
+def _discard_output() -> None:
+    """Send what standard output has left to nowhere: whoever read it has gone."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # it may be closed, or no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is shown by its numbers
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            code = _run(argv)
+        finally:
+            if sys.stdout is not None:  # it is None where standard output was closed
+                sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _interrupted("interrupted")
+    except BrokenPipeError:
+        _discard_output()
+        return 1
+    except OSError as error:  # a full disk behind standard output
+        print(f"cnnlayers: {_one_line(error)}", file=sys.stderr)
+        _discard_output()
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except Refused as error:
-        if not getattr(args, "distributed", False) or _speaks():
+        if args.command != "train" or _speaks():
             print(f"cnnlayers {args.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return _interrupted("interrupted")
-    except BrokenPipeError:  # whoever read the output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1

@@ -1,4 +1,4 @@
-"""Labelled pictures, ready for training: two data sets, their splits, batches and augmentation.
+"""Labelled pictures, ready for training: the data sets, their splits and batches.
 
 Pictures are float32 (N, C, H, W) on the selected backend, normalised by the mean and deviation of the training part's
 channels; labels are int64. A split is a set of rows, never a copy. The test rows are fixed; which training rows are
@@ -7,6 +7,7 @@ held out for validation is the seed's choice. All randomness is drawn on the hos
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,7 @@ from typing import Any
 
 import numpy
 
-from cnnlayers import backends, cifar
-from cnnlayers import functional as F
+from cnnlayers import augmentation, backends, cifar, picture_folder
 
 Array = Any
 Rows = Any  # a NumPy array of int64 row numbers
@@ -30,7 +30,8 @@ class Dataset:
 
     `mean`, `std`: of the training part's channels, for pixels from 0 to 1. `crop`: the cells that augmentation pads by
     before it crops at random, with `blank`, a normalised value; `flip`: whether it mirrors, too. `strokes`: whether
-    these are light strokes on a dark ground that fill their pictures' height.
+    these are light strokes on a dark ground that fill their pictures' height; augmentation distorts such. `digest`: a
+    checksum of a folder's pictures and labels, by which a resumed run finds that they changed; 0 for the other sets.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     flip: bool
     blank: float = 0.0
     strokes: bool = False
+    digest: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,7 +113,7 @@ def load_digits() -> Dataset:
         test=test,
         mean=mean,
         std=std,
-        crop=1,
+        crop=0,
         flip=False,
         blank=-mean[0] / std[0],
         strokes=True,
@@ -140,49 +142,62 @@ def load_cifar10(path: str | Path) -> Dataset:
     return Dataset("cifar10", x, y, classes, train, test, mean, std, crop=4, flip=True)
 
 
+def load_folder(path: str | Path) -> Dataset:
+    """A folder with one folder of pictures a class; a fixed fifth of each class is for testing.
+
+    Raises as `picture_folder.read`.
+    """
+    folder = Path(path)
+    cells, labels, classes = picture_folder.read(folder)
+    train, test = stratified(labels, TEST_SHARE, numpy.random.default_rng(TEST_SEED))
+    digest = zlib.crc32(cells, zlib.crc32(labels))
+    x = cells.astype(numpy.float32)
+    x /= 255
+    mean, std = _normalise(x, train)
+    crop = min(x.shape[2:]) // 8
+    x, y = backends.asarray(x), backends.asarray(labels)
+    return Dataset(name_of(str(path)), x, y, classes, train, test, mean, std, crop, flip=False, digest=digest)
+
+
+def _is_cifar10(folder: Path) -> bool:
+    names = (cifar.FOLDER, cifar.META_FILE, *cifar.TRAIN_FILES, cifar.TEST_FILE)
+    return folder.is_file() or any((folder / name).exists() for name in names)
+
+
 def name_of(data: str) -> str:
-    """The name of the set that `load` would load."""
-    return "digits" if data == "digits" else "cifar10"
+    """The name of the set that `load` would load: for a folder of pictures the folder's own."""
+    if data == "digits":
+        return data
+    path = Path(data)
+    if _is_cifar10(path):
+        return "cifar10"
+    name = path.resolve().name or "pictures"
+    return f"{name}-pictures" if name in ("digits", "cifar10") else name
 
 
 def load(data: str) -> Dataset:
-    """`digits`, or CIFAR-10 from the path given. Raises as the two loaders do."""
+    """`digits`, or CIFAR-10 or pictures from the folder given. Raises as the three loaders do."""
     if data == "digits":
         return load_digits()
-    if not Path(data).exists():
+    path = Path(data)
+    if not data or not path.exists():
         raise FileNotFoundError(
-            f"--data must be 'digits' or CIFAR-10's folder, and there is no folder {data!r}: {cifar.WHERE}"
+            f"--data must be 'digits', CIFAR-10's folder or a folder of pictures, and there is no folder {data!r}: "
+            f"{cifar.WHERE}; pictures are {picture_folder.EXPECTED}"
         )
-    return load_cifar10(data)
+    return load_cifar10(path) if _is_cifar10(path) else load_folder(path)
 
 
 def augment(
     dataset: Dataset, x: Array, rng: numpy.random.Generator, whole: int | None = None, part: slice = slice(None)
 ) -> Array:
-    """The pictures `x`, half of them cropped at random from their padded selves; half mirrored, where the set flips.
+    """The pictures `x`, changed at random: strokes by `augmentation.distort`, others by `augmentation.crop_and_flip`.
 
-    The others stay where they were, as test pictures do: an 8×8 digit fills its picture and loses a stroke when moved.
-    One gather over the batch: output cell (i, j) of picture n is padded cell (i + down[n], j' + right[n]), where j'
-    runs backwards in a mirrored picture.
-    whole, part: `x` is that part of a batch of so many pictures. All of them draw, so each moves as it would there.
+    whole, part: `x` is that part of a batch of so many pictures. All of them draw, so each changes as it would there.
     """
-    b = backends.of(x)
-    n, channels, height, width = x.shape
-    drawn = (2, n if whole is None else whole, 1, 1, 1)
-    moved, mirrored = rng.integers(0, 2, drawn)[:, part]
-    down, right = dataset.crop + moved * rng.integers(-dataset.crop, dataset.crop + 1, drawn)[:, part]
-    padded = F.pad(x, dataset.crop, value=dataset.blank)
-    tall, wide = padded.shape[2:]
-
-    def there(numbers: Any) -> Array:
-        return b.array(numbers, b.xp.int64)
-
-    i, j = there(numpy.arange(height)[:, None]), there(numpy.arange(width))
-    planes = there(numpy.arange(n * channels).reshape(n, channels, 1, 1))
-    columns = there(right) + j + there(mirrored * dataset.flip) * (width - 1 - 2 * j)
-    cells = (planes * tall + there(down) + i) * wide + columns
-    flat = b.xp.take(b.xp.reshape(padded, (-1,)), b.xp.reshape(cells, (-1,)), axis=0)
-    return b.xp.reshape(flat, (n, channels, height, width))
+    if dataset.strokes:
+        return augmentation.distort(x, rng, dataset.blank, whole, part)
+    return augmentation.crop_and_flip(x, rng, dataset.crop, dataset.flip, dataset.blank, whole, part)
 
 
 def _whole(n: int) -> slice:

@@ -40,9 +40,9 @@ T = TypeVar("T")
 
 INSTALL = "pip install 'cnnlayers[mpi]'"
 BUCKET_BYTES = 1 << 22  # gradients travel in flat buckets of about this size: few messages, each soon ready
-# What the launchers of MPICH, Intel MPI, Open MPI and Slurm tell a process, before MPI is started.
-RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
-SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+# What the launchers of MPICH, Intel MPI, Open MPI, MVAPICH and Slurm (srun) tell a process, before MPI is started.
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class MPIUnavailable(RuntimeError):
@@ -63,6 +63,16 @@ def launched_rank() -> int:
     return _told(RANK_VARIABLES, 0)
 
 
+def size_variable() -> str:
+    """The name of the variable by which `launched_size` knows; empty without a launcher."""
+    return next((name for name in SIZE_VARIABLES if os.environ.get(name, "").isdecimal()), "")
+
+
+def launched_size() -> int:
+    """How many processes the launcher started, by its word; 1 without one. Needs no MPI."""
+    return _told(SIZE_VARIABLES, 1)
+
+
 def world() -> Ranks:
     """All ranks that mpiexec started: starts MPI.
 
@@ -73,7 +83,7 @@ def world() -> Ranks:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, a libmpi is not
         raise MPIUnavailable(f"several processes need mpi4py and an MPI ({error}): {INSTALL}") from error
-    started = _told(SIZE_VARIABLES, 1)
+    started = launched_size()
     if MPI.COMM_WORLD.Get_size() == 1 != started:
         library = MPI.Get_library_version().strip("\0 \n").partition("\n")[0]
         raise MPIUnavailable(

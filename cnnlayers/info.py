@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 
 import numpy
@@ -27,7 +28,8 @@ EXTRAS = {
     "torch": {"torch": "torch"},
 }
 
-COST = "about four times as long (the geometric mean of `cnnlayers bench`)"
+COST = "about four times as long (mean of `cnnlayers bench`)"
+WIDTH = 100  # columns of a list, beside its title
 
 
 def lines() -> Iterator[str]:
@@ -103,10 +105,13 @@ def _kernels() -> Iterator[str]:
     for name in backends.available():
         entries = {op: entry for (op, backend), entry in kernels.TABLE.items() if backend == name}
         ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries}
+        reasons = list(filter(None, map(_reason, sorted({entry.needs for entry in entries.values() if entry.needs}))))
+        if reasons:
+            yield from (f"{name:<8}none, {reason}" for reason in reasons)
+            yield f"{'':<8}Array code serves until then: {COST}"
+            continue
         said = ", ".join(sorted(ops)) or "none: every op runs as portable array code"
-        for reason in filter(None, map(_reason, sorted({entry.needs for entry in entries.values() if entry.needs}))):
-            said = f"none, {reason}. Array code serves until then, which takes {COST}: {said}"
-        yield f"{name:<8}{said}"
+        yield from textwrap.wrap(f"{name:<8}{said}", WIDTH, subsequent_indent=" " * 8)
     if not _reason("cnnlayers.kernels.cpu.jit"):
         reason = _reason("cnnlayers.kernels.cpu.code_cache")
         stored = f"not stored: {reason}" if reason else f"stored in {directory()} (CNNLAYERS_CACHE_DIR sets it)"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 TRAIN, VALIDATION, RIGHT, WRONG, FAINT = "#4878a8", "#d1702b", "#2e7d32", "#c62828", "#9aa0a6"
-COLUMNS, ROWS = 12, 2
-WIDEST = 12  # letters above a picture
+COLUMNS, ROWS = 10, 2
+WIDEST, LONGEST_NAME = 18, 10  # letters in a line above a picture, and in a class's name there
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ def curves(title: str, epochs: Sequence[dict[str, Any]], best: int, examples: Se
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f"matplotlib does not import ({error}): pip install 'cnnlayers[train]'") from error
-    figure = Figure(figsize=(12, 7.2), dpi=110, layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.55, 1))
+    figure = Figure(figsize=(12, 7.8), dpi=110, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # inches: nothing touches the edge
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.45, 1))
     upper, lower = parts
-    upper.suptitle(title, fontsize=14, fontweight="bold")
+    upper.suptitle(title, fontsize=14, fontweight="bold", parse_math=False)
     left, right = upper.subplots(1, 2)
     _panel(left, epochs, "loss", 1.0, best)
     _panel(right, epochs, "accuracy", 100.0, best)
@@ -46,7 +48,9 @@ def curves(title: str, epochs: Sequence[dict[str, Any]], best: int, examples: Se
     for axes in lower.axes:
         axes.set_axis_off()
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter of a class's name that the font lacks is drawn as a box
+        figure.savefig(png, format="png")
     return png.getvalue()
 
 
@@ -70,7 +74,15 @@ def _panel(axes: Any, epochs: Sequence[dict[str, Any]], what: str, scale: float,
 def _picture(axes: Any, example: Example) -> None:
     right = example.guess == example.truth
     axes.imshow(example.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    said = example.guess if right else f"{example.guess}, not {example.truth}"
-    if len(said) > WIDEST:
-        said = said.replace(", ", ",\n")
-    axes.set_title(said, fontsize=9, color=RIGHT if right else WRONG, pad=3)
+    axes.set_title(label(example), fontsize=8.5, color=RIGHT if right else WRONG, pad=3, parse_math=False)
+
+
+def label(example: Example) -> str:
+    """What stands above an example: the true class, what it was read as, and the probability where it has room."""
+    truth, guess = (
+        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in (example.truth, example.guess)
+    )
+    said = guess if example.guess == example.truth else f"read as {guess}"
+    share = f" ({100 * example.probability:.0f} %)"
+    said += share if len(said + share) <= WIDEST else ""
+    return said if example.guess == example.truth else f"true {truth},\n{said}"

@@ -1,13 +1,14 @@
 """A trained model on one's own pictures.
 
-A picture is brought to what the model was trained on: grey or RGB, the input's size by area averaging, normalised. A
-model of strokes (the digits: light on dark, filling the height) also gets the strokes framed and made light, whatever
-they were drawn on.
+A picture is brought to what the model was trained on: grey or RGB, the input's size by area averaging, normalised. For
+a model of strokes (the digits: light on dark, filling the height) the strokes are also framed, made light, and as thick
+as those that it was trained on, whatever they were drawn with.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,17 @@ from typing import Any
 
 import numpy
 
-from cnnlayers import backends, checkpoint, models
+from cnnlayers import backends, checkpoint, models, pictures
 from cnnlayers.layers import Layer
-from cnnlayers.train import MODEL, TEXT, logits_of, softmax
+from cnnlayers.pictures import resize
+from cnnlayers.run_folder import LAST, MODEL, TEXT
+from cnnlayers.train import EVALUATION_BATCH, logits_of, softmax
 
-INK = 0.2  # of the full range between ground and stroke: above it a cell belongs to a stroke
+INK = 0.2  # of the darkest stroke: above it a cell belongs to a stroke
+FAINTEST = 0.05  # a stroke's difference from the ground, of the range from black to white
+GRID, MARGIN = 32, 8  # cells of the strokes' longer side, and around them, where the pen's width is changed
+# The narrowest and widest stroke, in cells of GRID: by `_pen_width` half of the training pictures have 5.5 to 7.
+PENS = (6.5, 8.0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ def load(path: str | Path) -> Trained:
     arrays, texts = checkpoint.load_arrays(path)
     try:
         card: Mapping[str, Any] = json.loads(texts[TEXT])
+        if "settings" in card:
+            raise ValueError(f"it is a run's {LAST}, for --resume: give {MODEL} beside it, or the run's folder")
         arguments = card["arguments"]
         model = models.build(card["model"], arguments)
         model.load_state_dict(arrays)
@@ -53,95 +62,121 @@ def load(path: str | Path) -> Trained:
         classes = tuple(str(name) for name in card["classes"])
         return Trained(model, (channels, height, width), classes, mean, std, bool(card["strokes"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no model that `cnnlayers train` wrote ({type(error).__name__}: {error})"
-        ) from error
+        reason = error if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no model that `cnnlayers train` wrote ({reason})") from error
 
 
-def read_picture(path: str | Path, colours: int) -> Any:
-    """A picture's cells from 0 to 1, (H, W, colours) float64; where it is transparent, its ground is white.
-
-    Raises ImportError where Pillow is not installed, FileNotFoundError or ValueError, naming the file, where it is
-    missing or no picture.
-    """
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise ImportError(f"reading pictures needs Pillow ({error}): pip install 'cnnlayers[train]'") from error
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no picture {path}")
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            whole = (_eight_bits(upright) if upright.mode.startswith("I") else upright).convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no picture that can be read: {error}") from error
-    ground = Image.new("RGBA", whole.size, "white")
-    flat = Image.alpha_composite(ground, whole).convert("L" if colours == 1 else "RGB")
-    return numpy.asarray(flat, numpy.float64).reshape(flat.height, flat.width, colours) / 255
-
-
-def _eight_bits(deep: Any) -> Any:
-    """A grey picture of 16 bits a cell as one of eight."""
-    from PIL import Image
-
-    return Image.fromarray((numpy.clip(numpy.asarray(deep), 0, 65535) // 256).astype(numpy.uint8))
-
-
-def resize(picture: Any, height: int, width: int) -> Any:
-    """(H, W, C) at another size; each new cell is the mean of the area that it covers."""
-    return numpy.einsum(
-        "ih,jw,hwc->ijc", _shares(picture.shape[0], height), _shares(picture.shape[1], width), picture, optimize=True
-    )
-
-
-def _shares(length: int, out: int) -> Any:
-    """(out, length): how much of each old cell goes into each new one; rows sum to 1."""
-    edges = numpy.arange(out + 1) * (length / out)
-    cells = numpy.arange(length)
-    overlap = numpy.minimum(edges[1:, None], cells + 1) - numpy.maximum(edges[:-1, None], cells)
-    return numpy.clip(overlap, 0, None) * (out / length)
-
-
-def frame_strokes(picture: Any, height: int, width: int, mean: float) -> Any:
+def frame_strokes(picture: Any, height: int, width: int) -> Any:
     """Grey (H, W, 1) strokes on any even ground, as light ones on black that fill the height, in the middle.
 
-    The border shows the ground. Thin strokes, which fade in averaging, are brightened until the cells' mean is `mean`.
-    A picture without strokes is black.
+    The border shows the ground. Strokes of every pen get about the width of those in the training pictures. Raises
+    ValueError where the picture is blank.
     """
     ground = float(numpy.median(numpy.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])))
-    ink = picture - ground if ground < 0.5 else ground - picture
-    ink = numpy.clip(ink / max(float(ink.max()), 1 / 255), 0, 1)
-    down, across = (numpy.flatnonzero((ink > INK).any(axis=axes)) for axes in ((1, 2), (0, 2)))
-    if not len(down):
-        return numpy.zeros((height, width, 1))
-    top, bottom, left, right = int(down[0]), int(down[-1]) + 1, int(across[0]), int(across[-1]) + 1
+    lighter, darker = (picture - ground)[:, :, 0], (ground - picture)[:, :, 0]
+    ink = lighter if lighter.max() > darker.max() else darker
+    if float(ink.max()) < FAINTEST:
+        raise ValueError("is blank: it has no strokes that differ from its border")
+    ink = _cropped(numpy.clip(ink / float(ink.max()), 0, 1))
+    scale = GRID / max(ink.shape)
+    ink = resize(ink[:, :, None], *(max(1, round(length * scale)) for length in ink.shape))[:, :, 0]
+    usual = float(numpy.median(ink[ink > ink.max() / 4]))  # less than 1 where the pen is thinner than a cell
+    ink = numpy.pad(numpy.clip(ink / usual, 0, 1), MARGIN)
+    pen = _pen_width(ink > 0.5)
+    grow = (min(max(pen, PENS[0]), PENS[1]) - pen) / 2
+    drawn = _cropped(_grown(ink, grow) if grow > 0 else 1 - _grown(1 - ink, -grow))
     # The frame has the input's proportions, the strokes' height (more for a wide drawing), and their middle.
-    tall = max(bottom - top, -(-(right - left) * height // width))
-    wide = max(-(-tall * width // height), right - left)
+    down, across = drawn.shape
+    tall = max(down, -(-across * height // width))
+    wide = max(-(-tall * width // height), across)
     framed = numpy.zeros((tall, wide, 1))
-    above, before = (tall - (bottom - top)) // 2, (wide - (right - left)) // 2
-    framed[above : above + bottom - top, before : before + right - left] = ink[top:bottom, left:right]
-    small = resize(framed, height, width)
-    for _ in range(8):  # what is clipped is made up for in the next round
-        small = numpy.clip(small * max(1.0, mean / float(small.mean())), 0, 1)
-    return small
+    above, before = (tall - down) // 2, (wide - across) // 2
+    framed[above : above + down, before : before + across, 0] = drawn
+    return resize(framed, height, width)
 
 
-def prepare(trained: Trained, path: str | Path) -> Any:
-    """The model's input (C, H, W) float32 from a picture's file. Raises as `read_picture`."""
-    channels, height, width = trained.shape
-    picture = read_picture(path, channels)
-    if trained.strokes:
-        cells = frame_strokes(picture, height, width, trained.mean[0])
-    else:
-        cells = resize(picture, height, width)
+def _cropped(ink: Any) -> Any:
+    """The smallest rectangle with every cell above INK."""
+    rows, columns = (numpy.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _pen_width(stroke: Any) -> float:
+    """About how many cells wide the strokes of a small (H, W) mask are.
+
+    In a long stroke the mean distance to the edge, half a cell before the next cell outside, is a quarter of the width.
+    """
+    inside, outside = numpy.argwhere(stroke), numpy.argwhere(~stroke)
+    squares = ((inside[:, None] - outside[None]) ** 2).sum(axis=2)
+    return 4 * float(numpy.sqrt(squares.min(axis=1)).mean()) - 2
+
+
+def _grown(ink: Any, reach: float) -> Any:
+    """`ink` (H, W) from 0 to 1, spread by so many cells in every direction: the largest value within reach.
+
+    A cell just out of reach counts in part, so that a small reach changes little, and none nothing.
+    """
+    cells = min(math.ceil(reach), MARGIN)
+    padded, largest = numpy.pad(ink, cells), ink
+    for down in range(-cells, cells + 1):
+        for across in range(-cells, cells + 1):
+            share = min(max(reach + 1 - math.hypot(down, across), 0.0), 1.0)
+            if share:
+                rows, columns = (
+                    slice(cells + by, cells + by + n) for by, n in zip((down, across), ink.shape, strict=True)
+                )
+                largest = numpy.maximum(largest, share * padded[rows, columns])
+    return largest
+
+
+def cells_of(trained: Trained, picture: Any) -> Any:
+    """The model's input (C, H, W) float32 from a picture's cells (H, W, C). Raises ValueError where it is blank."""
+    _, height, width = trained.shape
+    if pictures.is_blank(picture):
+        raise ValueError("is blank: every cell has the same colour")
+    cells = frame_strokes(picture, height, width) if trained.strokes else resize(picture, height, width)
     normalised = (cells - numpy.asarray(trained.mean)) / numpy.asarray(trained.std)
     return numpy.ascontiguousarray(normalised.transpose(2, 0, 1), numpy.float32)
 
 
+def prepare(trained: Trained, path: str | Path) -> Any:
+    """`cells_of` a file's picture. Raises as `pictures.read`, and ValueError, naming the file, where it is blank."""
+    picture = pictures.read(path, trained.shape[0])
+    try:
+        return cells_of(trained, picture)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+
+
+def pictures_of(paths: Sequence[str | Path]) -> list[str | Path]:
+    """The paths, with the pictures in it for a folder, in the order of their names.
+
+    Raises FileNotFoundError for a path that does not exist, ValueError for a folder without pictures.
+    """
+    found: list[str | Path] = []
+    for path in paths:
+        folder = Path(path)
+        if not folder.is_dir():
+            found.append(path)
+            continue
+        inside = [one for one in pictures.visible(folder) if pictures.is_picture(one)]
+        if not inside:
+            deeper = "; pictures in its folders are not looked for" if any(map(Path.is_dir, folder.iterdir())) else ""
+            raise ValueError(f"{path} holds no pictures ({pictures.KINDS}){deeper}")
+        found += inside
+    return found
+
+
 def predict(trained: Trained, paths: Sequence[str | Path]) -> list[list[tuple[str, float]]]:
-    """For each picture its classes with their probabilities, the likeliest first. Raises as `read_picture`."""
-    x = numpy.stack([prepare(trained, path) for path in paths])
-    probabilities = softmax(backends.to_numpy(logits_of(trained.model, backends.asarray(x))))
-    return [[(trained.classes[i], float(row[i])) for i in numpy.argsort(-row, kind="stable")] for row in probabilities]
+    """For each picture its classes with their probabilities, the likeliest first.
+
+    Raises as `pictures.read`, and ValueError for blank pictures; it names the pictures that cannot be used.
+    """
+    inputs = pictures.each(paths, lambda path: prepare(trained, path))
+    answers = []
+    for start in range(0, len(inputs), EVALUATION_BATCH):
+        x = backends.asarray(numpy.stack(inputs[start : start + EVALUATION_BATCH]))
+        for row in softmax(backends.to_numpy(logits_of(trained.model, x))):
+            likeliest = numpy.argsort(-row, kind="stable")
+            answers.append([(trained.classes[i], float(row[i])) for i in likeliest])
+    return answers

@@ -25,21 +25,22 @@ from typing import Any
 import numpy
 
 import cnnlayers
-from cnnlayers import backends, checkpoint, data, models, optim, plots
+from cnnlayers import backends, checkpoint, data, models, optim, plots, run_folder
 from cnnlayers import functional as F
 from cnnlayers.distributed import Ranks
 from cnnlayers.layers import Layer
 from cnnlayers.progress import Lines
+from cnnlayers.run_folder import CURVES, HISTORY, LAST, MODEL, TEXT
 
-MODEL, LAST, HISTORY, CURVES = "model.safetensors", "last.safetensors", "history.json", "curves.png"
-TEXT = "cnnlayers"  # the one text beside the arrays of both files: JSON
 VALIDATION_SHARE = 0.15
 DECAY = 0.93  # of the learning rate, each epoch
 # The first learning rate, by data and optimiser: pictures of many cells give sums of many terms, and need small steps.
-RATES = {"digits": {"adam": 3e-3, "sgd": 0.05}, "cifar10": {"adam": 1e-3, "sgd": 0.01}}
+RATES = {"digits": {"adam": 3e-3, "sgd": 0.05}}
+RATES_OF_OTHERS = {"adam": 1e-3, "sgd": 0.01}
 # A model's arguments beside the pictures' shape and the number of classes.
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"three-layer": {"hidden": 256, "batch_norm": True}, "resnet8": {}}
 EVALUATION_BATCH = 512
+SHOWN_CLASSES = 10
 SHOW_EVERY_S = 0.1
 ALONE = Ranks()
 
@@ -95,7 +96,8 @@ class Run:
     def __init__(self, settings: Settings, out: Path, ranks: Ranks = ALONE) -> None:
         self.ranks = ranks
         self.dataset = data.load(settings.data)
-        self.rate = RATES[self.dataset.name][settings.optimizer] if settings.lr is None else settings.lr
+        rates = RATES.get(self.dataset.name, RATES_OF_OTHERS)
+        self.rate = rates[settings.optimizer] if settings.lr is None else settings.lr
         where = settings.data if self.dataset.name == "digits" else str(Path(settings.data).resolve())
         self.settings, self.out = dataclasses.replace(settings, data=where, lr=self.rate), out
         self.rows, self.held = self.dataset.hold_out(VALIDATION_SHARE, settings.seed)
@@ -108,13 +110,40 @@ class Run:
         kind = {"adam": optim.Adam, "sgd": optim.SGD}[settings.optimizer]
         self.optimizer: optim.Optimizer = kind(self.model.params, self.rate)
         self.records: list[Record] = []
+        self.planned = 0  # epochs in all, by the last call of `train`
 
     def _new_model(self) -> Layer:
         return models.build(self.settings.model, self.arguments, rng=_stream(self.settings.seed, 0))
 
+    def header(self, epochs: int) -> list[tuple[str, str]]:
+        """What is about to be trained, up to so many epochs: titles and texts."""
+        rows = {"training": self.rows, "validation": self.held, "test": self.dataset.test}
+        split = ", ".join(f"{len(rows[name]):,} {name}" for name in rows)
+        b, first = backends.of(self.dataset.x), len(self.records) + 1
+        cells = "×".join(map(str, self.dataset.shape))
+        names = ", ".join(self.dataset.classes[:SHOWN_CLASSES])
+        more = len(self.dataset.classes) - SHOWN_CLASSES
+        workers = f"{backends.num_threads()} threads" if b.name == "numpy" else str(b.device)
+        several = f", {self.ranks.size} processes" if self.ranks.size > 1 else ""
+        done = f"epochs {first} to {epochs}" if first <= epochs else f"all {epochs} epochs are done"
+        return [
+            ("data", f"{self.dataset.name}: {split} pictures of {cells} cells"),
+            ("classes", f"{len(self.dataset.classes)}: {names}" + (f" and {more} more" if more > 0 else "")),
+            ("model", f"{self.settings.model}, {self.parameters:,} parameters"),
+            ("training", f"{self.settings.optimizer}, learning rate {self.rate:g}, batches of "
+                         f"{self.settings.batch_size}, seed {self.settings.seed}, {done}"),
+            ("backend", f"{b.name} on {'the CPU' if b.name == 'numpy' else 'the GPU'}, {workers}{several}"),
+        ]  # fmt: skip
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(int(p.size) for p in self.model.params.values())
+
     # ------------------------------------------------------------------------------------------------------- training
     def train(self, epochs: int, report: Lines) -> None:
         """Train until `epochs` are done, in all; each is on disk before it is reported."""
+        self.planned = epochs
         for epoch in range(len(self.records) + 1, epochs + 1):
             record = self._epoch(epoch, report)
             self._save(record)
@@ -188,6 +217,8 @@ class Run:
         if not self.ranks.first:
             self.records.append(record)
             return
+        if not self.records:
+            run_folder.clear(self.out)
         if not self.records or _merit(record) > max(map(_merit, self.records)):
             card = {
                 "model": self.settings.model,
@@ -201,8 +232,13 @@ class Run:
             checkpoint.save_arrays(self.model.state_dict(), self.out / MODEL, {TEXT: json.dumps(card)})
         arrays = {f"model.{name}": a for name, a in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
-        settings = dataclasses.asdict(self.settings)
-        kept = {"settings": settings, "dataset": self.dataset.name, "epochs": [*self.records, record]}
+        kept = {
+            "settings": dataclasses.asdict(self.settings),
+            "dataset": self.dataset.name,
+            "digest": self.dataset.digest,
+            "planned": self.planned,
+            "epochs": [*self.records, record],
+        }
         checkpoint.save_arrays(arrays, self.out / LAST, {TEXT: json.dumps(kept)})
         self.records.append(record)
         self.write_history(None)
@@ -236,7 +272,7 @@ class Run:
             },
             "backend": b.name,
             "ranks": self.ranks.size,
-            "parameters": sum(int(p.size) for p in self.model.params.values()),
+            "parameters": self.parameters,
             "pictures": {"train": len(self.rows), "validation": len(self.held), "test": len(self.dataset.test)},
             "best_epoch": self.best_epoch,
             "epochs": self.records,
@@ -304,28 +340,18 @@ def _merit(record: Record) -> float:
     return -float(record["validation_loss"])
 
 
-def _read_last(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """last.safetensors: the arrays, and a dictionary with settings, dataset and epochs."""
-    path = out / LAST
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no run to resume in {out} (no {LAST}): start one without --resume")
-    arrays, texts = checkpoint.load_arrays(path)
-    try:
-        kept = json.loads(texts[TEXT])
-        Settings(**kept["settings"])
-        return arrays, {"dataset": str(kept["dataset"]), "epochs": list(kept["epochs"]), "settings": kept["settings"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no run that can be resumed ({error!r}): start one without --resume") from error
+def start(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE, *, overwrite: bool = False) -> Run:
+    """A new run with these settings, its folder made.
 
-
-def start(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE) -> Run:
-    """A new run with these settings, its folder made. Raises as the data's loaders do, OSError for the folder."""
+    Raises FileExistsError where the folder holds a run, unless `overwrite`: then that run stays until the first epoch
+    of the new one is finished. Raises as the data's loaders do, OSError for the folder.
+    """
     with ranks.agreeing():
+        if ranks.first and not overwrite:
+            run_folder.check_free(out)
         run = Run(Settings(**given), out, ranks)
         if ranks.first:
-            if out.exists() and not out.is_dir():
-                raise NotADirectoryError(f"{out} is a file: a run needs a folder")
-            out.mkdir(parents=True, exist_ok=True)
+            run_folder.make(out)
     ranks.join(run.model)
     return run
 
@@ -333,12 +359,17 @@ def start(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE) -> Run:
 def resume(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE) -> Run:
     """The run in `out`, at its last finished epoch; settings that are not given are its own.
 
-    Raises FileNotFoundError where there is no run, ValueError for a damaged one and for a setting that differs from its
-    own.
+    Raises FileNotFoundError where there is no run, ValueError for a damaged one, for a setting that differs from its
+    own and for pictures that are not those it began with.
     """
-    arrays, kept = ranks.of_first(lambda: _read_last(out))
+    arrays, kept = ranks.of_first(lambda: run_folder.read_last(out))
     with ranks.agreeing():
-        own = Settings(**kept["settings"])
+        try:
+            own = Settings(**kept["settings"])
+        except TypeError as error:
+            raise ValueError(
+                f"{out / LAST} is no run that can be resumed ({error}): start one without --resume"
+            ) from error
         changed = [
             f"{name} {value} (it was {getattr(own, name)})"
             for name, value in given.items()
@@ -349,6 +380,11 @@ def resume(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE) -> Run:
             changed.append(f"data {run.dataset.name} (it was {kept['dataset']})")
         if changed:
             raise ValueError(f"a resumed run keeps its settings, but was given {', '.join(changed)}")
+        if run.dataset.digest != kept["digest"]:
+            raise ValueError(f"the pictures in {run.settings.data} changed since the run in {out} began: start another")
         run.continue_from(arrays, kept["epochs"])
+        run.planned = kept["planned"]
+        if ranks.first:
+            run_folder.make(out)
     ranks.join(run.model)
     return run

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ NEEDS = {
     "test_distributed.py": "safetensors",
     "test_resnet.py": "safetensors",
     "test_cli.py": "safetensors",
+    "test_predict.py": "safetensors",
+    "test_run_folder.py": "safetensors",
     "test_threads.py": "threadpoolctl",
     "test_train.py": "safetensors",
 }
@@ -120,6 +124,18 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
             pytest.skip(reason)
         with kernels.mode("off" if name == "numpy" else "auto"):
             yield Impl(name, np)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The folder above a run of six epochs in the default place, and what the run printed."""
+    pytest.importorskip("safetensors")
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    from .command_line import command
+
+    above = tmp_path_factory.mktemp("work")
+    return above, command("train", "--epochs", "6", "--seed", "1", cwd=above)
 
 
 def hear_control_c() -> None:

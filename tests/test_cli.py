@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,48 +17,20 @@ import numpy as np
 import pytest
 
 import cnnlayers
-from cnnlayers import backends, cli, info, predict, progress, train
+from cnnlayers import backends, cli, info, train
 from cnnlayers.kernels.cpu import jit
 
 from . import standin_cupy
+from .command_line import ENVIRONMENT, RUN, command, refusal
 from .conftest import hear_control_c
 
-ENVIRONMENT = os.environ | {"CNNLAYERS_BACKEND": "numpy", "PYTHONWARNINGS": "error::RuntimeWarning"}
-
-
-def command(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """`python -m cnnlayers` with these words, in a process of its own."""
-    line = [sys.executable, "-m", "cnnlayers", *map(str, words)]
-    return subprocess.run(line, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=120)
-
-
-def refusal(capsys: pytest.CaptureFixture, *words: str | Path) -> str:
-    """The one line on standard error with which a command line is refused."""
-    try:
-        code = cli.main([str(word) for word in words])
-    except SystemExit as left:
-        code = left.code
-    said = capsys.readouterr()
-    assert code == 2
-    assert said.out == ""
-    assert said.err.endswith("\n")
-    assert said.err.count("\n") == 1
-    return said.err
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def on_numpy() -> Iterator[None]:
     with backends.using("numpy"):
         yield
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
-    """The folder above a run of six epochs in the default place, and what the run printed."""
-    pytest.importorskip("sklearn")
-    pytest.importorskip("matplotlib")
-    above = tmp_path_factory.mktemp("work")
-    return above, command("train", "--epochs", "6", "--seed", "1", cwd=above)
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -83,6 +56,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
         ("train --data mnist", "there is no folder 'mnist'"),
         ("train --data .", "batches.meta is missing"),
         ("train --resume --out nowhere", "no run to resume in nowhere"),
+        ("train --data", "--data: expected one argument"),
+        ("train --resume --overwrite", "--overwrite: not allowed with argument --resume"),
         ("predict model", "arguments are required: IMAGE"),
         ("predict nowhere seven.png", "no file nowhere to load"),
         ("predict . seven.png", "model.safetensors to load"),
@@ -194,6 +169,7 @@ def test_info_says_what_a_missing_numba_costs(monkeypatch: pytest.MonkeyPatch, t
     assert "numpy   none, Numba cannot be imported (made for another NumPy): pip install" in said
     assert "Array code serves until then" in said
     assert "about four times as long" in said
+    assert max(map(len, said.splitlines()[6:])) <= 150  # the first rows name CuPy's packages
     assert "compiled code" not in said
 
 
@@ -208,13 +184,22 @@ def test_info_says_why_compiled_code_is_not_stored(tmp_path: Path) -> None:
 def test_a_run(trained: tuple[Path, subprocess.CompletedProcess]) -> None:
     above, said = trained
     assert (said.returncode, said.stderr) == (0, "")
-    *epochs, saved, last = said.stdout.splitlines()
-    assert len(epochs) == 6
+    *header, saved, following, last = said.stdout.splitlines()
+    header, epochs = header[:-6], header[-6:]
+    text = " ".join(" ".join(header).split())
+    assert re.match(
+        r"data digits: 1,222 training, 216 validation, 359 test pictures of 1×8×8 cells classes 10: 0,", text
+    )
+    assert "model three-layer, 134,282 parameters" in text
+    assert "training adam, learning rate 0.003, batches of 64, seed 1, epochs 1 to 6" in text
+    assert re.search(r"backend numpy on the CPU, \d+ threads$", text)
+    assert max(map(len, said.stdout.splitlines())) <= 80
     assert re.fullmatch(
         r"epoch 1/6  loss \d\.\d{4}  accuracy +[\d.]+%  validation +[\d.]+%  [\d,]+ images/s", epochs[0]
     )
-    out = Path("runs/digits-three-layer")
+    out = RUN
     assert saved == f"saved in {out}"
+    assert following == f"next: cnnlayers predict {out} PICTURE"
     assert sorted(p.name for p in (above / out).iterdir()) == [train.CURVES, train.HISTORY, train.LAST, train.MODEL]
     accuracy = json.loads((above / out / train.HISTORY).read_text())["test"]["accuracy"]
     assert accuracy > 0.93
@@ -232,6 +217,95 @@ def test_resuming(trained: tuple[Path, subprocess.CompletedProcess], capsys: pyt
     assert "seed 2 (it was 1)" in refusal(capsys, "train", "--resume", "--seed", "2", "--out", out)
 
 
+def test_a_run_is_not_overwritten_unless_asked(
+    trained: tuple[Path, subprocess.CompletedProcess], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(trained[0] / RUN, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for words in ((), ("--epochs", "1"), ("--model", "resnet8", "--seed", "4")):
+        said = refusal(capsys, "train", *words, "--out", out)
+        assert re.search(
+            r"copy holds a finished run \(6 epochs, test accuracy [\d.]+ %\): --overwrite replaces it", said
+        )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert cli.main(["train", "--overwrite", "--epochs", "1", "--batch-size", "512", "--out", str(out)]) == 0
+    assert len(json.loads((out / train.HISTORY).read_text())["epochs"]) == 1
+    assert (out / train.MODEL).read_bytes() != before[train.MODEL]
+
+
+@pytest.mark.parametrize(
+    "variables", ["PMI_SIZE PMI_RANK", "OMPI_COMM_WORLD_SIZE OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS SLURM_PROCID"]
+)
+def test_ranks_of_a_launcher_do_not_write_one_folder(
+    variables: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    size, rank = variables.split()
+    monkeypatch.setenv(size, "2")
+    monkeypatch.setenv(rank, "0")
+    out = tmp_path / "out"
+    said = refusal(capsys, "train", "--epochs", "1", "--out", out)
+    assert "started 2 processes" in said
+    assert "--distributed makes them train it together" in said
+    assert size in said
+    monkeypatch.setenv(rank, "1")
+    assert cli.main(["train", "--epochs", "1", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == ""  # rank 0 has said it
+    assert not out.exists()
+    monkeypatch.setenv(size, "1")
+    assert cli.main(["train", "--epochs", "1", "--batch-size", "512", "--out", str(out)]) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs head")
+def test_whoever_stops_reading_ends_the_run_quietly(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    line = f"{sys.executable} -m cnnlayers train --epochs 400 --batch-size 512 --out out | head -n 8"
+    ran = subprocess.run(
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert ran.stdout.count("\n") == 8
+    done = json.loads((tmp_path / "out" / train.HISTORY).read_text())
+    assert 1 <= len(done["epochs"]) < 400
+    assert done["test"] is None
+    assert "--resume continues it" in command("train", "--out", "out", cwd=tmp_path).stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("words", ["--help", "info", "train --help"])
+def test_a_reader_that_is_gone_at_once(words: str) -> None:
+    line = f"{sys.executable} -m cnnlayers {words} | true"
+    ran = subprocess.run(["bash", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert ran.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written() -> None:
+    line = f"{sys.executable} -m cnnlayers info > /dev/full"
+    ran = subprocess.run(["bash", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1
+    assert re.fullmatch(r"cnnlayers: .*No space left.*\n", ran.stderr)
+
+
+def test_what_the_output_cannot_write_is_shown_by_its_numbers(
+    trained: tuple[Path, subprocess.CompletedProcess],
+) -> None:
+    ran = command("train", "--epochs", "6", "--resume", cwd=trained[0], PYTHONIOENCODING="ascii")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "1\\xd78\\xd78 cells" in ran.stdout
+
+
+def test_make_help_shows_every_text_whole() -> None:
+    make = shutil.which("make") or pytest.skip("make is not installed")
+    said = subprocess.run([make, "-s", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    texts = re.findall(r"^([a-z-]+):[^#\n]*## *(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(texts) > 8
+    for target, text in texts:
+        assert re.search(rf"^make {target} +{re.escape(text)}$", said, re.MULTILINE)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_control_c_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
@@ -242,7 +316,9 @@ def test_control_c_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture, mon
         preexec_fn=hear_control_c,
     )  # fmt: skip
     assert process.stdout is not None
-    assert "epoch   1/400" in process.stdout.readline()
+    for printed in process.stdout:
+        if "epoch   1/400" in printed:
+            break
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
@@ -251,8 +327,9 @@ def test_control_c_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture, mon
     assert done >= 1
     assert error == f"interrupted: epoch {done} is in out, --resume continues\n"
     monkeypatch.chdir(tmp_path)
+    assert f"out holds an unfinished run ({done} epoch" in refusal(capsys, "train", "--out", "out")
     assert cli.main(["train", "--resume", "--epochs", str(done + 1), "--out", "out"]) == 0
-    assert capsys.readouterr().out.startswith(f"epoch {done + 1}/{done + 1}  ")
+    assert f"\nepoch {done + 1}/{done + 1}  " in capsys.readouterr().out
 
 
 def test_a_loss_that_is_no_number(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -274,154 +351,3 @@ def test_without_matplotlib_the_run_is_kept(
     assert "no curves.png" in said.err
     assert "pip install 'cnnlayers[train]'" in said.err
     assert not (tmp_path / train.CURVES).exists()
-
-
-class Terminal:
-    """A stream that says it is a terminal."""
-
-    encoding = "utf-8"
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None: ...
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    stream = Terminal()
-    record = {
-        "epoch": 1,
-        "train_loss": 0.25,
-        "train_accuracy": 0.9,
-        "validation_accuracy": 0.95,
-        "images_per_second": 1234,
-    }
-    with progress.shown(3, stream) as report:
-        report.begin(1, 64)
-        report.advance(32, 0.5, 0.75, 4321.0)
-        report.progress.refresh()
-        report.end(record)
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.text)
-    assert "epoch 1/3" in plain
-    assert "loss 0.5000  accuracy 75.0%  4,321 images/s" in plain
-    assert "epoch 1/3  loss 0.2500  accuracy  90.0%  validation  95.0%  1,234 images/s" in plain
-
-
-# ------------------------------------------------------------------------------------------------------------- predict
-SEVEN = [(6, 6), (34, 6), (18, 42)]  # a stroke through these points, (across, down), of 40 × 48
-
-
-def draw(path: Path, ground: object, ink: object, scale: int = 6, mode: str = "L", margin: int = 0) -> Path:
-    """A picture file with a seven."""
-    image = pytest.importorskip("PIL.Image")
-    from PIL import ImageDraw
-
-    picture = image.new(mode, (40 * scale + 2 * margin, 48 * scale + margin), ground)
-    points = [(margin + x * scale, y * scale) for x, y in SEVEN]
-    ImageDraw.Draw(picture).line(points, fill=ink, width=6 * scale, joint="curve")
-    picture.save(path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("pencil.png", {"ground": 230, "ink": 60}),
-        ("board.png", {"ground": 10, "ink": 250}),
-        ("small.png", {"ground": 255, "ink": 0, "scale": 1}),
-        ("wide.jpg", {"ground": 255, "ink": 0, "margin": 300}),
-        ("colour.png", {"ground": (250, 240, 200), "ink": (20, 20, 120), "mode": "RGB"}),
-        ("clear.png", {"ground": (0, 0, 0, 0), "ink": (0, 0, 0, 255), "mode": "RGBA"}),
-        ("deep.png", {"ground": 60000, "ink": 1000, "mode": "I;16"}),
-    ],
-)
-def test_a_drawn_seven(
-    trained: tuple[Path, subprocess.CompletedProcess], tmp_path: Path, name: str, options: dict
-) -> None:
-    model = predict.load(trained[0] / "runs" / "digits-three-layer")
-    ((best, probability), *rest) = predict.predict(model, [draw(tmp_path / name, **options)])[0]
-    assert best == "7"
-    assert sum((p for _, p in rest), probability) == pytest.approx(1)
-    assert [p for _, p in rest] == sorted((p for _, p in rest), reverse=True)
-
-
-def test_predict_prints_a_line_a_picture(
-    trained: tuple[Path, subprocess.CompletedProcess], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    pictures = [draw(tmp_path / "seven.png", 255, 0), draw(tmp_path / "other.png", 0, 255)]
-    for model in ("runs/digits-three-layer", "runs/digits-three-layer/model.safetensors"):
-        assert cli.main(["predict", *map(str, (trained[0] / model, *pictures))]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[:2] for line in lines] == [[str(path), "7"] for path in pictures]
-        assert all(re.fullmatch(r"\S+\.png( +\d +[\d.]+%){3}", line) for line in lines)
-
-
-def test_pictures_that_cannot_be_read(
-    trained: tuple[Path, subprocess.CompletedProcess], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    run = trained[0] / "runs" / "digits-three-layer"
-    whole = draw(tmp_path / "seven.png", 255, 0)
-    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:300])
-    (tmp_path / "text.png").write_text("no picture")
-    assert "there is no picture nowhere.png" in refusal(capsys, "predict", run, whole, "nowhere.png")
-    for name in ("half.png", "text.png"):
-        assert f"{name} is no picture that can be read" in refusal(capsys, "predict", run, whole, tmp_path / name)
-    assert "there is no picture" in refusal(capsys, "predict", run, tmp_path)
-
-
-def test_models_that_cannot_be_read(
-    trained: tuple[Path, subprocess.CompletedProcess], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    run = trained[0] / "runs" / "digits-three-layer"
-    seven = draw(tmp_path / "seven.png", 255, 0)
-    assert "is no model that `cnnlayers train` wrote" in refusal(capsys, "predict", run / train.LAST, seven)
-    assert "is no whole safetensors file" in refusal(capsys, "predict", run / train.HISTORY, seven)
-
-
-def test_a_test_digit_survives_the_way_through_a_picture(
-    trained: tuple[Path, subprocess.CompletedProcess], tmp_path: Path
-) -> None:
-    from sklearn.datasets import load_digits
-
-    image = pytest.importorskip("PIL.Image")
-    model = predict.load(trained[0] / "runs" / "digits-three-layer")
-    digits = load_digits()
-    paths = []
-    for i in range(0, 300, 3):
-        cells = np.kron(np.rint(digits.images[i] * 255 / 16), np.ones((12, 12))).astype(np.uint8)
-        paths.append(tmp_path / f"{i}.png")
-        image.fromarray(255 - cells if i % 2 else cells).save(paths[-1])
-    right = [
-        answer[0][0] == str(digits.target[i])
-        for answer, i in zip(predict.predict(model, paths), range(0, 300, 3), strict=True)
-    ]
-    assert np.mean(right) >= 0.93
-
-
-def test_resizing_takes_the_mean_of_areas() -> None:
-    picture = np.arange(12.0).reshape(3, 4, 1)
-    np.testing.assert_allclose(predict.resize(picture, 3, 2)[:, :, 0], [[0.5, 2.5], [4.5, 6.5], [8.5, 10.5]])
-    np.testing.assert_allclose(predict.resize(picture, 2, 1)[:, :, 0], [[(1.5 * 2 + 5.5) / 3], [(5.5 + 9.5 * 2) / 3]])
-    np.testing.assert_allclose(predict.resize(np.ones((5, 7, 3)), 8, 8), np.ones((8, 8, 3)))
-
-
-def test_strokes_are_framed() -> None:
-    paper = np.full((30, 50, 1), 0.9)
-    paper[5:25, 10:15] = 0.2  # an upright stroke, 20 × 5
-    for picture in (paper, 1 - paper):
-        framed = predict.frame_strokes(picture, 8, 8, 0.25)[:, :, 0]
-        np.testing.assert_allclose(framed, np.tile([0, 0, 0, 1, 1, 0, 0, 0], (8, 1)), atol=0.21)
-        assert framed[:, :2].max() == 0
-    faint = np.full((80, 80, 1), 0.9)
-    faint[5:75, 40:43] = 0.3  # too thin to give a full cell
-    assert predict.frame_strokes(faint, 8, 8, 0.1).mean() == pytest.approx(0.1, rel=0.01)
-    assert not predict.frame_strokes(np.full((9, 9, 1), 0.7), 8, 8, 0.3).any()

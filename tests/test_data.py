@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnlayers import backends, cifar, data
+from cnnlayers import augmentation, backends, cifar, data
 
 NAMES = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]
 
@@ -190,7 +190,8 @@ def test_a_huge_shape_is_no_allocation(folder: Path) -> None:
 
 def test_what_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match="must be 'digits' or CIFAR-10's folder, and there is no folder 'mnist'"
+        FileNotFoundError,
+        match="must be 'digits', CIFAR-10's folder or a folder of pictures, and there is no folder 'mnist'",
     ):
         data.load("mnist")
     archive = tmp_path / "cifar-10-python.tar.gz"
@@ -218,7 +219,7 @@ def test_digits(digits: data.Dataset) -> None:
     assert digits.x.shape == (1797, 1, 8, 8)
     assert (digits.x.dtype, digits.y.dtype) == (np.float32, np.int64)
     assert digits.classes == tuple("0123456789")
-    assert (digits.crop, digits.flip, digits.shape) == (1, False, (1, 8, 8))
+    assert (digits.strokes, digits.flip, digits.shape) == (True, False, (1, 8, 8))
     np.testing.assert_allclose(digits.x[digits.train].mean(), 0, atol=1e-5)
     np.testing.assert_allclose(digits.x[digits.train].std(), 1, atol=1e-5)
     assert digits.blank == pytest.approx(digits.x.min())
@@ -299,6 +300,45 @@ def test_half_of_the_pictures_stay() -> None:
     x = np.random.default_rng(0).random((4000, 1, 4, 4), np.float32)
     same = (data.augment(small(x), x, np.random.default_rng(1)) == x).all((1, 2, 3)).mean()
     assert same == pytest.approx(1 / 2 + 1 / 18, abs=0.03)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(0, 0), slice(3, 4), slice(5, 11)])
+def test_distorted_strokes_do_not_depend_on_the_part(impl, part: slice) -> None:
+    x = np.random.default_rng(0).random((11, 2, 8, 6), np.float32)
+    strokes = small(x, strokes=True, blank=-0.5)
+    whole = data.augment(strokes, x, np.random.default_rng(3))
+    found = data.augment(strokes, impl.array(x[part]), np.random.default_rng(3), 11, part)
+    impl.close(found, whole[part], rtol=1e-5, atol=1e-6)
+
+
+def test_distortion_is_a_small_movement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 2×2 dot stays near its place, a quarter-turn is a quarter-turn, and what comes from outside is blank."""
+    x = np.full((500, 1, 9, 9), -1, np.float32)
+    x[:, :, 3:5, 4:6] = 2
+    y = data.augment(small(x, strokes=True, blank=-1.0), x, np.random.default_rng(0)) + 1
+    assert y.min() >= 0
+    assert y.max() <= 3
+    mass, place = y.sum((1, 2, 3)), np.arange(9)
+    middle = np.stack([(y.sum((1, 3)) @ place) / mass, (y.sum((1, 2)) @ place) / mass])
+    assert np.abs(middle - np.array([[3.5], [4.5]])).max() < 1.2
+    assert middle.std(axis=1).min() > 0.1
+    assert 3 < mass.min() < mass.max() < 50
+    for name, value in {"SHARE": 1.0, "SHEAR": 0.0, "STRETCH": 0.0, "SHIFT": 0.0, "THICKNESS": 0.0}.items():
+        monkeypatch.setattr(augmentation, name, value)
+    monkeypatch.setattr(augmentation, "ROTATION", 90.0)
+    monkeypatch.setattr(augmentation.numpy, "deg2rad", lambda degrees: np.pi / 2)
+    turns = np.sign(np.random.default_rng(7).uniform(-1, 1, (7, 1, 1, 1, 1)))
+
+    class Fixed:
+        def random(self, shape: tuple) -> np.ndarray:
+            return np.zeros(shape)
+
+        def uniform(self, low: float, high: float, shape: tuple) -> np.ndarray:
+            return np.broadcast_to(abs(turns), shape)
+
+    picture = np.random.default_rng(1).random((1, 1, 7, 7), np.float32)
+    turned = augmentation.distort(picture, Fixed(), 0.0)
+    np.testing.assert_allclose(turned[0, 0], np.rot90(picture[0, 0], -1), atol=1e-5)
 
 
 def test_augmentation_is_the_generators(digits: data.Dataset) -> None:

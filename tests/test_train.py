@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnlayers import backends, checkpoint, data, models, optim, progress, train
+from cnnlayers import backends, checkpoint, data, models, optim, plots, progress, train
 from cnnlayers import functional as F
 
 from . import standin_cupy
@@ -225,6 +225,34 @@ def test_curves(two_epochs: Path, tmp_path: Path) -> None:
         assert picture.width >= 1000
         assert picture.height >= 600
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
+
+
+def test_an_example_says_what_is_true_and_what_was_read(tmp_path: Path) -> None:
+    def label(truth: str, guess: str) -> str:
+        return plots.label(plots.Example(None, truth, guess, 0.873))
+
+    assert label("3", "9") == "true 3,\nread as 9 (87 %)"
+    assert label("3", "3") == "3 (87 %)"
+    assert label("truck", "automobile") == "true truck,\nread as automobile"
+    assert label("a very long name", "bird") == "true a very lo…,\nread as bird (87 %)"
+
+
+@pytest.mark.parametrize("names", ["0 1 2 3 4 5 6 7 8 9", "cat dog a$b$ $ 日本語 über deer frog horse automobile"])
+def test_nothing_in_the_curves_touches_the_edge(
+    two_epochs: Path, tmp_path: Path, names: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    shutil.copytree(two_epochs, tmp_path / "copy")
+    run = train.resume({}, tmp_path / "copy")
+    object.__setattr__(run.dataset, "classes", tuple(names.split()))
+    run.draw(run.test())
+    with Image.open(tmp_path / "copy" / train.CURVES) as picture:
+        cells = np.asarray(picture.convert("L"))
+    for edge in (cells[:8], cells[-8:], cells[:, :8], cells[:, -8:]):
+        assert edge.min() == 255
+    assert not recwarn.list
 
 
 def test_softmax_of_large_logits() -> None:
