@@ -78,7 +78,8 @@ def distort(
     )  # fmt: skip
     y = _interpolate(b, x, rows, columns, blank)
     share = b.array(thickened * THICKNESS * thickness, x.dtype)
-    largest, smallest = F.max_pool(y, 3, 1, 1), -F.max_pool(-y, 3, 1, 1)
+    lowered: Any = F.max_pool(-y, 3, 1, 1)
+    largest, smallest = F.max_pool(y, 3, 1, 1), -lowered
     return y + b.xp.where(share > 0, share * (largest - y), share * (y - smallest))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,7 +247,8 @@ def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
         every, before = (0, 0) if is_adaptive(width) else (width.stride, width.before)
         loops.backward_plain(dy, place, dx, *known, *tables, every, before, start, stop)
 
-    run, number = first_plain if plain else first, 1
+    run: Callable[..., None] = first_plain if plain else first
+    number = 1
     if ties != "first":
         run, number = equal, saved.shape[0]
     over(plan.planes, 1, (lines(dy), lines(saved, number)), (lines(dx),), run)
