@@ -7,8 +7,7 @@ here imports CuPy before it is asked for.
 from .arrays import asarray, native, of, on_device_of, to_numpy
 from .block import Block, Exclusive, assigned
 from .dtypes import FLOATS, INTEGERS, dtype_name, name_of_dtype
-from .machine import available_memory
-from .memory import result, scratch
+from .memory import available_memory, result, scratch
 from .plans import planned
 from .random import check_rng, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using

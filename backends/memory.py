@@ -1,4 +1,4 @@
-"""Memory that is used again: for large results, and for the temporary arrays (workspaces) of kernels.
+"""Memory: how much there is, and buffers that are used again for large results and temporary arrays (workspaces).
 
 Fresh pages cost a page fault and a clearing each: for a large array as much time as many an op takes. The allocator of
 the C library gives an array of more than 32 MB back to the system as soon as it is freed. So such a result is a view of
@@ -15,6 +15,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -31,6 +32,28 @@ def _machine() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 4 << 30
+
+
+# (limit, use) of a container: control groups 2, then 1.
+_GROUPS = [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping, within the container's limit; None where the system does not say
+    (outside Linux)."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    for limit, use in _GROUPS:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"
+            group = Path("/sys/fs/cgroup")
+            found.append(int((group / limit).read_text()) - int((group / use).read_text()))
+    if not found:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
 
 
 LIMIT = min(512 << 20, _machine() // 32)  # a container may have far less memory than its machine

@@ -29,7 +29,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 import cnnlayers.functional as F
 from cnnlayers import backends, checkpoint, distributed, kernels
 from cnnlayers.autograd import Tensor, graph, no_grad
-from cnnlayers.backends import cupy_probe, memory, selection, threads
+from cnnlayers.backends import cupy_probe, memory, plans, selection, threads
 
 HERE = __file__
 BACKENDS = [str(path) for path in Path(threads.__file__).parent.glob("*.py")]
@@ -384,13 +384,29 @@ def test_no_buffer_has_two_owners(monkeypatch: pytest.MonkeyPatch) -> None:
     assert number > 100
 
 
+def test_the_plan_cache_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = plans.PlanCache(limit=6_000, largest=3_000, entries=4)
+    monkeypatch.setattr(plans, "PLANS", cache)
+    plan = plans.planned(lambda n: np.full(n, n % 256, "uint8"))
+
+    def work() -> None:
+        for n in (100, 200, 300, 400, 500, 1_000, 100):
+            plan(n)
+
+    for number, _ in enumerate(at_every_event(work, [plans.__file__], step=5)):
+        assert (len(cache) <= 4, cache.nbytes <= 6_000) == (True, True), number
+        for n in (100, 200, 1_000):
+            found = plan(n)
+            assert (len(found), set(found.tolist())) == (n, {n % 256}), number
+
+
 # ------------------------------------------------------------------------------------------------------------ settings
 def settings() -> tuple[Any, ...]:
     """Whatever a block can set."""
     return (
         kernels.current_mode(),
         kernels.winograd_allowed(),
-        kernels._ahead.get(),
+        kernels._ready.get(),
         backends.current().name,
         graph.recording(),
         [*warnings.filters],
@@ -446,7 +462,7 @@ def test_warmup_ends() -> None:
         kernels.warmup(F.relu, x)
 
     for _ in at_every_event(work, [*BACKENDS, kernels.__file__]):
-        assert kernels._ahead.get() is None
+        assert kernels._ready.get() is None
 
 
 def test_the_choice_of_the_process_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
