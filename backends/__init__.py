@@ -7,11 +7,11 @@ here imports CuPy before it is asked for.
 from .arrays import asarray, native, of, on_device_of, to_numpy
 from .block import Block, Exclusive, assigned
 from .dtypes import FLOATS, INTEGERS, dtype_name, name_of_dtype
-from .memory import available_memory, result, scratch
+from .memory import available_memory, result, workspace
 from .plans import planned
 from .random import check_rng, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using
-from .threads import num_threads, one_blas_thread, run_slabs
+from .threads import num_threads, run_chunks, single_threaded_blas
 
 __all__ = [
     "FLOATS",
@@ -32,13 +32,13 @@ __all__ = [
     "num_threads",
     "of",
     "on_device_of",
-    "one_blas_thread",
     "planned",
     "result",
-    "run_slabs",
-    "scratch",
+    "run_chunks",
+    "single_threaded_blas",
     "to_numpy",
     "uniform",
     "use",
     "using",
+    "workspace",
 ]

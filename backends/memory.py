@@ -114,7 +114,7 @@ def result(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 @contextlib.contextmanager
-def scratch(dtype: Any, *shapes: tuple[int, ...]) -> Iterator[list[Any]]:
+def workspace(dtype: Any, *shapes: tuple[int, ...]) -> Iterator[list[Any]]:
     """A workspace: NumPy arrays of these shapes with any content, each at the start of a cache line, until the block
     ends."""
     counts, size = [math.prod(shape) for shape in shapes], numpy.dtype(dtype).itemsize

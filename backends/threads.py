@@ -1,7 +1,7 @@
 """CPU threads: how many the library uses, its one pool, and BLAS on one thread while the pool does the splitting.
 
-A slab's boundaries never depend on the thread count, so results do not either. Any thread may call these functions at
-any time: several at once, from inside a slab, after a fork, and while the interpreter shuts down.
+A chunk's boundaries never depend on the thread count, so results do not either. Any thread may call these functions at
+any time: several at once, from inside a chunk, after a fork, and while the interpreter shuts down.
 
 An exception may arrive between any two bytecodes (Ctrl-C in the main thread), and no setting, lock or helper is lost by
 it. Nothing here is counted up and down, because an exception could come before the count goes down. What is going on is
@@ -163,7 +163,7 @@ def _interlude() -> Block[None]:
     return Block(enter, prepare)
 
 
-def one_blas_thread() -> contextlib.AbstractContextManager[None]:
+def single_threaded_blas() -> contextlib.AbstractContextManager[None]:
     """BLAS on one thread inside the block; when the last of several concurrent blocks ends, as the caller had it.
 
     Of blocks inside blocks only a thread's outermost does anything: to set a library's number takes as long as a small
@@ -192,13 +192,13 @@ def _after_fork_in_child() -> None:
 
 
 class _Run(Generic[T]):
-    """One call's slabs, handed out one at a time until none is left or one has failed."""
+    """One call's chunks, handed out one at a time until none is left or one has failed."""
 
-    def __init__(self, function: Callable[[T], Any], slabs: Sequence[T]) -> None:
+    def __init__(self, function: Callable[[T], Any], chunks: Sequence[T]) -> None:
         self.function = function
-        self.slabs = slabs
+        self.chunks = chunks
         self.context = contextvars.copy_context()  # numpy.errstate and the backend of a `using` block are in it
-        self.indices = iter(range(len(slabs)))  # the next one is taken by one bytecode: no two threads get the same
+        self.indices = iter(range(len(chunks)))  # the next one is taken by one bytecode: no two threads get the same
         self.closed = False
         self.busy: set[int] = set()  # helpers that have begun and not ended
         self.left: queue.SimpleQueue[None] = queue.SimpleQueue()  # an entry for each that has ended
@@ -209,10 +209,10 @@ class _Run(Generic[T]):
         self.indices = iter(range(0))
 
     def work(self) -> None:
-        _in_slab.set(True)  # in a context that ends with this call
+        _in_chunk.set(True)  # in a context that ends with this call
         while (index := next(self.indices, None)) is not None:
             try:
-                self.function(self.slabs[index])
+                self.function(self.chunks[index])
             except BaseException as error:  # for the thread that called, whatever it is
                 self.errors.append((index, error))
                 self.stop()
@@ -224,8 +224,8 @@ class _Run(Generic[T]):
         try:
             if not self.closed:
                 self.context.copy().run(self.work)
-        except BaseException as error:  # outside of any slab: the caller must not wait for ever
-            self.errors.append((len(self.slabs), error))
+        except BaseException as error:  # outside of any chunk: the caller must not wait for ever
+            self.errors.append((len(self.chunks), error))
             self.stop()
         finally:
             self.busy.discard(me)
@@ -241,18 +241,18 @@ class _Run(Generic[T]):
             watch(self.done)
         while self.busy:  # each helper that leaves puts one entry, after it has left
             self.left.get()
-        self.slabs = ()  # in the queue it may wait for long: it keeps nobody's arrays alive there
+        self.chunks = ()  # in the queue it may wait for long: it keeps nobody's arrays alive there
         self.function = self.context = None  # type: ignore[assignment]
 
     def raise_first(self) -> None:
-        """Raise the error of the foremost slab that failed; from Python 3.11 on a note tells of the others."""
+        """Raise the error of the foremost chunk that failed; from Python 3.11 on a note tells of the others."""
         failed = [error for _, error in sorted(self.errors, key=lambda pair: pair[0])]
         self.errors.clear()
         if not failed:
             return
         first, *others = failed
         if others and hasattr(first, "add_note"):
-            first.add_note(f"{len(others)} more slabs failed: " + "; ".join(map(repr, others)))
+            first.add_note(f"{len(others)} more chunks failed: " + "; ".join(map(repr, others)))
         try:
             raise first
         finally:
@@ -260,7 +260,7 @@ class _Run(Generic[T]):
 
 
 class _Pool:
-    """Helpers: threads that wait for a run's slabs. They are daemons, and are not joined at exit: none is in a slab
+    """Helpers: threads that wait for a run's chunks. They are daemons, and are not joined at exit: none is in a chunk
     then, since its caller waits for it."""
 
     def __init__(self) -> None:
@@ -300,7 +300,7 @@ class _Pool:
 
 
 _NOTHING = contextlib.nullcontext()
-_in_slab: contextvars.ContextVar[bool] = contextvars.ContextVar("cnnlayers_in_slab", default=False)
+_in_chunk: contextvars.ContextVar[bool] = contextvars.ContextVar("cnnlayers_in_chunk", default=False)
 # Of BLAS's setting, and of helpers: no other thread is half through a change while this one forks.
 _changing, _starting = Exclusive(fork_waits=True), Exclusive(fork_waits=True)
 _this_thread = _ThisThread()
@@ -310,24 +310,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def run_slabs(function: Callable[[T], Any], slabs: Sequence[T], watch: Callable[[Any], Any] | None = None) -> None:
-    """Call `function` on every slab, on up to `num_threads()` threads, this one among them.
+def run_chunks(function: Callable[[T], Any], chunks: Sequence[T], watch: Callable[[Any], Any] | None = None) -> None:
+    """Call `function` on every chunk, on up to `num_threads()` threads, this one among them.
 
-    The function must release the GIL to gain anything, and slabs must not touch what another one writes. Called from
-    inside a slab it runs them one after another. When a slab fails no further one is begun; the call waits for those
-    under way, and raises the error of the first slab, by position, that failed. An exception from outside (Ctrl-C) is
+    The function must release the GIL to gain anything, and chunks must not touch what another one writes. Called from
+    inside a chunk it runs them one after another. When a chunk fails no further one is begun; the call waits for those
+    under way, and raises the error of the first chunk, by position, that failed. An exception from outside (Ctrl-C) is
     raised when they are done; a second one at once.
 
     watch: called with an int64 array of one number when this thread has no more to do; it may wait a moment for the
     number to become 1, which it does when the others are done, so that this thread need not be put to sleep.
     """
-    helpers = min(num_threads(), len(slabs)) - 1
-    if helpers < 1 or _in_slab.get():
-        for slab in slabs:
-            function(slab)
+    helpers = min(num_threads(), len(chunks)) - 1
+    if helpers < 1 or _in_chunk.get():
+        for chunk in chunks:
+            function(chunk)
         return
     _after_fork_in_child()
-    run = _Run(function, slabs)
+    run = _Run(function, chunks)
     try:
         _state.pool.call(run, helpers)
         contextvars.copy_context().run(run.work)

@@ -195,7 +195,7 @@ def copy_bandwidth(b: Backend, size: int = COPY_BYTES) -> float:
         if b.name == "cupy":
             target[...] = source
         else:
-            backends.run_slabs(lambda part: np.copyto(target[part], source[part]), parts)
+            backends.run_chunks(lambda part: np.copyto(target[part], source[part]), parts)
 
     block = clock.block(Contestant(), copy, 1, 11)
     return 2 * size / float(np.quantile(block.times, 0.25))

@@ -1,4 +1,4 @@
-"""Matrix products in slabs: the right numbers in every shape, and cuts that follow from the shape alone."""
+"""Matrix products in chunks: the right numbers in every shape, and cuts that follow from the shape alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_products(
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blas, "SLAB_FLOPS", flops)
+    monkeypatch.setattr(blas, "CHUNK_FLOPS", flops)
     x, w = rng.standard_normal(left), rng.standard_normal(right)
     b, expected = backends.of(impl.array(x)), x @ w
     y = blas.matmul(b, impl.array(x), impl.array(w), whole=whole)
@@ -101,7 +101,7 @@ def test_cuts_cover_everything_once() -> None:
 def number_of_cuts(*shapes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, cores: int) -> int:
     seen: list[int] = []
     monkeypatch.setattr(threads, "num_threads", lambda: cores)
-    monkeypatch.setattr(backends, "run_slabs", lambda function, jobs: seen.append(len(jobs)))
+    monkeypatch.setattr(backends, "run_chunks", lambda function, jobs: seen.append(len(jobs)))
     x, w = (np.ones(shape, "float32") for shape in shapes)
     blas.matmul(backends.of(x), x, w)
     return seen[0]
@@ -120,10 +120,10 @@ def test_cuts_depend_on_the_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None
             assert number_of_cuts(*shapes, monkeypatch=monkeypatch, cores=cores) == number
 
 
-def test_in_slabs_raises_what_a_slab_raises(impl: Impl) -> None:
-    def fail(slab: int) -> None:
-        if slab == 2:
-            raise ZeroDivisionError(f"slab {slab}")
+def test_in_chunks_raises_what_a_chunk_raises(impl: Impl) -> None:
+    def fail(chunk: int) -> None:
+        if chunk == 2:
+            raise ZeroDivisionError(f"chunk {chunk}")
 
-    with pytest.raises(ZeroDivisionError, match="slab 2"):
-        blas.in_slabs(backends.of(impl.array([1.0])), fail, range(4))
+    with pytest.raises(ZeroDivisionError, match="chunk 2"):
+        blas.in_chunks(backends.of(impl.array([1.0])), fail, range(4))

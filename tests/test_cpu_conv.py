@@ -23,11 +23,11 @@ FORMS = {
     "winograd": ((3, 17, 11, 9), 18, (3, 3), {"padding": 1}),
     "winograd, groups and uneven padding": ((2, 32, 6, 13), 34, (3, 3), {"padding": ((0, 3), (2, 5)), "groups": 2}),
     "winograd, one cell": ((2, 16, 1, 1), 16, (3, 3), {"padding": 1}),
-    "winograd, many slabs": ((9, 16, 30, 33), 16, (3, 3), {}),
-    "slabs": ((3, 5, 13, 12), 7, (3, 2), {"stride": (2, 3), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)}),
-    "slabs, groups": ((2, 6, 9, 10), 9, (5, 3), {"padding": 2, "groups": 3}),
-    "slabs, one axis": ((3, 4, 37), 6, (5,), {"stride": 2, "padding": 3}),
-    "slabs, three axes": ((2, 3, 5, 6, 7), 4, (2, 3, 2), {"stride": (1, 2, 1), "padding": 1}),
+    "winograd, many chunks": ((9, 16, 30, 33), 16, (3, 3), {}),
+    "chunks": ((3, 5, 13, 12), 7, (3, 2), {"stride": (2, 3), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)}),
+    "chunks, groups": ((2, 6, 9, 10), 9, (5, 3), {"padding": 2, "groups": 3}),
+    "chunks, one axis": ((3, 4, 37), 6, (5,), {"stride": 2, "padding": 3}),
+    "chunks, three axes": ((2, 3, 5, 6, 7), 4, (2, 3, 2), {"stride": (1, 2, 1), "padding": 1}),
     "1×1": ((3, 5, 6, 7), 8, (1, 1), {}),
     "depthwise": ((3, 6, 11, 13), 6, (3, 3), {"padding": 1, "groups": 6}),
     "depthwise, stride": ((2, 4, 12, 11), 8, (3, 5), {"stride": (2, 3), "padding": (1, 3), "groups": 4}),
@@ -192,7 +192,7 @@ for form in here.SMALL:
         here.close(here.results(given, options), here.exact(given, options), 1e-4)
     print(form)
 """
-SMALL = [form for form in FORMS if "many slabs" not in form and "bands" not in form]
+SMALL = [form for form in FORMS if "many chunks" not in form and "bands" not in form]
 
 
 def test_no_kernel_leaves_its_arrays() -> None:
@@ -242,8 +242,8 @@ def test_concurrent_calls_do_not_disturb_each_other() -> None:
     assert wrong == []
 
 
-def test_results_are_not_scratch() -> None:
-    given, options = arrays_of("slabs")
+def test_results_are_not_workspace() -> None:
+    given, options = arrays_of("chunks")
     mine = results(given, options)
     copies = [a.copy() for a in mine]
     for form in FORMS:
@@ -256,7 +256,7 @@ def test_results_are_not_scratch() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes_too() -> None:
-    given, options = arrays_of("winograd, many slabs")
+    given, options = arrays_of("winograd, many chunks")
     expected = results(given, options)
     child = os.fork()
     if child == 0:

@@ -94,11 +94,11 @@ def required() -> Iterator[None]:
 
 @pytest.fixture(params=["whole", "cut"])
 def cutting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the sizes say, and with every array in many pieces and slabs."""
+    """As the sizes say, and with every array in many pieces and chunks."""
     if request.param == "cut":
         monkeypatch.setattr(norm_lie, "PIECE", 64)
         monkeypatch.setattr(norm_lie, "CACHED", 300)
-        monkeypatch.setattr(cpu, "SLAB", 500)
+        monkeypatch.setattr(cpu, "CHUNK", 500)
 
 
 def close(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
@@ -204,7 +204,7 @@ def test_running_statistics(shape: tuple[int, ...], unbiased: bool) -> None:
 
 
 def test_float16_is_converted_as_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "SLAB", 10_000)
+    monkeypatch.setattr(cpu, "CHUNK", 10_000)
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     bits = halves.astype("float32").view(np.uint32)  # and between two of them, at the middle and beside it
     steps = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], np.uint32)
@@ -228,7 +228,7 @@ def bits(case: Case) -> list[bytes]:
 
 @each_case
 def test_bits_do_not_depend_on_threads(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "SLAB", 200)
+    monkeypatch.setattr(cpu, "CHUNK", 200)
     found = []
     for number in (1, 2, 5):
         monkeypatch.setattr(threads, "num_threads", lambda number=number: number)
@@ -258,7 +258,7 @@ def placed(array: np.ndarray, offset: int) -> np.ndarray:
 
 
 def test_many_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "SLAB", 500)
+    monkeypatch.setattr(cpu, "CHUNK", 500)
     expected = {name: bits(case) for name, case in CASES.items()}
 
     def work(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels of pad and relu: the portable bits and contexts, slabs, threads, half types, layouts."""
+"""The compiled CPU kernels of pad and relu: the portable bits and contexts, chunks, threads, half types, layouts."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_pads_of_every_kind_have_the_portable_bits(mode: str, data_format: str) 
 def test_the_bits_of_a_large_pad_do_not_depend_on_the_threads(
     mode: str, dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x = rng.standard_normal((3, 11, 80, 83)).astype(dtype)  # some slabs
+    x = rng.standard_normal((3, 11, 80, 83)).astype(dtype)  # some chunks
     with kernels.mode("off"):
         y, ctx = F.pad_forward(x, ((3, 2), (1, 4)), mode)
         expected = y.tobytes(), F.pad_backward(y, ctx).tobytes()

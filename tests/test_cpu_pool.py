@@ -1,4 +1,4 @@
-"""Pooling's compiled CPU kernels: the portable code's bits and contexts, slabs, threads, half types, refusals."""
+"""Pooling's compiled CPU kernels: the portable code's bits and contexts, chunks, threads, half types, refusals."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_loops_stay_inside_their_arrays() -> None:
 
 @pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
 def test_half_types_go_through_tiles(op: str, rng: np.random.Generator) -> None:
-    x = rng.integers(-8, 9, (5, 7, 64, 66)).astype("float16")  # some slabs; small numbers, whose sums are exact
+    x = rng.integers(-8, 9, (5, 7, 64, 66)).astype("float16")  # some chunks; small numbers, whose sums are exact
     ours, theirs = modes(lambda: getattr(F, f"{op}_forward")(x, 2))
     same(ours[0], theirs[0])
     same(*modes(lambda: getattr(F, f"{op}_backward")(ours[0], ours[1])))
@@ -149,7 +149,7 @@ def test_half_types_go_through_tiles(op: str, rng: np.random.Generator) -> None:
 def test_bits_do_not_depend_on_the_threads(
     op: str, dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x = rng.standard_normal((3, 9, 80, 83)).astype(dtype)  # some slabs
+    x = rng.standard_normal((3, 9, 80, 83)).astype(dtype)  # some chunks
     forward, backward = getattr(F, f"{op}_forward"), getattr(F, f"{op}_backward")
     found = []
     for number in (1, 2, 5):

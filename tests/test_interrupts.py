@@ -102,7 +102,7 @@ def in_another_thread(function: Callable[[], Any]) -> Any:
 
 def enter_and_leave() -> bool:
     """That BLAS is on one thread in a block of this thread."""
-    with backends.one_blas_thread():
+    with backends.single_threaded_blas():
         return blas_threads() <= {1}
 
 
@@ -129,8 +129,8 @@ def test_the_setting_of_blas_comes_back(two: set[int]) -> None:
     wrong: list[Any] = []
 
     def work() -> None:
-        with backends.one_blas_thread():
-            with backends.one_blas_thread():
+        with backends.single_threaded_blas():
+            with backends.single_threaded_blas():
                 wrong.extend(blas_threads() - {1})
             wrong.extend(blas_threads() - {1})
 
@@ -148,12 +148,12 @@ def test_the_setting_stays_while_another_thread_needs_it(two: set[int]) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             entered.set()
             leave.wait(120)
 
     def work() -> None:
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             pass
 
     thread = threading.Thread(target=other)
@@ -170,7 +170,7 @@ def test_the_setting_stays_while_another_thread_needs_it(two: set[int]) -> None:
 
 def test_another_thread_can_enter_and_leave_after_an_exception(two: set[int]) -> None:
     def work() -> None:
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             pass
 
     for _ in at_every_event(work, step=3):
@@ -191,7 +191,7 @@ def test_a_second_and_a_third_exception_are_made_good_by_the_next_block(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "unraisablehook", lambda _: None)
         patch.setattr(threads, "_set_numbers", interrupted)
-        with pytest.raises(KeyboardInterrupt), backends.one_blas_thread():
+        with pytest.raises(KeyboardInterrupt), backends.single_threaded_blas():
             raise KeyboardInterrupt
     assert blas_threads() <= {1}  # it could not be put back
     assert enter_and_leave()
@@ -203,7 +203,7 @@ def test_a_signal_handler_may_compute_at_any_point(two: set[int]) -> None:
     wrong: list[Any] = []
 
     def work() -> None:
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             wrong.extend(blas_threads() - {1})
 
     class Handler(Raiser):
@@ -232,7 +232,7 @@ def test_a_signal_handler_may_compute_at_any_point(two: set[int]) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_after_an_exception_is_as_any_other(two: set[int]) -> None:
     def work() -> None:
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             pass
 
     for _ in at_every_event(work, step=20):
@@ -253,7 +253,7 @@ def test_what_a_forked_child_begins_with_is_made_good_after_an_exception(
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             entered.set()
             leave.wait(120)
 
@@ -277,12 +277,12 @@ def test_what_a_forked_child_begins_with_is_made_good_after_an_exception(
     assert threads._state.process == process
 
 
-# --------------------------------------------------------------------------------------------------------------- slabs
-def test_slabs_are_waited_for_and_helpers_stay(four: None) -> None:
+# --------------------------------------------------------------------------------------------------------------- chunks
+def test_chunks_are_waited_for_and_helpers_stay(four: None) -> None:
     running: set[int] = set()
     seen: list[int] = []
 
-    def slab(index: int) -> None:
+    def chunk(index: int) -> None:
         if threading.current_thread() is not threading.main_thread():
             running.add(index)
             time.sleep(0.0002)
@@ -291,14 +291,14 @@ def test_slabs_are_waited_for_and_helpers_stay(four: None) -> None:
 
     def work() -> None:
         seen.clear()
-        backends.run_slabs(slab, range(6))
+        backends.run_chunks(chunk, range(6))
 
     for number, _ in enumerate(at_every_event(work, [threads.__file__])):
         assert running == set(), number
         assert len(seen) == len(set(seen)), number
         if number % 20 == 0:
             meeting = threading.Barrier(4, timeout=20)
-            backends.run_slabs(lambda _, meeting=meeting: meeting.wait(), range(4))  # passes with four threads alone
+            backends.run_chunks(lambda _, meeting=meeting: meeting.wait(), range(4))  # passes with four threads alone
     assert len(threads._state.pool.threads) == 3
 
 
@@ -306,7 +306,7 @@ def test_no_helper_is_lost_nor_started_twice(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(threads, "num_threads", lambda: 3)
 
     def work() -> None:
-        backends.run_slabs(lambda _: None, range(3))
+        backends.run_chunks(lambda _: None, range(3))
 
     def fresh() -> None:
         monkeypatch.setattr(threads._state, "pool", threads._Pool())
@@ -354,7 +354,7 @@ def test_no_buffer_has_two_owners(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def work() -> None:
         alive[:] = [backends.result((50_000,), "uint8") for _ in range(3)]
-        with backends.scratch("float32", (30,), (5,)) as arrays:
+        with backends.workspace("float32", (30,), (5,)) as arrays:
             alive.extend(arrays)
             del arrays
             alive[3:] = []
@@ -507,7 +507,7 @@ def test_nothing_is_kept_alive(four: None) -> None:
     def work() -> None:
         array = np.ones(1000)
         kept.append(weakref.ref(array))
-        backends.run_slabs(lambda _: array.sum(), range(4))
+        backends.run_chunks(lambda _: array.sum(), range(4))
 
     for _ in at_every_event(work, [threads.__file__], step=11):
         pass

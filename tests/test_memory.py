@@ -166,22 +166,22 @@ def test_a_finaliser_that_is_interrupted_loses_its_buffer_alone(monkeypatch: pyt
 # ---------------------------------------------------------------------------------------------------------- workspaces
 def test_a_workspace_is_aligned_apart_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "LIMIT", 1 << 20)
-    with backends.scratch(np.float32, (3, 5), (7,), (0, 2)) as (a, b, c):
+    with backends.workspace(np.float32, (3, 5), (7,), (0, 2)) as (a, b, c):
         assert [x.shape for x in (a, b, c)] == [(3, 5), (7,), (0, 2)]
         assert address(a) % 64 == address(b) % 64 == 0
         assert not np.shares_memory(a, b)
-        with backends.scratch(np.float32, (15,)) as (other,):
+        with backends.workspace(np.float32, (15,)) as (other,):
             assert not np.shares_memory(a, other)
         first = address(a)
-    with backends.scratch(np.float64, (10,)) as (again,):
+    with backends.workspace(np.float64, (10,)) as (again,):
         assert address(again) == first
 
 
 def test_what_an_interrupted_block_had_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "LIMIT", 1 << 20)
-    with contextlib.suppress(KeyboardInterrupt), backends.scratch(np.float32, (9,)) as (a,):
+    with contextlib.suppress(KeyboardInterrupt), backends.workspace(np.float32, (9,)) as (a,):
         raise KeyboardInterrupt
-    with backends.scratch(np.float32, (9,)) as (other,):
+    with backends.workspace(np.float32, (9,)) as (other,):
         assert not np.shares_memory(a, other)
 
 
@@ -189,7 +189,7 @@ def test_results_and_workspaces_have_one_bound(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(memory, "LIMIT", 200_000)
     for size in (70_000, 150_000, 300, 199_000):
         a = backends.result((size,), "uint8")
-        with backends.scratch("uint8", (size,)):
+        with backends.workspace("uint8", (size,)):
             pass
         del a
         assert sum(kept()) <= 200_000

@@ -83,15 +83,15 @@ def test_the_variable_is_read_once() -> None:
     assert python(code, CNNLAYERS_NUM_THREADS="3") == "3 3"
 
 
-# --------------------------------------------------------------------------------------------------------------- slabs
+# --------------------------------------------------------------------------------------------------------------- chunks
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 300])
-def test_every_slab_runs_once(count: int, four: None) -> None:
+def test_every_chunk_runs_once(count: int, four: None) -> None:
     seen: list[int] = []
-    backends.run_slabs(seen.append, list(range(count)))
+    backends.run_chunks(seen.append, list(range(count)))
     assert sorted(seen) == list(range(count))
 
 
-def test_slabs_run_side_by_side(four: None) -> None:
+def test_chunks_run_side_by_side(four: None) -> None:
     meeting = threading.Barrier(4, timeout=30)
     names: set[str] = set()
 
@@ -99,18 +99,18 @@ def test_slabs_run_side_by_side(four: None) -> None:
         names.add(threading.current_thread().name)
         meeting.wait()  # passes only if four threads are here at once
 
-    backends.run_slabs(meet, range(4))
+    backends.run_chunks(meet, range(4))
     assert len(names) == 4
     assert threading.current_thread().name in names
 
 
-def test_nested_calls_run_in_their_slab(four: None) -> None:
+def test_nested_calls_run_in_their_chunk(four: None) -> None:
     def outer(row: int) -> None:
         home = threading.get_ident()
-        backends.run_slabs(lambda column: found.append((row, column, threading.get_ident() == home)), range(5))
+        backends.run_chunks(lambda column: found.append((row, column, threading.get_ident() == home)), range(5))
 
     found: list[tuple[int, int, bool]] = []
-    backends.run_slabs(outer, range(6))
+    backends.run_chunks(outer, range(6))
     assert sorted(found) == [(row, column, True) for row in range(6) for column in range(5)]
 
 
@@ -120,8 +120,8 @@ def test_many_threads_may_call_at_once(four: None) -> None:
 
     def caller(me: int) -> None:
         for _ in range(20):
-            with backends.one_blas_thread():
-                backends.run_slabs(lambda slab: results[me].append(slab), range(8))
+            with backends.single_threaded_blas():
+                backends.run_chunks(lambda chunk: results[me].append(chunk), range(8))
                 held.update(blas_threads())
 
     before = blas_threads()
@@ -142,12 +142,12 @@ def test_a_caller_does_not_wait_for_other_callers_work(four: None) -> None:
         entered.release()
         released.append(release.wait(60))
 
-    hogs = [threading.Thread(target=backends.run_slabs, args=(hold, range(4))) for _ in range(2)]
+    hogs = [threading.Thread(target=backends.run_chunks, args=(hold, range(4))) for _ in range(2)]
     for hog in hogs:
         hog.start()
     for _ in range(5):  # the two callers and the pool's three threads: all are taken now
         assert entered.acquire(timeout=30)
-    backends.run_slabs(lambda _: None, range(4))
+    backends.run_chunks(lambda _: None, range(4))
     release.set()
     for hog in hogs:
         hog.join(60)
@@ -163,7 +163,7 @@ def test_the_callers_context_travels_along(four: None) -> None:
         quiet.append(np.geterr()["divide"])
 
     with np.errstate(divide="raise"):
-        backends.run_slabs(look, range(4))
+        backends.run_chunks(look, range(4))
     assert quiet == ["raise"] * 4
 
 
@@ -176,61 +176,61 @@ def test_an_error_reaches_the_caller(
     monkeypatch.setattr(threads, "num_threads", lambda: cores)
     begun: list[int] = []
 
-    def fail(slab: int) -> None:
-        begun.append(slab)
-        if slab == 3:
-            raise kind("slab 3")
+    def fail(chunk: int) -> None:
+        begun.append(chunk)
+        if chunk == 3:
+            raise kind("chunk 3")
         time.sleep(0.001)
 
     before = blas_threads()
-    with pytest.raises(kind, match="slab 3"), backends.one_blas_thread():
-        backends.run_slabs(fail, range(5000))
-    assert len(begun) < 5000  # no further slab was begun
+    with pytest.raises(kind, match="chunk 3"), backends.single_threaded_blas():
+        backends.run_chunks(fail, range(5000))
+    assert len(begun) < 5000  # no further chunk was begun
     assert blas_threads() == before
-    backends.run_slabs(begun.append, range(5000, 5010))  # and the pool lives
+    backends.run_chunks(begun.append, range(5000, 5010))  # and the pool lives
     assert set(range(5000, 5010)) <= set(begun)
 
 
-def test_of_several_errors_the_foremost_slab_s_is_raised(four: None) -> None:
+def test_of_several_errors_the_foremost_chunk_s_is_raised(four: None) -> None:
     meeting = threading.Barrier(4, timeout=30)
 
-    def fail(slab: int) -> None:
+    def fail(chunk: int) -> None:
         meeting.wait()
-        time.sleep(0.02 * (4 - slab))  # the last slab fails first
-        raise ValueError(f"slab {slab}")
+        time.sleep(0.02 * (4 - chunk))  # the last chunk fails first
+        raise ValueError(f"chunk {chunk}")
 
-    with pytest.raises(ValueError, match="slab 0") as caught:
-        backends.run_slabs(fail, range(4))
+    with pytest.raises(ValueError, match="chunk 0") as caught:
+        backends.run_chunks(fail, range(4))
     if sys.version_info >= (3, 11):
         (note,) = caught.value.__notes__
-        assert note == "3 more slabs failed: ValueError('slab 1'); ValueError('slab 2'); ValueError('slab 3')"
+        assert note == "3 more chunks failed: ValueError('chunk 1'); ValueError('chunk 2'); ValueError('chunk 3')"
 
 
-def test_an_error_waits_for_the_slabs_under_way(four: None) -> None:
+def test_an_error_waits_for_the_chunks_under_way(four: None) -> None:
     meeting = threading.Barrier(4, timeout=30)
     finished: list[int] = []
 
-    def work(slab: int) -> None:
+    def work(chunk: int) -> None:
         meeting.wait()
-        if slab == 0:
-            raise ValueError("slab 0")
+        if chunk == 0:
+            raise ValueError("chunk 0")
         time.sleep(0.05)
-        finished.append(slab)
+        finished.append(chunk)
 
-    with pytest.raises(ValueError, match="slab 0"):
-        backends.run_slabs(work, range(4))
+    with pytest.raises(ValueError, match="chunk 0"):
+        backends.run_chunks(work, range(4))
     assert sorted(finished) == [1, 2, 3]
 
 
 def test_a_run_that_nobody_helped_with_holds_nobodys_arrays(four: None) -> None:
-    """It lies in the helpers' queue for as long as they are in another caller's slabs."""
+    """It lies in the helpers' queue for as long as they are in another caller's chunks."""
     release, entered = threading.Event(), threading.Semaphore(0)
 
     def hold(_: int) -> None:
         entered.release()
         release.wait(30)
 
-    hog = threading.Thread(target=backends.run_slabs, args=(hold, range(4)))
+    hog = threading.Thread(target=backends.run_chunks, args=(hold, range(4)))
     hog.start()
     for _ in range(4):
         entered.acquire(timeout=30)
@@ -238,14 +238,14 @@ def test_a_run_that_nobody_helped_with_holds_nobodys_arrays(four: None) -> None:
     for _ in range(20):
         array = np.ones(10)
         kept.append(weakref.ref(array))
-        backends.run_slabs(lambda _, array=array: array.sum(), range(4))
+        backends.run_chunks(lambda _, array=array: array.sum(), range(4))
         del array
     assert [ref() for ref in kept] == [None] * 20
     release.set()
     hog.join(60)
 
 
-def test_a_helper_that_breaks_outside_of_any_slab_is_not_waited_for(
+def test_a_helper_that_breaks_outside_of_any_chunk_is_not_waited_for(
     four: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, caller, broke = threads._Run.work, threading.current_thread(), threading.Event()
@@ -259,10 +259,10 @@ def test_a_helper_that_breaks_outside_of_any_slab_is_not_waited_for(
 
     monkeypatch.setattr(threads._Run, "work", broken)
     with pytest.raises(MemoryError, match="no room"):
-        backends.run_slabs(lambda _: time.sleep(0.01), range(50))
+        backends.run_chunks(lambda _: time.sleep(0.01), range(50))
     monkeypatch.undo()
     seen: list[int] = []
-    backends.run_slabs(seen.append, range(10))
+    backends.run_chunks(seen.append, range(10))
     assert sorted(seen) == list(range(10))
 
 
@@ -272,7 +272,7 @@ def test_without_further_threads_the_caller_works_alone(four: None, monkeypatch:
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     seen: list[int] = []
-    backends.run_slabs(seen.append, range(10))
+    backends.run_chunks(seen.append, range(10))
     assert seen == list(range(10))
 
 
@@ -281,13 +281,13 @@ def test_without_further_threads_the_caller_works_alone(four: None, monkeypatch:
 def test_the_callers_blas_setting_comes_back(number: int) -> None:
     with threadpool_limits(number, user_api="blas"):
         setting = blas_threads()  # as many as BLAS grants
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             assert blas_threads() <= {1}
-            with backends.one_blas_thread():
+            with backends.single_threaded_blas():
                 assert blas_threads() <= {1}
             assert blas_threads() <= {1}
         assert blas_threads() == setting
-        with pytest.raises(ZeroDivisionError), backends.one_blas_thread():
+        with pytest.raises(ZeroDivisionError), backends.single_threaded_blas():
             raise ZeroDivisionError
         assert blas_threads() == setting
 
@@ -297,7 +297,7 @@ def test_the_setting_comes_back_when_the_last_block_ends() -> None:
     may_leave = threading.Event()
 
     def other() -> None:
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             entered.set()
             may_leave.wait(30)
         left.set()
@@ -308,7 +308,7 @@ def test_the_setting_comes_back_when_the_last_block_ends() -> None:
         for event in (entered, left, may_leave):
             event.clear()
         if this_ends_first:
-            with backends.one_blas_thread():
+            with backends.single_threaded_blas():
                 thread.start()
                 entered.wait(30)
             assert blas_threads() <= {1}
@@ -316,7 +316,7 @@ def test_the_setting_comes_back_when_the_last_block_ends() -> None:
         else:
             thread.start()
             entered.wait(30)
-            with backends.one_blas_thread():
+            with backends.single_threaded_blas():
                 may_leave.set()
                 left.wait(30)
                 assert blas_threads() <= {1}
@@ -348,12 +348,12 @@ def test_a_library_with_a_number_for_each_thread(four: None, monkeypatch: pytest
         meeting.wait()
         seen.append(library.num_threads)
 
-    with backends.one_blas_thread():
-        backends.run_slabs(look, range(4))
+    with backends.single_threaded_blas():
+        backends.run_chunks(look, range(4))
         outsider = threading.Thread(target=lambda: seen.append(library.num_threads))
         outsider.start()
         outsider.join(30)
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             pass
         assert library.num_threads == 1
     assert seen == [1, 1, 1, 1, 8]
@@ -400,7 +400,7 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
     before, y = limits(), F.conv(x, w)
     def right():
         meeting = threading.Barrier(3, timeout=20)
-        backends.run_slabs(lambda _: meeting.wait(), range(3))  # passes only if three threads are here at once
+        backends.run_chunks(lambda _: meeting.wait(), range(3))  # passes only if three threads are here at once
         return bool((F.conv(x, w) == y).all())
     def child():
         return right() and limits() == before and child_says(right)
@@ -419,7 +419,7 @@ def test_a_child_forked_while_others_work_is_not_held_by_them() -> None:
     others = [threading.Thread(target=busy) for _ in range(3)]
     for thread in others: thread.start()
     def child():
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             held = limits()
         return held <= {1} and bool((F.conv(x, w) == y).all()) and limits() == before
     print([child_says(child) for _ in range(10)])
@@ -466,10 +466,10 @@ def test_a_child_forked_inside_a_block_stays_inside() -> None:
         F.conv(x, w)
         return inside == limits() <= {1}
     def grandchild():
-        with backends.one_blas_thread():
+        with backends.single_threaded_blas():
             pass
         return limits() == before
-    with backends.one_blas_thread():
+    with backends.single_threaded_blas():
         told = child_says(child)
     print(told, child_says(grandchild), limits() == before)
     """

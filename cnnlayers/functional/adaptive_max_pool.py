@@ -16,7 +16,7 @@ from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, adaptive_window
 
 from .common import Array, Context, check_memory, floating, implementation, masked, on_device, opened, widened
 from .max_pool import flat_cells, maxima, read_cells, read_slice
-from .plane_slabs import in_planes
+from .plane_chunks import in_planes
 from .pool import along
 from .window_arrays import on_axis, window_ends, window_starts
 

@@ -1,7 +1,7 @@
 """Matrix products whose bits do not depend on the number of threads.
 
-BLAS splits a product by its thread count, and other splits round otherwise. So on the CPU a product is cut into slabs
-by its shape alone, each slab is computed by BLAS on one thread, and the slabs run side by side on the library's own
+BLAS splits a product by its thread count, and other splits round otherwise. So on the CPU a product is cut into chunks
+by its shape alone, each chunk is computed by BLAS on one thread, and the chunks run side by side on the library's own
 pool.
 """
 
@@ -20,31 +20,31 @@ from cnnlayers.backends import Backend
 from .common import Array
 
 T = TypeVar("T")
-SLAB_FLOPS = 16_000_000  # of a slab of a product, at least: one of 4 million is done before a thread has woken for it
+CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it
 SHARED_FLOPS = 8_000_000  # a convolution of no more is not shared out
-MOST_SLABS = 32
-LEAST_CUT = 32  # rows or columns of a slab: thinner ones spend their time on packing the other factor
+MOST_CHUNKS = 32
+LEAST_CUT = 32  # rows or columns of a chunk: thinner ones spend their time on packing the other factor
 
 
-def held(b: Backend) -> contextlib.AbstractContextManager[None]:
+def single_threaded_blas(b: Backend) -> contextlib.AbstractContextManager[None]:
     """A block in which BLAS is on one thread, on NumPy. For an op of several products: to begin and end it takes as
     long as a small product does, and inside of it it costs nothing."""
-    return backends.one_blas_thread() if b.name == "numpy" else contextlib.nullcontext()
+    return backends.single_threaded_blas() if b.name == "numpy" else contextlib.nullcontext()
 
 
-def in_slabs(b: Backend, function: Callable[[T], Any], slabs: Sequence[T], flops: float = math.inf) -> None:
-    """Call `function` on every slab: on NumPy with BLAS on one thread, and side by side if all together take more than
+def in_chunks(b: Backend, function: Callable[[T], Any], chunks: Sequence[T], flops: float = math.inf) -> None:
+    """Call `function` on every chunk: on NumPy with BLAS on one thread, and side by side if all together take more than
     SHARED_FLOPS; elsewhere one after another."""
     if b.name != "numpy":
-        for slab in slabs:
-            function(slab)
+        for chunk in chunks:
+            function(chunk)
         return
-    with backends.one_blas_thread():
+    with backends.single_threaded_blas():
         if flops > SHARED_FLOPS:
-            backends.run_slabs(function, slabs)
+            backends.run_chunks(function, chunks)
         else:
-            for slab in slabs:
-                function(slab)
+            for chunk in chunks:
+                function(chunk)
 
 
 def cuts(length: int, parts: int) -> list[slice]:
@@ -54,12 +54,12 @@ def cuts(length: int, parts: int) -> list[slice]:
 
 
 @contextlib.contextmanager
-def scratch(b: Backend, shape: tuple[int, ...], dtype: Any) -> Iterator[Array]:
+def workspace(b: Backend, shape: tuple[int, ...], dtype: Any) -> Iterator[Array]:
     """An array with any content, the caller's until the block ends."""
     if b.name != "numpy":
         yield b.empty(shape, dtype)
         return
-    with backends.scratch(dtype, shape) as (array,):
+    with backends.workspace(dtype, shape) as (array,):
         yield array
 
 
@@ -79,7 +79,7 @@ def matmul(
 ) -> Array:
     """x @ w (+ plus) for stacks of matrices (..., m, k) and (..., k, n) of one floating dtype; batch axes broadcast.
 
-    `plus` broadcasts to the product. `whole`: the caller is in a slab of its own, and the product is not cut again.
+    `plus` broadcasts to the product. `whole`: the caller is in a chunk of its own, and the product is not cut again.
     `out`, of NumPy alone: where the product goes.
     """
     if b.name != "numpy":
@@ -91,7 +91,7 @@ def matmul(
     if whole:
         _product((x, w, y, plus))
         return y
-    in_slabs(b, _product, _jobs(x, w, y, plus))
+    in_chunks(b, _product, _jobs(x, w, y, plus))
     return y
 
 
@@ -104,7 +104,7 @@ def _product(job: tuple[Array, Array, Array, Array | None]) -> None:
 
 def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array, Array, Array, Array | None]]:
     """The product as products of its parts: first the stack is cut, then the longer side of y's matrices."""
-    parts = min(MOST_SLABS, int(2.0 * y.size * x.shape[-1] / SLAB_FLOPS))
+    parts = min(MOST_CHUNKS, int(2.0 * y.size * x.shape[-1] / CHUNK_FLOPS))
     if parts < 2:
         return [(x, w, y, plus)]
     x, w = (numpy.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:])) for a in (x, w))

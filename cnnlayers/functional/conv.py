@@ -19,7 +19,7 @@ from cnnlayers.arguments import Shape, flag, integer, layout, sizes
 from cnnlayers.backends import Backend
 from cnnlayers.specs import conv_window, transposed_window
 
-from .blas import held
+from .blas import single_threaded_blas
 from .common import (
     Array,
     Context,
@@ -96,7 +96,7 @@ def _conv_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
     x, weight = _computed(b, x, weight)
-    with held(b):
+    with single_threaded_blas(b):
         return spread(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, x, dy)
 
 
@@ -163,7 +163,7 @@ def _conv_transpose_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
     x, weight = _computed(b, x, weight)
-    with held(b):
+    with single_threaded_blas(b):
         return correlate(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, dy, x)
 
 

@@ -128,7 +128,7 @@ def _room(b: Backend, spec: Conv, tile: Tile, block: Sequence[Tap], dtype: Any) 
     """Columns of a tile under a block of taps, yet to be filled: as they are stored, and as matrices."""
     shape, size = _columns_shape(spec, tile, len(block)), math.prod(tile.shape)
     rows = spec.weight_shape[2] * len(block)
-    with blas.scratch(b, shape, dtype) as columns:
+    with blas.workspace(b, shape, dtype) as columns:
         if tile.apart:
             yield columns, b.xp.reshape(columns, (*shape[:2], rows, math.prod(tile.window.out_lengths)))
         elif spec.in_runs:
@@ -293,7 +293,7 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
         else:
             _compute_maps(b, spec, tile, image, weight, bias, maps, whole=len(tiles) > 1)
 
-    blas.in_slabs(b, compute, tiles, spec.flops)
+    blas.in_chunks(b, compute, tiles, spec.flops)
     return b.xp.reshape(maps, spec.maps_shape)
 
 
@@ -321,7 +321,7 @@ def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | Non
             else:
                 _spread_tile(b, spec, tile, maps, weight, image, whole=len(runs) > 1)
 
-    blas.in_slabs(b, compute, runs, spec.flops)
+    blas.in_chunks(b, compute, runs, spec.flops)
     return b.xp.reshape(image, shape)
 
 
@@ -347,7 +347,7 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
             else:
                 _add_gradient(b, spec, tile, image, maps, partial[strand], whole=len(strands) > 1)
 
-    blas.in_slabs(b, compute, range(len(strands)), spec.flops)
+    blas.in_chunks(b, compute, range(len(strands)), spec.flops)
     total = partial[0]
     for other in partial[1:]:
         total += other

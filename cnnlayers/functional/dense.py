@@ -18,7 +18,7 @@ from cnnlayers import backends
 from cnnlayers.arguments import flag, real
 from cnnlayers.backends import Backend
 
-from .blas import held, matmul
+from .blas import matmul, single_threaded_blas
 from .common import (
     Array,
     Context,
@@ -57,7 +57,7 @@ def _linear_backward(
     b: Backend, spec: None, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
     rows = _rows(b, dy)
-    with held(b):
+    with single_threaded_blas(b):
         dx = b.xp.reshape(matmul(b, rows, cast(b, weight, dy.dtype)), tuple(x.shape)) if needs_dx else None
         return dx, matmul(b, _flip(b, rows), _rows(b, cast(b, x, dy.dtype)))
 

@@ -37,7 +37,7 @@ from .common import (
     select,
     widened,
 )
-from .plane_slabs import in_planes
+from .plane_chunks import in_planes
 from .pool import along
 from .window_arrays import first_taps, on_axis, window_ends, window_starts
 

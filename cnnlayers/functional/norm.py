@@ -22,7 +22,7 @@ from cnnlayers import backends
 from cnnlayers.arguments import flag, grouped, layout, real, trailing
 from cnnlayers.backends import Backend
 
-from . import row_slabs
+from . import row_chunks
 from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner, parameter
 from .rows import Norm, Rows, Statistics, batch_rows, group_rows, instance_rows, reciprocal_std, trailing_rows
 
@@ -66,7 +66,7 @@ def _own_forward(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
 ) -> tuple[Array, Array | None, Array]:
     """y, mean and rstd where the rows have statistics of their own."""
-    y, stats = row_slabs.forward(b, norm, x, gamma, beta)
+    y, stats = row_chunks.forward(b, norm, x, gamma, beta)
     return y, stats.mean, stats.rstd
 
 
@@ -83,7 +83,7 @@ def _forward(
 def _backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
     b, dy = opened(op, dy, ctx, exact=True)
     norm, kept = ctx.spec, [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
-    run = implementation(f"{op}_backward", row_slabs.backward, b, norm, dy, *kept)
+    run = implementation(f"{op}_backward", row_chunks.backward, b, norm, dy, *kept)
     dx, dgamma, dbeta = run(b, norm, dy, *kept)
     return cast(b, dx, ctx.dtype), dgamma, dbeta
 
@@ -133,8 +133,8 @@ def _batch_norm_forward(
             for r in (running_mean, running_var)
         )
         rstd = reciprocal_std(b, var, rows.eps)
-        return row_slabs.forward_given(b, norm, x, gamma, beta, mean, rstd), mean, rstd
-    y, stats = row_slabs.forward(b, norm, x, gamma, beta)
+        return row_chunks.forward_given(b, norm, x, gamma, beta, mean, rstd), mean, rstd
+    y, stats = row_chunks.forward(b, norm, x, gamma, beta)
     # Only now is the count over all ranks known, to each of them.
     lone = norm.training and stats.n == 1 and rows.parameter != (0,)
     _refuse_lone(lone, rows, "channel over all ranks in training", ALONE)

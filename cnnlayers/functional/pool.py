@@ -31,7 +31,7 @@ from .common import (
     opened,
     widened,
 )
-from .plane_slabs import in_planes
+from .plane_chunks import in_planes
 from .window_arrays import on_axis, tap_counts, window_ends, window_starts
 
 

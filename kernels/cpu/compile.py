@@ -1,6 +1,6 @@
 """What CPU kernels are given, and how their work is cut.
 
-`slabs` runs a kernel over ranges on the library's own threads. Where a range ends depends on the shape alone, so
+`chunks` runs a kernel over ranges on the library's own threads. Where a range ends depends on the shape alone, so
 results do not depend on the number of threads.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnlayers.backends import run_slabs
+from cnnlayers.backends import run_chunks
 
 Array = Any
 
-SLAB = 2_400_000  # bytes that a slab reads and writes, about: smaller ones spend their time on being handed out
+CHUNK = 2_400_000  # bytes that a chunk reads and writes, about: smaller ones spend their time on being handed out
 
 
 class _View:
@@ -37,7 +37,7 @@ def flat(array: Array) -> Array:
 
 @functools.cache
 def _watch() -> Callable[[Array], Any] | None:
-    """A compiled loop that waits a moment: to be woken takes half as long as a slab. None where there is none."""
+    """A compiled loop that waits a moment: to be woken takes half as long as a chunk. None where there is none."""
     if not hasattr(os, "sched_yield"):
         return None
     from .wait import watch
@@ -48,13 +48,13 @@ def _watch() -> Callable[[Array], Any] | None:
     return watch
 
 
-def slabs(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int = 1) -> None:
+def chunks(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int = 1) -> None:
     """`run(start, stop)` over ranges of `units`, which together read and write `nbytes`; `least` units a range."""
     if units == 0:
         return
-    number = max(1, min(units // least, round(nbytes / SLAB)))
+    number = max(1, min(units // least, round(nbytes / CHUNK)))
     if number == 1:
         run(0, units)
         return
     edges = [units * i // number for i in range(number + 1)]
-    run_slabs(lambda i: run(edges[i], edges[i + 1]), range(number), _watch())
+    run_chunks(lambda i: run(edges[i], edges[i + 1]), range(number), _watch())

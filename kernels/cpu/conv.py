@@ -18,7 +18,7 @@ import numpy as np
 
 from cnnlayers.backends import Backend
 
-from .compile import flat, slabs
+from .compile import chunks, flat
 from .jit import kernel
 
 Array = Any
@@ -62,7 +62,7 @@ def channel_sums(b: Backend, spec: Any, array: Array) -> Array:
     values, sums, add = flat(array), np.zeros(channels), _sums_last if spec.last else _sums_first
     # Channels that are neighbours share cache lines.
     least = LINE if spec.last else 1
-    slabs(channels, array.nbytes, lambda start, stop: add(values, sums, samples, cells, start, stop), least=least)
+    chunks(channels, array.nbytes, lambda start, stop: add(values, sums, samples, cells, start, stop), least=least)
     return sums
 
 

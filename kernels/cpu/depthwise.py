@@ -20,7 +20,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
 
 from . import depthwise_loops as loops
-from .compile import flat, slabs
+from .compile import chunks, flat
 
 Array = Any
 
@@ -80,10 +80,10 @@ def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) 
     arrays, channels = (flat(image), flat(maps), flat(dweight)), spec.channels
 
     def some(start: int, stop: int) -> None:
-        with backends.scratch(image.dtype, (room,)) as (sheets,):
+        with backends.workspace(image.dtype, (room,)) as (sheets,):
             loops.weight_gradient(*arrays, sizes, seen, start, stop, len(image), channels, sheets)
 
-    slabs(channels, (image.nbytes + maps.nbytes), some)
+    chunks(channels, (image.nbytes + maps.nbytes), some)
     _check_finite(dweight, "weight's gradient")
     return dweight.astype(image.dtype)
 
@@ -100,10 +100,10 @@ def _by_plane(run: Any, spec: Any, arrays: tuple[Array, ...], nbytes: int) -> No
     sizes, seen, room = _sizes(spec, dtype.itemsize)
 
     def some(start: int, stop: int) -> None:
-        with backends.scratch(dtype, (room,)) as (sheets,):
+        with backends.workspace(dtype, (room,)) as (sheets,):
             run(*arrays, sizes, seen, start, stop, spec.channels, sheets)
 
-    slabs(spec.window.layout.shape[0] * spec.channels, nbytes, some)
+    chunks(spec.window.layout.shape[0] * spec.channels, nbytes, some)
 
 
 @backends.planned

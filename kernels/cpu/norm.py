@@ -21,7 +21,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import norm_joined, norm_loops
-from .compile import slabs
+from .compile import chunks
 from .norm_arrays import accumulator, converted, parameter, refuses, row_shape
 from .norm_lie import Channels, Cut, channels_of, cut_of
 
@@ -96,7 +96,7 @@ def cells(x: Array, gamma: Array, beta: Array, eps: float, centred: bool, count:
     y, number = backends.result(flat.shape, flat.dtype), x.size // count
     mean, rstd = np.empty(number), np.empty(number)
     run = functools.partial(norm_loops.cells_forward, flat, y, gamma, beta, mean, rstd, eps, centred, count)
-    slabs(number, 2 * flat.nbytes, run)
+    chunks(number, 2 * flat.nbytes, run)
     return converted(y, x.dtype).reshape(x.shape), mean, rstd
 
 
@@ -122,12 +122,12 @@ def _channels_forward(
         mean, var, rstd = np.empty((3, lie.rows))
         run = functools.partial(norm_joined.blocks_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
         run = functools.partial(run, mean, var, rstd, rows.eps, lie.samples, lie.length, block)
-        slabs(-(-lie.rows // block), 2 * source.nbytes, run)
+        chunks(-(-lie.rows // block), 2 * source.nbytes, run)
     elif lie.at_once(source.itemsize):
         mean, var, rstd = np.empty((3, lie.rows))
         run = functools.partial(norm_loops.rows_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
         run = functools.partial(run, mean, var, rstd, rows.eps, lie.segments, lie.step, lie.length)
-        slabs(lie.rows, 2 * source.nbytes, run)
+        chunks(lie.rows, 2 * source.nbytes, run)
     else:
         cut = cut_of(lie, source.itemsize)
         mean, var = _moments(lie, cut, source)
@@ -151,7 +151,7 @@ def _given_forward(norm: Any, x: Array, gamma: Array | None, beta: Array | None,
 def _moments(lie: Channels, cut: Cut, x: Array) -> tuple[Array, Array]:
     """Mean and variance of each row, from those of its parts (Chan, Golub and LeVeque 1979)."""
     means, squares = np.zeros((2, cut.sums))
-    slabs(cut.units, x.nbytes, functools.partial(cut.loops.moments, x, means, squares, *cut.geometry))
+    chunks(cut.units, x.nbytes, functools.partial(cut.loops.moments, x, means, squares, *cut.geometry))
     means, squares, counts = cut.parts(means), cut.parts(squares), cut.counts
     n = x.size / lie.rows
     with np.errstate(invalid="ignore"):  # the infinities of a row make it NaN
@@ -165,4 +165,4 @@ def _lines(cut: Cut, x: Array, y: Array, gamma: Array, beta: Array, mean: Array,
     shift = mean.astype(x.dtype)
     scale = rstd * gamma
     numbers = [cut.spread(a, x.dtype) for a in (shift, scale, beta - (mean - shift) * scale)]
-    slabs(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, x, y, *numbers, *cut.geometry))
+    chunks(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, x, y, *numbers, *cut.geometry))

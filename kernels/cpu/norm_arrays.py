@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnlayers import backends
 
-from .compile import flat, slabs
+from .compile import chunks, flat
 from .jit import kernel
 
 Array = Any
@@ -35,7 +35,7 @@ def accumulator(dtype: Any) -> Any:
 
 
 def converted(array: Array, dtype: Any) -> Array:
-    """The array, flat in C order, in `dtype`: without a copy where it is so already, else slab by slab."""
+    """The array, flat in C order, in `dtype`: without a copy where it is so already, else chunk by chunk."""
     if array.dtype == dtype:
         return flat(array)
     source, result = np.ascontiguousarray(array).reshape(-1), backends.result((array.size,), dtype)
@@ -48,7 +48,7 @@ def converted(array: Array, dtype: Any) -> Array:
         else:
             result[start:stop] = source[start:stop]
 
-    slabs(array.size, array.size * (result.itemsize + source.itemsize), run)
+    chunks(array.size, array.size * (result.itemsize + source.itemsize), run)
     return result
 
 

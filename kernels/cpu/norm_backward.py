@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import norm_joined, norm_loops
-from .compile import slabs
+from .compile import chunks
 from .norm_arrays import accumulator, converted, gradient, parameter, refuses
 from .norm_lie import Channels, Cut, channels_of, cut_of
 
@@ -86,7 +86,7 @@ def cells(dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, co
     dgamma, dbeta = np.zeros((2, parts, gamma.size))
     run = functools.partial(norm_loops.cells_backward, g, source, dx, gamma, mean, rstd)
     run = functools.partial(run, dgamma.reshape(-1), dbeta.reshape(-1), centred, count, parts)
-    slabs(parts, 3 * source.nbytes, run)
+    chunks(parts, 3 * source.nbytes, run)
     return converted(dx, dy.dtype).reshape(x.shape), dgamma.sum(axis=0), dbeta.sum(axis=0)
 
 
@@ -99,14 +99,14 @@ def _own(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
         plain, along = np.empty((2, lie.rows))
         run = functools.partial(norm_joined.blocks_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
         run = functools.partial(run, rstd.reshape(-1), plain, along, lie.samples, lie.length, block)
-        slabs(-(-lie.rows // block), 3 * x.nbytes, run)
+        chunks(-(-lie.rows // block), 3 * x.nbytes, run)
         return dx, along, plain
     if lie.at_once(x.itemsize):
         dx = backends.result(x.shape, x.dtype)
         plain, along = np.empty((2, lie.samples * lie.groups * lie.group))
         run = functools.partial(norm_loops.rows_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
         run = functools.partial(run, rstd.reshape(-1), plain, along, lie.segments, lie.step, lie.length)
-        slabs(lie.rows, 3 * x.nbytes, run)
+        chunks(lie.rows, 3 * x.nbytes, run)
         return dx, *(s.reshape(lie.samples, -1).sum(axis=0) for s in (along, plain))
     cut, dx, n = cut_of(lie, x.itemsize), backends.result(x.shape, x.dtype), x.size / lie.rows
     mean, rstd = (a.reshape(lie.row_shape) for a in (mean, rstd))
@@ -116,7 +116,7 @@ def _own(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Ar
     slope = rstd * row_along / n
     numbers = shift, gamma, slope, row_plain / n - (mean - shift) * slope, rstd
     spread = [cut.spread(a, x.dtype) for a in numbers]
-    slabs(cut.units, 3 * x.nbytes, functools.partial(cut.loops.slopes, dy, x, dx, *spread, *cut.geometry))
+    chunks(cut.units, 3 * x.nbytes, functools.partial(cut.loops.slopes, dy, x, dx, *spread, *cut.geometry))
     return dx, along.sum(axis=(0, 3)), plain.sum(axis=(0, 3))
 
 
@@ -126,7 +126,7 @@ def _given(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: 
     mean, rstd = (a.reshape(lie.row_shape) for a in (mean, rstd))
     along, plain = _sums(cut, dy, x, mean.astype(x.dtype), mean, rstd)
     spread = [cut.spread(a, x.dtype) for a in (np.zeros_like(rstd), rstd * gamma, np.zeros_like(rstd))]
-    slabs(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, dy, dx, *spread, *cut.geometry))
+    chunks(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, dy, dx, *spread, *cut.geometry))
     return dx, along.sum(axis=(0, 3)), plain.sum(axis=(0, 3))
 
 
@@ -134,6 +134,6 @@ def _sums(cut: Cut, dy: Array, x: Array, shift: Array, mean: Array, rstd: Array)
     """The sums of dy * xhat and of dy, of each part of each channel."""
     plain, along = np.zeros((2, cut.sums))
     spread = cut.spread(shift, x.dtype)
-    slabs(cut.units, 2 * x.nbytes, functools.partial(cut.loops.sums, dy, x, spread, plain, along, *cut.geometry))
+    chunks(cut.units, 2 * x.nbytes, functools.partial(cut.loops.sums, dy, x, spread, plain, along, *cut.geometry))
     plain = cut.parts(plain)
     return (cut.parts(along) - (mean - shift) * plain) * rstd, plain

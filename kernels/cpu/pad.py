@@ -1,7 +1,7 @@
 """Launchers of pad_loops.py: padding and its backward, called as the portable code is.
 
 A mode is handed over as tables, one an axis: the cell of x that each cell of y shows, or the cells of dy that each cell
-of dx gathers. Forward moves bits, as unsigned integers. The slabs are runs of rows along the last axis.
+of dx gathers. Forward moves bits, as unsigned integers. The chunks are runs of rows along the last axis.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import pad_loops as loops
-from .compile import flat, slabs
+from .compile import chunks, flat
 from .pool_window import HALVES, WIDENED
 
 Array = Any
@@ -167,7 +167,7 @@ def _move(x: Array, y: Array, sides: list[ModedSide], inner: int, fill: Array) -
     def run(start: int, stop: int) -> None:
         loops.move(source, result, value, shape, depths, heights, border, shown, start, stop)
 
-    slabs(y.size // (out * inner), x.nbytes + y.nbytes, run)
+    chunks(y.size // (out * inner), x.nbytes + y.nbytes, run)
 
 
 def _fold(dy: Array, dx: Array, sides: list[ModedSide], inner: int) -> None:
@@ -182,7 +182,7 @@ def _fold(dy: Array, dx: Array, sides: list[ModedSide], inner: int) -> None:
     if str(dy.dtype) not in HALVES:
         floats = dy.dtype.kind == "f"
         source, result = (flat(dy), dx.reshape(-1)) if floats else (flat(_bits(dy)), _bits(dx))  # unsigned sums wrap
-        slabs(planes * lines, nbytes, lambda i, j: loops.fold(source, result, shape, begin, sources, i, j))
+        chunks(planes * lines, nbytes, lambda i, j: loops.fold(source, result, shape, begin, sources, i, j))
         return
     source, result = np.ascontiguousarray(dy).reshape(planes, -1), dx.reshape(planes, -1)
 
@@ -199,4 +199,4 @@ def _fold(dy: Array, dx: Array, sides: list[ModedSide], inner: int) -> None:
         )
         result[start:stop] = wide.astype(dx.dtype)
 
-    slabs(planes, WIDENED * nbytes, tile)
+    chunks(planes, WIDENED * nbytes, tile)

@@ -1,6 +1,6 @@
 """Launchers of pool_loops.py: average, sum and adaptive average pooling, called as the portable code is.
 
-Sums of up to SHORT taps are kept in x's compute dtype, longer ones in float64. The slabs are runs of rows of y, or of
+Sums of up to SHORT taps are kept in x's compute dtype, longer ones in float64. The chunks are runs of rows of y, or of
 planes where each is one window.
 """
 
@@ -32,7 +32,7 @@ from .pool_window import (
 
 Array = Any
 SHORT = 32
-READ = 6_000_000  # bytes of a slab that is only summed up: done before another thread has woken up
+READ = 6_000_000  # bytes of a chunk that is only summed up: done before another thread has woken up
 UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose sums along a row are unrolled
 
 
@@ -126,7 +126,7 @@ def _unrolled(axis: Any, channels: int, backward: bool, number: Array) -> tuple[
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A loop of pool_loops.py and what it is told, over `planes` of `units` rows (1: the loop takes whole planes), at
-    least `least` of these in a slab; `shape`: of what it makes."""
+    least `least` of these in a chunk; `shape`: of what it makes."""
 
     shape: tuple[int, ...]
     run: Callable[..., None]

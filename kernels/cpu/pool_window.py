@@ -17,7 +17,7 @@ import numpy as np
 
 from cnnlayers import backends
 
-from .compile import flat, slabs
+from .compile import chunks, flat
 
 Array = Any
 HALVES = ("float16", "bfloat16")
@@ -147,7 +147,7 @@ def _table(axis: Any, *rows: Array) -> Array:
     return table
 
 
-# --------------------------------------------------------------------------------------------------------------- slabs
+# --------------------------------------------------------------------------------------------------------------- chunks
 def over(
     planes: int,
     units: int,
@@ -157,7 +157,7 @@ def over(
     *,
     least: int = 1,
 ) -> None:
-    """`run(*inputs, *outputs, start, stop)` on flat arrays, over slabs of planes of `units` each, `least` in a slab.
+    """`run(*inputs, *outputs, start, stop)` on flat arrays, over chunks of planes of `units` each, `least` in a chunk.
 
     An array is given as lines, each of them all planes: one line, or one for every byte of tie bits. Half types go in
     and out as float32, in tiles of whole planes.
@@ -168,7 +168,7 @@ def over(
     nbytes = sum(a.nbytes for a in arrays)
     if not _is_half(inputs[0].dtype):
         whole = [a.reshape(-1) for a in arrays]
-        slabs(planes * units, nbytes, lambda start, stop: run(*whole, start, stop), least=least)
+        chunks(planes * units, nbytes, lambda start, stop: run(*whole, start, stop), least=least)
         return
     half = inputs[0].dtype
 
@@ -181,7 +181,7 @@ def over(
         for out, done in zip(outputs, tiles[len(inputs) :], strict=True):
             out[:, _part(out, planes, start, stop)] = _narrowed(done, out.dtype)
 
-    slabs(planes, WIDENED * nbytes, tile)
+    chunks(planes, WIDENED * nbytes, tile)
 
 
 @functools.cache

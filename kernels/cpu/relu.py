@@ -13,7 +13,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend, dtype_name
 
-from .compile import flat, slabs
+from .compile import chunks, flat
 from .jit import kernel
 
 Array = Any
@@ -59,14 +59,14 @@ def _relu(x: Array, saves: bool, dtype: str) -> tuple[Array, Array]:
         else:
             passed(source, result, above, below, start, stop)
 
-    slabs(x.size, 2 * x.nbytes + passes.nbytes, run)
+    chunks(x.size, 2 * x.nbytes + passes.nbytes, run)
     return y, passes
 
 
 def _masked(dy: Array, passes: Array) -> Array:
     dx = backends.result(dy.shape, dy.dtype)
     source, mask, result = _bits(dy), flat(passes.view(np.uint8)), _bits(dx)
-    slabs(dy.size, 2 * dy.nbytes + passes.nbytes, lambda start, stop: masked(source, mask, result, start, stop))
+    chunks(dy.size, 2 * dy.nbytes + passes.nbytes, lambda start, stop: masked(source, mask, result, start, stop))
     return dx
 
 

@@ -8,9 +8,9 @@ form; float64 always takes that.
 A cell that is not finite would spoil its whole tile here. So whenever a result is not finite the launcher raises
 `UnsuitableData`, and the direct form computes the call: NaN and infinities stay where the definition has them.
 
-The maps are cut into slabs of strips (rows of tiles). Each slab is transformed, multiplied by BLAS on one thread and
-transformed back. The gradient of a small weight is summed up in strands, runs of slabs whose number the shape alone
-decides; for a large one the slabs come one after another, and of each the channels are transformed side by side, then
+The maps are cut into chunks of strips (rows of tiles). Each chunk is transformed, multiplied by BLAS on one thread and
+transformed back. The gradient of a small weight is summed up in strands, runs of chunks whose number the shape alone
+decides; for a large one the chunks come one after another, and of each the channels are transformed side by side, then
 the 36 products taken side by side: no partial sums.
 """
 
@@ -31,16 +31,16 @@ from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
 
 from . import winograd_loops as loops
-from .compile import SLAB, flat, slabs
+from .compile import CHUNK, chunks, flat
 from .winograd_loops import FAR, NEAR, TILE, WORK
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
 f4 = np.float32
 
-ROOM = 24 << 20  # bytes of a slab's transformed arrays, at most about
+ROOM = 24 << 20  # bytes of a chunk's transformed arrays, at most about
 STRANDS, STRAND = 16, 4 << 20  # partial weight gradients at most, and the bytes of one at most
-FEWEST, MOST = 64, 240  # tiles of a slab, about: BLAS's products are slow with fewer, and more leave the cache
+FEWEST, MOST = 64, 240  # tiles of a chunk, about: BLAS's products are slow with fewer, and more leave the cache
 
 # Weights at the six points: G, and the map of all nine taps to all 36 pairs of points.
 POINTS = (0.0, *(sign * float(point) for point in (NEAR, FAR) for sign in (1, -1)))
@@ -87,9 +87,9 @@ def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -
     image, maps, weight = flat(image), flat(maps), (36, groups, filters, channels)
     both, jobs = spec.channels + spec.filters, _Gradient(image, maps, seen, made, weight)
     if 4 * math.prod(weight) <= STRAND:
-        total = jobs.in_strands(_slabs(strips, tiles, _most(both)))
+        total = jobs.in_strands(_chunks(strips, tiles, _most(both)))
     else:
-        total = jobs.side_by_side(_slabs(strips, tiles, _most(both, 2 * MOST)))
+        total = jobs.side_by_side(_chunks(strips, tiles, _most(both, 2 * MOST)))
     _check_finite(total)
     dweight = _times(BOTH.T, total.reshape(36, -1))
     return np.ascontiguousarray(dweight.T).reshape(spec.filters, channels, 3, 3)
@@ -108,17 +108,17 @@ def _sizes(array: Array, made: tuple[int, ...], before: list[int]) -> Array:
 
 def _times(x: Array, y: Array) -> Array:
     """Their product, on one thread like every other: more would spin on for as long as the convolution takes."""
-    with backends.one_blas_thread():
+    with backends.single_threaded_blas():
         return x @ y
 
 
 def _most(channels: int, most: int = MOST) -> int:
-    """Tiles of a slab, of images and maps of so many channels together."""
+    """Tiles of a chunk, of images and maps of so many channels together."""
     return max(FEWEST, min(most, ROOM // (36 * 4 * channels)))
 
 
-def _slabs(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
-    """Strips in slabs of up to about `most` tiles, from the shape alone; an even number of them, to share out."""
+def _chunks(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
+    """Strips in chunks of up to about `most` tiles, from the shape alone; an even number of them, to share out."""
     number = -(-strips * tiles // most)
     number = min(strips, number + number % 2)
     edges = [strips * i // number for i in range(number + 1)]
@@ -146,17 +146,17 @@ def _convolved(image: Array, weight: Array, bias: Array | None, shape: tuple[int
     # Few tiles are shared out at least among two threads.
     most = max(FEWEST, min(_most(image.shape[1] + shape[1]), len(image) * strips * tiles // 2))
 
-    def compute(slab: tuple[int, int]) -> None:
-        start, number = slab[0], slab[1] - slab[0]
+    def compute(chunk: tuple[int, int]) -> None:
+        start, number = chunk[0], chunk[1] - chunk[0]
         n = number * tiles
         arrays = (36, groups, channels, n), (36, groups, filters, n), *_work(number, tiles)
-        with backends.scratch(f4, *arrays) as (patches, products, work, room):
+        with backends.workspace(f4, *arrays) as (patches, products, work, room):
             loops.patches(source, flat(patches), seen, start, number, 0, groups * channels, work, room)
             np.matmul(points, patches, out=products)
             odd.append(loops.outputs(flat(products), target, bias, made, start, number, work, room))
 
-    with backends.one_blas_thread():
-        backends.run_slabs(compute, _slabs(len(image) * strips, tiles, most))
+    with backends.single_threaded_blas():
+        backends.run_chunks(compute, _chunks(len(image) * strips, tiles, most))
     _check_finite(odd)
     return maps
 
@@ -177,29 +177,29 @@ class _Gradient:
     weight: tuple[int, ...]
 
     @contextlib.contextmanager
-    def room(self, slab: tuple[int, int]) -> Iterator[tuple[Array, Array]]:
-        """Room for a slab's transformed image and maps."""
+    def room(self, chunk: tuple[int, int]) -> Iterator[tuple[Array, Array]]:
+        """Room for a chunk's transformed image and maps."""
         _, groups, filters, channels = self.weight
-        n = (slab[1] - slab[0]) * int(self.made[loops.TILES])
-        with backends.scratch(f4, (36, groups, channels, n), (36, groups, filters, n)) as (patches, gradients):
+        n = (chunk[1] - chunk[0]) * int(self.made[loops.TILES])
+        with backends.workspace(f4, (36, groups, channels, n), (36, groups, filters, n)) as (patches, gradients):
             yield patches, gradients
 
-    def transform(self, transform: Any, to: Array, slab: tuple[int, int], first: int, last: int) -> None:
-        """A slab of the image (`loops.patches`) or of the maps (`loops.gradients`), channels from first to last."""
+    def transform(self, transform: Any, to: Array, chunk: tuple[int, int], first: int, last: int) -> None:
+        """A chunk of the image (`loops.patches`) or of the maps (`loops.gradients`), channels from first to last."""
         source, sizes = (self.image, self.seen) if transform is loops.patches else (self.maps, self.made)
-        strips = slab[1] - slab[0]
-        with backends.scratch(f4, *_work(strips, int(sizes[loops.TILES]))) as (work, room):
-            transform(source, flat(to), sizes, slab[0], strips, first, last, work, room)
+        strips = chunk[1] - chunk[0]
+        with backends.workspace(f4, *_work(strips, int(sizes[loops.TILES]))) as (work, room):
+            transform(source, flat(to), sizes, chunk[0], strips, first, last, work, room)
 
     def in_strands(self, cuts: list[tuple[int, int]]) -> Array:
-        """Runs of slabs side by side."""
+        """Runs of chunks side by side."""
         number = min(STRANDS, len(cuts))
         sums = np.empty((number, *self.weight), f4)
 
         def compute(strand: int) -> None:
             first, stop = len(cuts) * strand // number, len(cuts) * (strand + 1) // number
             for i in range(first, stop):
-                with self.room(cuts[i]) as (patches, gradients), backends.scratch(f4, self.weight) as (products,):
+                with self.room(cuts[i]) as (patches, gradients), backends.workspace(f4, self.weight) as (products,):
                     self.transform(loops.patches, patches, cuts[i], 0, int(self.seen[loops.CHANNELS]))
                     self.transform(loops.gradients, gradients, cuts[i], 0, int(self.made[loops.CHANNELS]))
                     out = sums[strand] if i == first else products
@@ -207,24 +207,24 @@ class _Gradient:
                     if i > first:
                         sums[strand] += products
 
-        with backends.one_blas_thread():
-            backends.run_slabs(compute, range(number))
+        with backends.single_threaded_blas():
+            backends.run_chunks(compute, range(number))
         total: Array = sums.sum(axis=0)
         return total
 
     def side_by_side(self, cuts: list[tuple[int, int]]) -> Array:
-        """Slab by slab; of each the channels, then the 36 products side by side."""
+        """Chunk by chunk; of each the channels, then the 36 products side by side."""
         total = np.zeros(self.weight, f4)
-        for slab in cuts:
-            with self.room(slab) as (patches, gradients):
+        for chunk in cuts:
+            with self.room(chunk) as (patches, gradients):
                 for transform, to in ((loops.patches, patches), (loops.gradients, gradients)):
-                    slabs(to[0, :, :, 0].size, 2 * to.nbytes, functools.partial(self.transform, transform, to, slab))
+                    chunks(to[0, :, :, 0].size, 2 * to.nbytes, functools.partial(self.transform, transform, to, chunk))
 
                 def add(first: int, last: int, gradients: Array = gradients, patches: Array = patches) -> None:
-                    with backends.scratch(f4, total[first:last].shape) as (products,):
+                    with backends.workspace(f4, total[first:last].shape) as (products,):
                         np.matmul(gradients[first:last], patches[first:last].swapaxes(-1, -2), out=products)
                         total[first:last] += products
 
-                with backends.one_blas_thread():
-                    slabs(36, 12 * SLAB, add)
+                with backends.single_threaded_blas():
+                    chunks(36, 12 * CHUNK, add)
         return total

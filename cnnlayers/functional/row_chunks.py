@@ -1,6 +1,6 @@
-"""The mathematics of rows.py on the CPU, a slab of whole rows at a time, on the library's threads.
+"""The mathematics of rows.py on the CPU, a chunk of whole rows at a time, on the library's threads.
 
-What is made on the way then stays in a core's cache. A slab is some samples, or some channels in batch norm, whose
+What is made on the way then stays in a core's cache. A chunk is some samples, or some channels in batch norm, whose
 rows run over all samples. Where it ends depends on the shape alone, so bits do not depend on the number of threads.
 """
 
@@ -10,16 +10,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from cnnlayers.backends import Backend, run_slabs
+from cnnlayers.backends import Backend, run_chunks
 
 from .common import Array, cast, itemsize
 from .rows import Norm, Statistics, given_backward, given_forward, rows_backward, rows_forward
 
-SLAB = 600_000  # bytes of x, about
+CHUNK = 600_000  # bytes of x, about
 
 
 def _axis(norm: Norm) -> int | None:
-    """The axis that slabs are cut along; None where there is but one row, or ranks must meet once."""
+    """The axis that chunks are cut along; None where there is but one row, or ranks must meet once."""
     rows = norm.rows
     if norm.comm is not None:
         return None
@@ -29,17 +29,17 @@ def _axis(norm: Norm) -> int | None:
 
 
 def _cuts(b: Backend, norm: Norm, x: Array | None) -> tuple[int, list[slice]]:
-    """The axis and the slabs along it; none where the array is better left whole."""
+    """The axis and the chunks along it; none where the array is better left whole."""
     axis = _axis(norm)
     if b.name != "numpy" or axis is None or x is None:
         return 0, []
     length = x.shape[axis]
-    number = min(length, x.size * itemsize(b, x) // SLAB)
+    number = min(length, x.size * itemsize(b, x) // CHUNK)
     return axis, [slice(length * i // number, length * (i + 1) // number) for i in range(number)] if number > 1 else []
 
 
 def _part(norm: Norm, axis: int, cut: slice, **changed: Any) -> Norm:
-    """The norm of a slab."""
+    """The norm of a chunk."""
     rows, length = norm.rows, cut.stop - cut.start
 
     def shorter(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -51,18 +51,18 @@ def _part(norm: Norm, axis: int, cut: slice, **changed: Any) -> Norm:
 
 
 def _own(norm: Norm, axis: int, cut: slice, *parameters: Array | None) -> list[Array | None]:
-    """A slab's part of the parameters."""
+    """A chunk's part of the parameters."""
     return [p if p is None or axis not in norm.rows.own else p[cut] for p in parameters]
 
 
 def _run(cuts: list[slice], work: Callable[[slice], Any]) -> list[Any]:
-    """What the work gives for each slab, in their order."""
+    """What the work gives for each chunk, in their order."""
     results: list[Any] = [None] * len(cuts)
 
     def one(index: int) -> None:
         results[index] = work(cuts[index])
 
-    run_slabs(one, range(len(cuts)))
+    run_chunks(one, range(len(cuts)))
     return results
 
 
@@ -113,7 +113,7 @@ def backward(
     dx = b.empty(tuple(x.shape), x.dtype)
     wide = {
         name: None if getattr(norm, name) is None else b.xp.float64 for name in ("gamma_dtype", "beta_dtype")
-    }  # until all slabs are put together
+    }  # until all chunks are put together
 
     def work(cut: slice) -> tuple[Array | None, Array | None]:
         at = (slice(None),) * axis + (cut,)
@@ -130,7 +130,7 @@ def backward(
 
 
 def _joined(b: Backend, apart: bool, parts: tuple[Array | None, ...]) -> Array | None:
-    """A parameter's gradient from those of all slabs, which have a part of the parameter each, or all of it."""
+    """A parameter's gradient from those of all chunks, which have a part of the parameter each, or all of it."""
     if parts[0] is None:
         return None
     return b.xp.concat(parts) if apart else b.xp.sum(b.xp.stack(parts), axis=0)

@@ -1,8 +1,8 @@
-"""Pooling's portable code on the CPU, a slab of planes at a time, on the library's threads.
+"""Pooling's portable code on the CPU, a chunk of planes at a time, on the library's threads.
 
 Pooling knows nothing of the neighbours on the sample and channel axes. So with NumPy a call on a large array is several
 calls on some planes each (channels last: on some samples): what is made on the way stays in a core's cache, and threads
-have something to share. Where a slab ends depends on the shape alone; its results are those of the whole, to the bit.
+have something to share. Where a chunk ends depends on the shape alone; its results are those of the whole, to the bit.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from cnnlayers.arguments import Layout
-from cnnlayers.backends import Backend, run_slabs
+from cnnlayers.backends import Backend, run_chunks
 
 from .common import Array
 
 R = TypeVar("R")
-SLAB = 1_600_000  # bytes of the largest array, about
+CHUNK = 1_600_000  # bytes of the largest array, about
 
 
 def in_planes(portable: Callable[..., R]) -> Callable[..., R]:
-    """A portable function of (b, spec, *arrays), cut into slabs of planes where that pays.
+    """A portable function of (b, spec, *arrays), cut into chunks of planes where that pays.
 
     The spec is a window or has one; arrays and results begin with the axes of samples and of channels or cells, tie
     bits after the axis of their bytes.
@@ -36,7 +36,7 @@ def in_planes(portable: Callable[..., R]) -> Callable[..., R]:
             return portable(b, spec, *arrays)
         merges = layout.channel == 1 and all(a.flags.c_contiguous for a in arrays)
         units = math.prod(layout.shape[:2]) if merges else layout.shape[0]
-        number = min(units, max(a.nbytes for a in arrays) // SLAB)
+        number = min(units, max(a.nbytes for a in arrays) // CHUNK)
         if number < 2:
             return portable(b, spec, *arrays)
         edges = [units * i // number for i in range(number + 1)]
@@ -57,7 +57,7 @@ def in_planes(portable: Callable[..., R]) -> Callable[..., R]:
                     whole[_at(whole, layout, slice(edges[index], edges[index + 1]))] = result
 
         keep(0, first)
-        run_slabs(lambda index: keep(index, part(index)), range(1, number))
+        run_chunks(lambda index: keep(index, part(index)), range(1, number))
         if merges:
             wholes = [None if w is None else _parted(w, layout) for w in wholes]
         return cast(R, tuple(wholes) if isinstance(first, tuple) else wholes[0])
@@ -87,7 +87,7 @@ def _parted(array: Array, layout: Layout) -> Array:
 
 
 def _whole(b: Backend, part: Array, layout: Layout, units: int) -> Array:
-    """Room for the results of all slabs, one of which is given."""
+    """Room for the results of all chunks, one of which is given."""
     at = _before(part, layout)
     return b.empty((*part.shape[:at], units, *part.shape[at + 1 :]), part.dtype)
 

@@ -1,4 +1,4 @@
-"""Pooling's portable code in slabs: the bits of the whole, whatever the layout, the ties and the number of threads."""
+"""Pooling's portable code in chunks: the bits of the whole, whatever the layout, the ties and the number of threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import threads
-from cnnlayers.functional import plane_slabs
+from cnnlayers.functional import plane_chunks
 
 SHAPE = (3, 5, 9, 11)
 OPS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
@@ -54,11 +54,11 @@ def layouts(x: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
     }
 
 
-@pytest.mark.parametrize("slab", [1, 700, 1_400])
+@pytest.mark.parametrize("chunk", [1, 700, 1_400])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int32"])
 @pytest.mark.parametrize("name", OPS)
-def test_slabs_have_the_bits_of_the_whole(
-    name: str, dtype: str, slab: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+def test_chunks_have_the_bits_of_the_whole(
+    name: str, dtype: str, chunk: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dtype == "int32" and OPS[name][0] != "max_pool":
         pytest.skip("sums are of floating numbers")
@@ -67,16 +67,16 @@ def test_slabs_have_the_bits_of_the_whole(
         for value in (np.nan, -np.inf, -0.0):
             x[rng.random(SHAPE) < 0.1] = value
     cut: list[int] = []
-    slabs = plane_slabs.run_slabs
+    chunks = plane_chunks.run_chunks
     for array, data_format in layouts(x).values():
         if dtype == "int32":  # which have no gradient
-            whole, parts = (list(found) for found in integers(name, array, data_format, slab, monkeypatch))
+            whole, parts = (list(found) for found in integers(name, array, data_format, chunk, monkeypatch))
         else:
             whole = run(name, array, data_format)
             with monkeypatch.context() as patch:
-                patch.setattr(plane_slabs, "SLAB", slab)
+                patch.setattr(plane_chunks, "CHUNK", chunk)
                 patch.setattr(threads, "num_threads", lambda: 3)
-                patch.setattr(plane_slabs, "run_slabs", lambda f, s: (cut.append(len(s)), slabs(f, s)))
+                patch.setattr(plane_chunks, "run_chunks", lambda f, s: (cut.append(len(s)), chunks(f, s)))
                 parts = run(name, array, data_format)
             assert cut
         for a, b in zip(parts, whole, strict=True):
@@ -85,19 +85,19 @@ def test_slabs_have_the_bits_of_the_whole(
 
 
 def integers(
-    name: str, x: np.ndarray, data_format: str, slab: int, monkeypatch: pytest.MonkeyPatch
+    name: str, x: np.ndarray, data_format: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Iterator[np.ndarray]]:
-    """y (and indices) of whole numbers, whole and in slabs."""
+    """y (and indices) of whole numbers, whole and in chunks."""
     op, args, options = OPS[name]
-    for size in (1 << 60, slab):
+    for size in (1 << 60, chunk):
         with monkeypatch.context() as patch:
-            patch.setattr(plane_slabs, "SLAB", size)
+            patch.setattr(plane_chunks, "CHUNK", size)
             y = getattr(F, op)(x, *args, **options, data_format=data_format)
         yield iter(y if isinstance(y, tuple) else (y,))
 
 
-def test_an_error_of_a_slab_is_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plane_slabs, "SLAB", 1)
+def test_an_error_of_a_chunk_is_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plane_chunks, "CHUNK", 1)
     x = np.full(SHAPE, 3e38, "float32")
     with np.errstate(over="raise"), pytest.raises(FloatingPointError):
         F.sum_pool(x, 3)
