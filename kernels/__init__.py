@@ -148,12 +148,20 @@ def winograd(name: str) -> Block[str]:
     return _winograd.block(name)
 
 
+@functools.cache
+def _has_row(op: str) -> bool:
+    return any(op == name for name, _ in TABLE)
+
+
 def find(op: str, b: Backend, spec: Any, *arrays: Any) -> Callable[..., Any] | None:
     """The launcher that serves `op` on these arrays, or None for the portable code.
 
-    Raises KernelUnavailable in mode "require" where the op has a kernel that cannot serve.
+    Raises KernelUnavailable in mode "require" where the op has a kernel that cannot serve; LookupError for an op that
+    has no row in `TABLE`, for any backend.
     """
     entry = TABLE.get((op, b.name))
+    if entry is None and not _has_row(op):
+        raise LookupError(f"no row of kernels.TABLE is for {op!r}; an op without kernels calls its portable code")
     chosen = current_mode()
     if entry is None or chosen == "off":
         return None

@@ -40,11 +40,16 @@ def test_a_kernel_that_fits_serves(toy: types.ModuleType) -> None:
     assert find("float64") is None
 
 
-def test_an_op_without_a_kernel_is_portable_in_every_mode(toy: types.ModuleType) -> None:
+def test_an_op_without_a_kernel_on_a_backend_is_portable_in_every_mode(toy: types.ModuleType) -> None:
     for mode in kernels.MODES:
         with kernels.mode(mode):
-            assert find("float32", "another_op") is None
             assert kernels.find("toy_forward", backends.Backend("cupy", None, None), 3, np.ones(2, "float32")) is None
+
+
+def test_an_op_without_any_row_is_not_asked_for(toy: types.ModuleType) -> None:
+    for mode in kernels.MODES:
+        with kernels.mode(mode), pytest.raises(LookupError, match=r"no row of kernels\.TABLE is for 'another_op'"):
+            find("float32", "another_op")
 
 
 def test_off_uses_no_kernel_and_imports_none(toy: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

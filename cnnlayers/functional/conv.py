@@ -134,7 +134,7 @@ def conv_forward(
     spec = kept(Conv(window, weight.shape[0], groups))
     parameter(b, bias, "bias", (spec.filters,))
     check_memory(b, x, spec.maps_shape)
-    y = implementation("conv_forward", _conv_forward, b, spec, x, weight, bias)(b, spec, x, weight, bias)
+    y = _conv_forward(b, spec, x, weight, bias)
     return y, Context("conv", b, x.dtype, spec.maps_shape, spec, {"x": x, "weight": weight, "bias": bias})
 
 
@@ -150,8 +150,7 @@ def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Ar
     """
     b, dy = opened("conv", dy, ctx)
     x, weight = ctx.arrays["x"], ctx.arrays["weight"]
-    run = implementation("conv_backward", _conv_backward, b, ctx.spec, dy, x, weight)
-    return _gradients(b, ctx, *run(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)
+    return _gradients(b, ctx, *_conv_backward(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)
 
 
 # ----------------------------------------------------------------------------------------------- transposed convolution
@@ -205,9 +204,8 @@ def conv_transpose_forward(
     spec = kept(Conv(window, weight.shape[0], groups))
     parameter(b, bias, "bias", (filters,))
     check_memory(b, x, window.layout.shape)
-    run = implementation("conv_transpose_forward", _conv_transpose_forward, b, spec, x, weight, bias)
-    arrays = {"x": x, "weight": weight, "bias": bias}
-    return run(b, spec, x, weight, bias), Context("conv_transpose", b, x.dtype, window.layout.shape, spec, arrays)
+    y, arrays = _conv_transpose_forward(b, spec, x, weight, bias), {"x": x, "weight": weight, "bias": bias}
+    return y, Context("conv_transpose", b, x.dtype, window.layout.shape, spec, arrays)
 
 
 conv_transpose = inference_of(conv_transpose_forward)
@@ -223,5 +221,4 @@ def conv_transpose_backward(
     """
     b, dy = opened("conv_transpose", dy, ctx)
     x, weight = ctx.arrays["x"], ctx.arrays["weight"]
-    run = implementation("conv_transpose_backward", _conv_transpose_backward, b, ctx.spec, dy, x, weight)
-    return _gradients(b, ctx, *run(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)
+    return _gradients(b, ctx, *_conv_transpose_backward(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)

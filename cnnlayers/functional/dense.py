@@ -81,7 +81,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     if weight.ndim != 2 or weight.shape[1] != shape[-1]:
         raise ValueError(f"weight must be (out, {shape[-1]}) for x of shape {shape}, got shape {tuple(weight.shape)}")
     parameter(b, bias, "bias", (weight.shape[0],))
-    y = implementation("linear_forward", _linear_forward, b, None, x, weight, bias)(b, None, x, weight, bias)
+    y = _linear_forward(b, None, x, weight, bias)
     arrays = {"x": x, "weight": weight, "bias": bias}
     return y, Context("linear", b, x.dtype, (*shape[:-1], weight.shape[0]), None, arrays)
 
@@ -99,8 +99,7 @@ def linear_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[
     x: Array = ctx.arrays["x"]
     weight: Array = ctx.arrays["weight"]
     bias = ctx.arrays["bias"]
-    run = implementation("linear_backward", _linear_backward, b, None, dy, x, weight)
-    dx, dweight = run(b, None, dy, x, weight, flag(needs_dx, "needs_dx"))
+    dx, dweight = _linear_backward(b, None, dy, x, weight, flag(needs_dx, "needs_dx"))
     dbias = None
     if bias is not None:
         dbias = cast(b, b.xp.sum(_rows(b, dy), axis=0, dtype=b.xp.float64), bias.dtype)
@@ -267,8 +266,7 @@ def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Conte
             f"the loss of nothing is not defined: x must have rows and classes, got shape {tuple(x.shape)}"
         )
     labels = _labels(b, labels, *x.shape)
-    run = implementation("softmax_cross_entropy_forward", _loss_forward, b, None, x, labels)
-    loss, top, total = run(b, None, x, labels)
+    loss, top, total = _loss_forward(b, None, x, labels)
     kept = {"x": x, "labels": labels, "top": top, "total": total}
     return cast(b, loss, x.dtype), Context("softmax_cross_entropy", b, x.dtype, (), None, kept)
 
@@ -287,5 +285,4 @@ def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
             dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator(ctx.backend, ctx.dtype))
         b, dy = opened("softmax_cross_entropy", dy, ctx)
         arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "total")]
-        run = implementation("softmax_cross_entropy_backward", _loss_backward, b, None, dy, *arrays)
-        return cast(b, run(b, None, dy, *arrays), ctx.dtype)
+        return cast(b, _loss_backward(b, None, dy, *arrays), ctx.dtype)

@@ -15,7 +15,7 @@ from cnnlayers import backends
 from cnnlayers.arguments import Layout, integer, layout, real
 from cnnlayers.backends import Backend
 
-from .common import Array, Context, accumulator, cast, floating, implementation, inference_of, on_device, opened
+from .common import Array, Context, accumulator, cast, floating, inference_of, on_device, opened
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ def local_response_norm_forward(
     floating(b, x, "x")
     lay = layout(tuple(x.shape), data_format, least=0)
     spec = Response(lay, integer(size, "size", 1), real(alpha, "alpha"), real(beta, "beta"), real(k, "k"))
-    run = implementation("local_response_norm_forward", _local_response_norm_forward, b, spec, x)
-    y = run(b, spec, cast(b, x, accumulator(b, x.dtype)))
+    y = _local_response_norm_forward(b, spec, cast(b, x, accumulator(b, x.dtype)))
     return cast(b, y, x.dtype), Context("local_response_norm", b, x.dtype, lay.shape, spec, {"x": x})
 
 
@@ -96,5 +95,5 @@ def local_response_norm_backward(dy: Array, ctx: Context) -> Array:
     windows that hold the cell). dy: y's shape; dx: x's shape and dtype."""
     b, dy = opened("local_response_norm", dy, ctx)
     x = ctx.arrays["x"]
-    run = implementation("local_response_norm_backward", _local_response_norm_backward, b, ctx.spec, dy, x)
-    return cast(b, run(b, ctx.spec, dy, cast(b, x, accumulator(b, ctx.dtype))), ctx.dtype)
+    dx = _local_response_norm_backward(b, ctx.spec, dy, cast(b, x, accumulator(b, ctx.dtype)))
+    return cast(b, dx, ctx.dtype)

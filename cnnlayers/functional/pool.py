@@ -261,8 +261,7 @@ def lp_pool_forward(
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     spec = Power(window, p)
     check_memory(b, x, window.out_shape)
-    run = implementation("lp_pool_forward", _lp_pool_forward, b, spec, x)
-    return run(b, spec, x), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
+    return _lp_pool_forward(b, spec, x), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
 
 
 lp_pool = inference_of(lp_pool_forward)
@@ -273,7 +272,7 @@ def lp_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `lp_pool`: dy * sign(x) * (abs(x) / y)**(p - 1), gathered. dy: y's shape; dx: x's shape and dtype."""
     b, dy = opened("lp_pool", dy, ctx, exact=True)
     x = ctx.arrays["x"]
-    return implementation("lp_pool_backward", _lp_pool_backward, b, ctx.spec, dy, x)(b, ctx.spec, dy, x)
+    return _lp_pool_backward(b, ctx.spec, dy, x)
 
 
 # ---------------------------------------------------------------------------------------------------- adaptive average
