@@ -64,7 +64,7 @@ class Entry:
 # (op, backend) -> entry. An op that is not here has the portable code alone.
 TABLE: dict[tuple[str, str], Entry] = {
     **{
-        (f"{op}{part}", "cupy"): Entry("cnnlayers.kernels.cuda.pool")
+        (f"{op}{part}", "cupy"): Entry("cnnlayers.kernels.cuda.max_pool")
         for op in ("max_pool", "adaptive_max_pool")
         for part in ("", "_forward", "_backward")
     },
@@ -73,18 +73,18 @@ TABLE: dict[tuple[str, str], Entry] = {
         for op in ("avg_pool", "sum_pool", "adaptive_avg_pool")
         for part in ("_forward", "_backward")
     },
-    **{(f"max_unpool_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.unpool") for part in ("forward", "backward")},
+    **{(f"max_unpool_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.max_unpool") for part in ("forward", "backward")},
     **{(op, "cupy"): Entry("cnnlayers.kernels.cuda.pad") for op in ("pad_forward", "pad_backward")},
-    **{(step, "cupy"): Entry("cnnlayers.kernels.cuda.conv") for step in ("im2col", "col2im")},
+    **{(step, "cupy"): Entry("cnnlayers.kernels.cuda.im2col") for step in ("im2col", "col2im")},
     **{
-        (f"{op}_norm_forward", "cupy"): Entry("cnnlayers.kernels.cuda.norm")
+        (f"{op}_norm_forward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_forward")
         for op in ("batch", "group", "instance", "layer", "rms")
     },
     **{
         (f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_backward")
         for op in ("batch", "group", "instance")
     },
-    **{(f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_cells") for op in ("layer", "rms")},
+    **{(f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.layer_norm_backward") for op in ("layer", "rms")},
     **{
         (f"{op}_norm_{part}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.jit")
         for op in ("batch", "group", "instance", "layer", "rms")

@@ -21,7 +21,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import FLOATS, INTEGERS
 from cnnlayers.kernels.cuda import compile as compiler
-from cnnlayers.kernels.cuda import norm_plan
+from cnnlayers.kernels.cuda import launch, norm_plan
 
 from . import standin_cuda, standin_cupy
 
@@ -188,14 +188,19 @@ def asked_by(calls: tuple[Call, ...] = CALLS, *, device: Mapping[str, int] = DEV
     `wide` and there are more than a few of these, with 64-bit ones in the first."""
     threads: dict[tuple[str, str], int] = {}
 
-    def record(stem: str, instance: str, grid: int, block: int, *_: Any, **__: Any) -> None:
-        if grid:
-            threads[stem, instance] = max(block, threads.get((stem, instance), 0))
+    class Recorder:
+        """In place of a compiled kernel: it keeps the size of its largest block."""
+
+        def __init__(self, stem: str, instance: str, cooperative: bool = False) -> None:
+            self.key = stem, instance
+
+        def __call__(self, grid: tuple[int], block: tuple[int], arguments: Any, shared_mem: int) -> None:
+            threads[self.key] = max(block[0], threads.get(self.key, 0))
 
     with (
         standin_cupy.installed() as cupy,
         kernels.mode("require"),
-        mock.patch.object(compiler, "launch", record),
+        mock.patch.object(launch, "kernel", Recorder),
         np.errstate(all="ignore"),
     ):
         for call in calls:
@@ -212,14 +217,14 @@ def asked_by(calls: tuple[Call, ...] = CALLS, *, device: Mapping[str, int] = DEV
 def far() -> Iterator[None]:
     """64-bit offsets, as if arrays had over 2**31 elements."""
     launchers = [m for name, m in list(sys.modules.items()) if name.startswith("cnnlayers.kernels.cuda.")]
-    before = {m: m.offsets for m in launchers if hasattr(m, "offsets") and not m.__name__.endswith(".arrays")}
+    before = {m: m.offset_types for m in launchers if hasattr(m, "offset_types") and not m.__name__.endswith(".launch")}
     for module in before:
-        module.offsets = lambda *sizes: ("unsigned long long", np.uint64)
+        module.offset_types = lambda *sizes: ("unsigned long long", np.uint64)
     try:
         yield
     finally:
         for module, offsets in before.items():
-            module.offsets = offsets
+            module.offset_types = offsets
 
 
 def templates() -> dict[str, dict[str, tuple[int, int]]]:

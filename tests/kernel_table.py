@@ -195,20 +195,30 @@ def faults(kernel: Asked, made: nvrtc.Kernel) -> list[str]:
     return found
 
 
-STORES_SUMS = ("norm_moments", "norm_sums", "last_moments", "last_sums", "cells_sums")  # and no array of packs
+STORES_SUMS = (
+    "norm_moments",
+    "norm_sums",
+    "channels_last_moments",
+    "channels_last_sums",
+    "layer_norm_sums",
+)  # and no array of packs
 
 
 def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
     """Whether a kernel is meant to (load, store) 16 bytes at once: where its packs have so many."""
     numbers = [int(a) for a in kernel.arguments[1:] if a.isdecimal()]
-    if kernel.stem in ("pool", "avg_pool", "unpool") or not numbers or kernel.template == "last_finish":
+    if (
+        kernel.stem in ("max_pool", "avg_pool", "max_unpool")
+        or not numbers
+        or kernel.template == "channels_last_finish"
+    ):
         return False, False
-    if kernel.stem == "max_pool_tile":
+    if kernel.stem == "max_pool_tiled":
         whole = numbers[2] * kernel.itemsize == 16
-        back = kernel.template == "max_pool_tile_backward"
+        back = kernel.template == "max_pool_tiled_backward"
         return whole and not back, whole and back
     whole = numbers[0] * kernel.itemsize == 16
-    if kernel.stem == "conv":
+    if kernel.stem == "im2col":
         runs = "true" in kernel.arguments
         return whole and runs, kernel.template == "im2col" or (whole and runs)
     if kernel.stem == "pad":

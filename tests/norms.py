@@ -61,12 +61,14 @@ CALLS = {
     "batch in lanes": Call("batch_norm", (3, 5, 2, 4), "norm_forward", "norm_backward", options=TRAIN),
     "batch in blocks": Call("batch_norm", (3, 5, 9, 8), "norm_forward", "norm_backward", options=TRAIN),
     "batch in shared memory": Call("batch_norm", (4, 3, 32, 24), "norm_forward", "norm_backward", options=TRAIN),
-    "batch in a grid": Call("batch_norm", (5, 2, 24, 24), "grid_forward", "grid_backward", options=TRAIN, device=TIGHT),
+    "batch in a grid": Call(
+        "batch_norm", (5, 2, 24, 24), "cooperative_forward", "cooperative_backward", options=TRAIN, device=TIGHT
+    ),
     "batch in turns": Call(
         "batch_norm",
         (3, 5, 28, 28),
-        "grid_forward",
-        "grid_backward",
+        "cooperative_forward",
+        "cooperative_backward",
         options=TRAIN,
         device=TIGHT | {"MultiProcessorCount": 8},
     ),
@@ -78,49 +80,79 @@ CALLS = {
         options=TRAIN,
         device=ALONE,
     ),
-    "batch flat": Call("batch_norm", (37, 12), "last_forward", "last_backward", options=TRAIN),
+    "batch flat": Call("batch_norm", (37, 12), "channels_last_forward", "channels_last_backward", options=TRAIN),
     "batch last in a grid": Call(
-        "batch_norm", (4, 14, 14, 12), "last_grid_forward", "last_grid_backward", options=TRAIN | LAST, device=SNUG
+        "batch_norm",
+        (4, 14, 14, 12),
+        "cooperative_channels_last_forward",
+        "cooperative_channels_last_backward",
+        options=TRAIN | LAST,
+        device=SNUG,
     ),
     "batch last in turns": Call(
-        "batch_norm", (4, 9, 9, 200), "last_grid_forward", "last_grid_backward", options=TRAIN | LAST, device=SNUG
+        "batch_norm",
+        (4, 9, 9, 200),
+        "cooperative_channels_last_forward",
+        "cooperative_channels_last_backward",
+        options=TRAIN | LAST,
+        device=SNUG,
     ),
     "batch last in three launches": Call(
         "batch_norm",
         (4, 14, 14, 20),
-        "last_moments last_finish last_apply",
-        "last_sums last_backward_finish last_backward_apply",
+        "channels_last_moments channels_last_finish channels_last_apply",
+        "channels_last_sums channels_last_backward_finish channels_last_backward_apply",
         options=TRAIN | LAST,
         device=ALONE,
     ),
-    "instance": Call("instance_norm", (3, 4, 6, 8), "norm_forward", "norm_backward norm_gradients"),
-    "instance last": Call("instance_norm", (3, 6, 8, 4), "last_forward", "last_backward norm_gradients", options=LAST),
-    "group": Call("group_norm", (3, 6, 7, 7), "norm_forward", "group_norm_backward norm_gradients", (2,)),
+    "instance": Call("instance_norm", (3, 4, 6, 8), "norm_forward", "norm_backward parameter_gradients"),
+    "instance last": Call(
+        "instance_norm",
+        (3, 6, 8, 4),
+        "channels_last_forward",
+        "channels_last_backward parameter_gradients",
+        options=LAST,
+    ),
+    "group": Call("group_norm", (3, 6, 7, 7), "norm_forward", "group_norm_backward parameter_gradients", (2,)),
     "group in shared memory": Call(
-        "group_norm", (3, 6, 20, 20), "norm_forward", "group_norm_backward norm_gradients", (3,)
+        "group_norm", (3, 6, 20, 20), "norm_forward", "group_norm_backward parameter_gradients", (3,)
     ),
     "group in two launches": Call(
         "group_norm",
         (2, 6, 28, 28),
         "norm_moments norm_apply",
-        "norm_sums norm_backward_apply norm_gradients",
+        "norm_sums norm_backward_apply parameter_gradients",
         (2,),
         device=ALONE,
     ),
     "group last": Call(
         "group_norm",
         (2, 6, 8, 12),
-        "last_moments last_finish last_apply",
-        "last_sums last_backward_finish last_backward_apply norm_gradients",
+        "channels_last_moments channels_last_finish channels_last_apply",
+        "channels_last_sums channels_last_backward_finish channels_last_backward_apply parameter_gradients",
         (4,),
         options=LAST,
     ),
-    "layer in lanes": Call("layer_norm", (37, 24), "norm_forward", "cells_backward add_columns", ((24,),)),
-    "layer in blocks": Call("layer_norm", (9, 9, 104), "norm_forward", "cells_backward add_columns", ((9, 104),)),
-    "layer in two launches": Call("layer_norm", (5, 2200), "norm_forward", "cells_sums cells_apply", ((2200,),)),
-    "rms": Call("rms_norm", (21, 40), "norm_forward", "cells_backward add_columns", ((40,),), {"eps": 1e-5}),
+    "layer in lanes": Call(
+        "layer_norm", (37, 24), "norm_forward", "layer_norm_backward reduce_parameter_gradients", ((24,),)
+    ),
+    "layer in blocks": Call(
+        "layer_norm", (9, 9, 104), "norm_forward", "layer_norm_backward reduce_parameter_gradients", ((9, 104),)
+    ),
+    "layer in two launches": Call(
+        "layer_norm", (5, 2200), "norm_forward", "layer_norm_sums layer_norm_apply", ((2200,),)
+    ),
+    "rms": Call(
+        "rms_norm", (21, 40), "norm_forward", "layer_norm_backward reduce_parameter_gradients", ((40,),), {"eps": 1e-5}
+    ),
     "rms in a grid": Call(
-        "rms_norm", (2, 2400), "grid_forward", "cells_sums cells_apply", ((2400,),), {"eps": 1e-5}, device=TIGHT
+        "rms_norm",
+        (2, 2400),
+        "cooperative_forward",
+        "layer_norm_sums layer_norm_apply",
+        ((2400,),),
+        {"eps": 1e-5},
+        device=TIGHT,
     ),
 }
 EACH_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))

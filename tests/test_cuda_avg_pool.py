@@ -115,7 +115,7 @@ def test_a_nan_spreads_through_its_windows(cupy: Any) -> None:
 
 
 def test_64_bit_offsets(cupy: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+    monkeypatch.setattr(launchers, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
     x = rng.standard_normal((2, 3, 8, 40))
     agree(cupy, "avg_pool", x, 3, 2, 1)
     agree(cupy, "avg_pool", x, 3, 2, 1, data_format="channels_last")
@@ -125,7 +125,7 @@ def test_64_bit_offsets(cupy: Any, rng: np.random.Generator, monkeypatch: pytest
 def test_a_thread_takes_more_than_one_element(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
     x = rng.standard_normal((3, 5, 31, 32)).astype("float32")
     agree(cupy, "avg_pool", x, 3, 2, 1)
     agree(cupy, "adaptive_avg_pool", x, (None, 1))

@@ -13,6 +13,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import backends, kernels, layers
 from cnnlayers.kernels.cuda import compile as compiler
+from cnnlayers.kernels.cuda.launch import launch
 
 from . import simt, standin_cuda, standin_cupy, standin_kernels
 
@@ -77,7 +78,7 @@ def test_a_failed_compile_names_kernel_options_and_place(
 ) -> None:
     written(folder, header, kernel)
     with pytest.raises(compiler.KernelError, match=place) as error:
-        compiler.launch("twice", "twice<float>", 1, 32, [cupy.asarray(np.ones(32, "float32"))])
+        launch("twice", "twice<float>", 1, 32, [cupy.asarray(np.ones(32, "float32"))])
     assert str(error.value).startswith("twice<float> of twice.cu did not compile with -std=c++17:\n")
     assert isinstance(error.value.__cause__, standin_kernels.CompileException)
 
@@ -93,7 +94,7 @@ def test_a_failed_launch_names_kernel_options_and_shape(
     if arguments is None:
         arguments = [cupy.asarray(np.ones(32, "float32"))]
     with pytest.raises(compiler.KernelError, match=said) as error:
-        compiler.launch("twice", "twice<float>", 2, 32, arguments, shared=shared)
+        launch("twice", "twice<float>", 2, 32, arguments, shared=shared)
     assert str(error.value).startswith(
         "twice<float> of twice.cu, compiled with -std=c++17, did not launch with grid 2, block 32, "
         f"{shared} bytes shared: "
@@ -101,7 +102,7 @@ def test_a_failed_launch_names_kernel_options_and_shape(
 
 
 def test_an_empty_grid_compiles_and_launches_nothing(cupy: Any) -> None:
-    compiler.launch("no_such_file", "none", 0, 32, [])
+    launch("no_such_file", "none", 0, 32, [])
 
 
 # -------------------------------------------------------------------------------------------------------------- warmup

@@ -15,7 +15,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels
-from cnnlayers.kernels.cuda import norm, norm_backward, norm_cells, norm_last
+from cnnlayers.kernels.cuda import channels_last_norm, layer_norm_backward, norm_backward, norm_forward
 
 from . import portable, simt, standin_cuda, standin_cupy
 from .norms import (
@@ -73,8 +73,8 @@ def test_the_same_bits_in_any_order_of_threads(cupy: Any, call: Call, rng: np.ra
 @pytest.mark.parametrize("name", ["batch in turns", "group", "batch last in turns", "layer in blocks"])
 def test_64_bit_offsets(cupy: Any, monkeypatch: pytest.MonkeyPatch, name: str, rng: np.random.Generator) -> None:
     """As if the arrays had over 2**31 elements."""
-    for module in (norm, norm_backward, norm_cells, norm_last):
-        monkeypatch.setattr(module, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+    for module in (norm_forward, norm_backward, layer_norm_backward, channels_last_norm):
+        monkeypatch.setattr(module, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
     arrays = drawn(CALLS[name], rng, "float32")
     check(on_device(cupy, CALLS[name], *arrays)[0], expected(CALLS[name], *arrays), "float32")
 
@@ -270,6 +270,6 @@ def test_more_rows_than_the_kernels_can_count_are_refused() -> None:
         return types.SimpleNamespace(rows=rows, comm=None)
 
     x = np.empty(0, "float32")
-    assert norm.refuses("layer_norm_forward", spec((2**31 - 1, 4), 1), x) is None
-    assert "too many" in str(norm.refuses("layer_norm_forward", spec((2**31, 4), 1), x))
-    assert "too many" in str(norm_cells.refuses("layer_norm_backward", spec((1, 2**31), 1), x))
+    assert norm_forward.refuses("layer_norm_forward", spec((2**31 - 1, 4), 1), x) is None
+    assert "too many" in str(norm_forward.refuses("layer_norm_forward", spec((2**31, 4), 1), x))
+    assert "too many" in str(layer_norm_backward.refuses("layer_norm_backward", spec((1, 2**31), 1), x))

@@ -1,4 +1,4 @@
-"""How the norms' kernels are laid over devices: which way is taken where, and how many blocks are busy."""
+"""How the norms' kernels are assigned to devices: which mapping is used where, and how many blocks are busy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.kernels.cuda import compile as compiling
-from cnnlayers.kernels.cuda import norm_arrays, norm_cells, norm_plan
+from cnnlayers.kernels.cuda import layer_norm_backward, norm_arguments, norm_plan
 from cnnlayers.kernels.cuda.norm_plan import (
+    DEFAULT_SMEM_LIMIT,
     H200,
     ITEMSIZE,
-    STATIC,
-    UNASKED,
+    STATIC_SMEM,
     Columns,
     Device,
     Plan,
     Rows,
+    make_plan,
     pack_of,
-    plan,
 )
 
 from . import simt, standin_cupy
@@ -43,7 +43,7 @@ def batch(n: int, c: int, side: int, last: bool = False) -> Rows | Columns:
 
 
 def planned(on: Device, shape: Rows | Columns, dtype: str, arrays: int) -> Plan:
-    return plan(on, shape, dtype, pack_of(shape, ITEMSIZE[dtype]), arrays=arrays)
+    return make_plan(on, shape, dtype, pack_of(shape, ITEMSIZE[dtype]), arrays=arrays)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def planned(on: Device, shape: Rows | Columns, dtype: str, arrays: int) -> Plan:
     [
         ((32, 64, 56), "float16", ("grid", 128), ("grid", 128)),  # 64 channels still fill 132 processors
         ((32, 64, 56), "float32", ("grid", 128), ("grid", 132)),
-        ((32, 80, 56), "float16", ("grid", 132), ("grid", 132)),  # three blocks a channel, in two turns
+        ((32, 80, 56), "float16", ("grid", 132), ("grid", 132)),  # three blocks a channel, in two waves
         ((32, 256, 56), "float16", ("block", 256), ("grid", 132)),
         ((32, 256, 28), "float16", ("block", 256), ("block", 256)),
         ((256, 512, 28), "float16", ("grid", 132), ("grid", 132)),
@@ -61,27 +61,31 @@ def planned(on: Device, shape: Rows | Columns, dtype: str, arrays: int) -> Plan:
         ((256, 64, 112), "float32", ("grid", 132), ("grid", 132)),  # a channel at a time, on the whole device
         ((32, 2048, 7), "float32", ("block", 2048), ("block", 2048)),
         ((8, 3, 224), "float32", ("grid", 132), ("grid", 132)),
-        ((256, 1, 512), "float32", ("parts", 0), ("parts", 0)),  # a channel of 268 MB, read twice
+        ((256, 1, 512), "float32", ("two_pass", 0), ("two_pass", 0)),  # a channel of 268 MB, read twice
         ((32, 64, 56, True), "float16", ("grid", 132), ("grid", 132)),
         ((32, 256, 28, True), "float16", ("grid", 132), ("grid", 132)),
-        ((256, 512, 28, True), "float16", ("grid", 132), ("parts", 0)),  # 128 bytes across are 51 MB of x and dy
+        ((256, 512, 28, True), "float16", ("grid", 132), ("two_pass", 0)),  # 128 bytes across are 51 MB of x and dy
     ],
 )
 def test_plans_of_batch_norm_on_a_large_device(shape: Any, dtype: str, forward: Any, backward: Any) -> None:
     rows = batch(*shape)
-    for arrays, (way, blocks) in ((1, forward), (2, backward)):
-        how = planned(H200, rows, dtype, arrays)
-        assert how.way == way, str(how)
-        if way == "parts":
-            assert how.rows * how.parts >= H200.processors  # nor is the device idle then
+    for arrays, (mapping, blocks) in ((1, forward), (2, backward)):
+        chosen = planned(H200, rows, dtype, arrays)
+        assert chosen.mapping == mapping, str(chosen)
+        if mapping == "two_pass":
+            assert chosen.rows * chosen.parts >= H200.processors  # nor is the device idle then
             continue
-        assert how.grid == blocks, str(how)
-        turns = -(-blocks // H200.processors)
-        assert blocks / turns > 0.9 * H200.processors  # blocks that are busy
-        packs = how.packs * (how.lanes if isinstance(rows, Columns) else 1)  # of an array, of a row or slab
-        bytes_of = arrays * how.pack * ITEMSIZE[dtype]
-        assert (how.held * how.threads * bytes_of + how.shared) * how.parts >= packs * bytes_of  # all on the chip
-        assert how.shared <= H200.shared - STATIC
+        assert chosen.grid_size == blocks, str(chosen)
+        waves = -(-blocks // H200.processors)
+        assert blocks / waves > 0.9 * H200.processors  # blocks that are busy
+        packs = chosen.packs * (
+            chosen.lanes if isinstance(rows, Columns) else 1
+        )  # of an array, of a row or column range
+        pack_bytes = arrays * chosen.pack * ITEMSIZE[dtype]
+        assert (
+            chosen.register_packs * chosen.threads * pack_bytes + chosen.shared
+        ) * chosen.parts >= packs * pack_bytes  # all on the chip
+        assert chosen.shared <= H200.shared - STATIC_SMEM
 
 
 @pytest.mark.parametrize("processors", [1, 2, 7, 132])
@@ -94,67 +98,81 @@ def test_plans_fit_any_device_and_leave_no_part_empty(processors: int, shared: i
             rows, shape = Rows(count, segments, cells, count, cells), Columns(segments, cells, count, 1)
             group = Rows(4 * count, 1, cells, count, cells)
             plans = [planned(on, s, dtype, arrays) for s in (rows, shape) for arrays in (1, 2)]
-            plans.append(plan(on, group, dtype, pack_of(group, ITEMSIZE[dtype]), arrays=2, group=4))
-            plans += [plan(on, s, dtype, pack_of(s, ITEMSIZE[dtype]), given=True) for s in (rows, shape)]
-            for how in plans:
-                fits(how, on)
-            each = Rows(count, 1, cells, 1, cells, each=True)
-            blocks = norm_cells.plan(on, each, dtype, pack_of(each, ITEMSIZE[dtype])).blocks
+            plans.append(make_plan(on, group, dtype, pack_of(group, ITEMSIZE[dtype]), arrays=2, group=4))
+            plans += [
+                make_plan(on, s, dtype, pack_of(s, ITEMSIZE[dtype]), use_running_stats=True) for s in (rows, shape)
+            ]
+            for chosen in plans:
+                fits(chosen, on)
+            each = Rows(count, 1, cells, 1, cells, per_element=True)
+            blocks = layer_norm_backward.make_plan(on, each, dtype, pack_of(each, ITEMSIZE[dtype])).blocks
             assert 1 <= blocks <= count
 
 
-def fits(how: Plan, on: Device) -> None:
-    assert how.shared <= max(0, on.shared - STATIC), str(how)
-    assert not UNASKED - STATIC < how.shared <= UNASKED, str(how)  # what launch would not ask for, and might need to
-    assert how.threads % 32 == 0
-    assert 32 <= how.threads <= norm_plan.THREADS
-    for parts in (how.parts, how.stream):
-        assert (parts - 1) * -(-how.packs // parts) < how.packs, str(how)
-    if how.way == "grid":
+def fits(chosen: Plan, on: Device) -> None:
+    assert chosen.shared <= max(0, on.shared - STATIC_SMEM), str(chosen)
+    assert not DEFAULT_SMEM_LIMIT - STATIC_SMEM < chosen.shared <= DEFAULT_SMEM_LIMIT, str(
+        chosen
+    )  # what launch would not ask for, and might need to
+    assert chosen.threads % 32 == 0
+    assert 32 <= chosen.threads <= norm_plan.THREADS
+    for parts in (chosen.parts, chosen.stream_blocks):
+        assert (parts - 1) * -(-chosen.packs // parts) < chosen.packs, str(chosen)
+    if chosen.mapping == "grid":
         assert on.cooperative
-        assert how.grid <= on.processors
-    if how.way in ("grid", "block", "group"):
-        assert how.held * how.threads * how.parts >= how.packs or how.shared
+        assert chosen.grid_size <= on.processors
+    if chosen.mapping in ("grid", "block", "group"):
+        assert chosen.register_packs * chosen.threads * chosen.parts >= chosen.packs or chosen.shared
 
 
 def test_rows_that_do_not_fit_are_read_twice_while_they_are_in_the_cache() -> None:
     """Where blocks cannot meet: as many channels at a time as half of the cache has room for."""
     alone = Device(132, 227 << 10, 50 << 20, cooperative=False)
-    how = planned(alone, batch(32, 64, 112), "float16", 2)
+    chosen = planned(alone, batch(32, 64, 112), "float16", 2)
     channel = 2 * 2 * 32 * 112 * 112
-    assert (how.way, how.turn) == ("parts", (25 << 20) // channel)
-    assert how.parts * how.rows > 4 * alone.processors
+    assert (chosen.mapping, chosen.wave) == ("two_pass", (25 << 20) // channel)
+    assert chosen.parts * chosen.rows > 4 * alone.processors
 
 
 def test_a_plan_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     norm_plan.main(["32x64x56x56", "float16"])
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert (
-        "forward: 64 rows of 12,544 packs of 8: one launch, 2 blocks of 512 threads a row, 64 rows at a time, " in said
+        "forward: 64 rows of 12,544 packs of 8: one launch, 2 blocks of 512 threads a row, 64 rows at a time, " in text
     )
-    assert "backward: 64 rows of 12,544 packs of 8: one launch, 2 blocks of 512 threads a row" in said
+    assert "backward: 64 rows of 12,544 packs of 8: one launch, 2 blocks of 512 threads a row" in text
     norm_plan.main(["32x56x56x64", "float32", "--channels-last"])
-    said = capsys.readouterr().out
-    assert "backward: 2 slabs of 8 packs of 4 across, 100,352 deep: one launch, 132 blocks of 256 threads" in said
+    text = capsys.readouterr().out
+    assert (
+        "backward: 2 column ranges of 8 packs of 4 across, 100,352 deep: one launch, 132 blocks of 256 threads" in text
+    )
     assert "two launches" in str(planned(H200, batch(256, 1, 512), "float32", 1))
     assert "4 threads a row" in str(planned(H200, Rows(1000, 1, 16, 1000, 16), "float32", 1))
     group = Rows(512, 1, 3136, 64, 3136)
-    assert "runs of 32" in str(plan(H200, group, "float32", 4, arrays=2, group=2))
-    assert "three launches" in str(plan(H200, batch(32, 64, 56, True), "float32", 4, given=True))
-    assert "go down the rows" in str(norm_cells.plan(H200, Rows(4096, 1, 768, 1, 768, each=True), "float16", 8))
+    assert "runs of 32" in str(make_plan(H200, group, "float32", 4, arrays=2, group=2))
+    assert "three launches" in str(make_plan(H200, batch(32, 64, 56, True), "float32", 4, use_running_stats=True))
+    assert "go down the rows" in str(
+        layer_norm_backward.make_plan(H200, Rows(4096, 1, 768, 1, 768, per_element=True), "float16", 8)
+    )
 
 
 def test_flags_are_the_same_in_both_languages() -> None:
-    said = re.search(r"enum Given \{(.*?)\}", compiling.source("norm"))
-    assert said
-    for flag in said[1].split(","):
+    text = re.search(r"enum Flags \{(.*?)\}", compiling.source("norm_forward"))
+    assert text
+    for flag in text[1].split(","):
         name, _, value = flag.partition("=")
-        assert getattr(norm_arrays, name.strip()) == int(value)
+        assert getattr(norm_arguments, name.strip()) == int(value)
 
 
-def test_only_what_meets_has_the_header_of_grids() -> None:
+def test_only_cooperative_kernels_have_the_header_of_grids() -> None:
     """It takes NVRTC seconds to read."""
-    for stem in ("norm", "norm_backward", "norm_last", "norm_last_backward", "norm_cells"):
+    for stem in (
+        "norm_forward",
+        "norm_backward",
+        "channels_last_norm",
+        "channels_last_norm_backward",
+        "layer_norm_backward",
+    ):
         assert "cooperative_groups" not in compiling.source(stem)
 
 
@@ -168,6 +186,6 @@ def test_columns_of_several_blocks_are_read_once(cupy: Any, dtype: str, rng: np.
     with device(few, traffic=True) as made:
         y, ctx = F.batch_norm_forward(x, *(cupy.asarray(np.ones(16, "float32")) for _ in range(4)), **TRAIN, **LAST)
         F.batch_norm_backward(y, ctx)
-    assert names(made) == ["last_grid_forward", "last_grid_backward"]
+    assert names(made) == ["cooperative_channels_last_forward", "cooperative_channels_last_backward"]
     for launch, arrays in zip(made, (2, 3), strict=True):
         assert launch.traffic.over(arrays * x.nbytes)[1] <= 1.05

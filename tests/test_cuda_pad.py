@@ -31,7 +31,7 @@ def cupy() -> Iterator[types.ModuleType]:
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """64-bit offsets, as if the arrays had over 2**31 elements."""
-    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+    monkeypatch.setattr(launchers, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
 
 
 def kind(name: str) -> np.dtype:
@@ -99,7 +99,7 @@ def test_64_bit_offsets(cupy: Any, wide: None, mode: str, rng: np.random.Generat
 def test_a_thread_takes_more_than_one_pack(
     cupy: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
     for mode in ("constant", "reflect"):
         dy = drawn(rng, (2, 2, 49, 53), kind("float16"))
         agree(cupy, drawn(rng, (2, 2, 45, 50), kind("float16")), dy, [(2, 2), (1, 2)], mode, "channels_first")

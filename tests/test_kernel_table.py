@@ -59,17 +59,20 @@ def test_traffic(price: Price, dtype: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------- the table itself
 def test_a_spill_and_a_narrow_access_would_show() -> None:
-    tile = Asked("max_pool_tile", "max_pool_tile<float, 2, 2, 4, 1, unsigned>")
+    tile = Asked("max_pool_tiled", "max_pool_tiled<float, 2, 2, 4, 1, unsigned>")
     assert kernel_table.wide_by_design(tile) == (True, False)
     assert kernel_table.wide_by_design(Asked("pad", "pad_forward<unsigned long long, 2, unsigned>")) == (True, True)
     assert kernel_table.wide_by_design(Asked("pad", "pad_backward<__half, 4, unsigned>")) == (False, True)
-    assert kernel_table.wide_by_design(Asked("norm", "norm_moments<double, 2, 4, unsigned, true>")) == (True, False)
-    assert kernel_table.wide_by_design(Asked("conv", "im2col<unsigned, 4, true, unsigned>")) == (True, True)
-    assert kernel_table.wide_by_design(Asked("pool", "max_pool<float, unsigned char, unsigned>")) == (False, False)
+    assert kernel_table.wide_by_design(Asked("norm_forward", "norm_moments<double, 2, 4, unsigned, true>")) == (
+        True,
+        False,
+    )
+    assert kernel_table.wide_by_design(Asked("im2col", "im2col<unsigned, 4, true, unsigned>")) == (True, True)
+    assert kernel_table.wide_by_design(Asked("max_pool", "max_pool<float, unsigned char, unsigned>")) == (False, False)
 
 
 def test_faults_are_told() -> None:
-    tile = Asked("max_pool_tile", "max_pool_tile<float, 2, 2, 4, 1, unsigned>")
+    tile = Asked("max_pool_tiled", "max_pool_tiled<float, 2, 2, 4, 1, unsigned>")
     assert (
         kernel_table.faults(tile, nvrtc.Kernel(tile.name, 90, 64, 0, 0, 0, 0, Counter({16: 1}), Counter({4: 1}))) == []
     )
@@ -81,7 +84,7 @@ def test_faults_are_told() -> None:
 def test_few_are_one_of_each_template_and_element() -> None:
     few = kernel_table.few_of(asked())
     assert len({(k.template, k.element) for k in asked()}) == len(few)
-    assert Asked("max_pool_tile", "max_pool_tile<__half, 3, 2, 8, 2, unsigned>", 256) in few
+    assert Asked("max_pool_tiled", "max_pool_tiled<__half, 3, 2, 8, 2, unsigned>", 256) in few
 
 
 @emulated
@@ -89,13 +92,13 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Two of its rows: a priced call, and a kernel without one."""
     monkeypatch.setattr(kernel_table, "PRICES", PRICES[:1])
     monkeypatch.setattr(kernel_calls, "CALLS", ())
-    gather = Asked("pool", "max_pool_gather<float, unsigned char, unsigned>")
+    gather = Asked("max_pool", "max_pool_gather<float, unsigned char, unsigned>")
     monkeypatch.setattr(kernel_table, "few_of", lambda asked: [gather])
     kernel_table.main()
     printed = capsys.readouterr().out
     assert printed.startswith(f"CUDA kernels, {kernel_table.datetime.date.today()}, ")
     assert "No GPU has run them" in printed
-    tile = "| `max_pool_tile<float, 2, 2, 4, 1, unsigned>` |"
+    tile = "| `max_pool_tiled<float, 2, 2, 4, 1, unsigned>` |"
     [row] = [line for line in printed.splitlines() if line.startswith(tile)]
     assert "| 1.00 | 1.00 | forward of max_pool((2, 4, 56, 56), 2, 2, 0), float32 |" in row
     [row] = [line for line in printed.splitlines() if gather.name in line]

@@ -5,13 +5,13 @@
 //           window's sum stays as exact as the portable code's. I (offsets) unsigned below 2**31 elements, else unsigned long long.
 // Divisor   one number for all windows where `counted` is 0 (1 for sums). Else each window's own count: on each axis its taps from
 //           `low` to before `high` (the input, or with its declared padding: ceil mode's overhang never counts), the
-//           product of the axes; adaptive windows count their cells. A window that counts none has sum 0, and counts as 1.
+//           product of the axes; adaptive windows count their cells. A window without a counted cell has sum 0 and divisor 1.
 // NaN       spreads through its window.
 // Thread    sum_pool: one output. sum_pool_wide, for windows of long rows: a warp an output, whose lanes take every 32nd cell
 //           of a row and add up in pairs. sum_pool_backward: one cell, which gathers from the windows over it in C order.
 //           No atomics; the order depends on the shapes alone.
 // Bytes     each array once from memory, the least there is; what windows share comes from the caches.
-// Source    the portable code in functional/pool.py, which the tests hold these kernels to.
+// Source    the portable code in functional/pool.py; the tests compare these kernels with it.
 #include "common.cuh"
 #include "window.cuh"
 
@@ -26,34 +26,35 @@ __device__ __forceinline__ int taps_within(const Axis& a, int o, int low, int hi
   return min(until, a.kernel) - min(before, a.kernel);
 }
 
-#define COUNT(oz, oy, ox)                                                                        \
+#define COUNT(oz, oy, ox) \
   S(max(taps_within(d, oz, d_low, d_high), 1)) * S(max(taps_within(h, oy, h_low, h_high), 1)) * \
       S(max(taps_within(w, ox, w_low, w_high), 1))
 
 // The sum of window `at`: of all its cells, or of every `step`th cell of each row from the `offset`th on.
 template <typename T, typename I>
-__device__ __forceinline__ typename Sum<T>::type window_sum(const T* __restrict__ x, const Place<I>& at, I inner, const Axis& d,
-    const Axis& h, const Axis& w, int offset, int step) {
+__device__ __forceinline__ typename Sum<T>::type window_sum(
+    const T* __restrict__ x, const Place<I>& at, I inner, const Axis& d, const Axis& h, const Axis& w, int offset, int step) {
   using S = typename Sum<T>::type;
   const Span sd = d.span(at.z), sh = h.span(at.r), sw = w.span(at.c);
   S sum = 0;
   for (int z = sd.cell; z < sd.end; z += d.dilation) {
-    S slab = 0;
+    S plane_sum = 0;
     for (int r = sh.cell; r < sh.end; r += h.dilation) {
       const T* cells = x + ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * I(w.length) * inner + at.lane;
       S row = 0;
-      for (int c = sw.cell + offset * w.dilation; c < sw.end; c += step * w.dilation) row = plus(row, widen(cells[I(c) * inner]));
-      slab = plus(slab, row);
+      for (int c = sw.cell + offset * w.dilation; c < sw.end; c += step * w.dilation)
+        row = plus(row, widen(cells[I(c) * inner]));
+      plane_sum = plus(plane_sum, row);
     }
-    sum = plus(sum, slab);
+    sum = plus(sum, plane_sum);
   }
   return sum;
 }
 
 template <typename T, typename I>
-__global__ void __launch_bounds__(256, 4) sum_pool(const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor,
-    int counted, I n, I inner, AXES, BOUNDS) {
-  GATHERED_AXES
+__global__ void __launch_bounds__(256, 4) sum_pool(
+    const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, I inner, AXES, BOUNDS) {
+  LOAD_AXES
   using S = typename Sum<T>::type;
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
     const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
@@ -64,9 +65,9 @@ __global__ void __launch_bounds__(256, 4) sum_pool(const T* __restrict__ x, T* _
 
 // blockDim.x is a multiple of 32.
 template <typename T, typename I>
-__global__ void __launch_bounds__(256, 4) sum_pool_wide(const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor,
-    int counted, I n, I inner, AXES, BOUNDS) {
-  GATHERED_AXES
+__global__ void __launch_bounds__(256, 4) sum_pool_wide(
+    const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, I inner, AXES, BOUNDS) {
+  LOAD_AXES
   using S = typename Sum<T>::type;
   const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
   for (I i = I(blockIdx.x) * warps + threadIdx.x / 32; i < n; i += I(gridDim.x) * warps) {
@@ -80,9 +81,9 @@ __global__ void __launch_bounds__(256, 4) sum_pool_wide(const T* __restrict__ x,
 
 // n cells of dx.
 template <typename T, typename I>
-__global__ void __launch_bounds__(256, 4) sum_pool_backward(const T* __restrict__ dy, T* __restrict__ dx,
-    typename Sum<T>::type divisor, int counted, I n, I inner, AXES, BOUNDS) {
-  GATHERED_AXES
+__global__ void __launch_bounds__(256, 4) sum_pool_backward(
+    const T* __restrict__ dy, T* __restrict__ dx, typename Sum<T>::type divisor, int counted, I n, I inner, AXES, BOUNDS) {
+  LOAD_AXES
   using S = typename Sum<T>::type;
   const I windows = I(d.out) * I(h.out) * I(w.out);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {

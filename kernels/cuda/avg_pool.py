@@ -9,12 +9,11 @@ import numpy as np
 
 from cnnlayers.backends import Backend
 
-from . import compile as kernels
-from .arrays import BLOCK, contiguous, ctype, grid, offsets
+from .compile import instance_name
+from .launch import BLOCK, contiguous, cuda_type, grid_size, launch, offset_types
 from .window import axes, axes_of, inner, is_adaptive, is_wide, too_large
 
 Array = Any
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -57,14 +56,14 @@ def adaptive_avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
 
 # --------------------------------------------------------------------------------------------------------------- plans
 def _window(spec: Any) -> Any:
-    """The windows of a spec; an adaptive pool's as ordinary ones where the lengths divide."""
+    """The windows of a spec; those of an adaptive pool as ordinary ones if the lengths divide."""
     if hasattr(spec, "window"):
         return spec.window
     return spec.regular() or spec if is_adaptive(spec) else spec
 
 
 def _divisor(spec: Any) -> int | None:
-    """What every window of an average is divided by, or None where they differ."""
+    """The divisor of every window of an average, or None if windows differ."""
     if spec.override is not None:
         return int(spec.override)
     same = all(_within(axis) if spec.include_pad else axis.whole for axis in spec.window.axes)
@@ -72,13 +71,13 @@ def _divisor(spec: Any) -> int | None:
 
 
 def _within(axis: Any) -> bool:
-    """Whether no window overhangs the declared padding, as ceil mode lets one."""
+    """Whether no window reaches beyond the declared padding, as it may in ceil mode."""
     last = (axis.out - 1) * axis.stride + axis.dilation * (axis.kernel - 1) - axis.before
     return bool(last < axis.length + axis.after)
 
 
 def _bounds(window: Any, include_pad: bool) -> list[np.int32]:
-    """Of each axis the first cell that counts and the one behind the last: the arguments BOUNDS."""
+    """The kernels' BOUNDS: for each axis the first cell that counts, and the cell behind the last."""
     found = []
     for axis in axes_of(window):
         before, after = (axis.before, axis.after) if axis and include_pad else (0, 0)
@@ -111,9 +110,9 @@ def _backward(b: Backend, window: Any, dy: Array, divisor: int | None, include_p
 def _launch(
     b: Backend, kind: str, x: Array, y: Array, divisor: int | None, threads: int, sizes: list[np.int32], channels: int
 ) -> None:
-    """From x to y, `threads` at work; cells are `channels` elements."""
-    offset, integer = offsets(x.size, y.size)
+    """Launch `kind` from x to y with `threads` threads; a cell has `channels` elements."""
+    offset, integer = offset_types(x.size, y.size)
     real = np.float64 if x.dtype == b.xp.float64 else np.float32
     scalars = (real(divisor or 1), np.int32(divisor is None), integer(y.size), integer(channels))
-    instance = kernels.name(kind, ctype(b, x), offset)
-    kernels.launch("avg_pool", instance, grid(b, threads), BLOCK, (x, y, *scalars, *sizes))
+    instance = instance_name(kind, cuda_type(b, x), offset)
+    launch("avg_pool", instance, grid_size(b, threads), BLOCK, (x, y, *scalars, *sizes))

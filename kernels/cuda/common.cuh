@@ -7,18 +7,36 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-template <typename T> struct IsFloat { static constexpr bool value = false; };
-template <> struct IsFloat<__half> { static constexpr bool value = true; };
-template <> struct IsFloat<__nv_bfloat16> { static constexpr bool value = true; };
-template <> struct IsFloat<float> { static constexpr bool value = true; };
-template <> struct IsFloat<double> { static constexpr bool value = true; };
+template <typename T> struct IsFloat {
+  static constexpr bool value = false;
+};
+template <> struct IsFloat<__half> {
+  static constexpr bool value = true;
+};
+template <> struct IsFloat<__nv_bfloat16> {
+  static constexpr bool value = true;
+};
+template <> struct IsFloat<float> {
+  static constexpr bool value = true;
+};
+template <> struct IsFloat<double> {
+  static constexpr bool value = true;
+};
 
 // What a type's sums are kept in: double for double, float for the other floats; integers wrap, as NumPy's do.
-template <typename T, bool = IsFloat<T>::value> struct Sum { using type = float; };
-template <typename T> struct Sum<T, false> { using type = unsigned long long; };
-template <> struct Sum<double, true> { using type = double; };
+template <typename T, bool = IsFloat<T>::value> struct Sum {
+  using type = float;
+};
+template <typename T> struct Sum<T, false> {
+  using type = unsigned long long;
+};
+template <> struct Sum<double, true> {
+  using type = double;
+};
 
-template <typename T> __device__ __forceinline__ typename Sum<T>::type widen(T v) { return static_cast<typename Sum<T>::type>(v); }
+template <typename T> __device__ __forceinline__ typename Sum<T>::type widen(T v) {
+  return static_cast<typename Sum<T>::type>(v);
+}
 template <> __device__ __forceinline__ float widen<__half>(__half v) { return __half2float(v); }
 template <> __device__ __forceinline__ float widen<__nv_bfloat16>(__nv_bfloat16 v) { return __bfloat162float(v); }
 
@@ -43,14 +61,24 @@ template <> __device__ __forceinline__ float quotient<float>(float a, float b) {
 #endif
 
 // V neighbours, moved by one load or store of up to 16 bytes.
-template <typename T, int V> struct alignas(sizeof(T) * V) Pack { T v[V]; };
+template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
+  T v[V];
+};
 
 // The signed integer of a type's size, and its bits: for order and equality without flushing.
 template <int Bytes> struct Bits;
-template <> struct Bits<1> { using type = signed char; };
-template <> struct Bits<2> { using type = short; };
-template <> struct Bits<4> { using type = int; };
-template <> struct Bits<8> { using type = long long; };
+template <> struct Bits<1> {
+  using type = signed char;
+};
+template <> struct Bits<2> {
+  using type = short;
+};
+template <> struct Bits<4> {
+  using type = int;
+};
+template <> struct Bits<8> {
+  using type = long long;
+};
 
 template <typename T> __device__ __forceinline__ typename Bits<sizeof(T)>::type bits(T v) {
   typename Bits<sizeof(T)>::type b;
@@ -60,10 +88,18 @@ template <typename T> __device__ __forceinline__ typename Bits<sizeof(T)>::type 
 
 // A floating type's order as integers: NaNs above all numbers and equal to each other, −0 equal to +0. `top`: +inf's bits.
 template <typename T> struct Infinity;
-template <> struct Infinity<__half> { static constexpr short value = 0x7c00; };
-template <> struct Infinity<__nv_bfloat16> { static constexpr short value = 0x7f80; };
-template <> struct Infinity<float> { static constexpr int value = 0x7f800000; };
-template <> struct Infinity<double> { static constexpr long long value = 0x7ff0000000000000LL; };
+template <> struct Infinity<__half> {
+  static constexpr short value = 0x7c00;
+};
+template <> struct Infinity<__nv_bfloat16> {
+  static constexpr short value = 0x7f80;
+};
+template <> struct Infinity<float> {
+  static constexpr int value = 0x7f800000;
+};
+template <> struct Infinity<double> {
+  static constexpr long long value = 0x7ff0000000000000LL;
+};
 
 template <typename T> __device__ __forceinline__ auto rank(T v) {
   if constexpr (IsFloat<T>::value) {

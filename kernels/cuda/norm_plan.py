@@ -1,12 +1,12 @@
-"""How a norm's rows are laid over a device: which launches, how many blocks a row, what is held where.
+"""How a norm's statistics groups are assigned to a device: which launches, how many blocks a row, what is stored where.
 
-A row is what is normalised on its own (rows.cuh). Where it fits on the chip, one launch reads it once: held by lanes of
-a warp, by a block, or by several blocks of a cooperative grid, which also fill the device where rows are few. Rows that
-do not fit are read twice by two launches, as many rows at a time as stay in the L2 cache.
+A row is a statistics group (row_reduce.cuh). If it fits on the chip, one launch reads it once: in lanes of a warp, in a
+block, or in several blocks of a cooperative grid, which also keep the device busy when rows are few. Rows that do not
+fit are read twice by two launches, as many rows at a time as stay in the L2 cache.
 
     python -m cnnlayers.kernels.cuda.norm_plan 32x64x56x56 float16
 
-prints the plans of batch norm in training for such an x, on this machine's device or else for an H200's numbers.
+prints the plans of batch norm in training for such an x, on this machine's device, or else for an H200.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from typing import Any
 
 from cnnlayers.backends import Backend
 
-THREADS = 512  # of a block at most: with 128 registers a thread it has a processor to itself
-SMALL = 128  # of a block whose warps have rows of their own
-STREAM = 256  # of a block that holds nothing, or columns
-RUN = 16  # packs that a thread streams
-MOST_PARTS = 256  # of a row in two launches: every block of the second reads what all of the first have found
-STATIC = 1024  # bytes of shared memory that a kernel may need for itself
-UNASKED = (
-    48 * 1024
-)  # bytes that a block may have, its own included, of which compile.py's launch need not tell the driver
-MEETING = 2048  # packs that a processor could move while a grid meets: an estimate, which weighs blocks against turns
-HELD = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}  # packs of x a thread; nvcc keeps bfloat16's widened
-HELD_TWICE = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 7}  # packs of x and of dy a thread, in a row
+THREADS = 512  # the most of a block: with 128 registers a thread, one such block occupies a processor
+WARP_THREADS = 128  # threads of a block whose warps process rows on their own
+STREAM_THREADS = 256  # threads of a block that stores no row, or that processes columns
+STREAM_PACKS = 16  # packs that a thread of such a block processes
+MAX_PARTS = 256  # of a row in two launches: every block of the second reads the results of all blocks of the first
+STATIC_SMEM = 1024  # the most bytes of static shared memory of a kernel
+DEFAULT_SMEM_LIMIT = 48 * 1024  # bytes a block, static ones included, beyond which a launch must raise the limit
+BARRIER_COST = 2048  # packs that a processor could move during a grid barrier: an estimate
+# Packs of x that a thread has in registers; bfloat16 has fewer because nvcc stores its values widened.
+REGISTER_PACKS = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}
+# Packs of x, and as many of dy.
+REGISTER_PACKS_BACKWARD = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 7}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan asks of a device. `shared`: bytes a block may have; `l2`: bytes of cache; `cooperative`: whether a
-    grid may meet at a barrier; `threads`: of a block that has a processor to itself."""
+    """The properties of a device that a plan depends on. shared: the most bytes of shared memory of a block; l2: bytes
+    of cache; cooperative: whether grid barriers are supported; threads: of a block that occupies a processor."""
 
     processors: int
     shared: int
@@ -70,15 +70,15 @@ def _device(cupy: Any, number: int) -> Device:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an array: `rows` of `segments` pieces, each of `cells` elements side by side. `period` and `own`:
-    cell j of a piece of row r has parameter r % period * (cells // own) + j // own; `each`: it has parameter j."""
+    """The rows of an array: `rows` of `segments` pieces, each of `cells` elements side by side. Cell j of a
+    piece of row r has parameter r % period * (cells // channel_cells) + j // channel_cells or, with per_element, j."""
 
     rows: int
     segments: int
     cells: int
     period: int
-    own: int
-    each: bool = False
+    channel_cells: int
+    per_element: bool = False
 
     @property
     def size(self) -> int:
@@ -86,20 +86,20 @@ class Rows:
         return self.rows * self.segments * self.cells
 
     @property
-    def together(self) -> int:
-        """Neighbours that a pack may not reach beyond."""
-        return math.gcd(self.cells, self.own)
+    def vector_extent(self) -> int:
+        """Elements of the contiguous ranges that a pack must not cross."""
+        return math.gcd(self.cells, self.channel_cells)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows whose cells are apart: (samples, depth, channels) elements, of which `own` neighbouring channels of a sample
-    are a row."""
+    """Statistics groups of channels-last arrays: (samples, depth, channels) elements, where `group_channels`
+    neighbouring channels of a sample are one group."""
 
     samples: int
     depth: int
     channels: int
-    own: int
+    group_channels: int
 
     @property
     def size(self) -> int:
@@ -107,79 +107,84 @@ class Columns:
         return self.samples * self.depth * self.channels
 
     @property
-    def together(self) -> int:
-        """Neighbours that a pack may not reach beyond."""
+    def vector_extent(self) -> int:
+        """Elements of the contiguous ranges that a pack must not cross."""
         return self.channels
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How rows are laid over a device; `str()` says it in words.
+    """How rows are assigned to a device; `str()` says it in words.
 
-    `way`: "team", "block", "grid" and "group" are one launch, "parts" two. `pack`: elements moved at once; `held`:
-    packs of an array in a thread's registers; `lanes`: threads of a row in way "team", of a run in way "group";
-    `parts`: blocks of a row; `turn`: rows at a time; `shared`: bytes of dynamic shared memory; `stream`: blocks of a
-    row where it is only streamed through.
+    mapping: "warp", "block", "grid" and "group" are one launch, "two_pass" is two. pack: elements of one access;
+    register_packs: packs of an array in a thread's registers; lanes: threads of a row with "warp", of a run of packs
+    with "group"; parts: blocks of a row; wave: rows processed at a time; shared: bytes of dynamic shared memory;
+    stream_blocks: blocks of a row in a launch that only reads and writes it.
     """
 
-    way: str
+    mapping: str
     rows: int
     packs: int
     pack: int
-    held: int
+    register_packs: int
     threads: int
     lanes: int = 32
     parts: int = 1
-    turn: int = 0
+    wave: int = 0
     shared: int = 0
-    stream: int = 1
+    stream_blocks: int = 1
 
     def __str__(self) -> str:
         row = f"{self.rows:,} rows of {self.packs:,} packs of {self.pack}"
-        if self.way == "parts":
+        if self.mapping == "two_pass":
             return (
-                f"{row}: two launches, {self.turn:,} rows at a time, in {self.parts} and {self.stream} blocks of "
-                f"{self.threads} threads a row"
+                f"{row}: two launches, {self.wave:,} rows at a time, in {self.parts} and {self.stream_blocks} blocks "
+                f"of {self.threads} threads a row"
             )
         blocks = {
-            "team": f"{self.lanes} threads a row, blocks of {self.threads}",
+            "warp": f"{self.lanes} threads a row, blocks of {self.threads}",
             "block": f"a block of {self.threads} threads a row",
             "group": f"a block of {self.threads} threads a row, runs of {self.lanes} of a channel",
-            "grid": f"{self.parts} blocks of {self.threads} threads a row, {self.turn:,} rows at a time",
-        }[self.way]
-        return f"{row}: one launch, {blocks}, {self.held} packs a thread in registers, {self.shared:,} bytes shared"
+            "grid": f"{self.parts} blocks of {self.threads} threads a row, {self.wave:,} rows at a time",
+        }[self.mapping]
+        return f"{row}: one launch, {blocks}, {self._stored}"
 
     @property
-    def grid(self) -> int:
+    def _stored(self) -> str:
+        return f"{self.register_packs} packs a thread in registers, {self.shared:,} bytes shared"
+
+    @property
+    def grid_size(self) -> int:
         """Blocks of the one launch."""
-        if self.way == "team":
+        if self.mapping == "warp":
             return -(-self.rows * self.lanes // self.threads)
-        return self.turn * self.parts if self.way == "grid" else self.rows
+        return self.wave * self.parts if self.mapping == "grid" else self.rows
 
 
 @dataclass(frozen=True)
 class ColumnPlan(Plan):
-    """A plan for columns: `rows` counts slabs, `packs` is their depth, `lanes` the packs across; "parts" is three
+    """A plan for columns: `rows` counts ranges of columns, `lanes` packs width and `packs` deep; "two_pass" is three
     launches."""
 
     def __str__(self) -> str:
-        slab = f"{self.rows:,} slabs of {self.lanes} packs of {self.pack} across, {self.packs:,} deep"
-        if self.way == "parts":
-            return f"{slab}: three launches, {self.parts} and {self.stream} blocks of {self.threads} threads a slab"
-        blocks = f"{self.parts} blocks of {self.threads} threads a slab, {self.turn:,} slabs at a time"
-        return f"{slab}: one launch, {blocks}, {self.held} packs a thread in registers, {self.shared:,} bytes shared"
+        columns = f"{self.rows:,} column ranges of {self.lanes} packs of {self.pack} across, {self.packs:,} deep"
+        if self.mapping == "two_pass":
+            blocks = f"{self.parts} and {self.stream_blocks} blocks of {self.threads} threads a range"
+            return f"{columns}: three launches, {blocks}"
+        blocks = f"{self.parts} blocks of {self.threads} threads a range, {self.wave:,} ranges at a time"
+        return f"{columns}: one launch, {blocks}, {self._stored}"
 
 
 def pack_of(shape: Rows | Columns, itemsize: int, *addresses: int) -> int:
-    """Elements that one access may move: up to 16 bytes, within a segment and, as all the arrays are, aligned."""
+    """Elements of one access: up to 16 bytes, within a contiguous range and aligned in every array."""
     pack = 16 // itemsize
-    while shape.together % pack or any(a % (pack * itemsize) for a in addresses):
+    while shape.vector_extent % pack or any(a % (pack * itemsize) for a in addresses):
         pack //= 2
     return pack
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(
+def make_plan(
     device: Device,
     shape: Rows | Columns,
     dtype: str,
@@ -187,149 +192,163 @@ def plan(
     *,
     arrays: int = 1,
     group: int = 1,
-    given: bool = False,
+    use_running_stats: bool = False,
 ) -> Plan:
-    """The plan for rows of which `arrays` arrays are held on the chip: x in a forward, x and dy in a backward.
+    """The plan for rows of `arrays` arrays: x in a forward, x and dy in a backward.
 
-    `group`: rows that share statistics, of which each one's sums are wanted; `given`: statistics are known beforehand.
+    group: rows that share statistics but need sums of their own; use_running_stats: no statistics are computed.
     """
-    bytes_of = pack * ITEMSIZE[dtype] * arrays  # of a pack of each
+    pack_bytes = pack * ITEMSIZE[dtype] * arrays  # of a pack of each
     if isinstance(shape, Columns):
-        room = STREAM * pack * max(4, ITEMSIZE[dtype])  # bytes of columns.cuh's room
-        columns = _columns(device, shape, pack, 0 if given or shape.own > 1 else HELD[dtype], bytes_of, room)
-        return replace(columns, parts=columns.stream) if given else columns
-    if given:
-        return _streamed(shape, pack)
-    held = HELD[dtype] if arrays == 1 else HELD_TWICE[dtype]
+        workspace = STREAM_THREADS * pack * max(4, ITEMSIZE[dtype])  # bytes of column_reduce.cuh's workspace
+        one_launch = not use_running_stats and shape.group_channels == 1
+        register_packs = REGISTER_PACKS[dtype] if one_launch else 0
+        columns = _column_plan(device, shape, pack, register_packs, pack_bytes, workspace)
+        return replace(columns, parts=columns.stream_blocks) if use_running_stats else columns
+    if use_running_stats:
+        return _stream_plan(shape, pack)
+    register_packs = REGISTER_PACKS[dtype] if arrays == 1 else REGISTER_PACKS_BACKWARD[dtype]
     if group > 1:
-        return _groups(device, shape, pack, held, bytes_of, group, max(4, ITEMSIZE[dtype]))
-    return _rows(device, shape, pack, held, bytes_of)
+        return _group_plan(device, shape, pack, register_packs, pack_bytes, group, max(4, ITEMSIZE[dtype]))
+    return _row_plan(device, shape, pack, register_packs, pack_bytes)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
-def _rows(device: Device, shape: Rows, pack: int, held: int, bytes_of: int) -> Plan:
+def _row_plan(device: Device, shape: Rows, pack: int, register_packs: int, pack_bytes: int) -> Plan:
     rows, packs = shape.rows, shape.segments * shape.cells // pack
-    if packs <= 64 or (packs <= 32 * held and rows >= 4 * device.processors):
-        return Plan("team", rows, packs, pack, held, SMALL, lanes_of(packs), turn=rows)
-    room = held * device.threads + (device.shared - STATIC) // bytes_of
-    found = _spread(device, rows, packs, room, device.threads, MEETING)
-    if found is None or _idle(device, rows, packs, found[0]):
-        return _two_launches(device, shape, pack, bytes_of, held)
-    _, parts, turn = found
+    if packs <= 64 or (packs <= 32 * register_packs and rows >= 4 * device.processors):
+        return Plan("warp", rows, packs, pack, register_packs, WARP_THREADS, lanes_of(packs), wave=rows)
+    capacity = register_packs * device.threads + (device.shared - STATIC_SMEM) // pack_bytes
+    found = _best_split(device, rows, packs, capacity, device.threads, BARRIER_COST)
+    if found is None or _underuses_device(device, rows, packs, found[0]):
+        return _two_pass(device, shape, pack, pack_bytes, register_packs)
+    _, parts, wave = found
     share = -(-packs // parts)
     many = parts == 1 and rows >= 4 * device.processors  # small blocks, of which a processor holds several
-    threads = threads_of(share, held if many else max(1, held // 2), device.threads)
-    shared = _asked(bytes_of * max(0, share - held * threads))
-    return Plan("grid" if parts > 1 else "block", rows, packs, pack, held, threads, 32, parts, turn, shared)
+    threads = threads_of(share, register_packs if many else max(1, register_packs // 2), device.threads)
+    shared = _dynamic_smem(pack_bytes * max(0, share - register_packs * threads))
+    return Plan("grid" if parts > 1 else "block", rows, packs, pack, register_packs, threads, 32, parts, wave, shared)
 
 
-def _spread(device: Device, rows: int, length: int, room: int, least: int, meeting: int) -> tuple[int, int, int] | None:
-    """The quickest way to lay rows over blocks that hold `room` of their `length`: its time, the blocks of a row and
-    the rows at a time. None where a row does not fit the chip.
+def _best_split(
+    device: Device, rows: int, length: int, capacity: int, min_part: int, barrier_cost: int
+) -> tuple[int, int, int] | None:
+    """The fastest split of rows over blocks that store `capacity` of their `length`: its time, the blocks of a row and
+    the rows at a time. None if a row does not fit the chip.
 
-    Time is counted in what a processor moves, `meeting` being that of a barrier. A block's part is `least` or more.
+    Time is counted in packs moved by a processor; so is `barrier_cost`. A block's part is `min_part` or more.
     """
-    needed, most = -(-length // room), device.processors if device.cooperative else 1
-    ways = []
-    for wanted in range(needed, min(most, max(needed, length // least)) + 1):
+    needed, most = -(-length // capacity), device.processors if device.cooperative else 1
+    candidates = []
+    for wanted in range(needed, min(most, max(needed, length // min_part)) + 1):
         share = -(-length // wanted)
-        parts = -(-length // share)  # none is empty
-        turn = min(rows, device.processors // parts)
-        turns = -(-rows // turn)
-        ways.append((turns * (share + meeting * (parts > 1)), parts, turn if parts > 1 else rows))
-    return min(ways, default=None)
+        parts = -(-length // share)  # no part is empty
+        wave = min(rows, device.processors // parts)
+        waves = -(-rows // wave)
+        candidates.append((waves * (share + barrier_cost * (parts > 1)), parts, wave if parts > 1 else rows))
+    return min(candidates, default=None)
 
 
-def _idle(device: Device, rows: int, length: int, time: int) -> bool:
-    """Whether a device whose blocks cannot meet is so empty that reading twice with all of it is quicker."""
-    return not device.cooperative and time > 2 * -(-rows * length // device.processors) + 2 * MEETING
+def _underuses_device(device: Device, rows: int, length: int, time: int) -> bool:
+    """Whether a device without grid barriers would be so empty that reading twice with all of it is faster."""
+    return not device.cooperative and time > 2 * -(-rows * length // device.processors) + 2 * BARRIER_COST
 
 
-def _groups(device: Device, shape: Rows, pack: int, held: int, bytes_of: int, channels: int, accumulator: int) -> Plan:
-    """A block a group of `channels` rows, which holds each row in whole runs, or two launches."""
+def _group_plan(
+    device: Device, shape: Rows, pack: int, register_packs: int, pack_bytes: int, channels: int, accumulator: int
+) -> Plan:
+    """One block a group of `channels` rows, with each row in whole runs of packs; or two launches."""
     length = shape.cells // pack
-    lanes = next(n for n in (32, 16, 8, 4, 2, 1) if 4 * (-length % n) <= length)  # a quarter is wasted at most
+    lanes = next(n for n in (32, 16, 8, 4, 2, 1) if 4 * (-length % n) <= length)  # at most a quarter is unused
     slots = -(-channels * -(-length // lanes) * lanes // 32) * 32
-    threads = threads_of(slots, max(1, held // 2), device.threads)
+    threads = threads_of(slots, max(1, register_packs // 2), device.threads)
     sums = -(-(slots // lanes * 2 * accumulator) // 16) * 16
-    shared = _asked(sums + bytes_of * max(0, slots - held * threads))
+    shared = _dynamic_smem(sums + pack_bytes * max(0, slots - register_packs * threads))
     groups = shape.rows // channels
-    if shared > device.shared - STATIC or (2 * groups <= device.processors and slots > 4 * device.threads):
-        return _two_launches(device, shape, pack, bytes_of, 4, channels)
-    return Plan("group", groups, slots, pack, held, threads, lanes, 1, groups, shared)
+    if shared > device.shared - STATIC_SMEM or (2 * groups <= device.processors and slots > 4 * device.threads):
+        return _two_pass(device, shape, pack, pack_bytes, 4, channels)
+    return Plan("group", groups, slots, pack, register_packs, threads, lanes, 1, groups, shared)
 
 
-def _two_launches(device: Device, shape: Rows, pack: int, bytes_of: int, held: int, together: int = 1) -> Plan:
-    """Rows that are read twice; `together` of them at least in a turn."""
+def _two_pass(device: Device, shape: Rows, pack: int, pack_bytes: int, register_packs: int, group: int = 1) -> Plan:
+    """Rows that are read twice, whole groups of `group` of them at a time."""
     packs = shape.segments * shape.cells // pack
-    run = STREAM * held  # packs that a block loads at once
-    wanted = max(-(-8 * device.processors // shape.rows), -(-packs // (64 * run)))  # the device full, no block too long
-    parts = _none_empty(packs, max(1, min(wanted, -(-packs // run), MOST_PARTS)))
-    fit = device.l2 // 2 // (packs * bytes_of) // together * together
-    stream, threads = _stream(packs)
-    turn = min(shape.rows, fit or shape.rows)
-    return Plan("parts", shape.rows, packs, pack, held, threads, 32, parts, turn, 0, stream)
+    run = STREAM_THREADS * register_packs  # packs that a block loads at once
+    wanted = max(-(-8 * device.processors // shape.rows), -(-packs // (64 * run)))  # a full device, no long block
+    parts = _without_empty_parts(packs, max(1, min(wanted, -(-packs // run), MAX_PARTS)))
+    fit = device.l2 // 2 // (packs * pack_bytes) // group * group
+    stream_blocks, threads = _stream_blocks(packs)
+    wave = min(shape.rows, fit or shape.rows)
+    return Plan("two_pass", shape.rows, packs, pack, register_packs, threads, 32, parts, wave, 0, stream_blocks)
 
 
-def _streamed(shape: Rows, pack: int) -> Plan:
-    """Rows whose statistics are known: one launch that holds nothing."""
+def _stream_plan(shape: Rows, pack: int) -> Plan:
+    """Rows whose statistics are known: one launch that stores nothing on the chip."""
     packs = shape.segments * shape.cells // pack
-    stream, threads = _stream(packs)
-    return Plan("parts", shape.rows, packs, pack, 0, threads, 32, stream, shape.rows, 0, stream)
+    stream_blocks, threads = _stream_blocks(packs)
+    return Plan("two_pass", shape.rows, packs, pack, 0, threads, 32, stream_blocks, shape.rows, 0, stream_blocks)
 
 
-def _stream(packs: int) -> tuple[int, int]:
-    """Blocks of a row that is only streamed through, and their threads."""
-    blocks = _none_empty(packs, -(-packs // (STREAM * RUN)))
-    return blocks, threads_of(-(-packs // blocks), 4, STREAM)
+def _stream_blocks(packs: int) -> tuple[int, int]:
+    """Blocks of a row that is only read and written, and their threads."""
+    blocks = _without_empty_parts(packs, -(-packs // (STREAM_THREADS * STREAM_PACKS)))
+    return blocks, threads_of(-(-packs // blocks), 4, STREAM_THREADS)
 
 
 # ------------------------------------------------------------------------------------------------------------- columns
-def _columns(device: Device, shape: Columns, pack: int, held: int, bytes_of: int, room: int) -> ColumnPlan:
-    """Slabs of the width that one launch is quickest with, or three launches; `held` 0: these at once."""
+def _column_plan(
+    device: Device, shape: Columns, pack: int, register_packs: int, pack_bytes: int, workspace: int
+) -> ColumnPlan:
+    """Column ranges of the width for which one launch is fastest, or three launches; always three if `register_packs`
+    is 0."""
     across, depth = shape.channels // pack, shape.depth
-    widest, best, quickest = lanes_of(across), None, 0
-    widths = [widest] + [wide for wide in (16, 8) if wide < widest]  # 8 packs are 128 bytes
-    for wide in widths if held and room <= device.shared - STATIC else ():
-        number, step = shape.samples * -(-across // wide), STREAM // wide
-        fit = held * step + (device.shared - STATIC - room) // (wide * bytes_of)
-        found = _spread(device, number, depth, fit, step, 2 * MEETING // wide)
-        if found is None or _idle(device, number, depth, found[0]) or (best and found[0] * wide >= quickest):
+    widest, best, fastest = lanes_of(across), None, 0
+    widths = [widest] + [width for width in (16, 8) if width < widest]  # 8 packs are 128 bytes
+    for width in widths if register_packs and workspace <= device.shared - STATIC_SMEM else ():
+        number, step = shape.samples * -(-across // width), STREAM_THREADS // width
+        fit = register_packs * step + (device.shared - STATIC_SMEM - workspace) // (width * pack_bytes)
+        found = _best_split(device, number, depth, fit, step, 2 * BARRIER_COST // width)
+        if (
+            found is None
+            or _underuses_device(device, number, depth, found[0])
+            or (best and found[0] * width >= fastest)
+        ):
             continue
-        quickest, parts, turn = found[0] * wide, *found[1:]
-        shared = _asked(room + wide * bytes_of * max(0, -(-depth // parts) - held * step))
-        way = "grid" if parts > 1 else "block"
-        best = ColumnPlan(way, number, depth, pack, held, STREAM, wide, parts, turn, shared)
-    return best or _columns_parts(device, shape, pack, widest)
+        fastest, parts, wave = found[0] * width, *found[1:]
+        shared = _dynamic_smem(workspace + width * pack_bytes * max(0, -(-depth // parts) - register_packs * step))
+        mapping = "grid" if parts > 1 else "block"
+        best = ColumnPlan(mapping, number, depth, pack, register_packs, STREAM_THREADS, width, parts, wave, shared)
+    return best or _column_two_pass(device, shape, pack, widest)
 
 
-def _columns_parts(device: Device, shape: Columns, pack: int, wide: int) -> ColumnPlan:
-    number, step = shape.samples * -(-(shape.channels // pack) // wide), STREAM // wide
+def _column_two_pass(device: Device, shape: Columns, pack: int, width: int) -> ColumnPlan:
+    number, step = shape.samples * -(-(shape.channels // pack) // width), STREAM_THREADS // width
     parts = max(1, min(-(-8 * device.processors // number), -(-shape.depth // max(64, 4 * step))))
-    parts, stream = (_none_empty(shape.depth, n) for n in (parts, -(-shape.depth // (RUN * step))))
-    return ColumnPlan("parts", number, shape.depth, pack, 4, STREAM, wide, parts, number, 0, stream)
+    stream_blocks = _without_empty_parts(shape.depth, -(-shape.depth // (STREAM_PACKS * step)))
+    parts = _without_empty_parts(shape.depth, parts)
+    return ColumnPlan("two_pass", number, shape.depth, pack, 4, STREAM_THREADS, width, parts, number, 0, stream_blocks)
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
 def lanes_of(packs: int) -> int:
-    """Threads of a row that a warp holds: a power of two."""
+    """Threads of a row that is processed by a warp: a power of two."""
     return min(32, 1 << (packs - 1).bit_length())
 
 
-def threads_of(packs: int, each: int, most: int) -> int:
-    """Threads of a block that has so many packs: whole warps, about `each` a thread."""
-    return min(most, -(-packs // (32 * each)) * 32)
+def threads_of(packs: int, per_thread: int, limit: int) -> int:
+    """Threads of a block for so many packs: whole warps, about `per_thread` packs a thread."""
+    return min(limit, -(-packs // (32 * per_thread)) * 32)
 
 
-def _none_empty(length: int, parts: int) -> int:
-    """As many parts, or so many fewer that none of them is empty."""
+def _without_empty_parts(length: int, parts: int) -> int:
+    """`parts`, or the largest smaller number for which no part of equal length is empty."""
     return -(-length // -(-length // parts))
 
 
-def _asked(shared: int) -> int:
-    """Dynamic shared memory to launch with: enough for the driver to be told, where the kernel's own makes it too much
-    otherwise."""
-    return shared if shared <= UNASKED - STATIC else max(shared, UNASKED + 16)
+def _dynamic_smem(shared: int) -> int:
+    """Bytes of dynamic shared memory to launch with. Where static and dynamic bytes together may pass the default
+    limit, the dynamic ones alone do, so that the launch raises the limit."""
+    return shared if shared <= DEFAULT_SMEM_LIMIT - STATIC_SMEM else max(shared, DEFAULT_SMEM_LIMIT + 16)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -338,12 +357,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("shape", help="of x, such as 32x64x56x56")
     parser.add_argument("dtype", nargs="?", default="float32", choices=list(ITEMSIZE))
     parser.add_argument("--channels-last", action="store_true", help="the shape ends with the channels")
-    given = parser.parse_args(arguments)
-    samples, *rest = (int(n) for n in given.shape.split("x"))
-    channels, cells = rest.pop(-1 if given.channels_last else 0), math.prod(rest)
+    options = parser.parse_args(arguments)
+    samples, *rest = (int(n) for n in options.shape.split("x"))
+    channels, cells = rest.pop(-1 if options.channels_last else 0), math.prod(rest)
     shape = (
         Columns(1, samples * cells, channels, 1)
-        if given.channels_last
+        if options.channels_last
         else Rows(channels, samples, cells, channels, cells)
     )
     try:
@@ -352,7 +371,9 @@ def main(arguments: list[str] | None = None) -> None:
         device = H200
     print(device)
     for what, arrays in (("forward", 1), ("backward", 2)):
-        print(f"{what}: {plan(device, shape, given.dtype, pack_of(shape, ITEMSIZE[given.dtype]), arrays=arrays)}")
+        print(
+            f"{what}: {make_plan(device, shape, options.dtype, pack_of(shape, ITEMSIZE[options.dtype]), arrays=arrays)}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,34 +1,40 @@
-// pad.cu - padding and cropping: forward, and the backward of the modes that show a cell more than once.
+// pad.cu - padding and cropping: forward, and the backward of the modes that copy a cell more than once.
 //
 // Layout    contiguous (outer, D, H, W, inner): channels first has inner = 1 and outer = n * c, channels last inner = c and
-//           outer = n. Axes without padding may be counted to outer or inner; missing ones have length 1. An element is a
+//           outer = n. Axes without padding may be merged into outer or inner; missing ones have length 1. An element is a
 //           Pack<T, L>, L neighbours of inner; n_x, n_y and inner count elements.
-// Modes     are numbers: beside x, y shows x's cell `front` or `back`, and further out goes on by `step` cells a cell. Constant
-//           -1, -1, 0 (no cell: the fill); edge 0, length - 1, 0; reflect 1, length - 2, -1; symmetric 0, length - 1, -1; wrap
-//           period - 1, length - period, 1. Forward of a constant with x and y changed places is its own backward.
-// Types     forward: T an unsigned word of the element's size, bits move untouched. backward: T the element; floats are summed in
-//           Sum<T>, subnormals kept, integers in their own type. int along an axis (launchers see to it that it fits), I
-//           for offsets: unsigned below 2**31 elements, else unsigned long long.
-// Order     that of functional/pad.py: the innermost axis first; at a cell its own gradient (0 if y crops it), then the
-//           border before, then behind, each from the outermost cell inwards. A gradient that stands alone moves untouched.
+// Modes     are three numbers: the border cell next to x copies x's cell `front` or `back`, and each further cell outwards the
+//           one `step` cells away. Constant -1, -1, 0 (no cell: the fill value); edge 0, length - 1, 0; reflect 1, length - 2,
+//           -1; symmetric 0, length - 1, -1; wrap period - 1, length - period, 1. The backward of constant padding is its
+//           forward with x and y exchanged.
+// Types     forward: T is an unsigned word of the element's size, bits move untouched. backward: T is the element; floats are
+//           summed in Sum<T>, subnormals kept, integers in their own type. int along an axis (launchers check that it
+//           fits); I for offsets: unsigned below 2**31 elements, else unsigned long long.
+// Order     that of functional/pad.py: the innermost axis first; for a cell its own gradient (0 if y crops it), then the
+//           border before it, then the border behind it, each from the outermost cell inwards. A single gradient moves
+//           untouched.
 // Thread    16 bytes of the result, V elements: whole words and one store where they are copies of neighbours, else one
 //           element after another. Backward gathers: no atomics, the bits are fixed.
 // Bytes     x once, y once; dy once, dx once: the least. What borders read again comes from the caches.
-// Source    functional/pad.py, to which the tests hold these kernels bit for bit.
+// Source    functional/pad.py; the tests compare these kernels with it bit for bit.
 #include "common.cuh"
 
-template <typename T, bool = IsFloat<T>::value> struct Total { using type = T; };
-template <typename T> struct Total<T, true> { using type = typename Sum<T>::type; };
+template <typename T, bool = IsFloat<T>::value> struct Total {
+  using type = T;
+};
+template <typename T> struct Total<T, true> {
+  using type = typename Sum<T>::type;
+};
 
-struct Sources {  // the cells of y that show one cell of x, in the order in which they are added
-  int own;            // -1: y crops it
-  int front, fronts;  // of the border before: the first, how many; onwards
-  int back, backs;    // of the border behind: the last, how many; backwards
+struct Sources {           // the cells of y that copy one cell of x, in the order in which their gradients are added
+  int interior;            // the cell of y inside the border; -1 if y crops it
+  int front, front_count;  // cells of the border before: the first, how many; forwards
+  int back, back_count;    // cells of the border behind: the last, how many; backwards
 
-  __device__ __forceinline__ int count() const { return 1 + fronts + backs; }
-  __device__ __forceinline__ bool alone() const { return own >= 0 && fronts + backs == 0; }
+  __device__ __forceinline__ int count() const { return 1 + front_count + back_count; }
+  __device__ __forceinline__ bool single() const { return interior >= 0 && front_count + back_count == 0; }
   __device__ __forceinline__ int operator[](int k) const {
-    return k == 0 ? own : k <= fronts ? front + (k - 1) : back - (k - 1 - fronts);
+    return k == 0 ? interior : k <= front_count ? front + (k - 1) : back - (k - 1 - front_count);
   }
 };
 
@@ -37,7 +43,7 @@ struct Axis {
   int offset;             // y's cell o is cell o + offset of x, if there is one
   int front, back, step;  // the mode (see above)
 
-  __device__ __forceinline__ int shown(int o) const {  // the cell of x that y's cell o shows; -1: none
+  __device__ __forceinline__ int source_cell(int o) const {  // the cell of x that y's cell o copies; -1 if none
     const int i = o + offset;
     return i < 0 ? front + step * (i + 1) : i < length ? i : back + step * (i - length);
   }
@@ -45,30 +51,30 @@ struct Axis {
   __device__ __forceinline__ int after() const { return out + offset > length ? out + offset - length : 0; }
 
   __device__ __forceinline__ Sources sources(int i) const {
-    const int own = i >= offset && i < out + offset ? i - offset : -1;
-    if (step == 0) return {own, 0, i == front ? before() : 0, out - 1, i == back ? after() : 0};
-    const int ahead = step * (front - i), behind = step * (i - back);  // border cells between x and the one that shows i
-    return {own, before() - 1 - ahead, ahead >= 0 && ahead < before(), out - after() + behind,
-            behind >= 0 && behind < after()};
+    const int interior = i >= offset && i < out + offset ? i - offset : -1;
+    if (step == 0) return {interior, 0, i == front ? before() : 0, out - 1, i == back ? after() : 0};
+    const int to_front = step * (front - i), to_back = step * (i - back);  // border cells between x and the one that copies i
+    return {interior, before() - 1 - to_front, to_front >= 0 && to_front < before(), out - after() + to_back,
+        to_back >= 0 && to_back < after()};
   }
-  // Whether y shows each of x's cells i to j, and only once.
-  __device__ __forceinline__ bool once(int i, int j) const {
-    const int f = front - step * (before() - 1), b = back + step * (after() - 1);  // what the outermost border cells show
+  // Whether y has each of x's cells i to j exactly once.
+  __device__ __forceinline__ bool copied_once(int i, int j) const {
+    const int f = front - step * (before() - 1), b = back + step * (after() - 1);  // what the outermost border cells copy
     return i >= offset && j < out + offset && (before() == 0 || j < min(f, front) || i > max(f, front)) &&
            (after() == 0 || j < min(b, back) || i > max(b, back));
   }
 };
 #define AXIS(a) int a##_length, int a##_out, int a##_offset, int a##_front, int a##_back
 #define AXES int step, AXIS(d), AXIS(h), AXIS(w)
-#define GATHERED(a) const Axis a = {a##_length, a##_out, a##_offset, a##_front, a##_back, step};
-#define GATHERED_AXES GATHERED(d) GATHERED(h) GATHERED(w)
+#define LOAD_AXIS(a) const Axis a = {a##_length, a##_out, a##_offset, a##_front, a##_back, step};
+#define LOAD_AXES LOAD_AXIS(d) LOAD_AXIS(h) LOAD_AXIS(w)
 
-template <typename I> struct Place {  // of an element of an array (outer, depth, height, width, inner)
+template <typename I> struct Position {  // the coordinates of an element of (outer, depth, height, width, inner)
   I outer;
   int z, r, c;
   I lane;
 
-  __device__ __forceinline__ Place(I i, int depth, int height, int width, I inner) {
+  __device__ __forceinline__ Position(I i, int depth, int height, int width, I inner) {
     const I columns = inner == 1 ? i : i / inner, rows = columns / I(width), planes = rows / I(height);
     outer = planes / I(depth);
     z = int(planes - outer * I(depth));
@@ -76,7 +82,7 @@ template <typename I> struct Place {  // of an element of an array (outer, depth
     c = int(columns - rows * I(width));
     lane = i - columns * inner;
   }
-  // On to the next element; whether it begins a row.
+  // Moves on to the next element; returns whether it begins a row.
   __device__ __forceinline__ bool next(int depth, int height, int width, I inner) {
     if (++lane < inner) return false;
     lane = 0;
@@ -93,7 +99,7 @@ template <typename I> struct Place {  // of an element of an array (outer, depth
   }
 };
 
-// 16 bytes from anywhere to a boundary of 16, by whole words: at most 7 bytes before and behind are read along.
+// Copies 16 bytes from any address to a multiple of 16, by whole words: reads at most 7 bytes before and behind them too.
 template <typename E> __device__ __forceinline__ void copy(const E* __restrict__ from, E* __restrict__ to) {
   if constexpr (sizeof(E) == 16) {
     *to = *from;
@@ -108,14 +114,14 @@ template <typename E> __device__ __forceinline__ void copy(const E* __restrict__
   }
 }
 
-// Whether `copy` may read from element p of n on.
-template <typename E, typename I> __device__ __forceinline__ bool within(I p, I n) {
-  constexpr I along = sizeof(E) < 8 ? 8 / sizeof(E) : 0;
-  return p + 1 > along && p < n && n - p >= along + 16 / sizeof(E);
+// Whether `copy` may read from element p of n on, with its margin.
+template <typename E, typename I> __device__ __forceinline__ bool can_copy(I p, I n) {
+  constexpr I margin = sizeof(E) < 8 ? 8 / sizeof(E) : 0;
+  return p + 1 > margin && p < n && n - p >= margin + 16 / sizeof(E);
 }
 
-// Eight bytes hold the fill over and over.
-template <typename T, int L> __device__ __forceinline__ Pack<T, L> filled(unsigned long long fill) {
+// `fill`: eight bytes, the fill value repeated.
+template <typename T, int L> __device__ __forceinline__ Pack<T, L> fill_pack(unsigned long long fill) {
   Pack<T, L> pack;
 #pragma unroll
   for (int l = 0; l < L; ++l) pack.v[l] = T(fill);
@@ -123,75 +129,76 @@ template <typename T, int L> __device__ __forceinline__ Pack<T, L> filled(unsign
 }
 
 template <typename T, int L, typename I>
-__global__ void __launch_bounds__(256) pad_forward(const Pack<T, L>* __restrict__ x, Pack<T, L>* __restrict__ y,
-    unsigned long long fill, I n_x, I n_y, I inner, AXES) {
+__global__ void __launch_bounds__(256) pad_forward(
+    const Pack<T, L>* __restrict__ x, Pack<T, L>* __restrict__ y, unsigned long long fill, I n_x, I n_y, I inner, AXES) {
   constexpr int V = 16 / sizeof(Pack<T, L>);
-  GATHERED_AXES
+  LOAD_AXES
   const I row = I(w.length) * inner;
   for (I i = (I(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < n_y; i += I(gridDim.x) * blockDim.x * V) {
-    Place<I> at(i, d.out, h.out, w.out, inner);
-    int z = d.shown(at.z), r = h.shown(at.r);
-    I start = ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * row;  // of the row of x that is shown, if one is
-    const I left = I(w.out - at.c) * inner - at.lane;      // elements of y's row
-    const I first = I(at.c + w.offset) * inner + at.lane;  // in x's row: what lies before it wraps, and is behind it
+    Position<I> at(i, d.out, h.out, w.out, inner);
+    int z = d.source_cell(at.z), r = h.source_cell(at.r);
+    I start = ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * row;  // the row of x that is copied, if any
+    const I left = I(w.out - at.c) * inner - at.lane;                        // elements of y's row
+    const I first =
+        I(at.c + w.offset) * inner + at.lane;  // position in x's row; before the row it wraps round to a large number
     const bool copies = z >= 0 && r >= 0 && left >= V && first < row && row - first >= V;
-    if (copies && within<Pack<T, L>>(start + first, n_x)) {
+    if (copies && can_copy<Pack<T, L>>(start + first, n_x)) {
       copy(x + start + first, y + i);
       continue;
     }
     for (int v = 0; v < V && i + v < n_y; ++v) {
-      const int c = w.shown(at.c);
-      y[i + v] = z >= 0 && r >= 0 && c >= 0 ? x[start + I(c) * inner + at.lane] : filled<T, L>(fill);
+      const int c = w.source_cell(at.c);
+      y[i + v] = z >= 0 && r >= 0 && c >= 0 ? x[start + I(c) * inner + at.lane] : fill_pack<T, L>(fill);
       if (at.next(d.out, h.out, w.out, inner)) {
-        z = d.shown(at.z), r = h.shown(at.r);
+        z = d.source_cell(at.z), r = h.source_cell(at.r);
         start = ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * row;
       }
     }
   }
 }
 
-template <typename A, typename T, int L> __device__ __forceinline__ Pack<A, L> widened(const Pack<T, L>& v) {
+template <typename A, typename T, int L> __device__ __forceinline__ Pack<A, L> widen_pack(const Pack<T, L>& v) {
   Pack<A, L> wide;
 #pragma unroll
   for (int l = 0; l < L; ++l) wide.v[l] = A(widen(v.v[l]));
   return wide;
 }
 
-template <typename T, typename A, int L> __device__ __forceinline__ Pack<T, L> narrowed(const Pack<A, L>& v) {
-  Pack<T, L> slim;
+template <typename T, typename A, int L> __device__ __forceinline__ Pack<T, L> narrow_pack(const Pack<A, L>& v) {
+  Pack<T, L> narrow_values;
 #pragma unroll
-  for (int l = 0; l < L; ++l) slim.v[l] = narrow<T, A>(v.v[l]);
-  return slim;
+  for (int l = 0; l < L; ++l) narrow_values.v[l] = narrow<T, A>(v.v[l]);
+  return narrow_values;
 }
 
-template <typename A, int L> __device__ __forceinline__ void add(Pack<A, L>& sum, const Pack<A, L>& v, bool first) {
+template <typename A, int L> __device__ __forceinline__ void add_pack(Pack<A, L>& sum, const Pack<A, L>& v, bool first) {
 #pragma unroll
   for (int l = 0; l < L; ++l) sum.v[l] = first ? v.v[l] : plus<A>(sum.v[l], v.v[l]);
 }
 
 template <typename T, int L, typename I>
-__global__ void __launch_bounds__(256, 2) pad_backward(const Pack<T, L>* __restrict__ dy, Pack<T, L>* __restrict__ dx, I n_y,
-    I n_x, I inner, AXES) {
+__global__ void __launch_bounds__(256, 2)
+    pad_backward(const Pack<T, L>* __restrict__ dy, Pack<T, L>* __restrict__ dx, I n_y, I n_x, I inner, AXES) {
   using A = typename Total<T>::type;
   constexpr int V = 16 / sizeof(Pack<T, L>);
-  GATHERED_AXES
+  LOAD_AXES
   for (I i = (I(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < n_x; i += I(gridDim.x) * blockDim.x * V) {
-    Place<I> at(i, d.length, h.length, w.length, inner);
+    Position<I> at(i, d.length, h.length, w.length, inner);
     Sources planes = d.sources(at.z), rows = h.sources(at.r);
-    const auto cell = [&](int z, int r, int c) {  // the place's element at a cell of y
+    const auto cell = [&](int z, int r, int c) {  // the offset of the element at a cell of y
       return (((at.outer * I(d.out) + I(z)) * I(h.out) + I(r)) * I(w.out) + I(c)) * inner + at.lane;
     };
-    if (planes.alone() && rows.alone() && I(w.length - at.c) * inner - at.lane >= V && w.once(at.c, at.c + V - 1)) {
-      const I from = cell(planes.own, rows.own, at.c - w.offset);
-      if (within<Pack<T, L>>(from, n_y)) {
+    if (planes.single() && rows.single() && I(w.length - at.c) * inner - at.lane >= V && w.copied_once(at.c, at.c + V - 1)) {
+      const I from = cell(planes.interior, rows.interior, at.c - w.offset);
+      if (can_copy<Pack<T, L>>(from, n_y)) {
         copy(dy + from, dx + i);
         continue;
       }
     }
     for (int v = 0; v < V && i + v < n_x; ++v) {
       const Sources columns = w.sources(at.c);
-      if (planes.alone() && rows.alone() && columns.alone()) {
-        dx[i + v] = dy[cell(planes.own, rows.own, columns.own)];
+      if (planes.single() && rows.single() && columns.single()) {
+        dx[i + v] = dy[cell(planes.interior, rows.interior, columns.interior)];
       } else {
         Pack<A, L> sum = {};
         for (int a = 0; a < planes.count(); ++a) {
@@ -201,16 +208,16 @@ __global__ void __launch_bounds__(256, 2) pad_backward(const Pack<T, L>* __restr
             for (int c = 0; c < columns.count() && rows[b] >= 0; ++c) {
               Pack<A, L> g = {};
               if (columns[c] >= 0) {
-                const Pack<T, L> shown = dy[cell(planes[a], rows[b], columns[c])];
-                g = widened<A>(shown);
+                const Pack<T, L> source_cell = dy[cell(planes[a], rows[b], columns[c])];
+                g = widen_pack<A>(source_cell);
               }
-              add(row, g, c == 0);
+              add_pack(row, g, c == 0);
             }
-            add(plane, row, b == 0);
+            add_pack(plane, row, b == 0);
           }
-          add(sum, plane, a == 0);
+          add_pack(sum, plane, a == 0);
         }
-        dx[i + v] = narrowed<T>(sum);
+        dx[i + v] = narrow_pack<T>(sum);
       }
       if (at.next(d.length, h.length, w.length, inner)) planes = d.sources(at.z), rows = h.sources(at.r);
     }

@@ -2,18 +2,21 @@
 //
 // Layout    contiguous (outer, D, H, W, inner): channels first has inner = 1 and outer = n * c, channels last inner = c and
 //           outer = n. Missing spatial axes come first and have length, windows, kernel and stride 1.
-// Axis      window o's tap j reads cell o * stride + j * dilation - before, if there is one. Stride 0 says adaptive: window o
+// Axis      window o's tap j reads cell o * stride + j * dilation - before, if there is one. Stride 0 means adaptive: window o
 //           is the cells floor(o * length / out) to ceil((o + 1) * length / out), `kernel` the widest.
-// Types     int along an axis (launchers see to it that twice the padded length fits), I for offsets into arrays.
+// Types     int along an axis (launchers check that twice the padded length fits), I for offsets into arrays.
 // Order     cells of a window, and windows over a cell, are visited in C order.
 #pragma once
 
-struct Span {  // of one window on one axis: the first tap inside the input, the cell it reads, the cell behind the window
+struct Span {  // one window on one axis: the first tap inside the input, the cell it reads, and the cell behind the window
   int tap, cell, end;
 };
 
 struct Axis {
   int length, out, kernel, stride, dilation, before;
+
+  __device__ __forceinline__ int cell(int o, int t) const { return o * stride + t * dilation - before; }  // not adaptive
+  __device__ __forceinline__ bool contains(int i) const { return i >= 0 && i < length; }
 
   __device__ __forceinline__ int start(int o) const {
     return stride ? o * stride - before : int(static_cast<long long>(o) * length / out);
@@ -26,7 +29,7 @@ struct Axis {
     return {skipped, s + skipped * dilation, end(o)};
   }
 
-  // The windows that reach from before a cell to behind it; with dilation some of them step over it.
+  // The first and the last window whose extent includes a cell. With dilation, some windows between them do not read it.
   __device__ __forceinline__ int first(int cell) const {
     if (!stride) return int(static_cast<long long>(cell) * out / length);
     const int behind = cell + before - dilation * (kernel - 1);
@@ -36,7 +39,7 @@ struct Axis {
     return stride ? min(out - 1, (cell + before) / stride)
                   : int((static_cast<long long>(cell + 1) * out + length - 1) / length) - 1;
   }
-  // The tap of window o that reads a cell not before its start; -1 where none does.
+  // The tap of window o that reads a cell at or behind the window's start; -1 if none does.
   __device__ __forceinline__ int tap(int o, int cell) const {
     int by = cell - start(o);
     if (dilation > 1) {
@@ -48,10 +51,10 @@ struct Axis {
 };
 #define AXIS(a) int a##_length, int a##_out, int a##_kernel, int a##_stride, int a##_dilation, int a##_before
 #define AXES AXIS(d), AXIS(h), AXIS(w)
-#define GATHERED(a) const Axis a = {a##_length, a##_out, a##_kernel, a##_stride, a##_dilation, a##_before};
-#define GATHERED_AXES GATHERED(d) GATHERED(h) GATHERED(w)
+#define LOAD_AXIS(a) const Axis a = {a##_length, a##_out, a##_kernel, a##_stride, a##_dilation, a##_before};
+#define LOAD_AXES LOAD_AXIS(d) LOAD_AXIS(h) LOAD_AXIS(w)
 
-template <typename I> struct Place {  // of an element in (outer, D, H, W, inner)
+template <typename I> struct Place {  // the coordinates of an element in (outer, D, H, W, inner)
   I outer;
   int z, r, c;
   I lane;
@@ -60,19 +63,19 @@ template <typename I> struct Place {  // of an element in (outer, D, H, W, inner
 template <typename I> __device__ __forceinline__ Place<I> place_of(I i, int depth, int height, int width, I inner) {
   const I columns = i / inner, rows = columns / I(width), planes = rows / I(height), outer = planes / I(depth);
   return {outer, int(planes - outer * I(depth)), int(rows - planes * I(height)), int(columns - rows * I(width)),
-          i - columns * inner};
+      i - columns * inner};
 }
 
-// The element of (outer, D, H, W, inner) at a flat place of its spatial plane of `plane` cells.
+// The offset of an element of (outer, D, H, W, inner), given its flat position in a spatial plane of `plane` cells.
 template <typename I> __device__ __forceinline__ I element(const Place<I>& at, I plane, I flat, I inner) {
   return (at.outer * plane + flat) * inner + at.lane;
 }
 
-// each(tap, cell) for the taps of window (oz, oy, ox) that meet the input, or every `step`th of each row from the
-// `offset`th on: the tap's place in the window, the cell's in the plane.
+// each(tap, cell) for the taps of window (oz, oy, ox) inside the input, or for every `step`th of each row from the
+// `offset`th on. `tap` is the position in the window, `cell` the position in the plane.
 template <typename I, typename F>
-__device__ __forceinline__ void each_tap(const Axis& d, const Axis& h, const Axis& w, int oz, int oy, int ox, F each,
-    int offset = 0, int step = 1) {
+__device__ __forceinline__ void each_tap(
+    const Axis& d, const Axis& h, const Axis& w, int oz, int oy, int ox, F each, int offset = 0, int step = 1) {
   const Span sd = d.span(oz), sh = h.span(oy), sw = w.span(ox);
   for (int z = sd.cell, tz = sd.tap; z < sd.end; z += d.dilation, ++tz)
     for (int r = sh.cell, ty = sh.tap; r < sh.end; r += h.dilation, ++ty)

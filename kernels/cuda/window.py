@@ -1,7 +1,4 @@
-"""A pool's windows as window.cuh takes them.
-
-Specs are taken as they come: a Window (axes with a stride), or an AdaptiveWindow (axes without one).
-"""
+"""The windows of a pool or convolution as arguments of window.cuh: those of a Window or of an AdaptiveWindow."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-# window.cuh's ints hold twice an axis's padded length.
-LONGEST = 2**30
-WIDE = 32  # taps of a row from which a warp shares a window
-MISSING = (1, 1, 1, 1, 1, 0)  # AXIS of an axis that is not there
+# window.cuh computes with twice an axis's padded length, as ints.
+MAX_LENGTH = 2**30
+WIDE_ROW = 32  # the fewest taps of a row for which one warp computes one window
+MISSING = (1, 1, 1, 1, 1, 0)  # AXIS of a missing axis
 
 
 def axes_of(window: Any) -> tuple[Any, ...]:
@@ -22,8 +19,8 @@ def axes_of(window: Any) -> tuple[Any, ...]:
 
 
 def axes(window: Any, *, line: bool = False) -> list[np.int32]:
-    """The arguments AXES of window.cuh, AXIS for each axis. `line`: a window that is its whole plane is one of a line,
-    its cells and taps being in the same order."""
+    """The arguments AXES of window.cuh, AXIS for each axis. `line`: a window that is its whole plane becomes one
+    of a single axis, since its cells and taps are in the same order."""
     sizes = [_axis(axis) for axis in axes_of(window)]
     if line and _is_plane(window):
         cells = math.prod(window.kernel)
@@ -32,9 +29,9 @@ def axes(window: Any, *, line: bool = False) -> list[np.int32]:
 
 
 def is_wide(window: Any) -> bool:
-    """Whether the windows have rows long enough for a warp, in cells that are neighbours."""
+    """Whether the windows have rows long enough for a warp, of contiguous cells."""
     row = math.prod(window.kernel) if _is_plane(window) else window.kernel[-1]
-    return bool(inner(window) == 1 and row >= WIDE)
+    return bool(inner(window) == 1 and row >= WIDE_ROW)
 
 
 def _is_plane(window: Any) -> bool:
@@ -42,7 +39,8 @@ def _is_plane(window: Any) -> bool:
 
 
 def _axis(axis: Any) -> tuple[int, ...]:
-    """length, out, kernel, stride (0: adaptive), dilation, before. What says nothing is 1, lest it overflow."""
+    """length, out, kernel, stride (0: adaptive), dilation, before. An unused stride or dilation is 1, so that nothing
+    overflows."""
     if axis is None:
         return MISSING
     if not hasattr(axis, "stride"):  # adaptive
@@ -58,7 +56,7 @@ def is_adaptive(window: Any) -> bool:
 
 
 def inner(window: Any) -> int:
-    """Elements from one cell to the next: the channels, where they are the last axis."""
+    """Elements from one cell to the next: the channels if they are the last axis, else 1."""
     layout = window.layout
     return 1 if layout.channel == 1 else int(layout.channels)
 
@@ -69,10 +67,10 @@ def planes(window: Any) -> int:
 
 
 def too_large(window: Any) -> str | None:
-    """Why window.cuh's arithmetic cannot hold these windows, or None."""
+    """Why these windows are too large for window.cuh's arithmetic, or None."""
     for axis in window.axes:
         cells = max(axis.length, axis.out) + getattr(axis, "before", 0) + getattr(axis, "after", 0)
-        if cells >= LONGEST:
-            return f"an axis of {cells} cells, padding included; kernels take fewer than {LONGEST}"
+        if cells >= MAX_LENGTH:
+            return f"an axis of {cells} cells, padding included; kernels take fewer than {MAX_LENGTH}"
     taps = math.prod(window.kernel)
-    return f"windows of {taps} taps; kernels take fewer than {LONGEST}" if taps >= LONGEST else None
+    return f"windows of {taps} taps; kernels take fewer than {MAX_LENGTH}" if taps >= MAX_LENGTH else None

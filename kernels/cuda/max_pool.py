@@ -1,7 +1,7 @@
-"""Launchers of pool.cu and max_pool_tile.cu: max pooling and its adaptive form, called as the portable code is.
+"""Launchers of max_pool.cu and max_pool_tiled.cu: max pooling and its adaptive form, called as the portable code is.
 
-Windows that max_pool_tile.cu knows (planes, channels first, 2x2 stride 2 or 3x3 stride 1 or 2) go there where rows are
-whole packs and lie on their boundaries; all others, integers and calls for indices go to pool.cu.
+max_pool_tiled.cu takes planes, channels first, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, if rows are whole
+aligned packs. All other windows, integers, and calls that return indices go to max_pool.cu.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import compile as kernels
-from .arrays import BLOCK, aligned, contiguous, ctype, grid, offsets
+from .compile import instance_name
+from .launch import BLOCK, aligned, contiguous, cuda_type, grid_size, launch, offset_types
 from .window import axes, inner, is_adaptive, is_wide, planes, too_large
 
 Array = Any
-ARGMAX, TIES, INDICES = 1, 2, 4  # pool.cu's Keep
-RULE = {"first": 0, "all": 1, "split": 2}  # its Rule
-TILES = ((2, 2), (3, 1), (3, 2))  # kernel and stride of max_pool_tile.cu's windows
-SCATTERED = 64  # cells that one thread writes at most: with larger disjoint windows a thread for each cell is busier
-FLOATS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # and their bytes
+ARGMAX, TIES, INDICES = 1, 2, 4  # max_pool.cu's Save
+TIE_RULE = {"first": 0, "all": 1, "split": 2}  # max_pool.cu's TieRule
+TILED_WINDOWS = ((2, 2), (3, 1), (3, 2))  # kernel and stride of max_pool_tiled.cu's windows
+MAX_SCATTER_CELLS = (
+    64  # the most cells that one thread writes; for larger disjoint windows one thread a cell uses the device better
+)
+FLOATS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # and their itemsize
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -33,13 +35,13 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 
 # ----------------------------------------------------------------------------------------------------------------- ops
 def max_pool(b: Backend, spec: Any, x: Array) -> tuple[Array, Array | None]:
-    """y, and the indices if they are wanted."""
+    """y, and the indices if the spec asks for them."""
     y, _, indices = _forward(b, spec.window, x, None, spec.indices)
     return y, indices
 
 
 def max_pool_forward(b: Backend, spec: Any, x: Array) -> tuple[Array, Array, Array | None]:
-    """y, the argmax or tie bits, and the indices if they are wanted."""
+    """y, the argmax or tie bits, and the indices if the spec asks for them."""
     return _forward(b, spec.window, x, spec.ties, spec.indices)
 
 
@@ -66,24 +68,24 @@ def adaptive_max_pool_backward(b: Backend, spec: Any, dy: Array, argmax: Array) 
 
 # --------------------------------------------------------------------------------------------------------------- plans
 def _window(spec: Any) -> Any:
-    """The windows of a spec; an adaptive pool's as ordinary ones where the lengths divide."""
+    """The windows of a spec; those of an adaptive pool as ordinary ones if the lengths divide."""
     return spec.window if hasattr(spec, "window") else spec.regular() or spec
 
 
-def _argmax(window: Any) -> str:
-    """The smallest unsigned dtype that holds a tap's place in the window."""
+def _argmax_dtype(window: Any) -> str:
+    """The smallest unsigned dtype for the position of a tap in the window."""
     taps = math.prod(window.kernel)
     return "uint8" if taps <= 2**8 else "uint16" if taps <= 2**16 else "uint32"
 
 
-def _tile(window: Any, itemsize: int) -> int:
-    """Cells of a pack of max_pool_tile.cu, 16 bytes of them at most; 0 where it does not know these windows."""
+def _pack_cells(window: Any, itemsize: int) -> int:
+    """Cells of a pack of max_pool_tiled.cu, at most 16 bytes; 0 if it does not serve these windows."""
     if is_adaptive(window) or len(window.axes) != 2 or window.layout.channel != 1:
         return 0
     h, w = window.axes
     same = (h.kernel, h.stride, h.dilation, h.before) == (w.kernel, w.stride, 1, w.before) and w.dilation == 1
     fits = w.before == (w.kernel - w.stride + 1) // 2 and w.out * w.stride == w.length
-    if not (same and fits and (w.kernel, w.stride) in TILES):
+    if not (same and fits and (w.kernel, w.stride) in TILED_WINDOWS):
         return 0
     cells = 16 // itemsize
     while w.length % cells:
@@ -91,10 +93,11 @@ def _tile(window: Any, itemsize: int) -> int:
     return cells if cells > 1 else 0
 
 
-def _aligned_tile(b: Backend, window: Any, wide: Array, *narrow: Array) -> int:
-    """`_tile`, narrowed until arrays of cells (`wide`) and of windows (`narrow`) lie on boundaries of their packs."""
+def _aligned_pack_cells(b: Backend, window: Any, wide: Array, *narrow: Array) -> int:
+    """`_pack_cells`, reduced until the array of cells (`wide`) and those of windows (`narrow`) are aligned to their
+    packs."""
     itemsize = FLOATS.get(backends.dtype_name(b, wide), 0)
-    cells = _tile(window, itemsize) if itemsize else 0
+    cells = _pack_cells(window, itemsize) if itemsize else 0
     while cells > 1:
         windows = cells // window.axes[1].stride
         if aligned(wide, cells * itemsize) and all(aligned(a, windows * int(a.dtype.itemsize)) for a in narrow):
@@ -110,70 +113,76 @@ def _disjoint(window: Any) -> bool:
 def _forward_kernel(
     window: Any, element: str, saved: str, offset: str, cells: int, ties: str | None
 ) -> tuple[str, str]:
-    """The stem and name of the kernel; `cells` as `_tile` gives them, `ties` None to save nothing."""
+    """The stem and name of the kernel; `cells` as `_pack_cells` returns them; `ties` None to save nothing."""
     if cells:
         w = window.axes[1]
-        shape = (w.kernel, w.stride, cells, _keep(ties))
-        return "max_pool_tile", kernels.name("max_pool_tile", element, *shape, offset)
-    return "pool", kernels.name("max_pool_wide" if _shared(window, ties) else "max_pool", element, saved, offset)
+        shape = (w.kernel, w.stride, cells, _save_flags(ties))
+        return "max_pool_tiled", instance_name("max_pool_tiled", element, *shape, offset)
+    return "max_pool", instance_name(
+        "max_pool_wide" if _warp_per_window(window, ties) else "max_pool", element, saved, offset
+    )
 
 
-def _keep(ties: str | None) -> int:
-    """What the kernels call what this tie rule saves."""
+def _save_flags(ties: str | None) -> int:
+    """The kernels' Save flag for a tie rule."""
     return 0 if ties is None else ARGMAX if ties == "first" else TIES
 
 
-def _shared(window: Any, ties: str | None) -> bool:
-    """Whether a warp shares a window."""
+def _warp_per_window(window: Any, ties: str | None) -> bool:
+    """Whether one warp computes one window."""
     return is_wide(window) and ties in (None, "first")
 
 
 def _backward_kernel(window: Any, element: str, saved: str, offset: str, cells: int, ties: str) -> tuple[str, str]:
-    """The same for backward."""
+    """The stem and name of the backward kernel; arguments as `_forward_kernel`'s."""
     if cells:
         w = window.axes[1]
-        shape = (w.kernel, w.stride, cells, _keep(ties))
-        return "max_pool_tile", kernels.name("max_pool_tile_backward", element, *shape, offset)
-    return "pool", kernels.name("max_pool_scatter" if _scatters(window) else "max_pool_gather", element, saved, offset)
+        shape = (w.kernel, w.stride, cells, _save_flags(ties))
+        return "max_pool_tiled", instance_name("max_pool_tiled_backward", element, *shape, offset)
+    return "max_pool", instance_name(
+        "max_pool_scatter" if _uses_scatter(window) else "max_pool_gather", element, saved, offset
+    )
 
 
-def _scatters(window: Any) -> bool:
-    """Whether a thread writes all cells of its window: where windows are disjoint and small."""
+def _uses_scatter(window: Any) -> bool:
+    """Whether one thread writes all cells of a window: for disjoint, small windows."""
     if not _disjoint(window):
         return False
-    return bool(math.prod(axis.stride if axis.out > 1 else axis.length for axis in window.axes) <= SCATTERED)
+    return bool(math.prod(axis.stride if axis.out > 1 else axis.length for axis in window.axes) <= MAX_SCATTER_CELLS)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _forward(b: Backend, window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[Array, Array, Array | None]:
-    """y, what backward needs of this tie rule (None: nothing), and the indices where they are wanted."""
+def _forward(
+    b: Backend, window: Any, x: Array, ties: str | None, return_indices: bool
+) -> tuple[Array, Array, Array | None]:
+    """y, the argmax or tie bits (empty for ties None), and the indices if `return_indices`."""
     x, y = contiguous(b, x), b.empty(window.out_shape, x.dtype)
-    saved = _room(b, window, ties)
-    indices = b.empty(window.out_shape if numbered else (0,), b.xp.int64)
+    saved = _saved_array(b, window, ties)
+    indices = b.empty(window.out_shape if return_indices else (0,), b.xp.int64)
     arguments: tuple[Any, ...]
     if y.size:
-        offset, integer = offsets(x.size, y.size, saved.size)
-        cells = 0 if numbered else _aligned_tile(b, window, x, y, saved)
-        kernel = _forward_kernel(window, ctype(b, x), ctype(b, saved), offset, cells, ties)
+        offset, integer = offset_types(x.size, y.size, saved.size)
+        cells = 0 if return_indices else _aligned_pack_cells(b, window, x, y, saved)
+        kernel = _forward_kernel(window, cuda_type(b, x), cuda_type(b, saved), offset, cells, ties)
         if cells:
             h, row = window.axes[0], x.shape[-1] // cells
             threads = planes(window) * h.out * row
             sizes = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out))
             arguments = (x, y, saved, *sizes)
         else:
-            warp = _shared(window, ties)
+            warp = _warp_per_window(window, ties)
             threads = y.size * (32 if warp else 1)
-            keep = np.int32(_keep(ties) | (INDICES if numbered else 0))
-            scalars = (keep, integer(y.size), integer(inner(window)), *axes(window, line=warp))
+            save = np.int32(_save_flags(ties) | (INDICES if return_indices else 0))
+            scalars = (save, integer(y.size), integer(inner(window)), *axes(window, line=warp))
             arguments = (x, y, saved, indices, *scalars)
-        kernels.launch(*kernel, grid(b, threads), BLOCK, arguments)
-    return y, saved, indices if numbered else None
+        launch(*kernel, grid_size(b, threads), BLOCK, arguments)
+    return y, saved, indices if return_indices else None
 
 
-def _room(b: Backend, window: Any, ties: str | None) -> Array:
+def _saved_array(b: Backend, window: Any, ties: str | None) -> Array:
     """An array for the argmax ("first"), for tie bits (the other rules), or empty (None)."""
     if ties == "first":
-        return b.empty(window.out_shape, getattr(b.xp, _argmax(window)))
+        return b.empty(window.out_shape, getattr(b.xp, _argmax_dtype(window)))
     shape = (0,) if ties is None else ((math.prod(window.kernel) + 7) // 8, *window.out_shape)
     return b.empty(shape, b.xp.uint8)
 
@@ -182,23 +191,30 @@ def _backward(b: Backend, window: Any, dy: Array, saved: Array, ties: str) -> Ar
     dy, saved, dx = contiguous(b, dy), contiguous(b, saved), b.empty(window.layout.shape, dy.dtype)
     if not dx.size:
         return dx
-    offset, integer = offsets(dx.size, dy.size, saved.size)
-    cells = _aligned_tile(b, window, dx, dy, saved)
-    kernel = _backward_kernel(window, ctype(b, dy), ctype(b, saved), offset, cells, ties)
-    rule = np.int32(RULE[ties])
+    offset, integer = offset_types(dx.size, dy.size, saved.size)
+    cells = _aligned_pack_cells(b, window, dx, dy, saved)
+    kernel = _backward_kernel(window, cuda_type(b, dy), cuda_type(b, saved), offset, cells, ties)
+    rule = np.int32(TIE_RULE[ties])
     arguments: tuple[Any, ...]
     if cells:
         h, row = window.axes[0], dx.shape[-1] // cells
-        down = -(-h.length // h.stride)
-        threads, packs = planes(window) * down * row, planes(window) * h.out * row
-        sizes = (integer(threads), integer(packs), integer(row), np.int32(h.length), np.int32(down), np.int32(h.out))
+        tile_rows = -(-h.length // h.stride)
+        threads, packs = planes(window) * tile_rows * row, planes(window) * h.out * row
+        sizes = (
+            integer(threads),
+            integer(packs),
+            integer(row),
+            np.int32(h.length),
+            np.int32(tile_rows),
+            np.int32(h.out),
+        )
         arguments = (dy, saved, dx, np.int32(ties == "split"), *sizes)
-    elif _scatters(window):
+    elif _uses_scatter(window):
         threads = dy.size
         arguments = (dy, saved, dx, rule, integer(threads), integer(inner(window)), *axes(window))
     else:
         threads = dx.size
         counts = (integer(threads), integer(dy.size), integer(inner(window)))
         arguments = (dy, saved, dx, rule, np.int32(_disjoint(window)), *counts, *axes(window))
-    kernels.launch(*kernel, grid(b, threads), BLOCK, arguments)
+    launch(*kernel, grid_size(b, threads), BLOCK, arguments)
     return dx

@@ -1,7 +1,7 @@
-"""What the launchers of all norms share: how an array falls into rows or columns, and what becomes of its parameters.
+"""What the launchers of all norms share: how an array is divided into rows or columns, and its parameters.
 
-Arrays are in C order. Parameters are cast to the dtype x is computed in; running statistics are read and updated where
-they are.
+Arrays are in C order. Parameters are cast to the dtype x is computed in; running statistics are read and updated in
+place.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from .arrays import aligned, contiguous
+from .launch import aligned, contiguous
 from .norm_plan import Columns, Rows
 
 Array = Any
-GAMMA, BETA, DGAMMA, DBETA, X, CENTRED, RUNNING, UNBIASED = (1 << i for i in range(8))  # rows.cuh's Given
-KINDS = ("float16", "bfloat16", "float32", "float64")  # its kinds
-LIMIT = 2**31  # rows, and cells of a row
-TINY = 2.0**-126  # what is smaller is 0 in float32 arithmetic
+GAMMA, BETA, DGAMMA, DBETA, HAS_X, CENTRED, RUNNING, UNBIASED = (1 << i for i in range(8))  # row_reduce.cuh's Flags
+KINDS = ("float16", "bfloat16", "float32", "float64")  # stats_writer.cuh's kinds, in order
+LIMIT = 2**31  # of rows, and of cells of a row
+TINY = 2.0**-126  # smaller numbers are 0 in the kernels' float32 arithmetic
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -31,7 +31,7 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
         return "the sums go over several ranks"
     if 0 < spec.rows.eps < TINY and arrays[0].dtype != np.float64:
         return f"an eps of {spec.rows.eps:g} is 0 in float32"
-    shape = lie(spec.rows)
+    shape = memory_layout(spec.rows)
     numbers = (
         (shape.samples * shape.channels, shape.depth)
         if isinstance(shape, Columns)
@@ -42,30 +42,30 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return None
 
 
-def lie(rows: Any) -> Rows | Columns:
-    """How the rows of functional/rows.py lie in memory."""
+def memory_layout(rows: Any) -> Rows | Columns:
+    """The statistics groups of functional/rows.py as rows or columns of memory."""
     cells = rows.count
     if 0 in rows.shape:
         return Rows(0, 1, 1, 1, 1)
     if rows.own == rows.axes:
-        return last_axes(rows)
+        return trailing_rows(rows)
     samples, channels = rows.shape[0], math.prod(rows.parameter)
     spatial, group = math.prod(rows.shape) // samples // channels, channels // rows.view[rows.own[0]]
-    apart = spatial > 1 and channels > 1 and rows.own[0] > 1  # channels last
+    channels_last = spatial > 1 and channels > 1 and rows.own[0] > 1  # channels last
     if 0 in rows.axes:
         if channels == 1:
             return Rows(1, 1, cells, 1, cells)
-        if apart or spatial == 1:
+        if channels_last or spatial == 1:
             return Columns(1, samples * spatial, channels, 1)
         return Rows(channels, samples, spatial, channels, spatial)
-    if apart:
+    if channels_last:
         return Columns(samples, spatial, channels, group)
     return Rows(samples * channels // group, 1, group * spatial, channels // group, spatial)
 
 
-def last_axes(rows: Any) -> Rows:
-    """The same of layer and RMS norm, whose rows are not empty."""
-    return Rows(math.prod(rows.shape) // rows.count, 1, rows.count, 1, rows.count, each=True)
+def trailing_rows(rows: Any) -> Rows:
+    """The rows of layer and RMS norm, which are not empty."""
+    return Rows(math.prod(rows.shape) // rows.count, 1, rows.count, 1, rows.count, per_element=True)
 
 
 def accumulator(b: Backend, x: Array) -> Any:
@@ -79,19 +79,19 @@ def cast(array: Array, dtype: Any) -> Array:
 
 
 def parameter(b: Backend, array: Array | None, dtype: Any, alignment: int = 1) -> Array | None:
-    """A parameter in C order and `dtype`, on a boundary of `alignment` bytes."""
+    """A parameter in C order and `dtype`, aligned to `alignment` bytes."""
     if array is None:
         return None
     array = contiguous(b, cast(array, dtype))
     return array if aligned(array, alignment) else array.copy()
 
 
-def statistics(rows: Any, make: Callable[[tuple[int, ...], Any], Array], b: Backend) -> Array:
-    """A new array for a number of each row, of the view's rank."""
-    return make(tuple(1 if a in rows.axes else length for a, length in enumerate(rows.view)), b.xp.float64)
+def new_statistics(rows: Any, allocate: Callable[[tuple[int, ...], Any], Array], b: Backend) -> Array:
+    """A new float64 array of one number a statistics group, of the view's rank."""
+    return allocate(tuple(1 if a in rows.axes else length for a, length in enumerate(rows.view)), b.xp.float64)
 
 
-def keep(
+def stats_arguments(
     b: Backend,
     norm: Any,
     gamma: Array | None,
@@ -100,9 +100,9 @@ def keep(
     rstd: Array,
     running: tuple[Array, ...],
 ) -> list[Any]:
-    """record.cuh's KEPT: where statistics go, and how."""
-    given = (gamma is not None) * GAMMA | (beta is not None) * BETA | norm.rows.centred * CENTRED
-    given |= bool(running and not norm.given) * RUNNING | norm.unbiased * UNBIASED
+    """The arguments STATS_PARAMS of stats_writer.cuh."""
+    flags = (gamma is not None) * GAMMA | (beta is not None) * BETA | norm.rows.centred * CENTRED
+    flags |= bool(running and not norm.given) * RUNNING | norm.unbiased * UNBIASED
     kinds = [np.int32(KINDS.index(backends.dtype_name(b, a)) if running else 0) for a in running or (None, None)]
-    numbers = [np.int32(given), *kinds, np.float64(norm.rows.eps), np.float64(norm.momentum)]
+    numbers = [np.int32(flags), *kinds, np.float64(norm.rows.eps), np.float64(norm.momentum)]
     return [rstd if mean is None else mean, rstd, *(running or (rstd, rstd)), *numbers]

@@ -1,6 +1,6 @@
-"""Launchers of conv.cu: the steps "im2col" and "col2im" of a convolution, called as the portable code is.
+"""Launchers of im2col.cu: the steps "im2col" and "col2im" of a convolution, called as the portable code is.
 
-Specs, tiles and taps are taken as they come from functional/tiles.py.
+Specs, tiles and taps are those of functional/tiles.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from cnnlayers.backends import Backend
 
-from . import compile as kernels
-from .arrays import BLOCK, aligned, contiguous, grid, offsets
+from .compile import instance_name
+from .launch import BLOCK, aligned, contiguous, grid_size, launch, offset_types
 from .window import axes, too_large
 
 Array = Any
-WIDEST = 16  # bytes that a thread loads or stores at once
+PACK_BYTES = 16  # the most bytes that one access loads or stores
 FLOAT, WORD = {4: "float", 8: "double"}, {4: "unsigned", 8: "unsigned long long"}  # by their bytes
 
 
@@ -38,25 +38,27 @@ def col2im(b: Backend, spec: Any, image: Array, tile: Any, block: list[Any], col
 
 
 def _launch(b: Backend, op: str, spec: Any, image: Array, tile: Any, block: list[Any], columns: Array) -> None:
-    window, cut = _reached(tile.window)
+    window, cut = _reached_rows(tile.window)
     plane, size = math.prod(spec.window.layout.lengths), image.dtype.itemsize
     cell = spec.channels if spec.last else 1
     region = b.xp.reshape(image, (-1,))[cut * cell :]
-    lanes = _lanes(spec, size, region, columns)
+    pack_channels = _pack_channels(spec, size, region, columns)
     cells = image.shape[0] * math.prod(a.length for a in window.axes)
     n = columns.size if op == "im2col" else cells * spec.channels
-    index, offset = offsets(image.size // lanes, columns.size // lanes)
-    steps = (plane * spec.channels // lanes, 1 if spec.last else plane, cell // lanes)
-    counts = [offset(count) for count in (n // lanes, image.shape[0], spec.weight_shape[2] // lanes, *steps)]
+    index, offset = offset_types(image.size // pack_channels, columns.size // pack_channels)
+    steps = (plane * spec.channels // pack_channels, 1 if spec.last else plane, cell // pack_channels)
+    counts = [
+        offset(count) for count in (n // pack_channels, image.shape[0], spec.weight_shape[2] // pack_channels, *steps)
+    ]
     taps = [np.int32(block[0][0]), np.int32(len(block))]
     arrays = (region, columns) if op == "im2col" else (columns, region)
-    threads = -(-columns.nbytes // WIDEST) if op == "im2col" else n // lanes
-    instance = _instance(op, spec, size, lanes, index)
-    kernels.launch("conv", instance, grid(b, threads), BLOCK, (*arrays, *counts, *taps, *axes(window)))
+    threads = -(-columns.nbytes // PACK_BYTES) if op == "im2col" else n // pack_channels
+    instance = _instance(op, spec, size, pack_channels, index)
+    launch("im2col", instance, grid_size(b, threads), BLOCK, (*arrays, *counts, *taps, *axes(window)))
 
 
-def _reached(window: Any) -> tuple[Any, int]:
-    """The windows on those rows of the image that they reach, and the cells before these."""
+def _reached_rows(window: Any) -> tuple[Any, int]:
+    """The windows on the rows of the image that they read, and the number of cells before these rows."""
     first, *others = window.axes
     top = max(0, -first.before)
     end = (first.out - 1) * first.stride + first.dilation * (first.kernel - 1) + 1 - first.before
@@ -64,13 +66,13 @@ def _reached(window: Any) -> tuple[Any, int]:
     return dataclasses.replace(window, axes=(rows, *others)), top * math.prod(a.length for a in others)
 
 
-def _lanes(spec: Any, size: int, *arrays: Array) -> int:
-    """Channels that are moved as one: those of a run, up to 16 bytes, where arrays lie on boundaries of so many."""
-    lanes = WIDEST // size if spec.in_runs else 1
-    while spec.weight_shape[2] % lanes or not all(aligned(a, lanes * size) for a in arrays):
-        lanes //= 2
-    return lanes
+def _pack_channels(spec: Any, size: int, *arrays: Array) -> int:
+    """Channels of a pack: contiguous ones, up to 16 bytes, as far as the arrays are aligned; 1 in channels first."""
+    pack_channels = PACK_BYTES // size if spec.in_runs else 1
+    while spec.weight_shape[2] % pack_channels or not all(aligned(a, pack_channels * size) for a in arrays):
+        pack_channels //= 2
+    return pack_channels
 
 
-def _instance(op: str, spec: Any, size: int, lanes: int, index: str) -> str:
-    return kernels.name(op, (WORD if op == "im2col" else FLOAT)[size], lanes, spec.in_runs, index)
+def _instance(op: str, spec: Any, size: int, pack_channels: int, index: str) -> str:
+    return instance_name(op, (WORD if op == "im2col" else FLOAT)[size], pack_channels, spec.in_runs, index)

@@ -1,4 +1,4 @@
-"""pool.cu and max_pool_tile.cu on the emulator: the portable code's bits in any order of threads."""
+"""max_pool.cu and max_pool_tiled.cu on the emulator: the portable code's bits in any order of threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels, specs
-from cnnlayers.kernels.cuda import pool as launchers
+from cnnlayers.kernels.cuda import max_pool as launchers
 
 from . import portable, simt, standin_cuda, standin_cupy
 from .pooling import CASES, FORMATS, drawn, kind, options, ordered, rivals
@@ -37,7 +37,7 @@ def cupy() -> Iterator[types.ModuleType]:
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """64-bit offsets, as if the arrays had over 2**31 elements."""
-    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+    monkeypatch.setattr(launchers, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
 
 
 def same(got: Any, expected: np.ndarray) -> None:
@@ -108,7 +108,7 @@ def test_windows_that_the_compiler_knows(
             with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
                 for ties in TIES if dtype in ("float32", "float16") else ("first",):
                     ran = agree(cupy, x, given, ties)
-                    assert ran == {"max_pool_tile", "max_pool_tile_backward"}
+                    assert ran == {"max_pool_tiled", "max_pool_tiled_backward"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -187,7 +187,7 @@ def test_64_bit_offsets(cupy: Any, wide: None, rng: np.random.Generator) -> None
 def test_a_thread_takes_more_than_one_element(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
     x = rivals(rng, (3, 5, 31, 32), kind("float32"))
     for given in ({"kernel_size": 2}, {"kernel_size": 3, "stride": 1, "padding": 1}, {"kernel_size": (31, 32)}):
         agree(cupy, x, given)

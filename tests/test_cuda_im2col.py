@@ -1,4 +1,4 @@
-"""conv.cu on the emulator: im2col and col2im give what the portable steps give, tile by tile."""
+"""im2col.cu on the emulator: im2col and col2im give what the portable steps give, tile by tile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import cnnlayers.functional as F
 from cnnlayers import backends, kernels
 from cnnlayers.functional import tiles
 from cnnlayers.functional.tiles import Conv
-from cnnlayers.kernels.cuda import conv as launchers
+from cnnlayers.kernels.cuda import im2col as launchers
 from cnnlayers.specs import conv_window
 
 from . import portable, simt, standin_cuda, standin_cupy
@@ -46,7 +46,7 @@ def cupy() -> Iterator[types.ModuleType]:
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """64-bit offsets, as if the arrays had over 2**31 elements."""
-    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+    monkeypatch.setattr(launchers, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
 
 
 def spec_of(case: str) -> Conv:
@@ -93,7 +93,7 @@ def test_steps(cupy: Any, case: str, workspace: int, monkeypatch: pytest.MonkeyP
 def test_doubles_64_bit_offsets_and_few_threads(
     cupy: Any, wide: None, case: str, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
     spec = spec_of(case)
     image = np.random.default_rng(0).integers(-9, 9, spec.window.layout.shape).astype("float64")
     with standin_cuda.emulating(order=order):

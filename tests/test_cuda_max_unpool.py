@@ -1,4 +1,4 @@
-"""unpool.cu on the emulator: the portable code's bits whatever the order of threads, repeated and bad indices."""
+"""max_unpool.cu on the emulator: the portable code's bits whatever the order of threads, repeated and bad indices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.kernels.cuda import compile as compiler
-from cnnlayers.kernels.cuda import unpool as launchers
+from cnnlayers.kernels.cuda import max_unpool as launchers
 
 from . import simt, standin_cuda, standin_cupy
 from .pooling import FORMATS, kind, ordered, rivals
@@ -40,7 +40,7 @@ def agree(cupy: Any, x: np.ndarray, indices: np.ndarray, data_format: str = "cha
             gradient = F.max_unpool_backward(cupy.asarray(dy), kept)
         assert [launch.name.partition("<")[0] for launch in made] == [
             "max_unpool_claim",
-            "max_unpool_show",
+            "max_unpool_write",
             "max_unpool_backward",
         ]
         for device, host in ((got, y), (gradient, dx), (kept.arrays["reached"], ctx.arrays["reached"])):
@@ -79,9 +79,9 @@ def test_64_bit_offsets_and_several_elements_a_thread(
     cupy: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, indices = rivals(rng, (3, 5, 9, 9), kind("float32")), rng.integers(0, 18 * 18, (3, 5, 9, 9))
-    monkeypatch.setattr(launchers, "grid", lambda b, threads: 2)
+    monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
     agree(cupy, x, indices)
-    monkeypatch.setattr(launchers, "offsets", lambda *sizes: ("unsigned long long", np.uint64))
+    monkeypatch.setattr(launchers, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
     agree(cupy, x, indices)
 
 
@@ -111,6 +111,6 @@ def test_an_entry_that_wins_no_cell_is_told_so() -> (
     name = "max_unpool_claim<long long, int, int>"
     owner, reached, sizes = np.full(4, -1, "int32"), np.full(2, 7, "int32"), (2, 2, 4, 1)
     indices = np.array([4, 1])
-    module = simt.Module(compiler.source("unpool"), [name])
+    module = simt.Module(compiler.source("max_unpool"), [name])
     module.launch(name, (1,), (32,), (indices, owner, reached, *(np.uint32(n) for n in sizes)))
     assert (owner.tolist(), reached.tolist()) == ([-1, 1, -1, -1], [-1, -1])

@@ -1,0 +1,126 @@
+"""Launchers of channels_last_norm.cu, channels_last_norm_backward.cu and the columns in norm_cooperative.cu: batch,
+instance and group norm where channels are the last axis. Called by norm_forward.py and norm_backward.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+
+from .compile import instance_name
+from .launch import cuda_type, launch, offset_types
+from .norm_arguments import stats_arguments
+from .norm_plan import Columns, Plan, device_of, make_plan, pack_of
+
+Array = Any
+GRADIENT_THREADS = 128  # threads of a block whose warps each process one channel or group
+
+
+# ------------------------------------------------------------------------------------------------------------- forward
+def forward(
+    b: Backend, spec: Any, shape: Columns, arrays: list[Array], mean: Array, rstd: Array, running: tuple[Array, ...]
+) -> None:
+    """Fill y, mean and rstd; `arrays`: x, gamma, beta (cast, or None) and y."""
+    x, gamma, beta, y = arrays
+    stats = stats_arguments(b, spec, gamma, beta, mean, rstd, running)
+    pack = pack_of(shape, x.dtype.itemsize, x.data.ptr)
+    plan = make_plan(device_of(b), shape, backends.dtype_name(b, x), pack, use_running_stats=spec.given)
+    instances = forward_instances(plan, cuda_type(b, x), offset_types(x.size)[0], spec.given)
+    arrays = [x, *(rstd if p is None else p for p in (gamma, beta)), y]
+    if plan.mapping != "two_pass":
+        _launch_once(b, shape, plan, "channels_last_norm", instances[0], arrays, stats)
+        return
+    partial = rstd if spec.given else _partial(b, shape, plan)
+    *moments, finish, apply = instances
+    for instance in moments:
+        arguments = [x, partial, *_shape(shape, plan), np.uint32(plan.parts)]
+        launch("channels_last_norm", instance, plan.rows * plan.parts, plan.threads, arguments)
+    groups = shape.samples * shape.channels // shape.group_channels
+    numbers = shape.samples, shape.depth, shape.channels, shape.group_channels, plan.parts
+    arguments = [partial, *stats, *(np.uint32(n) for n in numbers)]
+    launch("channels_last_norm", finish, -(-groups * 32 // GRADIENT_THREADS), GRADIENT_THREADS, arguments)
+    last = [np.uint32(n) for n in (shape.group_channels, plan.stream_blocks)]
+    arguments = [*arrays, mean, rstd, stats[4], *_shape(shape, plan), *last]
+    launch("channels_last_norm", apply, plan.rows * plan.stream_blocks, plan.threads, arguments)
+
+
+def forward_instances(plan: Plan, element: str, offset: str, use_running_stats: bool) -> list[str]:
+    """channels_last_norm.cu's kernels of a plan, in their order."""
+    if plan.mapping != "two_pass":
+        kernel = "cooperative_channels_last_forward" if plan.mapping == "grid" else "channels_last_forward"
+        return [instance_name(kernel, element, plan.pack, plan.register_packs, offset)]
+    moments = (
+        []
+        if use_running_stats
+        else [instance_name("channels_last_moments", element, plan.pack, plan.register_packs, offset)]
+    )
+    finish = instance_name("channels_last_finish", offset, use_running_stats)
+    return [*moments, finish, instance_name("channels_last_apply", element, plan.pack, offset)]
+
+
+def _launch_once(
+    b: Backend, shape: Columns, plan: Plan, stem: str, instance: str, arrays: list[Array], more: list[Any]
+) -> None:
+    """The one launch of a plan; `more`: the kernel's arguments between its arrays and its shape."""
+    if plan.mapping == "grid":
+        last = [np.uint32(n) for n in (plan.parts, plan.wave)]
+        arguments = [*arrays, _partial(b, shape, plan), *more, *_shape(shape, plan), *last]
+        launch(
+            "norm_cooperative", instance, plan.grid_size, plan.threads, arguments, shared=plan.shared, cooperative=True
+        )
+    else:
+        arguments = [*arrays, *more, *_shape(shape, plan)]
+        launch(stem, instance, plan.grid_size, plan.threads, arguments, shared=plan.shared)
+
+
+def _partial(b: Backend, shape: Columns, plan: Plan) -> Array:
+    return b.empty((shape.samples * plan.parts, shape.channels, 2), b.xp.float64)
+
+
+def _shape(shape: Columns, plan: Plan) -> list[Any]:
+    """The kernels' SHAPE arguments, without `flags`."""
+    return [np.uint32(n) for n in (shape.samples, shape.depth, shape.channels // plan.pack, plan.lanes)]
+
+
+# ------------------------------------------------------------------------------------------------------------ backward
+def backward(b: Backend, spec: Any, shape: Columns, arrays: list[Array], gradients: list[Array], flags: int) -> Array:
+    """Fill dx, and dgamma and dbeta where there is one sample; the channels' sums otherwise. `arrays`: x, dy, mean,
+    rstd, gamma, dx, and `gradients`: dgamma and dbeta, where any array stands for a missing one. `flags`: the kernels'
+    Flags, which say what is missing."""
+    x, dy, gamma = arrays[0], arrays[1], arrays[4]
+    pack = pack_of(shape, dy.dtype.itemsize, x.data.ptr, dy.data.ptr)
+    plan = make_plan(device_of(b), shape, backends.dtype_name(b, dy), pack, arrays=2, use_running_stats=spec.given)
+    instances = backward_instances(plan, cuda_type(b, dy), offset_types(dy.size)[0], spec.given)
+    sums = b.empty((shape.samples * shape.channels, 2), b.xp.float64)
+    flags, stem = np.int32(flags), "channels_last_norm_backward"
+    if plan.mapping != "two_pass":
+        _launch_once(b, shape, plan, stem, instances[0], [*arrays, *gradients, sums], [flags])
+        return sums
+    sums_of, finish, *apply = instances
+    partial, groups = _partial(b, shape, plan), shape.samples * shape.channels // shape.group_channels
+    numbers = [flags, *_shape(shape, plan), np.uint32(shape.group_channels)]
+    arguments = [*arrays, partial, *numbers, np.uint32(plan.parts)]
+    launch(stem, sums_of, plan.rows * plan.parts, plan.threads, arguments)
+    group_sums = b.empty((groups, 2), b.xp.float64)
+    last = [np.uint32(n) for n in (shape.samples, shape.channels, shape.group_channels, plan.parts)]
+    arguments = [partial, gamma, *gradients, sums, group_sums, flags, *last]
+    launch(stem, finish, -(-groups * 32 // GRADIENT_THREADS), GRADIENT_THREADS, arguments)
+    for instance in apply:
+        arguments = [*arrays, group_sums, *numbers, np.uint32(plan.stream_blocks)]
+        launch(stem, instance, plan.rows * plan.stream_blocks, plan.threads, arguments)
+    return sums
+
+
+def backward_instances(plan: Plan, element: str, offset: str, use_running_stats: bool) -> list[str]:
+    """channels_last_norm_backward.cu's kernels of a plan, in their order."""
+    if plan.mapping != "two_pass":
+        kernel = "cooperative_channels_last_backward" if plan.mapping == "grid" else "channels_last_backward"
+        return [instance_name(kernel, element, plan.pack, plan.register_packs, offset)]
+    accumulator = "double" if element == "double" else "float"
+    apply = [] if use_running_stats else [instance_name("channels_last_backward_apply", element, plan.pack, offset)]
+    finish = instance_name("channels_last_backward_finish", accumulator, offset)
+    return [instance_name("channels_last_sums", element, plan.pack, offset, use_running_stats), finish, *apply]

@@ -1,0 +1,85 @@
+"""What every launcher does: contiguous memory, alignment, C++ type names, the width of an offset, a grid, the launch.
+
+Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.kernels import ahead
+
+from .compile import CUDA_TYPE, OPTIONS, KernelError, kernel
+
+BLOCK = 256  # threads of a block
+RESIDENT = 8  # blocks of that size that fit a processor at most
+WAVES = 4  # the most blocks of a grid, in multiples of what the device runs at once; threads then loop
+
+
+def contiguous(b: Backend, array: Any) -> Any:
+    """`array` in C order: itself, or a copy where its strides say otherwise."""
+    return array if array.flags.c_contiguous else b.xp.ascontiguousarray(array)
+
+
+def cuda_type(b: Backend, array: Any) -> str:
+    """The C++ name of the elements' type."""
+    return CUDA_TYPE[backends.dtype_name(b, array)]
+
+
+def aligned(array: Any, size: int) -> bool:
+    """Whether the array's address is a multiple of `size` bytes, so that packs of that size can be loaded."""
+    return bool(array.data.ptr % size == 0)
+
+
+def offset_types(*sizes: int) -> tuple[str, type[np.uint32] | type[np.uint64]]:
+    """The C++ and NumPy types of offsets into arrays of so many elements."""
+    return ("unsigned", np.uint32) if max(sizes) < 2**31 else ("unsigned long long", np.uint64)
+
+
+def grid_size(b: Backend, threads: int, block: int = BLOCK) -> int:
+    """Blocks for so many threads, at most WAVES times what the device runs at once: kernels loop over a larger
+    array."""
+    limit = WAVES * RESIDENT * BLOCK // block * _processors(b.xp, int(b.device.id))
+    return min(-(-threads // block), limit)
+
+
+@functools.cache
+def _processors(cupy: Any, device: int) -> int:
+    return int(cupy.cuda.Device(device).attributes["MultiProcessorCount"])
+
+
+def launch(
+    stem: str,
+    instance: str,
+    grid: int,
+    block: int,
+    arguments: Sequence[Any],
+    *,
+    shared: int = 0,
+    cooperative: bool = False,
+) -> None:
+    """Run a kernel on the current stream of the current device; `arguments` are arrays and exactly typed NumPy scalars.
+
+    An empty grid launches nothing; nor does `cnnlayers.kernels.warmup`, which only compiles. Raises KernelError with
+    the kernel's name, the compiler's options and the launch's shape.
+    """
+    if grid == 0:
+        return
+    function = kernel(stem, instance, cooperative=cooperative)
+    if ahead(instance):
+        return
+    try:
+        if shared > 48 * 1024:
+            function.max_dynamic_shared_size_bytes = shared
+        function((grid,), (block,), tuple(arguments), shared_mem=shared)
+    except Exception as error:
+        raise KernelError(
+            f"{instance} of {stem}.cu, compiled with {' '.join(OPTIONS)}, did not launch with grid {grid}, "
+            f"block {block}, {shared} bytes shared: {error}"
+        ) from error
