@@ -1,4 +1,4 @@
-"""The README's Python runs as typed, on NumPy and, with the one change it names, on CuPy's stand-in."""
+"""The Python of README and docs runs as typed, on NumPy and, with the one change that README names, on CuPy's stand-in."""
 
 import re
 from pathlib import Path
@@ -8,40 +8,54 @@ import pytest
 from . import standin_cupy
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)\)")
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_block_runs(block, capsys):
     if "import torch" in block:
         pytest.importorskip("torch")
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block, "a page of the documentation", "exec"), {})
     if "print(" in block:
         assert capsys.readouterr().out.strip()
 
 
-def test_three_lines_on_cupy(capsys):
-    three = next(block for block in BLOCKS if "import numpy as xp" in block)
-    exec(compile(three, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_array_code_on_cupy(capsys):
+    code = next(param.values[0] for param in BLOCKS if "import numpy as xp" in param.values[0])
+    exec(compile(code, "README.md", "exec"), {})
     on_numpy = capsys.readouterr().out
     with standin_cupy.installed():
-        exec(compile(three.replace("import numpy as xp", "import cupy as xp"), "README.md", "exec"), {})
+        exec(compile(code.replace("import numpy as xp", "import cupy as xp"), "README.md", "exec"), {})
     assert capsys.readouterr().out == on_numpy != ""
 
 
+def text_of(page):
+    return " ".join(page.read_text().split())
+
+
 def test_what_no_gpu_has_run_is_said_before_anything_else():
-    first = " ".join(README.partition("\n## ")[0].split())
+    first = text_of(ROOT / "README.md").partition(" ## ")[0]
     assert "no GPU has run the CuPy code or the CUDA kernels yet" in first
     assert "CUDA" not in re.findall(r"\*\*Fast.*?\*\*", first)[0]
 
 
-@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
-def test_claims_about_others_have_their_limits(file):
-    text = " ".join((ROOT / file).read_text().split())
-    assert "any other array-API library" not in text  # those whose arrays can be written to
-    assert not re.search(r"PyTorch: eight", text)  # eager PyTorch; torch.compile saves one byte
-    if file == "README.md":
-        assert re.search(r"Eager PyTorch saves eight bytes .*torch\.compile` one byte", text)
-        assert re.search(r"curve is that of one process up to rounding", text)
-        assert "array-api-strict is the one that is tested" in text
+def test_claims_about_others_have_their_limits():
+    pages = {page.stem: text_of(page) for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]}
+    for text in pages.values():
+        assert "any other array-API library" not in text  # those whose arrays can be written to
+        assert not re.search(r"PyTorch: eight", text)  # eager PyTorch; torch.compile saves one byte
+    assert re.search(r"Eager PyTorch saves eight bytes .*torch\.compile` one byte", pages["README"])
+    assert "curve is that of one process up to rounding" in pages["distributed"]
+    assert "array-api-strict is the one that the tests use" in pages["backends"]
