@@ -1,4 +1,4 @@
-"""The Python of README and docs runs as typed, on NumPy and, with the change that README names, on the stand-in for CuPy."""
+"""The Python of README and docs runs as typed, on NumPy and, with the change README names, on the stand-in for CuPy."""
 
 import re
 from pathlib import Path
