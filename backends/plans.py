@@ -33,7 +33,7 @@ class _Entry:
 
 
 class PlanCache:
-    """Plans by key, within a limit of bytes.
+    """Plans by the function that makes them and its arguments, within a limit of bytes.
 
     The dictionary is never changed: an insertion replaces it by a new one, in one step. So no lock is needed, and an
     exception at any point, a fork or a second thread leaves it whole. Two insertions at the same moment keep one.
@@ -44,13 +44,14 @@ class PlanCache:
         self._plans: dict[Any, _Entry] = {}
         self._uses = itertools.count()
 
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The plan of this key: the kept one, or what `make` returns. An exception of `make` is not kept."""
+    def get(self, make: Callable[..., Any], *args: Any) -> Any:
+        """`make(*args)`, or the plan that is kept of it. An exception of `make` is not kept."""
+        key = (make, args)
         entry = self._plans.get(key)
         if entry is not None:
             entry.used = next(self._uses)
             return entry.plan
-        plan = make()
+        plan = make(*args)
         size = KEY + size_of(plan)
         if size <= self.largest:
             self._plans = self._within_limits({**self._plans, key: _Entry(plan, size, next(self._uses))})
@@ -88,7 +89,7 @@ def planned(make: F) -> F:
 
     @functools.wraps(make)
     def run(*args: Any) -> Any:
-        return PLANS.get((make, *args), lambda: make(*args))
+        return PLANS.get(make, *args)
 
     return cast(F, run)
 

@@ -13,6 +13,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers.backends import threads
+from cnnlayers.backends.plans import PLANS
 from cnnlayers.testing import gradcheck
 
 from . import standin_cupy
@@ -87,9 +88,9 @@ def cutting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "samples apart":
         monkeypatch.setattr(tiles, "APART", 1)
         monkeypatch.setattr(tiles, "SHARES", 1)
-    tiles._tiles.cache_clear()
+    PLANS.clear()
     yield
-    tiles._tiles.cache_clear()
+    PLANS.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------- literal
@@ -218,7 +219,7 @@ def test_as_pytorch(transposed: bool, data_format: str, monkeypatch: pytest.Monk
     for _ in range(120):
         monkeypatch.setattr(tiles, "WORKSPACE", int(rng.choice([1, 500, 4 << 20])))
         monkeypatch.setattr(tiles, "APART", int(rng.choice([1, 256])))
-        tiles._tiles.cache_clear()
+        PLANS.clear()
         case = some_case(rng)
         n, groups, c, f = case["sizes"]
         shape = (groups * c, f, *case["kernel"]) if transposed else (groups * f, c, *case["kernel"])

@@ -15,7 +15,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import backends, kernels
-from cnnlayers.backends.plans import KEY, LIMIT, PLANS, PlanCache, planned, size_of
+from cnnlayers.backends.plans import HEADER, KEY, LIMIT, PLANS, PlanCache, planned, size_of
 from cnnlayers.functional.window_arrays import first_taps, tap_counts, window_ends, window_starts
 from cnnlayers.kernels.cpu import compile as cpu_kernels
 from cnnlayers.specs import AdaptiveAxis, Axis, pool_window
@@ -37,59 +37,72 @@ def _no_plans() -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------------------ the cache
-def zeros(nbytes: int) -> Callable[[], np.ndarray]:
-    return lambda: np.zeros(nbytes, np.uint8)
+def zeros(nbytes: int, name: str = "") -> np.ndarray:
+    return np.zeros(nbytes, np.uint8)
+
+
+def kept(cache: PlanCache) -> list[Any]:
+    """The last argument of each plan that is kept."""
+    return [args[-1] for _, args in cache._plans]
 
 
 def test_a_plan_is_made_once_and_shared() -> None:
     cache, made = PlanCache(), []
-    for _ in range(3):
-        assert cache.get("a", lambda: made.append(1) or "plan") == "plan"
-    assert made == [1]
+
+    def make(name: str) -> str:
+        made.append(name)
+        return name.upper()
+
+    assert [cache.get(make, name) for name in "abaab"] == [*"ABAAB"]
+    assert made == ["a", "b"]
 
 
 def test_the_least_recently_used_plans_go_first() -> None:
-    cache = PlanCache(limit=3 * (1000 + KEY + 128), largest=2000 + KEY)
-    for key in "abc":
-        cache.get(key, zeros(1000))
-    cache.get("a", zeros(1000))
-    cache.get("d", zeros(1000))
-    assert list(cache._plans) == ["a", "c", "d"]
+    cache = PlanCache(limit=3 * (1000 + KEY + HEADER), largest=2000 + KEY)
+    for name in "abcad":
+        cache.get(zeros, 1000, name)
+    assert kept(cache) == ["a", "c", "d"]
     assert cache.nbytes == cache.limit
 
 
 def test_a_plan_that_is_too_large_is_not_kept() -> None:
     cache = PlanCache(limit=10_000, largest=5_000)
-    cache.get("small", zeros(100))
-    assert cache.get("large", zeros(5_000)).size == 5_000
-    assert list(cache._plans) == ["small"]
+    for nbytes in (100, 5_000):
+        assert cache.get(zeros, nbytes).size == nbytes
+    assert kept(cache) == [100]
 
 
 def test_no_more_than_so_many_plans_are_kept() -> None:
     cache = PlanCache(entries=5)
     for i in range(20):
-        cache.get(i, lambda: None)
-    assert list(cache._plans) == [15, 16, 17, 18, 19]
+        cache.get(zeros, i)
+    assert kept(cache) == [15, 16, 17, 18, 19]
 
 
 def test_an_error_is_not_kept() -> None:
-    cache = PlanCache()
+    cache, calls = PlanCache(), []
 
-    def fails() -> None:
-        raise MemoryError
+    def fails_twice() -> int:
+        calls.append(1)
+        if len(calls) < 3:
+            raise MemoryError
+        return len(calls)
 
     for _ in range(2):
         with pytest.raises(MemoryError):
-            cache.get("a", fails)
-    assert cache.get("a", lambda: 1) == 1
+            cache.get(fails_twice)
+    assert [cache.get(fails_twice), cache.get(fails_twice)] == [3, 3]
 
 
 def test_threads_that_make_the_same_plans_get_right_ones() -> None:
     cache, wrong = PlanCache(limit=20 * (1000 + KEY), largest=5000), []
 
+    def table(i: int) -> np.ndarray:
+        return np.full(1000, i, np.uint8)
+
     def work(seed: int) -> None:
-        for i in np.random.default_rng(seed).integers(0, 40, 2000):
-            if cache.get(int(i), lambda i=i: np.full(1000, i, np.uint8))[0] != i:
+        for i in np.random.default_rng(seed).integers(0, 40, 2000).tolist():
+            if cache.get(table, i)[0] != i:
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -98,7 +111,6 @@ def test_threads_that_make_the_same_plans_get_right_ones() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    cache.get("last", zeros(1))
     assert cache.nbytes <= cache.limit
 
 

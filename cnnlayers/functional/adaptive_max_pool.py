@@ -44,12 +44,11 @@ def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, arg
         mine = mine * axis.length + on_axis(b, b.arange(axis.length), where, ndim)
     dx = b.zeros(lay.shape, dy.dtype)
     for asked in itertools.product(*(_windows_over(b, where, ndim, axis) for where, axis in spec.placed)):
-        to: list[Any] = []
+        part = lay.at(*(cells for cells, _, _ in asked))
         share, at, counted = dy, flat, b.full((1,) * ndim, True, xp.bool)
-        for cells, windows, mask in asked:
+        for _, windows, mask in asked:
             share, at = windows(share), windows(at)
-            to, counted = [*to, cells], counted if mask is None else counted & mask
-        part = lay.at(*to)
+            counted = counted if mask is None else counted & mask
         share = masked(b, share, counted & (at == mine[part]))
         for where, (_, _, mask) in zip(lay.spatial, asked, strict=True):
             if mask is None:

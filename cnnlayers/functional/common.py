@@ -157,7 +157,7 @@ TABLES = 64  # bytes that the tables of an axis take for each window, while they
 def check_memory(b: Backend, x: Array, shape: tuple[int, ...]) -> None:
     """MemoryError where a result of this shape and x's dtype cannot fit in the memory that is free. A system that
     promises more memory than it has would end the process instead. CuPy checks by itself."""
-    if b.name != "numpy" or math.prod(shape) * itemsize(b, x) < LARGE:
+    if math.prod(shape) < LARGE // 8 or b.name != "numpy" or math.prod(shape) * itemsize(b, x) < LARGE:
         return
     needed, free = math.prod(shape) * itemsize(b, x) + TABLES * max(shape), backends.available_memory()
     if free is not None and needed > free:

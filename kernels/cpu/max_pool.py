@@ -31,6 +31,7 @@ from .pool_window import (
 )
 
 Array = Any
+Tables = tuple[Array, Array, Array]
 UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows for which max_pool_loops.py has loops of their own
 
 
@@ -87,7 +88,8 @@ def _regular(spec: Any) -> Any:
 class Plan:
     """What the loops are told of a window besides its tables; max_pool_loops.py says what each is. `line`: of a row's
     line its pitch, parts and first cell, where one serves; `form`: which of that loop's forms; `pairs`: windows of a
-    block, 0 where they are no pairs; `plain`: whether backward's plainer loop serves."""
+    block, 0 where they are no pairs; `plain`: whether backward's plainer loop serves; `stride`: along a row, with the
+    padding before it, or zeros where windows differ."""
 
     out_shape: tuple[int, ...]
     planes: int
@@ -101,9 +103,9 @@ class Plan:
     form: tuple[int, int]
     pairs: int
     plain: bool
+    stride: tuple[int, int]
 
 
-@backends.planned
 def _plan(window: Any) -> Plan:
     axes, (planes, channels) = axes_of(window), planes_of(window)
     depth, height, width = axes
@@ -121,6 +123,7 @@ def _plan(window: Any) -> Plan:
         form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
         pairs=next((n for n in loops.BLOCKS if width.out >= n), 0) if channels == 1 and _paired(*axes) else 0,
         plain=channels == 1 and all(_meets(a) for a in axes),
+        stride=(0, 0) if is_adaptive(width) else (width.stride, width.before),
     )
 
 
@@ -130,15 +133,15 @@ def _meets(axis: Any) -> bool:
 
 
 @backends.planned
-def _forward_tables(window: Any, whole: bool) -> tuple[Array, Array, Array]:
-    """`cells_of` depth, height and width. Unless `whole`, of the width only what the plan's loop reads: nothing for
-    pairs, and where rows are laid out in a line the first taps."""
+def _forward_plan(window: Any, whole: bool) -> tuple[Plan, Tables]:
+    """The plan, and `cells_of` depth, height and width. Unless `whole`, of the width only what the plan's loop reads:
+    nothing for pairs, and where rows are laid out in a line the first taps."""
     plan, (depth, height, width) = _plan(window), axes_of(window)
     if whole or not (plan.pairs or plan.line):
         last = cells_of(width, taps=True)
     else:
         last = np.empty(0, np.int32) if plan.pairs else _first_taps(width)
-    return cells_of(depth, taps=True), cells_of(height, taps=True), last
+    return plan, (cells_of(depth, taps=True), cells_of(height, taps=True), last)
 
 
 def _first_taps(axis: Any) -> Array:
@@ -148,14 +151,15 @@ def _first_taps(axis: Any) -> Array:
 
 
 @backends.planned
-def _backward_tables(window: Any, whole: bool) -> tuple[Array, Array, Array]:
-    """`starts_of` depth, height and width; unless `whole`, nothing of a width whose windows are a stride apart."""
-    depth, height, width = axes_of(window)
-    last = starts_of(width) if whole or is_adaptive(width) else np.empty((2, 0), np.int32)
-    return starts_of(depth), starts_of(height), last
+def _backward_plan(window: Any, whole: bool) -> tuple[Plan, Array, Tables]:
+    """The plan, the cells under a window's taps, and `starts_of` depth, height and width. Unless `whole`, and where the
+    plainer loop serves, nothing of a width whose windows are a stride apart."""
+    plan, (depth, height, width) = _plan(window), axes_of(window)
+    needed = whole or not plan.plain or is_adaptive(width)
+    last = starts_of(width) if needed else np.empty((2, 0), np.int32)
+    return plan, _offsets(window), (starts_of(depth), starts_of(height), last)
 
 
-@backends.planned
 def _offsets(window: Any) -> Array:
     """The cell under each tap of a window, in C order, relative to the window's start in the plane."""
     offsets = np.zeros(1, np.int64)
@@ -190,11 +194,11 @@ def _line(axis: Any) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------------------ launches
 def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[Array, Array, Array | None]:
     """y, what backward needs of this tie rule (None: nothing), and the indices where they are wanted."""
-    plan = _plan(window)
+    plan, tables = _forward_plan(window, False)
     y = backends.result(plan.out_shape, x.dtype)
     save = ties == "first" or numbered
     place = np.empty(y.shape if save else (0,), plan.place)
-    known, tables = (plan.sizes, plan.taps, plan.steps), _forward_tables(window, False)
+    known = (plan.sizes, plan.taps, plan.steps)
     line: tuple[int, ...] = ()
     if plan.pairs:
         run = loops.forward_pairs(plan.taps[0], plan.pairs, save)
@@ -211,7 +215,7 @@ def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[A
     if ties in (None, "first"):
         return y, place, indices
     number = (math.prod(window.kernel) + 7) // 8
-    bits, whole = np.empty((number, *y.shape), np.uint8), _forward_tables(window, True)
+    bits, (_, whole) = np.empty((number, *y.shape), np.uint8), _forward_plan(window, True)
 
     def equal(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
         loops.ties(x, y, bits, *known, *whole, start, stop)
@@ -221,8 +225,8 @@ def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[A
 
 
 def _indices(window: Any, place: Array) -> Array:
-    plan, indices = _plan(window), np.empty(place.shape, np.int64)
-    offsets, tables = _offsets(window), _backward_tables(window, True)
+    indices = np.empty(place.shape, np.int64)
+    plan, offsets, tables = _backward_plan(window, True)
 
     def cells(place: Array, indices: Array, start: int, stop: int) -> None:
         loops.numbered(place, indices, plan.sizes, offsets, *tables, start, stop)
@@ -232,10 +236,9 @@ def _indices(window: Any, place: Array) -> Array:
 
 
 def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
-    plan, dx = _plan(window), backends.result(window.layout.shape, dy.dtype)
-    plain, width = ties == "first" and plan.plain, axes_of(window)[2]
-    known = (plan.sizes, _offsets(window), plan.disjoint)
-    tables = _backward_tables(window, not plain)
+    plan, offsets, tables = _backward_plan(window, ties != "first")
+    dx = backends.result(window.layout.shape, dy.dtype)
+    known = (plan.sizes, offsets, plan.disjoint)
 
     def equal(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
         loops.ties_backward(dy, bits, dx, *known, ties == "split", *tables, start, stop)
@@ -244,12 +247,9 @@ def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
         loops.backward(dy, place, dx, *known, *tables, start, stop)
 
     def first_plain(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-        every, before = (0, 0) if is_adaptive(width) else (width.stride, width.before)
-        loops.backward_plain(dy, place, dx, *known, *tables, every, before, start, stop)
+        loops.backward_plain(dy, place, dx, *known, *tables, *plan.stride, start, stop)
 
-    run: Callable[..., None] = first_plain if plain else first
-    number = 1
-    if ties != "first":
-        run, number = equal, saved.shape[0]
+    run: Callable[..., None] = equal if ties != "first" else first_plain if plan.plain else first
+    number = 1 if ties == "first" else saved.shape[0]
     over(plan.planes, 1, (lines(dy), lines(saved, number)), (lines(dx),), run)
     return dx
