@@ -14,7 +14,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import threads
-from cnnlayers.kernels.cpu import compile as cpu
+from cnnlayers.kernels.cpu import jit as cpu
 from cnnlayers.kernels.cpu import jit
 
 if jit.unavailable():

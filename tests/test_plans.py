@@ -17,7 +17,7 @@ import cnnlayers.functional as F
 from cnnlayers import backends, kernels
 from cnnlayers.backends.plans import HEADER, KEY, LIMIT, PLANS, PlanCache, planned, size_of
 from cnnlayers.functional.window_arrays import first_taps, tap_counts, window_ends, window_starts
-from cnnlayers.kernels.cpu import compile as cpu_kernels
+from cnnlayers.kernels.cpu import jit as cpu_kernels
 from cnnlayers.specs import AdaptiveAxis, Axis, pool_window
 
 from .reference import pool as reference
