@@ -14,8 +14,8 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import threads
-from cnnlayers.kernels.cpu import jit as cpu
 from cnnlayers.kernels.cpu import jit
+from cnnlayers.kernels.cpu import jit as cpu
 
 if jit.unavailable():
     pytest.skip(str(jit.unavailable()), allow_module_level=True)
