@@ -356,6 +356,7 @@ result = [result, reason]
     assert (result, compiled[0]) == (RIGHT, "passed")
     if not change:
         assert reason is None
+        assert run(cache, code)[0] == [RIGHT, None]  # what is stored already is no obstacle
     elif "NullCache" in change:
         assert "cannot import name 'NullCache'" in reason
     else:

@@ -257,9 +257,9 @@ def unavailable() -> str | None:
     if not hasattr(kernel, "_cache"):
         return "Numba compiles nothing (NUMBA_DISABLE_JIT)"
     try:
-        cache = kernel._cache = CodeCache(_nothing)
         kernel()
         [result] = kernel.overloads.values()
+        cache = CodeCache(_nothing)
         cache.save((), result)
         if cache.load((), kernel.targetctx) is None:
             return f"what was stored in {directory()} cannot be read"
