@@ -30,11 +30,11 @@ def curves(title: str, epochs: Sequence[dict[str, Any]], best: int, examples: Se
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError(f"matplotlib does not import ({error}): pip install 'cnnlayers[train]'") from error
-    figure = Figure(figsize=(12, 7.8), dpi=110, layout="constrained")
-    engine: Any = figure.get_layout_engine()
-    engine.set(w_pad=0.12, h_pad=0.1)  # inches: nothing touches the edge
+    margins = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)  # inches: nothing touches the edge
+    figure = Figure(figsize=(12, 7.8), dpi=110, layout=margins)
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.45, 1))
     upper, lower = parts
     upper.suptitle(title, fontsize=14, fontweight="bold", parse_math=False)

@@ -106,8 +106,8 @@ def _pen_width(stroke: Any) -> float:
 
     In a long stroke the mean distance to the edge, half a cell before the next cell outside, is a quarter of the width.
     """
-    inside, outside = numpy.argwhere(stroke), numpy.argwhere(~stroke)
-    squares = ((inside[:, None] - outside[None]) ** 2).sum(axis=2)
+    (rows, columns), (other_rows, other_columns) = numpy.nonzero(stroke), numpy.nonzero(~stroke)
+    squares = numpy.subtract.outer(rows, other_rows) ** 2 + numpy.subtract.outer(columns, other_columns) ** 2
     return 4 * float(numpy.sqrt(squares.min(axis=1)).mean()) - 2
 
 
