@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test bench lint types wheel kernels gpu format clean
+.PHONY: help demo test test-all bench lint types wheel kernels gpu format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -21,8 +21,13 @@ demo: $(VENV)/.train  ## train a convolutional network on handwritten digits; dr
 	$(BIN)/cnnlayers train --data digits --overwrite
 
 # nvrtc: NVIDIA's compiler as wheels, so that the CUDA kernels are compiled where no CUDA is installed (Linux alone).
-test: $(VENV)/.train $(VENV)/.cpu $(VENV)/.test $(VENV)/.nvrtc  ## run every test that this machine can run
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+TESTED := $(VENV)/.train $(VENV)/.cpu $(VENV)/.test $(VENV)/.nvrtc
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+test: $(TESTED)  ## run every test that this machine can run, with a sample of the cases whose kernels must be compiled
+	$(PYTEST) --sample
+
+test-all: $(TESTED)  ## run every case of every test that this machine can run
+	$(PYTEST) $(PYTEST_ARGUMENTS)
 
 # The PyTorch that the targets are for; one that is there already will do.
 bench: $(VENV)/.train $(VENV)/.cpu  ## this machine beside PyTorch, as a table, JSON and pictures in bench/results

@@ -1,6 +1,10 @@
 """The matrix every op is tested over: one `impl` per implementation, and the one helper that asserts what comes back.
 
-What a machine lacks shows as a counted skip with its reason.
+What a machine lacks shows as a counted skip with its reason. Every test runs unless options say otherwise:
+
+--sample      runs a few cases of each test whose kernels have to be compiled, n of one marked `sample(n)`, and none
+              of those marked `whole` (`make test`)
+--not-passed  leaves out what has passed since the option was last absent (.ci/run)
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ import importlib.util
 import os
 import signal
 import subprocess
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +50,52 @@ NEEDS = {
 }
 LACKING = {file: needed for file, needed in NEEDS.items() if importlib.util.find_spec(needed) is None}
 collect_ignore = list(LACKING)
+
+
+# Whole files whose tests look at what is installed: that they have passed before says nothing once a package was added.
+LOOKING = {"test_bench.py", "test_bench_run.py", "test_cli.py", "test_imports.py"}
+# How many cases of one test --sample runs on an implementation whose kernels have to be compiled first.
+SAMPLE = {"cpu": 12, "standin": 4}
+PASSED = "cnnlayers/passed"  # in pytest's cache: the tests that have passed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("cnnlayers")
+    group.addoption("--sample", action="store_true", help="leave out most cases of large grids")
+    group.addoption("--not-passed", action="store_true", help="leave out the tests that have passed already")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "sample(n): --sample runs n of its cases, of those on implementations to compile"
+    )
+    config.addinivalue_line("markers", "whole: a case that --sample leaves out")
+
+
+def _beyond_the_sample(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
+    """What --sample leaves out. Those cases of a test stay whose names have the smallest checksums: the choice does not
+    depend on other tests, and follows no period of a grid."""
+    cases: dict[tuple[str, str, int], list[pytest.Item]] = {}
+    for item in items:
+        mark, params = item.get_closest_marker("sample"), item.callspec.params if hasattr(item, "callspec") else {}
+        implementation = str(params.get("impl", params.get("cupy", "")))
+        number = mark.args[0] if mark else SAMPLE.get(implementation)
+        if item.get_closest_marker("whole"):
+            yield item
+        elif number and implementation in ("", *SAMPLE):
+            cases.setdefault((item.nodeid.partition("[")[0], implementation, number), []).append(item)
+    for (*_, number), same in cases.items():
+        yield from sorted(same, key=lambda item: zlib.crc32(item.nodeid.encode()))[number:]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = {item.nodeid for item in _beyond_the_sample(items)} if config.getoption("sample") else set()
+    if config.getoption("not_passed"):
+        passed = set(config.cache.get(PASSED, []))
+        left_out |= {item.nodeid for item in items if item.nodeid in passed and item.path.name not in LOOKING}
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+        items[:] = [item for item in items if item.nodeid not in left_out]
 
 
 def pytest_report_header() -> list[str]:
@@ -148,8 +199,13 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was skipped by reason and number: thousands of lines of it would hide the rest."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was skipped by reason and number: thousands of lines of it would hide the rest. Note what has passed."""
+    cache = getattr(config, "cache", None)  # none with -p no:cacheprovider
+    if cache is not None:
+        before = cache.get(PASSED, []) if config.getoption("not_passed") else []
+        passed = (report.nodeid for report in terminalreporter.stats.get("passed", []) if report.when == "call")
+        cache.set(PASSED, sorted({*before, *passed}))
     reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
     for reason, number in reasons.most_common():
         terminalreporter.line(f"{number} skipped: {reason.removeprefix('Skipped: ')}")

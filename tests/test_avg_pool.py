@@ -239,15 +239,16 @@ def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:
     if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
         pytest.skip(f"{impl.name} has no bfloat16")
     kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
-    x, cells = impl.array(np.ones((1, 1, 4096), kind)), np.arange(1.0, 4097.0).reshape(1, 1, -1)
-    given: dict[str, Any] = {"stride": 1, "padding": ((4095, 0),)}  # windows of 1, 2, … 4096 cells
-    impl.same(F.avg_pool(x, 4096, count_include_pad=False, **given), np.ones((1, 1, 4096), kind))
-    impl.same(F.avg_pool(x, 4096), np.ones((1, 1, 1), kind))
-    impl.same(F.lp_pool(x, 4096, **given), np.sqrt(cells).astype(kind))
-    y, ctx = F.sum_pool_forward(x, 4096, **given)
+    n = 2200  # added up in float16, ones end at 2048
+    x, cells = impl.array(np.ones((1, 1, n), kind)), np.arange(1.0, n + 1.0).reshape(1, 1, -1)
+    given: dict[str, Any] = {"stride": 1, "padding": ((n - 1, 0),)}  # windows of 1, 2, … n cells
+    impl.same(F.avg_pool(x, n, count_include_pad=False, **given), np.ones((1, 1, n), kind))
+    impl.same(F.avg_pool(x, n), np.ones((1, 1, 1), kind))
+    impl.same(F.lp_pool(x, n, **given), np.sqrt(cells).astype(kind))
+    y, ctx = F.sum_pool_forward(x, n, **given)
     impl.same(y, cells.astype(kind))
     impl.same(F.sum_pool_backward(x, ctx), cells[..., ::-1].astype(kind))
-    _, ctx = F.avg_pool_forward(x, 4096, divisor_override=4096, **given)
+    _, ctx = F.avg_pool_forward(x, n, divisor_override=4096, **given)
     impl.same(F.avg_pool_backward(x, ctx), (cells[..., ::-1] / 4096).astype(kind))
 
 

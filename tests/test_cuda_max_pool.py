@@ -69,6 +69,7 @@ def agree(cupy: Any, x: Any, given: dict[str, Any], ties: str = "first", indices
 
 
 # ------------------------------------------------------------------------------------------------------- the same bits
+@pytest.mark.sample(8)
 @FORMATS
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS, "bool"])
 def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
@@ -91,6 +92,7 @@ def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.r
 TILES = [(2, 2, 0), (3, 1, 1), (3, 2, 1)]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("kernel", "stride", "pad"), TILES)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_windows_that_the_compiler_knows(

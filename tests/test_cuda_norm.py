@@ -45,7 +45,7 @@ def cupy() -> Iterator[types.ModuleType]:
 
 # ------------------------------------------------------------------------------------------------- ways, dtypes, orders
 @EACH_CALL
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.sample(6))])
 def test_every_way(cupy: Any, call: Call, dtype: str, rng: np.random.Generator) -> None:
     arrays = drawn(call, rng, dtype)
     found, launched = on_device(cupy, call, *arrays)
@@ -55,6 +55,7 @@ def test_every_way(cupy: Any, call: Call, dtype: str, rng: np.random.Generator) 
 
 
 @SOME_CALLS
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_dtypes(cupy: Any, call: Call, dtype: str, rng: np.random.Generator) -> None:
     arrays = drawn(call, rng, dtype)
@@ -70,6 +71,7 @@ def test_the_same_bits_in_any_order_of_threads(cupy: Any, call: Call, rng: np.ra
     assert len(bits) == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["batch in turns", "group", "batch last in turns", "layer in blocks"])
 def test_64_bit_offsets(cupy: Any, monkeypatch: pytest.MonkeyPatch, name: str, rng: np.random.Generator) -> None:
     """As if the arrays had over 2**31 elements."""

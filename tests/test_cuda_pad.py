@@ -77,6 +77,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS])
 @pytest.mark.parametrize("mode", MODES)
 def test_bits_are_the_portable_codes(cupy: Any, mode: str, dtype: str) -> None:

@@ -292,15 +292,21 @@ def test_the_job_ends_once_its_error_has_been_read(monkeypatch: pytest.MonkeyPat
     pytest.importorskip("fcntl")
     source, sink = os.pipe()
     read: list[bytes] = []
-    slow = threading.Timer(0.2, lambda: read.append(os.read(source, 1 << 16)))
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:  # the launcher reads at last
+            read.append(os.read(source, 1 << 16))
+
     comm = Comm(World(2), 1)
     comm.Abort = lambda code: read.append(b"ended %d" % code)  # type: ignore[attr-defined]
+    monkeypatch.setattr(distributed, "time", types.SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
     with open(source, "rb"), open(sink, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
-        slow.start()
         with pytest.raises(SystemExit), Ranks(comm).ending_together():
             raise KeyError("rank 1 cannot go on")
-        slow.join()
+    assert len(slept) == 3
     assert len(read) == 2
     assert read[0].startswith(b"rank 1 ends the job: KeyError\nTraceback")
     assert read[0].endswith(b"KeyError: 'rank 1 cannot go on'\n")

@@ -36,16 +36,23 @@ def test_blocks_are_no_larger_than_launch_bounds_say() -> None:
 
 @pytest.mark.skipif(nvrtc.unavailable() is not None, reason=str(nvrtc.unavailable()))
 @pytest.mark.parametrize("stem", STEMS)
-def test_compiled_for_devices(stem: str) -> None:
+@pytest.mark.parametrize(
+    ("archs", "elements"),
+    [
+        pytest.param(MOST, False, id="one of each template"),
+        pytest.param(MOST, True, id="one of each template and element", marks=pytest.mark.whole),
+        pytest.param(OTHERS, False, id="one of each template, other devices", marks=pytest.mark.whole),
+    ],
+)
+def test_compiled_for_devices(stem: str, archs: tuple[int, ...], elements: bool) -> None:
     """No spills, no local memory, registers as launch bounds leave them, 16 bytes at once where packs have so many."""
-    mine = [k for k in asked() if k.stem == stem]
-    many, few = (kernel_table.few_of(mine, elements=elements) for elements in (True, False))
-    jobs = [*((arch, many) for arch in MOST), *((arch, few) for arch in OTHERS)]
-    for kernel, made in kernel_table.compiled(jobs):
+    few = kernel_table.few_of([k for k in asked() if k.stem == stem], elements=elements)
+    for kernel, made in kernel_table.compiled([(arch, few) for arch in archs]):
         assert kernel_table.faults(kernel, made) == [], made
 
 
 @emulated
+@pytest.mark.sample(24)
 @pytest.mark.parametrize(
     ("price", "dtype"), [(p, d) for p in PRICES for d in p.call.dtypes], ids=lambda v: getattr(v, "call", v)
 )

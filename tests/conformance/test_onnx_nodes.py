@@ -35,6 +35,7 @@ AT_LEAST = {
 }
 
 
+@pytest.mark.sample(24)
 @pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in CASES.items() if n not in EXCLUDED])
 def test_node_case(impl: Any, case: Case) -> None:
     check(impl, case)

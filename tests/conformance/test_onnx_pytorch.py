@@ -27,6 +27,7 @@ def ours(case: Case) -> bool:
     return case.ops <= ADAPTERS.keys() and bool(case.ops & LAYERS.keys())
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("case", [pytest.param(c, id=n) for m in MODELS.values() for n, c in m.items() if ours(c)])
 def test_model(impl: Any, case: Case) -> None:
     check(impl, case)

@@ -6,6 +6,7 @@ is written elsewhere and moved into place, so several processes may compile the 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -71,8 +72,22 @@ def library(source: str, kernels: Sequence[str], options: Sequence[str], filenam
             paths = [f"-fdebug-prefix-map={a}={b}" for a, b in ((os.getcwd(), "."), (HERE, "emulator"))]
             before: list[str | Path] = [*flags, *hooks, "-include", header, *folders, *paths]
             _run([COMPILER, *before, "-c", "-x", "c++", "-", "-o", object_file.name], body)
-            _run([COMPILER, "-shared", object_file.name, runtime, "-o", so])
+            # Without the C++ library, whose many symbols take a linker as long as half a kernel takes the compiler:
+            # `load` opens it once for all kernels.
+            _run([COMPILER, "-shared", "-nodefaultlibs", object_file.name, runtime, "-lgcc", "-o", so])
     return made
+
+
+def load(library: Path) -> ctypes.CDLL:
+    """The library in this process, and what it needs."""
+    _load_needed()
+    return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def _load_needed() -> None:
+    for name in ("libm.so.6", "libstdc++.so.6"):
+        ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
 
 
 def _defines(options: Sequence[str]) -> str:

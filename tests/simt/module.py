@@ -100,7 +100,7 @@ class Module:
         self.kernels = list(dict.fromkeys(kernels))
         self.check = check
         self.path: Path = build.library(source, self.kernels, options, filename, check)
-        self._library = ctypes.CDLL(str(self.path))
+        self._library = build.load(self.path)
         self._library.simt_error.restype = ctypes.c_char_p
         self._library.simt_error_pc.restype = ctypes.c_size_t
 
