@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cnnlayers import backends
-from cnnlayers.arguments import choice, entries_of, flag, integer, sizes
 from cnnlayers.functional.common import Array
 from cnnlayers.layers import (
     BatchNorm,
@@ -30,6 +29,7 @@ from cnnlayers.layers import (
 )
 from cnnlayers.layers.base import generator
 from cnnlayers.specs import pool_window
+from cnnlayers.specs.arguments import choice, entries_of, flag, integer, sizes
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's own from Python 3.11 on

@@ -19,10 +19,10 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.arguments import flag, real
 from cnnlayers.backends import Backend
 from cnnlayers.functional.common import Array, accumulator, cast
 from cnnlayers.layers.base import Parameters, was_replaced
+from cnnlayers.specs.arguments import flag, real
 
 
 def _number(value: Any, name: str, least: float, below: float = math.inf) -> float:

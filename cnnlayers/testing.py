@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.arguments import integer, real
+from cnnlayers.specs.arguments import integer, real
 
 Array = Any
 Host = Any  # a NumPy array

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import kernels, pad_specs
+from cnnlayers import kernels, specs
 from cnnlayers.backends import threads
 from cnnlayers.kernels.cpu import jit as cpu
 
@@ -83,7 +83,7 @@ def test_pads_of_every_kind_have_the_portable_bits(mode: str, data_format: str) 
         samples, channels = rng.integers(1, 4, 2).tolist()
         shape = (samples, channels, *lengths) if data_format == "channels_first" else (samples, *lengths, channels)
         try:
-            pad_specs.pad_spec(shape, padding, mode, data_format)
+            specs.pad_spec(shape, padding, mode, data_format)
         except ValueError:  # wider than a period, or more cropped than there is
             continue
         made += 1

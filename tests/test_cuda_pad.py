@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import kernels, pad_specs
+from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import pad as launchers
 
 from . import portable, simt, standin_cuda, standin_cupy
@@ -85,7 +85,7 @@ def test_bits_are_the_portable_codes(cupy: Any, mode: str, dtype: str) -> None:
     value = 3 if mode == "constant" else 0
     for number, (data_format, shape, pads) in enumerate(CASES):
         x = drawn(rng, shape, kind(dtype))
-        dy = drawn(rng, pad_specs.pad_spec(shape, pads, mode, data_format).out_shape, kind(dtype))
+        dy = drawn(rng, specs.pad_spec(shape, pads, mode, data_format).out_shape, kind(dtype))
         with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
             agree(cupy, x, dy, pads, mode, data_format, value)
 
@@ -93,7 +93,7 @@ def test_bits_are_the_portable_codes(cupy: Any, mode: str, dtype: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_64_bit_offsets(cupy: Any, wide: None, mode: str, rng: np.random.Generator) -> None:
     for data_format, shape, pads in CASES:
-        dy = drawn(rng, pad_specs.pad_spec(shape, pads, mode, data_format).out_shape, kind("float32"))
+        dy = drawn(rng, specs.pad_spec(shape, pads, mode, data_format).out_shape, kind("float32"))
         agree(cupy, drawn(rng, shape, kind("float32")), dy, pads, mode, data_format)
 
 
@@ -111,7 +111,7 @@ def test_every_small_pad_and_crop(cupy: Any, rng: np.random.Generator) -> None:
         for before in range(-3, 4):
             for after in range(-3, 4):
                 try:
-                    spec = pad_specs.pad_spec((1, 2, 4), [(before, after)], mode, "channels_first")
+                    spec = specs.pad_spec((1, 2, 4), [(before, after)], mode, "channels_first")
                 except ValueError:
                     continue
                 dy = drawn(rng, spec.out_shape, kind("float32"))
@@ -187,9 +187,9 @@ def test_nothing_waits_for_the_device(cupy: Any, rng: np.random.Generator) -> No
 
 
 def test_axes_too_long_for_the_kernels_are_refused() -> None:
-    fits = pad_specs.pad_spec((1, 1, 2**30 - 2), ((1, 0),), "constant", "channels_first")
-    long = pad_specs.pad_spec((1, 1, 2**30 - 2), 1, "constant", "channels_first")
-    beside = pad_specs.pad_spec((1, 1, 2**30, 4), (0, 1), "constant", "channels_first")
+    fits = specs.pad_spec((1, 1, 2**30 - 2), ((1, 0),), "constant", "channels_first")
+    long = specs.pad_spec((1, 1, 2**30 - 2), 1, "constant", "channels_first")
+    beside = specs.pad_spec((1, 1, 2**30, 4), (0, 1), "constant", "channels_first")
     for op in ("pad_forward", "pad_backward"):
         assert launchers.refuses(op, fits) is None
         assert "1073741824 cells" in str(launchers.refuses(op, long))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import pad_specs
+from cnnlayers import specs
 from cnnlayers.testing import gradcheck
 
 from .conftest import Impl
@@ -145,7 +145,7 @@ def test_pytorch_agrees(mode: str, ndim: int) -> None:
         pairs = [PAIRS[k] for k in rng.integers(len(PAIRS), size=ndim)]
         x = rng.standard_normal((2, 3, *lengths))
         try:
-            pad_specs.pad_spec(x.shape, pairs, mode, "channels_first")
+            specs.pad_spec(x.shape, pairs, mode, "channels_first")
         except ValueError:
             continue
         t = torch.tensor(x, requires_grad=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnlayers import arguments, pad_specs, specs
-from cnnlayers.specs import AdaptiveAxis, Axis, Window
+from cnnlayers import specs
+from cnnlayers.specs import AdaptiveAxis, Axis, Window, arguments
 
 from .reference.pool import windows_of
 
@@ -100,7 +100,7 @@ def test_valid_and_full_padding() -> None:
 def test_every_form_of_padding(padding: Any, expected: list[tuple[int, int]]) -> None:
     pads = [(a.before, a.after) for a in specs.pool_window((1, 1, 6, 6), 3, 1, padding, 1, False, FIRST).axes]
     assert pads == expected
-    assert list(pad_specs.pad_spec((1, 1, 6, 6), padding, "constant", FIRST).grow) == expected
+    assert list(specs.pad_spec((1, 1, 6, 6), padding, "constant", FIRST).grow) == expected
     assert all(type(n) is int for pair in pads for n in pair)
 
 
@@ -348,11 +348,11 @@ def test_a_bad_adaptive_size(value: Any, error: type[Exception]) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- pad
 def test_pads_grow_and_crop() -> None:
-    spec = pad_specs.pad_spec((1, 2, 5, 6), ((2, -1), (-3, 0)), "constant", FIRST)
+    spec = specs.pad_spec((1, 2, 5, 6), ((2, -1), (-3, 0)), "constant", FIRST)
     assert (spec.grow, spec.crop) == (((2, 0), (0, 0)), ((0, 1), (3, 0)))
     assert spec.out_shape == (1, 2, 6, 3)
     for name, other in [("edge", "replicate"), ("wrap", "circular")]:
-        assert pad_specs.pad_spec((1, 1, 4), 1, other, FIRST) == pad_specs.pad_spec((1, 1, 4), 1, name, FIRST)
+        assert specs.pad_spec((1, 1, 4), 1, other, FIRST) == specs.pad_spec((1, 1, 4), 1, name, FIRST)
 
 
 PAD_LIMITS = [
@@ -383,10 +383,10 @@ PAD_LIMITS = [
 @pytest.mark.parametrize(("mode", "length", "pair", "allowed"), PAD_LIMITS)
 def test_how_far_a_mode_pads(mode: str, length: int, pair: tuple[int, int], allowed: bool) -> None:
     if allowed:
-        assert pad_specs.pad_spec((1, 1, length), (pair,), mode, FIRST).out_shape == (1, 1, length + sum(pair))
+        assert specs.pad_spec((1, 1, length), (pair,), mode, FIRST).out_shape == (1, 1, length + sum(pair))
     else:
         with pytest.raises(ValueError, match=r"padding") as caught:
-            pad_specs.pad_spec((1, 1, length), (pair,), mode, FIRST)
+            specs.pad_spec((1, 1, length), (pair,), mode, FIRST)
         assert str(pair) in str(caught.value)
         assert str(length) in str(caught.value) or str(length + min(pair)) in str(caught.value)
 
@@ -406,7 +406,7 @@ def test_how_far_a_mode_pads(mode: str, length: int, pair: tuple[int, int], allo
 )
 def test_errors_of_pad(padding: Any, mode: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
-        pad_specs.pad_spec((1, 1, 4, 4), padding, mode, FIRST)
+        specs.pad_spec((1, 1, 4, 4), padding, mode, FIRST)
 
 
 # --------------------------------------------------------------------------------------------------------- other checks

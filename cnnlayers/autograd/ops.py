@@ -14,10 +14,10 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, TypeAlias
 
-from cnnlayers.arguments import entries_of, integer
 from cnnlayers.backends import Backend
 from cnnlayers.functional.blas import matmul as blas_matmul
 from cnnlayers.functional.common import Array, accumulator, cast, is_float
+from cnnlayers.specs.arguments import entries_of, integer
 
 from .graph import summed
 

@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.arguments import entries_of, flag, integer, real
 from cnnlayers.functional.common import Array, cast, floating, is_float, numeric
+from cnnlayers.specs.arguments import entries_of, flag, integer, real
 
 from . import ops
 from .graph import Gradients, Node, Source, recording, walk_back, whole

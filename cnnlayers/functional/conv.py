@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnlayers.arguments import Shape, flag, integer, layout, sizes
 from cnnlayers.backends import Backend
 from cnnlayers.specs import conv_window, transposed_window
+from cnnlayers.specs.arguments import Shape, flag, integer, layout, sizes
 
 from .blas import single_threaded_blas
 from .common import (

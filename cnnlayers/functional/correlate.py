@@ -25,8 +25,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cnnlayers import kernels
-from cnnlayers.arguments import Shape
 from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import Shape
 
 from . import blas
 from .common import Array, implementation, itemsize

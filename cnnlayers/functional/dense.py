@@ -15,8 +15,8 @@ from numbers import Real
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.arguments import flag, real
 from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import flag, real
 
 from .blas import matmul, single_threaded_blas
 from .common import (

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cnnlayers import backends
-from cnnlayers.arguments import Layout, integer, layout, real
 from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import Layout, integer, layout, real
 
 from .common import Array, Context, accumulator, cast, floating, inference_of, on_device, opened
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.arguments import choice, flag
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, pool_window, taps, window_taps
+from cnnlayers.specs.arguments import choice, flag
 
 from .common import (
     Array,

@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.arguments import flag, grouped, layout, real, trailing
 from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import flag, grouped, layout, real, trailing
 
 from . import row_chunks
 from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner, parameter

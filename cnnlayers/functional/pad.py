@@ -15,9 +15,9 @@ import operator
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.arguments import Pair, real
 from cnnlayers.backends import Backend
-from cnnlayers.pad_specs import Pad, pad_spec
+from cnnlayers.specs import Pad, pad_spec
+from cnnlayers.specs.arguments import Pair, real
 
 from .common import Array, Context, check_memory, implementation, inference_of, numeric, on_device, opened, widened
 

@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from cnnlayers.arguments import Layout
 from cnnlayers.backends import Backend, run_chunks
+from cnnlayers.specs.arguments import Layout
 
 from .common import Array
 

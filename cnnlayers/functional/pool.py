@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.arguments import flag, integer, real
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, pool_window, taps
+from cnnlayers.specs.arguments import flag, integer, real
 
 from .common import (
     Array,

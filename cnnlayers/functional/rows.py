@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.arguments import Layout, Shape
 from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import Layout, Shape
 
 from .common import Array, accumulator, cast
 

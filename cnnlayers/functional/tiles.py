@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from cnnlayers.arguments import Shape
 from cnnlayers.backends import Backend, planned
 from cnnlayers.specs import Window, window_taps
+from cnnlayers.specs.arguments import Shape
 
 from . import blas
 

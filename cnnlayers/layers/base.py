@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.arguments import MOST_ELEMENTS, flag, integer
 from cnnlayers.functional.common import Array
+from cnnlayers.specs.arguments import MOST_ELEMENTS, flag, integer
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's own from Python 3.11 on

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import functional as F
-from cnnlayers.arguments import choice, entries_of, flag, grouped, integer, sizes
 from cnnlayers.functional.common import Array
 from cnnlayers.specs import conv_window
+from cnnlayers.specs.arguments import choice, entries_of, flag, grouped, integer, sizes
 
 from .base import Layer, generator, shape_of, uniform
 

@@ -9,8 +9,8 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.arguments import flag, integer, real
 from cnnlayers.functional.common import Array, Context, numeric, opened
+from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer, generator, uniform
 

@@ -11,8 +11,8 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.arguments import entries_of, flag, grouped, integer, real
 from cnnlayers.functional.common import Array
+from cnnlayers.specs.arguments import entries_of, flag, grouped, integer, real
 
 from .base import Layer, full, shape_of
 

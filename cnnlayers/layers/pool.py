@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import functional as F
-from cnnlayers.arguments import flag
 from cnnlayers.functional.common import Array
+from cnnlayers.specs.arguments import flag
 
 from .base import Layer
 

@@ -15,12 +15,14 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis
 
 from . import max_pool_loops as loops
 from .pool_window import (
+    AnyAxis,
+    AnyWindow,
     axes_of,
     cells_of,
-    is_adaptive,
     lines,
     over,
     planes_of,
@@ -74,13 +76,13 @@ def adaptive_max_pool_backward(b: Backend, spec: Any, dy: Array, argmax: Array) 
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
-def _window(spec: Any) -> Any:
+def _window(spec: Any) -> AnyWindow:
     """The windows of a spec; an adaptive pool's as ordinary ones where the lengths divide."""
-    return spec.window if hasattr(spec, "window") else _regular(spec)
+    return _regular(spec) if isinstance(spec, AdaptiveWindow) else spec.window
 
 
 @functools.lru_cache(maxsize=256)
-def _regular(spec: Any) -> Any:
+def _regular(spec: AdaptiveWindow) -> AnyWindow:
     return spec.regular() or spec
 
 
@@ -106,7 +108,7 @@ class Plan:
     stride: tuple[int, int]
 
 
-def _plan(window: Any) -> Plan:
+def _plan(window: AnyWindow) -> Plan:
     axes, (planes, channels) = axes_of(window), planes_of(window)
     depth, height, width = axes
     number = math.prod(window.kernel)
@@ -117,23 +119,23 @@ def _plan(window: Any) -> Plan:
         sizes=(*(a.length for a in axes), *(a.out for a in axes), channels),
         taps=(height.kernel, width.kernel),
         steps=(step(depth), step(height), step(width)),
-        disjoint=not is_adaptive(window.axes[0]) and all(a.disjoint for a in axes),
+        disjoint=all(isinstance(a, Axis) and a.disjoint for a in axes),
         place=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
         line=_line(width) if channels == 1 else (),
-        form=(width.kernel, width.stride) if _unrolled(width) else (0, 0),
+        form=_form(width),
         pairs=next((n for n in loops.BLOCKS if width.out >= n), 0) if channels == 1 and _paired(*axes) else 0,
         plain=channels == 1 and all(_meets(a) for a in axes),
-        stride=(0, 0) if is_adaptive(width) else (width.stride, width.before),
+        stride=(0, 0) if isinstance(width, AdaptiveAxis) else (width.stride, width.before),
     )
 
 
-def _meets(axis: Any) -> bool:
+def _meets(axis: AnyAxis) -> bool:
     """Whether every window meets a cell: only dilation can pass over the input."""
-    return step(axis) == 1 or axis.whole or bool((windows_on(axis)[2] > 0).all())
+    return step(axis) == 1 or (isinstance(axis, Axis) and axis.whole) or bool((windows_on(axis)[2] > 0).all())
 
 
 @backends.planned
-def _forward_plan(window: Any, whole: bool) -> tuple[Plan, Tables]:
+def _forward_plan(window: AnyWindow, whole: bool) -> tuple[Plan, Tables]:
     """The plan, and `cells_of` depth, height and width. Unless `whole`, of the width only what the plan's loop reads:
     nothing for pairs, and where rows are laid out in a line the first taps."""
     plan, (depth, height, width) = _plan(window), axes_of(window)
@@ -144,23 +146,23 @@ def _forward_plan(window: Any, whole: bool) -> tuple[Plan, Tables]:
     return plan, (cells_of(depth, taps=True), cells_of(height, taps=True), last)
 
 
-def _first_taps(axis: Any) -> Array:
+def _first_taps(axis: AnyAxis) -> Array:
     """Each window's first tap that meets a cell, up to the last window where it is not 0."""
     tap = windows_on(axis)[1].astype(np.int32)
     return tap[: np.max(np.flatnonzero(tap), initial=-1) + 1].copy()
 
 
 @backends.planned
-def _backward_plan(window: Any, whole: bool) -> tuple[Plan, Array, Tables]:
+def _backward_plan(window: AnyWindow, whole: bool) -> tuple[Plan, Array, Tables]:
     """The plan, the cells under a window's taps, and `starts_of` depth, height and width. Unless `whole`, and where the
     plainer loop serves, nothing of a width whose windows are a stride apart."""
     plan, (depth, height, width) = _plan(window), axes_of(window)
-    needed = whole or not plan.plain or is_adaptive(width)
+    needed = whole or not plan.plain or isinstance(width, AdaptiveAxis)
     last = starts_of(width) if needed else np.empty((2, 0), np.int32)
     return plan, _offsets(window), (starts_of(depth), starts_of(height), last)
 
 
-def _offsets(window: Any) -> Array:
+def _offsets(window: AnyWindow) -> Array:
     """The cell under each tap of a window, in C order, relative to the window's start in the plane."""
     offsets = np.zeros(1, np.int64)
     for axis in axes_of(window):
@@ -169,22 +171,25 @@ def _offsets(window: Any) -> Array:
     return offsets
 
 
-def _unrolled(axis: Any) -> bool:
-    return not is_adaptive(axis) and step(axis) == 1 and (axis.kernel, axis.stride) in UNROLLED
+def _form(axis: AnyAxis) -> tuple[int, int]:
+    """Width and stride of the loop's own form for these windows; zeros for the general one."""
+    if isinstance(axis, Axis) and axis.dilation == 1 and (axis.kernel, axis.stride) in UNROLLED:
+        return axis.kernel, axis.stride
+    return 0, 0
 
 
-def _paired(depth: Any, height: Any, width: Any) -> bool:
+def _paired(depth: AnyAxis, height: AnyAxis, width: AnyAxis) -> bool:
     """Whether windows are one or two rows of two neighbours, side by side and inside the input."""
-    regular = _unrolled(width) and (width.kernel, width.stride) == (2, 2)
-    inside = regular and all(a.whole for a in (depth, height, width))
+    regular = isinstance(width, Axis) and (width.kernel, width.stride, width.dilation) == (2, 2, 1)
+    inside = regular and all(isinstance(a, Axis) and a.whole for a in (depth, height, width))
     return inside and depth.kernel == 1 and height.kernel <= 2
 
 
-def _line(axis: Any) -> tuple[int, ...]:
+def _line(axis: AnyAxis) -> tuple[int, ...]:
     """Pitch and parts of a row laid out in a line, a part for each cell of a stride, and the place of the row's first
     cell. None for windows that differ, nor where most taps of every window see padding, which the line's loops read,
     nor where taps reach so far beyond the row, or windows are so few, that the line would be much longer than it."""
-    if is_adaptive(axis) or axis.kernel > 4 * -(axis.length // -axis.dilation):
+    if isinstance(axis, AdaptiveAxis) or axis.kernel > 4 * -(axis.length // -axis.dilation):
         return ()
     taken = -(-axis.out // loops.LANES) * loops.LANES + (axis.kernel - 1) * axis.dilation // axis.stride
     pitch = max(taken, (axis.length - 1 + axis.before) // axis.stride + 1)
@@ -192,7 +197,7 @@ def _line(axis: Any) -> tuple[int, ...]:
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[Array, Array, Array | None]:
+def _forward(window: AnyWindow, x: Array, ties: str | None, numbered: bool) -> tuple[Array, Array, Array | None]:
     """y, what backward needs of this tie rule (None: nothing), and the indices where they are wanted."""
     plan, tables = _forward_plan(window, False)
     y = backends.result(plan.out_shape, x.dtype)
@@ -224,7 +229,7 @@ def _forward(window: Any, x: Array, ties: str | None, numbered: bool) -> tuple[A
     return y, bits, indices
 
 
-def _indices(window: Any, place: Array) -> Array:
+def _indices(window: AnyWindow, place: Array) -> Array:
     indices = np.empty(place.shape, np.int64)
     plan, offsets, tables = _backward_plan(window, True)
 
@@ -235,7 +240,7 @@ def _indices(window: Any, place: Array) -> Array:
     return indices
 
 
-def _backward(window: Any, dy: Array, saved: Array, ties: str) -> Array:
+def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Array:
     plan, offsets, tables = _backward_plan(window, ties != "first")
     dx = backends.result(window.layout.shape, dy.dtype)
     known = (plan.sizes, offsets, plan.disjoint)

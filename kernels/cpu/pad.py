@@ -12,36 +12,36 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
+from cnnlayers.specs import Pad, Pair
 
 from . import pad_loops as loops
 from .compile import chunks, flat
 from .pool_window import HALVES, WIDENED
 
 Array = Any
-Pair = tuple[int, int]
 Side = tuple[int, Pair, Pair]  # of an axis: its length, grow and crop
 ModedSide = tuple[str, int, Pair, Pair]  # and the mode
 MISSING: Side = (1, (0, 0), (0, 0))
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(op: str, spec: Pad, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None: they take every dtype that the op does."""
     return None
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def pad_forward(b: Backend, spec: Any, x: Array, value: Any) -> Array:
+def pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
     """y."""
     return _forward(spec, x, value)
 
 
-def pad_backward(b: Backend, spec: Any, dy: Array) -> Array:
+def pad_backward(b: Backend, spec: Pad, dy: Array) -> Array:
     """dx."""
     return _backward(spec, dy)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
-def _sides(spec: Any) -> list[Side]:
+def _sides(spec: Pad) -> list[Side]:
     """Of depth, height and width."""
     sides: list[Side] = [(length, grow, crop) for _, length, grow, crop in spec.sides]
     return [MISSING] * (3 - len(sides)) + sides
@@ -126,18 +126,18 @@ def _fold_tables(sides: tuple[ModedSide, ...]) -> tuple[tuple[Array, ...], tuple
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _inner(spec: Any) -> int:
+def _inner(spec: Pad) -> int:
     """Elements of a cell."""
     return 1 if spec.layout.channel == 1 else int(spec.layout.channels)
 
 
-def _forward(spec: Any, x: Array, value: Any) -> Array:
+def _forward(spec: Pad, x: Array, value: Any) -> Array:
     y = backends.result(spec.out_shape, x.dtype)
     _move(x, y, [(spec.mode, *side) for side in _sides(spec)], _inner(spec), np.array(value, x.dtype))
     return y
 
 
-def _backward(spec: Any, dy: Array) -> Array:
+def _backward(spec: Pad, dy: Array) -> Array:
     dx = backends.result(spec.layout.shape, dy.dtype)
     sides = _sides(spec)
     if spec.mode == "constant":  # forward, x and y having changed places: what was cropped is filled with 0

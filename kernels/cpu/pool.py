@@ -15,12 +15,14 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis
 
 from . import pool_loops as loops
 from .pool_window import (
+    AnyAxis,
+    AnyWindow,
     axes_of,
     cells_of,
-    is_adaptive,
     lines,
     over,
     planes_of,
@@ -73,8 +75,9 @@ def adaptive_avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
-def _window(spec: Any) -> Any:
-    return getattr(spec, "window", spec)
+def _window(spec: Any) -> AnyWindow:
+    window: AnyWindow = getattr(spec, "window", spec)
+    return window
 
 
 def _divisors(spec: Any) -> tuple[Array, Array, Array]:
@@ -85,8 +88,8 @@ def _divisors(spec: Any) -> tuple[Array, Array, Array]:
     if hasattr(spec, "override"):
         if spec.override is not None:
             return one, one, one * spec.override
-        numbers = [_counts(a, spec.include_pad) for a in axes]
-    elif is_adaptive(window.axes[0]):
+        numbers = [_counts(a, spec.include_pad) for a in axes if isinstance(a, Axis)]
+    elif isinstance(window, AdaptiveWindow):
         numbers = [windows_on(a)[2].astype(np.float64) for a in axes]
     else:
         return one, one, one
@@ -97,7 +100,7 @@ def _divisors(spec: Any) -> tuple[Array, Array, Array]:
     return numbers[0], numbers[1], numbers[2] * factor
 
 
-def _counts(axis: Any, include_pad: bool) -> Array:
+def _counts(axis: Axis, include_pad: bool) -> Array:
     """For each window its taps inside the input (and its declared padding); 1 where there is none."""
     before, after = (axis.before, axis.after) if include_pad else (0, 0)
     if axis.whole_with(before, after):
@@ -107,11 +110,13 @@ def _counts(axis: Any, include_pad: bool) -> Array:
     return np.maximum(below[1] - below[0], 1).astype(np.float64)
 
 
-def _unrolled(axis: Any, channels: int, backward: bool, number: Array) -> tuple[int, int, int, int]:
+def _unrolled(axis: AnyAxis, channels: int, backward: bool, number: Array) -> tuple[int, int, int, int]:
     """Width and stride of the runs along a row to unroll, and from which cell to which; width 0 for none. `number`: of
     the cells that each cell of the result is the sum of."""
     none = (0, 1, 0, 0)
-    if channels > 1 or is_adaptive(axis) or axis.dilation > 1 or (axis.kernel, axis.stride) not in UNROLLED:
+    if channels > 1 or isinstance(axis, AdaptiveAxis) or axis.dilation > 1:
+        return none
+    if (axis.kernel, axis.stride) not in UNROLLED:
         return none
     if backward and axis.stride == axis.kernel:
         low = (axis.before + axis.stride - 1) // axis.stride * axis.stride - axis.before  # where a whole window begins

@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from cnnlayers import backends
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window
 
 from .compile import chunks, flat
 
@@ -24,26 +24,12 @@ HALVES = ("float16", "bfloat16")
 MOST_TAPS = 2**24  # a table has a number for each
 WIDENED = 6  # times the bytes of half types that a tile of float32 counts for: it stays in a core's second-level cache
 
-
-@dataclass(frozen=True)
-class Single:
-    """An axis that is not there: one window of one cell."""
-
-    length: int = 1
-    out: int = 1
-    kernel: int = 1
-    stride: int = 1
-    dilation: int = 1
-    before: int = 0
-    after: int = 0
-    disjoint: bool = True
-    whole: bool = True
-
-    def whole_with(self, before: int, after: int) -> bool:
-        return True
+AnyAxis: TypeAlias = Axis | AdaptiveAxis
+AnyWindow: TypeAlias = Window | AdaptiveWindow
+MISSING = Axis(1, 1, 1)  # an axis that is not there: one window of one cell
 
 
-def refusal(window: Any, array: Array | None) -> str | None:
+def refusal(window: AnyWindow, array: Array | None) -> str | None:
     """Why no kernel serves windows of this array, or None."""
     if array is not None:
         name = backends.dtype_name(backends.of(array), array)
@@ -56,37 +42,33 @@ def refusal(window: Any, array: Array | None) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _taps(window: Any) -> int:
+def _taps(window: AnyWindow) -> int:
     return math.prod(window.kernel)
 
 
-def is_adaptive(axis: Any) -> bool:
-    """Whether windows of this axis differ in size, as AdaptiveAxis's do."""
-    return not hasattr(axis, "dilation")
-
-
-def axes_of(window: Any) -> tuple[Any, Any, Any]:
+def axes_of(window: AnyWindow) -> tuple[AnyAxis, AnyAxis, AnyAxis]:
     """Depth, height and width."""
-    first, second, third = (Single(),) * (3 - len(window.axes)) + tuple(window.axes)
-    return first, second, third
+    axes: list[AnyAxis] = [MISSING] * (3 - len(window.axes))
+    axes.extend(window.axes)
+    return axes[0], axes[1], axes[2]
 
 
-def planes_of(window: Any) -> tuple[int, int]:
+def planes_of(window: AnyWindow) -> tuple[int, int]:
     """The number of planes, and the channels of a cell."""
     samples, channels = int(window.layout.shape[0]), int(window.layout.channels)
     return (samples * channels, 1) if window.layout.channel == 1 else (samples, channels)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
-def step(axis: Any) -> int:
+def step(axis: AnyAxis) -> int:
     """Cells from a window's tap to the next."""
-    return 1 if is_adaptive(axis) else int(axis.dilation)
+    return 1 if isinstance(axis, AdaptiveAxis) else int(axis.dilation)
 
 
-def windows_on(axis: Any) -> tuple[Array, Array, Array]:
+def windows_on(axis: AnyAxis) -> tuple[Array, Array, Array]:
     """For each window the cell under its first tap (outside [0, length) it is padding), its first tap that meets a
     cell, and how many taps do: (out,) each. A window that meets none has 0 and 0."""
-    if is_adaptive(axis):
+    if isinstance(axis, AdaptiveAxis):
         start, end = adaptive_bounds(axis)
         return start, np.zeros_like(start), end - start
     start = np.arange(-axis.before, (axis.out - 1) * axis.stride - axis.before + 1, axis.stride)
@@ -98,7 +80,7 @@ def windows_on(axis: Any) -> tuple[Array, Array, Array]:
     return start, first * meets, number * meets
 
 
-def adaptive_bounds(axis: Any) -> tuple[Array, Array]:
+def adaptive_bounds(axis: AdaptiveAxis) -> tuple[Array, Array]:
     """The first cell of each window of an adaptive pool and the cell behind its last: (out,) each."""
     window = np.arange(axis.out + 1)
     quotient, rest = divmod(axis.length, axis.out)  # the product of window and length might overflow
@@ -107,7 +89,7 @@ def adaptive_bounds(axis: Any) -> tuple[Array, Array]:
     return edges[:-1], edges[1:] + (part[1:] > 0)
 
 
-def cells_of(axis: Any, *, taps: bool = False) -> Array:
+def cells_of(axis: AnyAxis, *, taps: bool = False) -> Array:
     """The first cell that each window meets, how many it meets, `step` apart, and (with `taps`) the tap over the first:
     (2 or 3, out)."""
     start, tap, number = windows_on(axis)
@@ -115,15 +97,15 @@ def cells_of(axis: Any, *, taps: bool = False) -> Array:
     return _table(axis, first, number, tap) if taps else _table(axis, first, number)
 
 
-def starts_of(axis: Any) -> Array:
+def starts_of(axis: AnyAxis) -> Array:
     """The cell under each window's first tap, and how many cells the window meets: (2, out)."""
     start, _, number = windows_on(axis)
     return _table(axis, start, number)
 
 
-def windows_of(axis: Any) -> tuple[Array, int]:
+def windows_of(axis: AnyAxis) -> tuple[Array, int]:
     """The first window over each cell, and how many there are: (2, length); and from one of them to the next."""
-    if is_adaptive(axis):
+    if isinstance(axis, AdaptiveAxis):
         return cells_of(axis.adjoint), 1
     # Window o is over cell c where c + before = o * stride + tap * dilation. Modulo the dilation that has a solution if
     # their common divisor divides c + before, and then one in every `every` windows is one.
@@ -139,7 +121,7 @@ def windows_of(axis: Any) -> tuple[Array, int]:
     return _table(axis, low * meets, ((high - low) // every + 1) * meets), every
 
 
-def _table(axis: Any, *rows: Array) -> Array:
+def _table(axis: AnyAxis, *rows: Array) -> Array:
     """These rows as one array, of int32 where that holds twice the axis's cells."""
     table = np.empty((len(rows), rows[0].size), np.int32 if max(axis.length, axis.out) < 2**30 else np.int64)
     for i, row in enumerate(rows):

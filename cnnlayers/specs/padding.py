@@ -1,11 +1,11 @@
-"""The spec of padding, as specs.py has those of windows: checked, its shape worked out, before anything is computed."""
+"""Padding and cropping of the spatial axes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from .arguments import Layout, Pair, Shape, layout, pairs, remembered
+from .arguments import Layout, Pair, Shape, cached, layout, pairs
 
 PAD_MODES = {"replicate": "edge", "circular": "wrap"} | {
     m: m for m in ("constant", "edge", "reflect", "symmetric", "wrap")
@@ -34,7 +34,7 @@ class Pad:
         )
 
 
-@remembered
+@cached
 def pad_spec(shape: Shape, padding: Any, mode: str, data_format: str) -> Pad:
     """Padding by `mode` (NumPy's names, or PyTorch's replicate and circular), negative entries cropping.
 

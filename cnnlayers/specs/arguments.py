@@ -1,4 +1,4 @@
-"""Checks of numbers, sizes and layouts: what every spec is made from. Standard library only.
+"""Checks of numbers, sizes and layouts: what every spec is made from.
 
 Each check gives the value in its one right form, or raises TypeError (a kind) or ValueError (a range, a shape) with the
 argument's name, what came and what was expected.
@@ -22,31 +22,32 @@ MOST_ELEMENTS = 2**59  # of up to 16 bytes: NumPy counts an array's bytes in 63 
 LIMIT = 2**31  # an argument beyond this is a mistake, and would overflow a kernel's 32-bit arithmetic
 
 
-def remembered(make: F) -> F:
+def cached(make: F) -> F:
     """A function of arguments whose last results are kept: a small call would spend more time on its checks than on its
-    cells. What it makes is shared, so it must not be changed.
+    cells. A result is shared, so it must not be changed; it has a fixed size, so it is kept by number and not by bytes.
 
     Looked up are numbers, strings, None, and tuples of ints; anything else (a list, a NumPy number, a tuple with True,
     which equals 1) goes to the function, whose error it may deserve. No error is kept.
     """
-    kept = functools.lru_cache(maxsize=1024, typed=True)(make)
+    with_cache = functools.lru_cache(maxsize=1024, typed=True)(make)
 
     @functools.wraps(make)
     def run(*args: Any, **options: Any) -> Any:
-        if options or not all(map(_plain, args)):
+        if options or not all(map(_is_key, args)):
             return make(*args, **options)
-        return kept(*args)
+        return with_cache(*args)
 
     return cast(F, run)
 
 
-PLAIN = frozenset({int, str, bool, type(None), float})
+KEY_TYPES = frozenset({int, str, bool, type(None), float})
 
 
-def _plain(value: Any) -> bool:
+def _is_key(value: Any) -> bool:
+    """Whether no value of another type equals this one."""
     if type(value) is not tuple:
-        return type(value) in PLAIN
-    return all(type(v) is int or (type(v) is tuple and _plain(v)) for v in value)
+        return type(value) in KEY_TYPES
+    return all(type(v) is int or (type(v) is tuple and _is_key(v)) for v in value)
 
 
 def integer(value: Any, name: str, least: int | None = None) -> int:
@@ -182,7 +183,7 @@ class Layout:
         return tuple(index)
 
 
-@remembered
+@cached
 def layout(shape: Shape, data_format: str, *, least: int = 1) -> Layout:
     """The layout of an array with `least` to three spatial axes. ValueError for another rank or format."""
     if not isinstance(data_format, str):

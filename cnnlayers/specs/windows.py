@@ -1,10 +1,6 @@
-"""Arguments and shapes: every size is checked, and every output shape worked out, here and nowhere else.
+"""Windows on the spatial axes, as integers: which cells a window reads, which windows read a cell.
 
-A spec is a frozen dataclass of plain integers: it needs no array library, is made before anything is computed, and is
-what a context keeps. Spatial sizes are named by axis; `x` is (N, C, *spatial) in "channels_first" and (N, *spatial, C)
-in "channels_last".
-
-One output-shape rule serves every windowed op. With the effective kernel e = dilation * (kernel - 1) + 1,
+One output-length rule serves every windowed op. With the effective kernel e = dilation * (kernel - 1) + 1,
     out = floor((length + before + after - e) / stride) + 1,
 ceil mode rounds up instead, and drops the last window unless it starts inside the input or its left padding.
 """
@@ -12,16 +8,14 @@ ceil mode rounds up instead, and drops the last window unless it starts inside t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from .arguments import Layout, Pair, Shape, entries_of, flag, integer, layout, pairs, remembered, sizes
+from .arguments import Layout, Pair, Shape, pairs
 
 
-# ------------------------------------------------------------------------------------------------------- windowed axes
 @dataclass(frozen=True)
 class Axis:
     """One axis of a windowed op: window o's tap j reads input cell o * stride + j * dilation - before, if there is one.
@@ -59,7 +53,7 @@ def taps(axis: Axis, *, backwards: bool = False) -> Iterator[tuple[int, slice, s
 
     No padded copy of the input is needed: out[windows] sees x[cells].
     """
-    for tap in _met_taps(axis, backwards):
+    for tap in _taps_inside(axis, backwards):
         offset = tap * axis.dilation - axis.before
         first = max(0, -(offset // axis.stride))
         last = min(axis.out - 1, (axis.length - 1 - offset) // axis.stride)
@@ -69,7 +63,7 @@ def taps(axis: Axis, *, backwards: bool = False) -> Iterator[tuple[int, slice, s
             yield tap, slice(first, last + 1), slice(start, stop, axis.stride)
 
 
-def _met_taps(axis: Axis, backwards: bool) -> Iterable[int]:
+def _taps_inside(axis: Axis, backwards: bool) -> Iterable[int]:
     """The taps in order, without those at the ends that see padding in every window. Where the windows are fewer than
     the taps and a stride passes over the whole input, only the taps that meet it: no two windows share one then."""
     low = max(0, -((axis.before - (axis.out - 1) * axis.stride) // -axis.dilation))
@@ -193,7 +187,9 @@ def out_length(length: int, kernel: int, stride: int, dilation: int, pad: Pair, 
     return out
 
 
-def _padding(value: Any, lengths: Shape, kernel: Shape, stride: Shape, dilation: Shape) -> tuple[Pair, ...]:
+def padding_of(value: Any, lengths: Shape, kernel: Shape, stride: Shape, dilation: Shape) -> tuple[Pair, ...]:
+    """The padding of each axis from numbers or one of the names: "same" and "same_lower" give ceil(length / stride)
+    windows with the least padding, "full" every window that reads a cell."""
     if not isinstance(value, str):
         return pairs(value, len(lengths), "padding")
     if value == "valid":
@@ -210,143 +206,25 @@ def _padding(value: Any, lengths: Shape, kernel: Shape, stride: Shape, dilation:
     return tuple(found)
 
 
-def _check_sides(pads: Sequence[Pair], reach: Sequence[int]) -> None:
+def check_padding(pads: Sequence[Pair], reach: Sequence[int]) -> None:
+    """ValueError where a side's padding is not smaller than the effective kernel."""
     for pad, cells in zip(pads, reach, strict=True):
         if max(pad) >= cells:
             raise ValueError(f"padding must be smaller than the effective kernel ({cells} cells), got {pad}")
 
 
-def _cells(lay: Layout) -> None:
+def check_has_cells(lay: Layout) -> None:
+    """ValueError where a spatial axis has length 0."""
     if 0 in lay.lengths:
         raise ValueError(f"x has a spatial axis without cells: shape {lay.shape}")
 
 
-@remembered
-def pool_window(
-    shape: Shape, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, data_format: str
-) -> Window:
-    """The window of a pool: stride None is the kernel's size; a side's padding is smaller than the effective kernel."""
-    lay = layout(shape, data_format)
-    ndim = len(lay.spatial)
-    kernel = sizes(kernel_size, ndim, "kernel_size")
-    if math.prod(kernel) >= 2**63:
-        raise ValueError(f"kernel_size must have fewer than 2**63 taps in all, got {kernel}")
-    strides = kernel if stride is None else sizes(stride, ndim, "stride")
-    dilations = sizes(dilation, ndim, "dilation")
-    ceil = flag(ceil_mode, "ceil_mode")
-    _cells(lay)
-    pads = _padding(padding, lay.lengths, kernel, strides, dilations)
-    _check_sides(pads, [effective(k, d) for k, d in zip(kernel, dilations, strict=True)])
-    return _window(lay, kernel, strides, dilations, pads, ceil)
-
-
-@remembered
-def conv_window(shape: Shape, kernel: Shape, stride: Any, padding: Any, dilation: Any, data_format: str) -> Window:
-    """The window of a convolution whose weight has the spatial sizes `kernel`."""
-    lay = layout(shape, data_format)
-    ndim = len(lay.spatial)
-    strides, dilations = sizes(stride, ndim, "stride"), sizes(dilation, ndim, "dilation")
-    _cells(lay)
-    return _window(lay, kernel, strides, dilations, _padding(padding, lay.lengths, kernel, strides, dilations), False)
-
-
-def _window(
+def window_of(
     lay: Layout, kernel: Shape, stride: Shape, dilation: Shape, pads: tuple[Pair, ...], ceil_mode: bool
 ) -> Window:
+    """The window of an op on this layout. ValueError where it is larger than the padded input."""
     axes = []
     for length, k, s, d, pad in zip(lay.lengths, kernel, stride, dilation, pads, strict=True):
         out = out_length(length, k, s, d, pad, ceil_mode)
         axes.append(Axis(length, out, k, s, d, *pad))
     return Window(lay, tuple(axes))
-
-
-@remembered
-def transposed_window(
-    shape: Shape,
-    kernel: Shape,
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    dilation: Any,
-    data_format: str,
-    channels: int,
-) -> Window:
-    """The window of the convolution that `conv_transpose` is the adjoint of: its *input* is conv_transpose's output.
-
-    `shape` is the shape of conv_transpose's input x, `channels` the number of its output channels.
-    """
-    lay = layout(shape, data_format)
-    ndim = len(lay.spatial)
-    strides, dilations = sizes(stride, ndim, "stride"), sizes(dilation, ndim, "dilation")
-    if isinstance(padding, str):
-        raise ValueError(f"padding of a transposed convolution must be numbers, got {padding!r}")
-    pads = pairs(padding, ndim, "padding")
-    extra = sizes(output_padding, ndim, "output_padding", 0)
-    _cells(lay)
-    axes = []
-    for length, k, s, d, pad, more in zip(lay.lengths, kernel, strides, dilations, pads, extra, strict=True):
-        if more >= max(s, d):
-            raise ValueError(f"output_padding must be smaller than stride or dilation ({s}, {d}), got {more}")
-        size = (length - 1) * s + effective(k, d) + more - sum(pad)
-        if size < 1:
-            raise ValueError(f"padding {pad} leaves an output axis of {size} cells for an input axis of {length}")
-        axes.append(Axis(size, length, k, s, d, *pad))
-    out = layout(lay.with_spatial([a.length for a in axes], channels), data_format)
-    return Window(out, tuple(axes))
-
-
-@remembered
-def unpool_window(
-    shape: Shape, kernel_size: Any, stride: Any, padding: Any, output_size: Any, data_format: str
-) -> Window:
-    """The window of the pool that `max_unpool` undoes: its input is max_unpool's output."""
-    lay = layout(shape, data_format)
-    ndim = len(lay.spatial)
-    kernel = sizes(kernel_size, ndim, "kernel_size")
-    strides = kernel if stride is None else sizes(stride, ndim, "stride")
-    if isinstance(padding, str):
-        raise ValueError(f"padding of max_unpool must be numbers, got {padding!r}")
-    pads = pairs(padding, ndim, "padding")
-    _cells(lay)
-    _check_sides(pads, kernel)
-    natural = [(o - 1) * s - sum(pad) + k for o, k, s, pad in zip(lay.lengths, kernel, strides, pads, strict=True)]
-    out = natural if output_size is None else _unpool_size(output_size, natural, strides, lay)
-    if min(out) < 1:
-        raise ValueError(f"padding {padding!r} leaves an output of {tuple(out)} cells")
-    axes = [
-        Axis(size, o, k, s, 1, *pad) for size, o, k, s, pad in zip(out, lay.lengths, kernel, strides, pads, strict=True)
-    ]
-    return Window(layout(lay.with_spatial(out), data_format), tuple(axes))
-
-
-def _unpool_size(value: Any, natural: list[int], stride: Shape, lay: Layout) -> list[int]:
-    entries = entries_of(value, "output_size")
-    if entries is not None and len(entries) == len(lay.shape):  # the whole shape, as PyTorch also takes
-        value = [entries[a] for a in lay.spatial]
-        if lay.with_spatial([int(v) for v in value]) != entries:
-            raise ValueError(f"output_size {entries} has another batch or channel size than x: {lay.shape}")
-    out = list(sizes(value, len(natural), "output_size"))
-    for size, middle, s in zip(out, natural, stride, strict=True):
-        if abs(size - middle) >= s:
-            raise ValueError(
-                f"output_size must be within a stride of {tuple(natural)} (from {middle - s + 1} to {middle + s - 1}"
-                f" where it is {middle}), got {tuple(out)}"
-            )
-    return out
-
-
-# ---------------------------------------------------------------------------------------------------- adaptive windows
-@remembered
-def adaptive_window(shape: Shape, output_size: Any, data_format: str) -> AdaptiveWindow:
-    """`output_size`: an int, or one per axis, None keeping that axis."""
-    lay = layout(shape, data_format)
-    _cells(lay)
-    entries = (None,) * len(lay.spatial) if output_size is None else entries_of(output_size, "output_size")
-    if entries is None:
-        entries = (output_size,) * len(lay.spatial)
-    if len(entries) != len(lay.spatial):
-        raise ValueError(f"output_size needs one entry per spatial axis ({len(lay.spatial)}), got {output_size!r}")
-    out = [
-        length if e is None else integer(e, "output_size", 1) for e, length in zip(entries, lay.lengths, strict=True)
-    ]
-    return AdaptiveWindow(lay, tuple(AdaptiveAxis(length, o) for length, o in zip(lay.lengths, out, strict=True)))

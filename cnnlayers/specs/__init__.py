@@ -1,0 +1,34 @@
+"""Arguments and shapes: every size is checked, and every output shape worked out, here and nowhere else.
+
+A spec is a frozen dataclass of plain integers: it needs no array library, is made before anything is computed, and is
+what a context keeps. Spatial sizes are named by axis; `x` is (N, C, *spatial) in "channels_first" and (N, *spatial, C)
+in "channels_last". Only the standard library is used; arrays of these numbers are made where they are needed.
+"""
+
+from .arguments import Layout, Pair, Shape
+from .conv import conv_window, transposed_window
+from .padding import PAD_MODES, Pad, pad_spec
+from .pooling import adaptive_window, pool_window, unpool_window
+from .windows import AdaptiveAxis, AdaptiveWindow, Axis, Window, effective, out_length, taps, window_taps
+
+__all__ = [
+    "PAD_MODES",
+    "AdaptiveAxis",
+    "AdaptiveWindow",
+    "Axis",
+    "Layout",
+    "Pad",
+    "Pair",
+    "Shape",
+    "Window",
+    "adaptive_window",
+    "conv_window",
+    "effective",
+    "out_length",
+    "pad_spec",
+    "pool_window",
+    "taps",
+    "transposed_window",
+    "unpool_window",
+    "window_taps",
+]
