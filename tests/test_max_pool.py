@@ -408,7 +408,7 @@ def test_a_batch_of_over_65535(impl: Impl) -> None:  # pytorch#16998: the batch 
 def test_bad_options(impl: Impl) -> None:
     x = impl.array(np.zeros((1, 1, 4, 4), "float32"))
     for op in (F.max_pool, F.max_pool_forward):
-        with pytest.raises(ValueError, match="ties must be one of first, all, split, got 'last'"):
+        with pytest.raises(ValueError, match="ties must be one of first, all, split; got 'last'"):
             op(x, 2, ties="last")
         with pytest.raises(TypeError, match="return_indices must be True or False, got 1"):
             op(x, 2, return_indices=1)
