@@ -12,7 +12,7 @@ help:            ## list the targets
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp an extra: what a target does not need is not installed for it.
+# One stamp an extra, or extras with commas between: what a target does not need is not installed for it.
 $(VENV)/.%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
@@ -21,7 +21,7 @@ demo: $(VENV)/.train  ## train a convolutional network on handwritten digits; dr
 	$(BIN)/cnnlayers train --data digits --overwrite
 
 # nvrtc: NVIDIA's compiler as wheels, so that the CUDA kernels are compiled where no CUDA is installed (Linux alone).
-TESTED := $(VENV)/.train $(VENV)/.cpu $(VENV)/.test $(VENV)/.nvrtc
+TESTED := $(VENV)/.train,cpu,test,nvrtc
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 test: $(TESTED)  ## run every test that this machine can run, with a sample of the cases whose kernels must be compiled
 	$(PYTEST) --sample

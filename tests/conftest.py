@@ -2,8 +2,8 @@
 
 What a machine lacks shows as a counted skip with its reason. Every test runs unless options say otherwise:
 
---sample      runs a few cases of each test whose kernels have to be compiled, n of one marked `sample(n)`, and none
-              of those marked `whole` (`make test`)
+--sample      runs some of a test's cases where implementations run many, n where it is marked `sample(n)`, and none
+              that is marked `whole` (`make test`)
 --not-passed  leaves out what has passed since the option was last absent (.ci/run)
 """
 
@@ -54,8 +54,8 @@ collect_ignore = list(LACKING)
 
 # Whole files whose tests look at what is installed: that they have passed before says nothing once a package was added.
 LOOKING = {"test_bench.py", "test_bench_run.py", "test_cli.py", "test_imports.py"}
-# How many cases of one test --sample runs on an implementation whose kernels have to be compiled first.
-SAMPLE = {"cpu": 12, "standin": 4}
+# How many cases of one test --sample runs on an implementation: few where kernels have to be compiled first.
+SAMPLE = {"cpu": 10, "standin": 3, "readonly": 12, "strict": 12}
 PASSED = "cnnlayers/passed"  # in pytest's cache: the tests that have passed
 
 
@@ -66,23 +66,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "sample(n): --sample runs n of its cases, of those on implementations to compile"
-    )
+    config.addinivalue_line("markers", "sample(n): --sample runs n of its cases on each implementation but numpy")
     config.addinivalue_line("markers", "whole: a case that --sample leaves out")
 
 
 def _beyond_the_sample(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
     """What --sample leaves out. Those cases of a test stay whose names have the smallest checksums: the choice does not
     depend on other tests, and follows no period of a grid."""
+    sample = SAMPLE | ({"gpu": 1} if backends.available()["cupy"] else {})  # one is enough to say that there is no GPU
     cases: dict[tuple[str, str, int], list[pytest.Item]] = {}
     for item in items:
         mark, params = item.get_closest_marker("sample"), item.callspec.params if hasattr(item, "callspec") else {}
         implementation = str(params.get("impl", params.get("cupy", "")))
-        number = mark.args[0] if mark else SAMPLE.get(implementation)
+        number = mark.args[0] if mark else sample.get(implementation)
         if item.get_closest_marker("whole"):
             yield item
-        elif number and implementation in ("", *SAMPLE):
+        elif number and implementation in ("", *sample):
             cases.setdefault((item.nodeid.partition("[")[0], implementation, number), []).append(item)
     for (*_, number), same in cases.items():
         yield from sorted(same, key=lambda item: zlib.crc32(item.nodeid.encode()))[number:]

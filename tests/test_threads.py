@@ -540,7 +540,7 @@ BITS = """
 def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
     found = {
         python(BITS, CNNLAYERS_NUM_THREADS=ours, OPENBLAS_NUM_THREADS=blas)
-        for ours, blas in (("1", "1"), ("1", "2"), ("2", "1"), ("2", "2"), ("5", "4"))
+        for ours, blas in (("1", "2"), ("2", "1"), ("5", "4"))
     }
     assert len(found) == 1
     assert all(len(bits) == hashlib.sha256().digest_size * 2 for bits in found)
