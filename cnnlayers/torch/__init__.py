@@ -1,18 +1,19 @@
-"""This library beside PyTorch (extra `torch`): its ops as autograd Functions on PyTorch's own memory, drop-in modules,
-and `convert`, which puts them into a model.
+"""This library beside PyTorch (extra `torch`): its ops as PyTorch's own (`torch.ops.cnnlayers.*`) on PyTorch's memory,
+drop-in modules, and `convert`, which puts them into a model.
 
     from cnnlayers.torch import MaxPool2d, convert, functional
 
     model = convert(model)  # the same answers; one byte an output kept by max pooling; the same bits every run
+    model = revert(model)  # PyTorch's own modules again
     y = functional.max_pool(x, 3, 2, 1, ties="split")  # with the choices that PyTorch does not give
 """
 
 from typing import Any
 
 from . import functional
-from .modules import MODULES, convert
+from .modules import MODULES, convert, revert
 
-__all__ = ["convert", "functional", *MODULES]
+__all__ = ["convert", "functional", "revert", *MODULES]
 
 
 def __getattr__(name: str) -> Any:

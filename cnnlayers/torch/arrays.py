@@ -12,7 +12,6 @@ from cnnlayers import backends
 
 Array = Any
 DEVICES = ("cpu", "cuda")
-IMAGES = {4: torch.channels_last, 5: torch.channels_last_3d}  # axes: the memory format with the channels last
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -27,7 +26,7 @@ def array_of(tensor: torch.Tensor) -> Array:
     if tensor.layout != torch.strided or tensor.device.type not in DEVICES:
         raise TypeError(f"a tensor must be dense, on the CPU or a CUDA device, got {tensor.layout}, {tensor.device}")
     if tensor.device.type == "cpu":
-        return backends.to_numpy(tensor)
+        return backends.to_numpy(tensor) if tensor.dtype == torch.bfloat16 else tensor.numpy()
     cupy = _cupy()
     if tensor.dtype == torch.bfloat16:
         return cupy.from_dlpack(tensor.view(torch.int16)).view(importlib.import_module("ml_dtypes").bfloat16)
@@ -40,6 +39,18 @@ def tensor_of(array: Array) -> torch.Tensor:
     bits = array.view("int16") if backends.dtype_name(b, array) == "bfloat16" else array
     tensor = torch.from_numpy(bits) if b.name == "numpy" else torch.from_dlpack(bits)
     return tensor if bits is array else tensor.view(torch.bfloat16)
+
+
+def fresh_tensor_of(array: Array, inputs: list[Array]) -> torch.Tensor:
+    """An op's result as a contiguous tensor that shares no memory with the op's inputs: a copy where it would."""
+    b = backends.of(array)
+    if not array.flags.c_contiguous:
+        return tensor_of(b.xp.ascontiguousarray(array))
+    own = b.name == "numpy" and array.flags.owndata and all(array is not a for a in inputs)
+    if not own and any(b.xp.may_share_memory(array, a) for a in inputs):
+        array = array.copy()
+    tensor = tensor_of(array)
+    return tensor if array.size else tensor.new_empty(array.shape)  # NumPy's strides are 0 where there are no cells
 
 
 class _Stream:
@@ -71,7 +82,16 @@ def _cupy() -> Any:
     return importlib.import_module("cupy")
 
 
-def lies_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether a tensor of images lies in memory with its channels last, and not also with its channels first."""
-    memory = IMAGES.get(tensor.ndim)
-    return memory is not None and tensor.is_contiguous(memory_format=memory) and not tensor.is_contiguous()
+def is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of images is stored with its channels last, and not also with its channels first.
+
+    Read off the strides, which are known under vmap and in traces as well.
+    """
+    if tensor.layout != torch.strided or not 4 <= tensor.ndim <= 5 or tensor.is_contiguous():
+        return False
+    expected = 1
+    for axis in (1, *range(tensor.ndim - 1, 1, -1), 0):
+        if tensor.shape[axis] != 1 and tensor.stride(axis) != expected:
+            return False
+        expected *= tensor.shape[axis]
+    return True

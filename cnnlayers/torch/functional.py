@@ -1,16 +1,18 @@
-"""The ops of `cnnlayers.functional` on PyTorch's tensors, by the same names and arguments, each an autograd Function.
+"""The ops of `cnnlayers.functional` on PyTorch's tensors, by the same names and arguments.
 
-`y = op(x, ...)`; a gradient flows to x and, where given, to weight and bias, gamma and beta. Rules of the family:
+`y = op(x, ...)`; a gradient flows to x and, where given, to weight and bias, gamma and beta. Each runs
+`torch.ops.cnnlayers.<op>` (see `ops`), so torch.compile, torch.export, torch.func and vmap see one op. Rules of the
+family:
 
-- Nothing is copied: an op reads and writes PyTorch's own memory, on its current stream.
+- Nothing is copied: an op reads PyTorch's own memory, on its current stream.
 - What backward needs is saved by PyTorch itself, so its checks of changes in place, its hooks and checkpoints work, and
   its memory is freed as ever. Where no gradient is wanted nothing is saved.
-- A tensor that lies in memory channels last is worked on as it lies, and so does y.
+- A tensor that is stored channels last is worked on as it is stored, and so is y.
 - In an autocast region convolutions and `linear` run in its dtype and the loss in float32, as PyTorch's; other ops in
   x's dtype, sums of half types being float32.
-- There is no second derivative: asking for one is a RuntimeError, and so is torch.jit.trace.
+- There is no second and no forward-mode derivative: asking for one is a RuntimeError, and so is torch.jit.trace.
 - dropout draws from PyTorch's generator: torch.manual_seed counts, and a checkpoint repeats the draw. `rng` may also be
-  a seed, or a torch.Generator.
+  a seed, or a torch.Generator (which no checkpoint restores, as for PyTorch's own ops).
 """
 
 from __future__ import annotations
@@ -18,180 +20,366 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from cnnlayers import functional as F
+from cnnlayers.arguments import entries_of, flag
 
-from .arrays import DEVICES, array_of, lies_channels_last, on_stream_of, tensor_of
-
-DIFFERENTIABLE = ("x", "weight", "bias", "gamma", "beta")
-OF_PRODUCTS = ("conv", "conv_transpose", "linear")  # in an autocast region in low precision
-IN_FULL_PRECISION = ("softmax_cross_entropy",)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call of an op. `tensors`: the names of its differentiable arguments; `rest`: its other arguments."""
-
-    op: str
-    tensors: tuple[str, ...]
-    rest: dict[str, Any]
-
-    def run(self, form: str, tensors: tuple[torch.Tensor | None, ...]) -> tuple[Any, list[tuple[Any, torch.Tensor]]]:
-        """What the op's form ("" or "_forward") gives, and each array that it was given with its tensor; x is first."""
-        named = {**dict(zip(self.tensors, tensors, strict=True)), **self.rest}
-        arrays = {name: array_of(v) if isinstance(v, torch.Tensor) else v for name, v in named.items()}
-        given = [(arrays[name], v) for name, v in named.items() if isinstance(v, torch.Tensor)]
-        return getattr(F, self.op + form)(**arrays), given
+from .arguments import (
+    a_real,
+    an_integer,
+    as_channels_last,
+    autocast,
+    channels_first_again,
+    check_tensors,
+    normalized_list,
+    output_sizes,
+    padding_list,
+    padding_name,
+    size_list,
+    window_options,
+)
+from .ops import batch_norm as batch_norm_ops
+from .ops import convs, elementwise, norms, pools, windows
 
 
-class _Op(torch.autograd.Function):
-    """Any op; what it keeps for backward lies in `saved_tensors`."""
+# ------------------------------------------------------------------------------------------------- what all ops share
+def _public(run: Callable[..., Any]) -> Callable[..., Any]:
+    """One of this file's ops, for everybody: PyTorch's tensor-likes (torch.fx) may take the call over, torch.jit.trace
+    is refused."""
+    op = run.__name__
 
-    @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: torch.Tensor | None) -> Any:
-        (y, context), given = call.run("_forward", tensors)
-        own = {id(array): tensor for array, tensor in given}
-        kept = {name: a for name, a in context.arrays.items() if a is not None}
+    @functools.wraps(run)
+    def call(*args: Any, **options: Any) -> Any:
+        given = (*args, *options.values()) if options else args
+        if has_torch_function(given):
+            return handle_torch_function(call, given, *args, **options)
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                f"torch.jit.trace cannot record {op} of cnnlayers.torch: trace the model that was given to convert"
+                " (cnnlayers.torch.revert gives it back), or use torch.export"
+            )
+        return run(*args, **options)
 
-        def tensor(array: Any) -> torch.Tensor:  # the op's own argument, where it keeps or returns that
-            return own[id(array)] if id(array) in own else tensor_of(array)
-
-        ctx.save_for_backward(*map(tensor, kept.values()))
-        ctx.context = replace(context, arrays=dict.fromkeys(context.arrays))
-        ctx.kept, ctx.wanted = tuple(kept), len(tensors)
-        if isinstance(y, tuple):
-            values, indices = map(tensor, y)
-            ctx.mark_non_differentiable(indices)
-            return values, indices
-        return tensor(y)
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor, *_: Any) -> tuple[Any, ...]:
-        gradients = _Gradient.apply(ctx.context, ctx.kept, ctx.needs_input_grad[1], dy, *ctx.saved_tensors)
-        return None, *gradients[: ctx.wanted]
+    call.__doc__ = f"`cnnlayers.functional.{op}` on tensors. {inspect.getdoc(getattr(F, op))}"
+    return call
 
 
-class _Gradient(torch.autograd.Function):
-    """Any op's backward, whose own backward says that there is none."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, context: Any, kept: tuple[str, ...], needs_dx: bool, dy: torch.Tensor, *saved: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        ctx.op = context.op
-        with on_stream_of(dy):
-            arrays = {**context.arrays, **dict(zip(kept, map(array_of, saved), strict=True))}
-            options = {} if needs_dx or context.op not in OF_PRODUCTS else {"needs_dx": False}
-            found = getattr(F, f"{context.op}_backward")(array_of(dy), replace(context, arrays=arrays), **options)
-        gradients = found if isinstance(found, tuple) else (found,)
-        return tuple(None if g is None else tensor_of(g) for g in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
-        raise RuntimeError(
-            f"{ctx.op} of cnnlayers.torch has no second derivative: use torch.nn.functional for what is derived twice"
-        )
-
-
-def _autocast(op: str, tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """The arguments in the dtype that an autocast region asks for; x is the first."""
-    kind = tensors[0].device.type if tensors[0] is not None else ""
-    if op not in OF_PRODUCTS + IN_FULL_PRECISION or kind not in DEVICES or not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind) if op in OF_PRODUCTS else torch.float32
-    return [t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors]
+# ------------------------------------------------------------------------------------------------------------- pooling
+@_public
+def max_pool(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: str = "first",
+    return_indices: bool = False,
+    data_format: str = "channels_first",
+) -> Any:
+    check_tensors(x=x)
+    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
+    x, data_format, moved = as_channels_last(x, data_format)
+    if not flag(return_indices, "return_indices"):
+        return channels_first_again(pools.max_pool(x, *options, ties, data_format), moved)
+    y, _, indices = pools.max_pool_forward(x, *options, ties, data_format, True)
+    return channels_first_again(y, moved), channels_first_again(indices, moved)
 
 
-@torch.compiler.disable
-def _apply(op: str, signature: inspect.Signature, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    if torch.jit.is_tracing():  # a trace would hold this call's result as a constant
-        raise RuntimeError(
-            f"torch.jit.trace cannot record {op} of cnnlayers.torch: trace the model that convert was given"
-        )
-    given = signature.bind(*args, **options).arguments
-    names = _differentiable(signature)
-    tensors = [given.pop(name, None) for name in names]
-    for name, value in zip(names, tensors, strict=True):
-        if not (isinstance(value, torch.Tensor) or (value is None and name != "x")):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    tensors = _autocast(op, tensors)
-    x = tensors[0]
-    last = "data_format" in signature.parameters and "data_format" not in given and lies_channels_last(x)
-    if last:
-        given["data_format"] = "channels_last"
-        tensors[0] = x.movedim(1, -1)
-        if isinstance(given.get("indices"), torch.Tensor):
-            given["indices"] = given["indices"].movedim(1, -1)
-    idle = op == "dropout" and not (given.get("training") and given.get("p", 0.5))
-    if op == "dropout" and not idle:
-        given["rng"] = _seed(given.get("rng"))
-    call = _Call(op, names, given)
-    with on_stream_of(x):
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors) and not idle:
-            y = _Op.apply(call, *tensors)
-        else:
-            found, passed = call.run("", tuple(tensors))
-            if found is passed[0][0]:  # an idle dropout: x itself, as PyTorch's; a view would forbid changes in place
-                return x
-            y = tuple(map(tensor_of, found)) if isinstance(found, tuple) else tensor_of(found)
-    if not last:
-        return y
-    return tuple(a.movedim(-1, 1) for a in y) if isinstance(y, tuple) else y.movedim(-1, 1)
+@_public
+def avg_pool(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x)
+    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
+    include = flag(count_include_pad, "count_include_pad")
+    divisor = None if divisor_override is None else an_integer(divisor_override, "divisor_override")
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(windows.avg_pool(x, *options, include, divisor, data_format), moved)
 
 
-def _seed(rng: Any) -> int:
-    """Dropout's seed: the caller's, or drawn from PyTorch's generator, whose state a checkpoint restores."""
-    if rng is None or isinstance(rng, torch.Generator):
-        device = "cpu" if rng is None else rng.device
-        return int(torch.randint(2**63 - 1, (), generator=rng, device=device))
+@_public
+def sum_pool(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x)
+    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(windows.sum_pool(x, *options, data_format), moved)
+
+
+@_public
+def lp_pool(
+    x: Tensor,
+    kernel_size: Any,
+    norm_type: float = 2.0,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x)
+    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(pools.lp_pool(x, *options, a_real(norm_type, "norm_type"), data_format), moved)
+
+
+@_public
+def adaptive_avg_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
+    check_tensors(x=x)
+    x, data_format, moved = as_channels_last(x, data_format)
+    size = output_sizes(output_size, x if data_format == "channels_first" else x.movedim(-1, 1))
+    return channels_first_again(windows.adaptive_avg_pool(x, size, data_format), moved)
+
+
+@_public
+def adaptive_max_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
+    check_tensors(x=x)
+    x, data_format, moved = as_channels_last(x, data_format)
+    size = output_sizes(output_size, x if data_format == "channels_first" else x.movedim(-1, 1))
+    return channels_first_again(pools.adaptive_max_pool(x, size, data_format), moved)
+
+
+@_public
+def max_unpool(
+    x: Tensor,
+    indices: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    *,
+    output_size: Any = None,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x, indices=indices)
+    size = None if output_size is None else entries_of(output_size, "output_size") or [output_size] * (x.ndim - 2)
+    strides = [] if stride is None else size_list(stride, "stride", x)
+    options = size_list(kernel_size, "kernel_size", x), strides, padding_list(padding, x)
+    x, data_format, moved = as_channels_last(x, data_format)
+    if moved:
+        indices = indices.movedim(1, -1)
+        if size is not None and len(size) == x.ndim:  # the whole shape, as PyTorch also takes
+            size = (size[0], *size[2:], size[1])
+    return channels_first_again(
+        pools.max_unpool(x, indices, *options, None if size is None else list(size), data_format), moved
+    )
+
+
+@_public
+def pad(
+    x: Tensor, padding: Any, mode: str = "constant", value: Any = 0, *, data_format: str = "channels_first"
+) -> Tensor:
+    check_tensors(x=x)
+    if type(value) not in (int, float, bool):
+        value = a_real(value, "value", finite=False)
+    options = padding_list(padding, x, None), mode, value
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(windows.pad(x, *options, data_format), moved)
+
+
+# --------------------------------------------------------------------------------------------------------------- norms
+@_public
+def batch_norm(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    unbiased: bool = True,
+    comm: Any = None,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
+    options = flag(training, "training"), a_real(momentum, "momentum"), a_real(eps, "eps"), flag(unbiased, "unbiased")
+    x, data_format, moved = as_channels_last(x, data_format)
+    given = x, gamma, beta, running_mean, running_var, *options, batch_norm_ops.number_of(comm), data_format
+    if not training or running_mean is None or running_var is None:
+        return channels_first_again(batch_norm_ops.batch_norm(*given), moved)
+    y, _, _, mean, var = batch_norm_ops.batch_norm_forward(*given)
+    with torch.no_grad():
+        running_mean.copy_(mean)
+        running_var.copy_(var)
+    return channels_first_again(y, moved)
+
+
+@_public
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x, gamma=gamma, beta=beta)
+    x, data_format, moved = as_channels_last(x, data_format)
+    groups = an_integer(num_groups, "num_groups", 1)
+    return channels_first_again(norms.group_norm(x, groups, gamma, beta, a_real(eps, "eps"), data_format), moved)
+
+
+@_public
+def instance_norm(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x, gamma=gamma, beta=beta)
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(norms.instance_norm(x, gamma, beta, a_real(eps, "eps"), data_format), moved)
+
+
+@_public
+def layer_norm(
+    x: Tensor, normalized_shape: Any, gamma: Tensor | None = None, beta: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    check_tensors(x=x, gamma=gamma, beta=beta)
+    return norms.layer_norm(x, normalized_list(normalized_shape), gamma, beta, a_real(eps, "eps"))
+
+
+@_public
+def rms_norm(x: Tensor, normalized_shape: Any, gamma: Tensor | None = None, *, eps: float | None = None) -> Tensor:
+    check_tensors(x=x, gamma=gamma)
+    return norms.rms_norm(x, normalized_list(normalized_shape), gamma, None if eps is None else a_real(eps, "eps"))
+
+
+@_public
+def local_response_norm(
+    x: Tensor,
+    size: int,
+    *,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x)
+    options = an_integer(size, "size", 1), a_real(alpha, "alpha"), a_real(beta, "beta"), a_real(k, "k")
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(norms.local_response_norm(x, *options, data_format), moved)
+
+
+# ---------------------------------------------------------------------------------------------------------- linear maps
+@_public
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x, weight=weight, bias=bias)
+    named = isinstance(padding, str)
+    sides = ([0], padding_name(padding)) if named else (padding_list(padding, x), "")
+    options = (
+        size_list(stride, "stride", x),
+        *sides,
+        size_list(dilation, "dilation", x),
+        an_integer(groups, "groups", 1),
+    )
+    x, weight, bias = autocast(x, None, weight, bias)
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(convs.conv(x, weight, bias, *options, data_format), moved)
+
+
+@_public
+def conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    data_format: str = "channels_first",
+) -> Tensor:
+    check_tensors(x=x, weight=weight, bias=bias)
+    extra = size_list(output_padding, "output_padding", x), size_list(dilation, "dilation", x)
+    options = size_list(stride, "stride", x), padding_list(padding, x), *extra, an_integer(groups, "groups", 1)
+    x, weight, bias = autocast(x, None, weight, bias)
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(convs.conv_transpose(x, weight, bias, *options, data_format), moved)
+
+
+@_public
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    check_tensors(x=x, weight=weight, bias=bias)
+    return convs.linear(*autocast(x, None, weight, bias))
+
+
+# ------------------------------------------------------------------------------------------- activations and the loss
+@_public
+def relu(x: Tensor) -> Tensor:
+    check_tensors(x=x)
+    return elementwise.relu(x)
+
+
+@_public
+def dropout(x: Tensor, p: float = 0.5, *, training: bool = False, rng: Any = None) -> Tensor:
+    check_tensors(x=x)
+    p = a_real(p, "p")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
+    if not flag(training, "training") or p == 0:
+        return x  # itself, as PyTorch's: a view would forbid changes in place
+    return elementwise.dropout(x, _mask(x, p, rng), p)
+
+
+def _mask(x: Tensor, p: float, rng: Any) -> Tensor:
+    """What dropout keeps: drawn by PyTorch's generator, whose state a checkpoint restores, by another, or from a
+    seed."""
+    if rng is None:
+        return torch.rand_like(x, dtype=torch.float32) >= p
+    if isinstance(rng, torch.Generator):
+        return torch.rand(x.shape, generator=rng, device=rng.device).to(x.device) >= p
     if isinstance(rng, bool) or not isinstance(rng, int):
         raise TypeError(
             f"rng must be a seed, a torch.Generator or None (PyTorch's own), got {type(rng).__name__}: a checkpoint"
             " could not repeat its draw"
         )
-    return rng
+    if rng < 0:
+        raise ValueError(f"rng must be a seed of at least 0, got {rng}")
+    return elementwise.dropout_mask(x, p, rng)
 
 
-def _differentiable(signature: inspect.Signature) -> tuple[str, ...]:
-    """The arguments that backward gives gradients of, in its order. local_response_norm's beta is none: a number, which
-    can be given by its name alone."""
-    by_place = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return tuple(name for name in by_place if name in DIFFERENTIABLE)
-
-
-def _on_tensors(plain: Callable[..., Any]) -> Callable[..., Any]:
-    op, signature = plain.__name__, inspect.signature(plain)
-
-    @functools.wraps(plain)
-    def run(*args: Any, **options: Any) -> Any:
-        return _apply(op, signature, args, options)
-
-    run.__module__ = __name__
-    run.__doc__ = f"`cnnlayers.functional.{op}` on tensors. {inspect.getdoc(plain)}"
-    return run
-
-
-max_pool = _on_tensors(F.max_pool)
-avg_pool = _on_tensors(F.avg_pool)
-sum_pool = _on_tensors(F.sum_pool)
-lp_pool = _on_tensors(F.lp_pool)
-adaptive_avg_pool = _on_tensors(F.adaptive_avg_pool)
-adaptive_max_pool = _on_tensors(F.adaptive_max_pool)
-max_unpool = _on_tensors(F.max_unpool)
-pad = _on_tensors(F.pad)
-batch_norm = _on_tensors(F.batch_norm)
-group_norm = _on_tensors(F.group_norm)
-instance_norm = _on_tensors(F.instance_norm)
-layer_norm = _on_tensors(F.layer_norm)
-rms_norm = _on_tensors(F.rms_norm)
-local_response_norm = _on_tensors(F.local_response_norm)
-conv = _on_tensors(F.conv)
-conv_transpose = _on_tensors(F.conv_transpose)
-linear = _on_tensors(F.linear)
-relu = _on_tensors(F.relu)
-dropout = _on_tensors(F.dropout)
-softmax_cross_entropy = _on_tensors(F.softmax_cross_entropy)
+@_public
+def softmax_cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
+    check_tensors(x=x, labels=labels)
+    return elementwise.softmax_cross_entropy(*autocast(x, torch.float32), labels)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx
 from torch import nn
 
 from . import functional as T
@@ -164,6 +165,7 @@ def _refuse_scripting(m: Any) -> Any:
     name = type(m).__name__
     raise RuntimeError(
         f"torch.jit.script cannot compile {name} of cnnlayers.torch: script the model that was given to convert"
+        " (cnnlayers.torch.revert gives it back), or use torch.compile or torch.export"
     )
 
 
@@ -171,6 +173,9 @@ def _module(name: str, run: Run) -> Any:
     base, serves = getattr(nn, name), rule_of(name)
 
     def forward(self: Any, input: torch.Tensor, *more: Any, **options: Any) -> Any:
+        if isinstance(input, torch.fx.Proxy):  # a module is a leaf of torch.fx's graph, as torch.nn's are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input, *more), options)
         if not isinstance(input, torch.Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(input).__name__}")
         if not serves(self, input):
@@ -197,16 +202,34 @@ def convert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     Parameters, buffers, hooks and training mode stay as they are; make the optimizer from what this gives. Left alone:
     subclasses of torch.nn's modules, convolutions and all other modules, and what has no counterpart here
-    (AdaptiveMaxPool with return_indices, InstanceNorm with running statistics). Raises TypeError for no module.
+    (AdaptiveMaxPool with return_indices, InstanceNorm with running statistics). `revert` is the way back. Raises
+    TypeError for no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"convert needs a torch.nn.Module, got {type(model).__name__}")
-    model = model if inplace else copy.deepcopy(model)
+    model = _taken("convert", model, inplace)
     for module in model.modules():
         replacement = _REPLACED.get(type(module))
         if replacement is not None and not _without_counterpart(module):
             module.__class__ = replacement  # what a module holds is its torch.nn base's
     return model
+
+
+def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """A copy of `model` with torch.nn's modules in the place of this library's; with `inplace`, `model` itself.
+
+    It undoes `convert`: parameters, buffers, hooks and training mode stay as they are. Raises TypeError for no module.
+    """
+    model = _taken("revert", model, inplace)
+    originals = {module: original for original, module in _REPLACED.items()}
+    for module in model.modules():
+        if type(module) in originals:
+            module.__class__ = originals[type(module)]
+    return model
+
+
+def _taken(name: str, model: nn.Module, inplace: bool) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name} needs a torch.nn.Module, got {type(model).__name__}")
+    return model if inplace else copy.deepcopy(model)
 
 
 def _without_counterpart(module: Any) -> bool:

@@ -1,0 +1,134 @@
+"""relu, dropout and the softmax cross-entropy loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cnnlayers import backends
+from cnnlayers import functional as F
+from cnnlayers.functional.common import Context
+
+from .batching import LOOP, Rule
+from .library import Op
+
+
+# ---------------------------------------------------------------------------------------------------------------- relu
+def _relu_forward(x: Any) -> Any:
+    y, context = F.relu_forward(x)
+    return y, context.arrays["passes"]
+
+
+def _relu_backward(dy: Any, passes: Any) -> Any:
+    return F.relu_backward(dy, Context("relu", backends.of(dy), dy.dtype, tuple(dy.shape), None, {"passes": passes}))
+
+
+def _save_relu(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+    ctx.save_for_backward(outputs[1])
+
+
+def _derive_relu(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return (None if dy is None else relu_backward(dy, *ctx.saved_tensors),)
+
+
+ANY = Rule({0: 0}, stacked=True)
+BOTH = Rule({0: 0, 1: 0}, stacked=True)
+relu = Op("relu(Tensor x) -> Tensor", F.relu, lambda x: x.new_empty(x.shape), ANY)
+relu_forward = Op(
+    "relu_forward(Tensor x) -> (Tensor, Tensor)",
+    _relu_forward,
+    lambda x: (x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.bool)),
+    ANY,
+)
+relu_backward = Op(
+    "relu_backward(Tensor dy, Tensor passes) -> Tensor", _relu_backward, lambda dy, passes: dy.new_empty(dy.shape), BOTH
+)
+relu.recorded_as(relu_forward, relu_forward.differentiable(_save_relu, _derive_relu))
+relu_backward.last("relu")
+
+
+# ------------------------------------------------------------------------------------------------------------- dropout
+# The mask is drawn outside, by PyTorch's generator or by `dropout_mask` from a seed.
+def _dropout(x: Any, mask: Any, p: float) -> Any:
+    """Dropout is its own adjoint: y is to x what dx is to dy."""
+    return F.dropout_backward(x, Context("dropout", backends.of(x), x.dtype, tuple(x.shape), p, {"mask": mask}))
+
+
+def _dropout_mask(x: Any, p: float, seed: int) -> Any:
+    b = backends.of(x)
+    return b.array(backends.uniform(b, tuple(x.shape), seed) >= p, b.xp.bool)
+
+
+def _save_dropout(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, mask, ctx.p = inputs
+    ctx.save_for_backward(mask)
+
+
+def _derive_dropout(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]:
+    return None if dy is None else dropout_backward(dy, *ctx.saved_tensors, ctx.p), None, None
+
+
+dropout = Op("dropout(Tensor x, Tensor mask, float p) -> Tensor", _dropout, lambda x, *_: x.new_empty(x.shape), BOTH)
+dropout_backward = Op(
+    "dropout_backward(Tensor dy, Tensor mask, float p) -> Tensor", _dropout, lambda dy, *_: dy.new_empty(dy.shape), BOTH
+)
+dropout_mask = Op(
+    "dropout_mask(Tensor x, float p, int seed) -> Tensor",
+    _dropout_mask,
+    lambda x, p, seed: x.new_empty(x.shape, dtype=torch.bool),
+    LOOP,
+)
+dropout.differentiable(_save_dropout, _derive_dropout)
+dropout_backward.last("dropout")
+
+
+# ------------------------------------------------------------------------------------------------ softmax_cross_entropy
+def _loss_forward(x: Any, labels: Any) -> Any:
+    loss, context = F.softmax_cross_entropy_forward(x, labels)
+    return loss, context.arrays["top"], context.arrays["total"]
+
+
+def _loss_backward(dy: Any, x: Any, labels: Any, top: Any, total: Any) -> Any:
+    b = backends.of(x)
+    saved = {"x": x, "labels": b.xp.asarray(labels, dtype=b.xp.int64), "top": top, "total": total}
+    return F.softmax_cross_entropy_backward(dy, Context("softmax_cross_entropy", b, x.dtype, (), None, saved))
+
+
+def _fake_loss_forward(x: torch.Tensor, labels: torch.Tensor) -> Any:
+    if x.ndim != 2 or labels.shape != x.shape[:1]:
+        raise ValueError(f"x must be (N, K) and labels (N,), got shapes {tuple(x.shape)} and {tuple(labels.shape)}")
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(()), *(x.new_empty((x.shape[0], 1), dtype=wide) for _ in range(2))
+
+
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+    ctx.save_for_backward(*inputs, *outputs[1:])
+
+
+def _derive_loss(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return None if dy is None else softmax_cross_entropy_backward(dy, *ctx.saved_tensors), None
+
+
+softmax_cross_entropy = Op(
+    "softmax_cross_entropy(Tensor x, Tensor labels) -> Tensor",
+    F.softmax_cross_entropy,
+    lambda x, labels: _fake_loss_forward(x, labels)[0],
+    LOOP,
+)
+softmax_cross_entropy_forward = Op(
+    "softmax_cross_entropy_forward(Tensor x, Tensor labels) -> (Tensor, Tensor, Tensor)",
+    _loss_forward,
+    _fake_loss_forward,
+    LOOP,
+)
+softmax_cross_entropy_backward = Op(
+    "softmax_cross_entropy_backward(Tensor dy, Tensor x, Tensor labels, Tensor top, Tensor total) -> Tensor",
+    _loss_backward,
+    lambda dy, x, *_: x.new_empty(x.shape),
+    LOOP,
+)
+softmax_cross_entropy.recorded_as(
+    softmax_cross_entropy_forward, softmax_cross_entropy_forward.differentiable(_save_loss, _derive_loss)
+)
+softmax_cross_entropy_backward.last("softmax_cross_entropy")

@@ -1,0 +1,180 @@
+"""How an op is registered with PyTorch: its schema, its kernel on arrays, its fake implementation, its gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from ..arrays import array_of, fresh_tensor_of, on_stream_of
+from .batching import Rule, batched
+
+Tensors = tuple[torch.Tensor | None, ...]
+
+LIBRARY = torch.library.Library("cnnlayers", "DEF")
+OPS: dict[str, Op] = {}  # every op, by its name
+
+
+class Op:
+    """An op of the library. `run` computes on arrays, in the schema's order; `fake` does so on fake tensors."""
+
+    def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any], rule: Rule) -> None:
+        self.name = schema.partition("(")[0]
+        OPS[self.name] = self
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        self.overload: Any = getattr(torch.ops.cnnlayers, self.name).default
+        arguments = self.overload._schema.arguments
+        self.defaults = tuple(a.default_value for a in arguments)
+        self.tensors = tuple(i for i, a in enumerate(arguments) if "Tensor" in str(a.type))
+        self.several = len(self.overload._schema.returns) > 1
+
+        def kernel(*args: Any) -> Any:
+            return self._on_arrays(run, self.filled(args))
+
+        LIBRARY.impl(self.name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"cnnlayers::{self.name}", lambda *a: fake(*self.filled(a)), lib=LIBRARY)
+        torch.library.register_vmap(f"cnnlayers::{self.name}", self._batched(rule), lib=LIBRARY)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.overload(*args)
+
+    def filled(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """All arguments: PyTorch leaves those at their default away."""
+        return args + self.defaults[len(args) :]
+
+    def _on_arrays(self, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        tensors = [args[i] for i in self.tensors if args[i] is not None]
+        with on_stream_of(tensors[0]):
+            arrays = [array_of(a) if isinstance(a, torch.Tensor) else a for a in args]
+            found = run(*(tuple(a) if type(a) is list else a for a in arrays))
+            inputs = [arrays[i] for i in self.tensors if arrays[i] is not None]
+            if not self.several:
+                return fresh_tensor_of(found, inputs)
+            return tuple(tensors[0].new_empty(0) if a is None else fresh_tensor_of(a, inputs) for a in found)
+
+    def _batched(self, rule: Rule) -> Callable[..., Any]:
+        def run(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
+            known = {i: dims[i] for i in self.tensors if i < len(dims) and dims[i] is not None}
+            return batched(self, rule, info.batch_size, known, self.filled(args))
+
+        return run
+
+    def wants_gradient(self, args: tuple[Any, ...]) -> bool:
+        """Whether autograd must record a call."""
+        return torch.is_grad_enabled() and any(
+            i < len(args) and args[i] is not None and args[i].requires_grad for i in self.tensors
+        )
+
+    def below_autograd(self, keyset: Any, args: tuple[Any, ...]) -> Any:
+        """The op without autograd's part, on a level of torch.func or in plain use."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def differentiable(
+        self, save: Callable[[Any, tuple[Any, ...], Any], None], backward: Callable[..., Tensors]
+    ) -> Callable[..., Any]:
+        """Register the op's gradient. `save(ctx, inputs, outputs)` keeps what `backward(ctx, *gradients)` needs, which
+        gives the gradient of every input, None for options. Outputs after the first have no gradient."""
+        node = _node_of(self, save, backward)
+
+        def kernel(keyset: Any, *args: Any) -> Any:
+            self.refuse_forward_mode(args)
+            return node(keyset, args) if self.wants_gradient(args) else self.below_autograd(keyset, args)
+
+        LIBRARY.impl(self.name, kernel, "Autograd", with_keyset=True)
+        return node
+
+    def recorded_as(self, forward: Op, node: Callable[..., Any]) -> None:
+        """Where autograd must record a call of this op, `forward` runs, which also gives what backward needs; `node` is
+        what its `differentiable` gave. Both ops have the same arguments, but for ones at the end of forward's."""
+
+        def kernel(keyset: Any, *args: Any) -> Any:
+            self.refuse_forward_mode(args)
+            return node(keyset, args)[0] if self.wants_gradient(args) else self.below_autograd(keyset, args)
+
+        LIBRARY.impl(self.name, kernel, "Autograd", with_keyset=True)
+
+    def last(self, op: str) -> None:
+        """This op is the gradient of `op` and has none itself: asking for one is an error."""
+
+        def refuse(ctx: Any, *gradients: Any) -> Tensors:
+            raise RuntimeError(
+                f"{op} of cnnlayers.torch has no second derivative: use torch.nn.functional for what is derived twice"
+                f" (cnnlayers.torch.revert gives the model back)"
+            )
+
+        self.differentiable(lambda ctx, inputs, outputs: None, refuse)
+
+    def refuse_forward_mode(self, args: tuple[Any, ...]) -> None:
+        """PyTorch would take the tangent for zero."""
+        if forward_ad._current_level < 0:
+            return
+        for i in self.tensors:
+            if i < len(args) and args[i] is not None and forward_ad.unpack_dual(args[i]).tangent is not None:
+                raise RuntimeError(
+                    f"{self.name} of cnnlayers.torch has no forward-mode derivative (jvp, jacfwd, hessian): use"
+                    " torch.nn.functional for it (cnnlayers.torch.revert gives the model back)"
+                )
+
+
+def differentiable_by_x(op: Op, gradient: Op) -> None:
+    """Register the gradient of an op of x and options, which takes dy, x and the options."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.options = inputs[1:]
+
+    def derive(ctx: Any, dy: torch.Tensor | None) -> Tensors:
+        dx = None if dy is None else gradient(dy, *ctx.saved_tensors, *ctx.options)
+        return dx, *(None,) * (ctx.number - 1)
+
+    op.differentiable(save, derive)
+    gradient.last(op.name)
+
+
+def _node_of(op: Op, save: Callable[..., None], backward: Callable[..., Tensors]) -> Callable[..., Any]:
+    """A call of `op` as a node of autograd's graph.
+
+    torch.autograd.Function does not run inside torch.func's transforms when it is applied below the dispatcher; its
+    single-level form does, which torch.func itself uses for each level.
+    """
+
+    def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+        with _recording_lower_levels():
+            outputs = op.below_autograd(keyset, args)
+        args = op.filled(args)
+        ctx.number = len(args)
+        ctx.set_materialize_grads(False)
+        if op.several:
+            ctx.mark_non_differentiable(*outputs[1:])
+        save(ctx, args, outputs)
+        return outputs
+
+    def derive(ctx: Any, *gradients: Any) -> Any:
+        return (None, *backward(ctx, *gradients))
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(derive)}
+    node: Any = type(f"cnnlayers_{op.name}_", (_SingleLevelFunction,), methods)
+
+    def apply(keyset: Any, args: tuple[Any, ...]) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return node.apply(keyset, *args)
+        with enable_single_level_autograd_function():
+            return node.apply(keyset, *args)
+
+    return apply
+
+
+@contextlib.contextmanager
+def _recording_lower_levels() -> Any:
+    """A node's forward runs without recording, but torch.func's outer levels must go on doing so."""
+    if not torch._C._are_functorch_transforms_active():
+        yield
+        return
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        yield
