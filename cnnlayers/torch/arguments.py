@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlayers.arguments import entries_of, flag, integer, pairs, real, sizes
+from cnnlayers.specs.arguments import entries_of, flag, integer, pairs, real, sizes
 
 from .arrays import DEVICES, is_channels_last
 

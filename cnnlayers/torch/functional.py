@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from cnnlayers import functional as F
-from cnnlayers.arguments import entries_of, flag
+from cnnlayers.specs.arguments import entries_of, flag
 
 from .arguments import (
     a_real,

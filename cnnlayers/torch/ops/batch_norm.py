@@ -9,9 +9,9 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.arguments import layout
 from cnnlayers.functional.common import Context
 from cnnlayers.functional.rows import Norm, Rows, batch_rows
+from cnnlayers.specs.arguments import layout
 
 from .batching import LOOP, Rule
 from .library import Op

@@ -14,10 +14,10 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.arguments import grouped, integer, layout, trailing
 from cnnlayers.functional.common import Context
 from cnnlayers.functional.lrn import Response
 from cnnlayers.functional.rows import Norm, Rows, group_rows, instance_rows, trailing_rows
+from cnnlayers.specs.arguments import grouped, integer, layout, trailing
 
 from .batching import LOOP, Rule
 from .library import Op, differentiable_by_x

@@ -9,11 +9,11 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.arguments import layout
 from cnnlayers.functional.common import Context
 from cnnlayers.functional.pool import Average
-from cnnlayers.pad_specs import pad_spec
 from cnnlayers.specs import Window, adaptive_window, pool_window
+from cnnlayers.specs.arguments import layout
+from cnnlayers.specs.padding import pad_spec
 
 from .batching import Rule
 from .library import Op
