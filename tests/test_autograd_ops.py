@@ -448,6 +448,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "conv_transpose": ({"x": X, "weight": (4, 3, 3, 3), "bias": (3,)}, {"stride": 2}),
     "linear": ({"x": (5, 3), "weight": (2, 3), "bias": (2,)}, {}),
     "relu": ({"x": X}, {}),
+    "leaky_relu": ({"x": X}, {"negative_slope": 0.2}),
+    "gelu": ({"x": X}, {"approximate": "tanh"}),
+    "sigmoid": ({"x": X}, {}),
+    "tanh": ({"x": X}, {}),
+    "softmax": ({"x": X}, {"axis": -1}),
+    "mse_loss": ({"x": (4, 3)}, {"target": np.arange(12.0).reshape(4, 3)}),
     "dropout": ({"x": X}, {"p": 0.3, "training": True, "rng": 7}),
     "softmax_cross_entropy": ({"x": (4, 3)}, {"labels": np.array([0, 2, 1, 1])}),
 }

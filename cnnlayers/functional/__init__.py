@@ -1,5 +1,22 @@
 """Every op as a trio: `op` (inference, saves nothing), `op_forward` (gives `y, ctx`), `op_backward(dy, ctx)`."""
 
+from .activations import (
+    gelu,
+    gelu_backward,
+    gelu_forward,
+    leaky_relu,
+    leaky_relu_backward,
+    leaky_relu_forward,
+    sigmoid,
+    sigmoid_backward,
+    sigmoid_forward,
+    softmax,
+    softmax_backward,
+    softmax_forward,
+    tanh,
+    tanh_backward,
+    tanh_forward,
+)
 from .adaptive_max_pool import adaptive_max_pool, adaptive_max_pool_backward, adaptive_max_pool_forward
 from .conv import conv, conv_backward, conv_forward, conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .dense import (
@@ -16,6 +33,7 @@ from .dense import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
+from .losses import mse_loss, mse_loss_backward, mse_loss_forward
 from .lrn import local_response_norm, local_response_norm_backward, local_response_norm_forward
 from .max_pool import max_pool, max_pool_backward, max_pool_forward
 from .norm import (
@@ -74,6 +92,9 @@ __all__ = [
     "dropout",
     "dropout_backward",
     "dropout_forward",
+    "gelu",
+    "gelu_backward",
+    "gelu_forward",
     "group_norm",
     "group_norm_backward",
     "group_norm_forward",
@@ -83,6 +104,9 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "leaky_relu_forward",
     "linear",
     "linear_backward",
     "linear_forward",
@@ -98,6 +122,9 @@ __all__ = [
     "max_unpool",
     "max_unpool_backward",
     "max_unpool_forward",
+    "mse_loss",
+    "mse_loss_backward",
+    "mse_loss_forward",
     "pad",
     "pad_backward",
     "pad_forward",
@@ -107,10 +134,19 @@ __all__ = [
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
+    "sigmoid",
+    "sigmoid_backward",
+    "sigmoid_forward",
+    "softmax",
+    "softmax_backward",
     "softmax_cross_entropy",
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_forward",
+    "softmax_forward",
     "sum_pool",
     "sum_pool_backward",
     "sum_pool_forward",
+    "tanh",
+    "tanh_backward",
+    "tanh_forward",
 ]

@@ -1,5 +1,6 @@
 """Layers: parameters, gradients and running statistics around `cnnlayers.functional`'s ops."""
 
+from .activations import GELU, LeakyReLU, Sigmoid, Tanh
 from .base import Layer
 from .containers import Residual, Sequential
 from .conv import Conv, ConvTranspose
@@ -19,6 +20,7 @@ from .pool import (
 )
 
 __all__ = [
+    "GELU",
     "AdaptiveAvgPool",
     "AdaptiveMaxPool",
     "AvgPool",
@@ -35,6 +37,7 @@ __all__ = [
     "InstanceNorm",
     "Layer",
     "LayerNorm",
+    "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
     "LpPool",
@@ -45,7 +48,9 @@ __all__ = [
     "ReflectPad",
     "Residual",
     "Sequential",
+    "Sigmoid",
     "SumPool",
     "SymmetricPad",
+    "Tanh",
     "WrapPad",
 ]

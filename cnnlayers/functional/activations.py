@@ -1,0 +1,414 @@
+"""Activations: leaky ReLU, GELU, sigmoid, tanh and softmax.
+
+Rules of the family: y has x's shape and dtype. Half types are computed in float32 and rounded once. NaN stays NaN. The
+context has the least that backward needs: leaky ReLU one bool an element, GELU x itself (no copy), the others y.
+
+The definitions are PyTorch's (torch.nn.functional). GELU: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import integer, real
+
+from .common import (
+    Array,
+    Context,
+    accumulator,
+    cast,
+    floating,
+    inference_of,
+    on_device,
+    opened,
+)
+from .erf import erfc
+
+SQRT_HALF = math.sqrt(0.5)
+TANH_SCALE, TANH_CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU's tanh form
+
+
+def _wide(b: Backend, array: Array) -> Array:
+    """The array in the dtype it is computed in."""
+    return cast(b, array, accumulator(b, array.dtype))
+
+
+def _checked(x: Array) -> Backend:
+    b = backends.of(x)
+    floating(b, x, "x")
+    return b
+
+
+# ----------------------------------------------------------------------------------------------------------- leaky relu
+@on_device
+def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, Context]:
+    """Leaky ReLU: y = x where x > 0, else negative_slope * x.
+
+    Parameters
+    ----------
+    x : array
+        Any shape, floating.
+    negative_slope : float
+        The factor of values that are not positive; any finite number.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `leaky_relu_backward`; `leaky_relu` returns y alone. It has one bool an element.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype, or negative_slope is not a number.
+    ValueError
+        negative_slope is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.leaky_relu(np.array([-2.0, 3.0]), 0.5)
+    array([-1.,  3.])
+
+    References
+    ----------
+    torch.nn.functional.leaky_relu
+    """
+    b = _checked(x)
+    slope = real(negative_slope, "negative_slope")
+    positive = b.array(x > b.zeros((), x.dtype), b.xp.bool)
+    return _leaky(b, _wide(b, x), positive, slope, x.dtype), Context(
+        "leaky_relu", b, x.dtype, tuple(x.shape), slope, {"positive": positive}
+    )
+
+
+def _leaky(b: Backend, x: Array, positive: Array, slope: float, dtype: Any) -> Array:
+    return b.array(cast(b, b.xp.where(positive, x, x * slope), dtype), dtype)
+
+
+leaky_relu = inference_of(leaky_relu_forward)
+
+
+@on_device
+def leaky_relu_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `leaky_relu`: dy where x > 0, else negative_slope * dy.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `leaky_relu_forward`.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
+    b, dy = opened("leaky_relu", dy, ctx)
+    return _leaky(b, dy, ctx.arrays["positive"], ctx.spec, ctx.dtype)
+
+
+# ----------------------------------------------------------------------------------------------------------------- gelu
+def _gelu(b: Backend, x: Array, approximate: str) -> Array:
+    if approximate == "none":
+        return x * (0.5 * erfc(b, x * -SQRT_HALF))
+    return x * (0.5 * (1.0 + b.xp.tanh(_tanh_argument(x))))
+
+
+def _tanh_argument(x: Array) -> Array:
+    return TANH_SCALE * (x + TANH_CUBIC * (x * x * x))
+
+
+def _gelu_slope(b: Backend, x: Array, approximate: str) -> Array:
+    """dy/dx."""
+    if approximate == "none":
+        density = b.xp.exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2 * math.pi))
+        return 0.5 * erfc(b, x * -SQRT_HALF) + x * density
+    t = b.xp.tanh(_tanh_argument(x))
+    inner = TANH_SCALE * (1.0 + 3.0 * TANH_CUBIC * (x * x))
+    return 0.5 * (1.0 + t) + 0.5 * x * ((1.0 - t) * (1.0 + t)) * inner
+
+
+def _finite_x(b: Backend, x: Array) -> Array:
+    """x with its infinities replaced by numbers at which GELU and its slope have their limits."""
+    return b.xp.clip(x, -1e4, 1e4)  # keeps NaN
+
+
+@on_device
+def gelu_forward(x: Array, approximate: Literal["none", "tanh"] = "none") -> tuple[Array, Context]:
+    """GELU: y = x * P(X <= x) for a standard normal X, that is x / 2 * (1 + erf(x / sqrt(2))).
+
+    Parameters
+    ----------
+    x : array
+        Any shape, floating.
+    approximate : {"none", "tanh"}
+        "tanh": y = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))).
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `gelu_backward`; `gelu` returns y alone. It refers to x: do not change x in place before the backward.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype.
+    ValueError
+        approximate is something else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.gelu(np.array([-1.0, 0.0, 1.0])).round(4)
+    array([-0.1587,  0.    ,  0.8413])
+
+    References
+    ----------
+    Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415; torch.nn.functional.gelu
+    """
+    b = _checked(x)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+    wide = _wide(b, x)
+    inner = _gelu(b, _finite_x(b, wide), approximate)
+    y = b.xp.where(wide > 1e4, wide, inner)
+    return b.array(cast(b, y, x.dtype), x.dtype), Context("gelu", b, x.dtype, tuple(x.shape), approximate, {"x": x})
+
+
+gelu = inference_of(gelu_forward)
+
+
+@on_device
+def gelu_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `gelu`: dy * (P(X <= x) + x * p(x)) with the normal density p; for "tanh" the derivative of that form.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `gelu_forward`.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
+    b, dy = opened("gelu", dy, ctx)
+    x = _finite_x(b, cast(b, ctx.arrays["x"], dy.dtype))
+    return b.array(cast(b, dy * _gelu_slope(b, x, ctx.spec), ctx.dtype), ctx.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- sigmoid and tanh
+@on_device
+def sigmoid_forward(x: Array) -> tuple[Array, Context]:
+    """Logistic sigmoid: y = 1 / (1 + exp(-x)).
+
+    Parameters
+    ----------
+    x : array
+        Any shape, floating.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype. Small values keep their relative accuracy: no exponential overflows.
+    ctx : Context
+        For `sigmoid_backward`; `sigmoid` returns y alone. It refers to y: do not change y in place before the backward.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.sigmoid(np.array([-1000.0, 0.0, 1000.0]))
+    array([0. , 0.5, 1. ])
+
+    References
+    ----------
+    torch.nn.functional.sigmoid
+    """
+    b = _checked(x)
+    wide = _wide(b, x)
+    small = b.xp.exp(-b.xp.abs(wide))  # in (0, 1]: never overflows
+    y = b.xp.where(wide < 0, small, b.xp.ones_like(small)) / (1.0 + small)
+    y = b.array(cast(b, y, x.dtype), x.dtype)
+    return y, Context("sigmoid", b, x.dtype, tuple(x.shape), None, {"y": y})
+
+
+sigmoid = inference_of(sigmoid_forward)
+
+
+@on_device
+def sigmoid_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `sigmoid`: dy * y * (1 - y).
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `sigmoid_forward`.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
+    b, dy = opened("sigmoid", dy, ctx)
+    y = cast(b, ctx.arrays["y"], dy.dtype)
+    return b.array(cast(b, dy * (y * (1.0 - y)), ctx.dtype), ctx.dtype)
+
+
+@on_device
+def tanh_forward(x: Array) -> tuple[Array, Context]:
+    """Hyperbolic tangent: y = tanh(x).
+
+    Parameters
+    ----------
+    x : array
+        Any shape, floating.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `tanh_backward`; `tanh` returns y alone. It refers to y: do not change y in place before the backward.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.tanh(np.array([-1000.0, 0.0, 1000.0]))
+    array([-1.,  0.,  1.])
+
+    References
+    ----------
+    torch.nn.functional.tanh
+    """
+    b = _checked(x)
+    y = b.array(cast(b, b.xp.tanh(_wide(b, x)), x.dtype), x.dtype)
+    return y, Context("tanh", b, x.dtype, tuple(x.shape), None, {"y": y})
+
+
+tanh = inference_of(tanh_forward)
+
+
+@on_device
+def tanh_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `tanh`: dy * (1 - y) * (1 + y).
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `tanh_forward`.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
+    b, dy = opened("tanh", dy, ctx)
+    y = cast(b, ctx.arrays["y"], dy.dtype)
+    return b.array(cast(b, dy * ((1.0 - y) * (1.0 + y)), ctx.dtype), ctx.dtype)
+
+
+# -------------------------------------------------------------------------------------------------------------- softmax
+@on_device
+def softmax_forward(x: Array, axis: int = 1) -> tuple[Array, Context]:
+    """Softmax: y = exp(x) / sum(exp(x)), the sum along one axis.
+
+    Parameters
+    ----------
+    x : array
+        At least one axis, floating.
+    axis : int
+        The axis that sums to 1; a negative one counts from the end.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype. The maximum is subtracted first, so large values do no harm.
+    ctx : Context
+        For `softmax_backward`; `softmax` returns y alone. It refers to y: do not change y in place before the backward.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype, or axis is not an integer.
+    ValueError
+        x has no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.softmax(np.array([[1000.0, 1000.0]]))
+    array([[0.5, 0.5]])
+
+    References
+    ----------
+    torch.nn.functional.softmax
+    """
+    b = _checked(x)
+    axis = integer(axis, "axis")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {axis}")
+    if x.size == 0:
+        y = b.zeros(tuple(x.shape), x.dtype)
+    else:
+        wide = _wide(b, x)
+        powers = b.xp.exp(wide - b.xp.max(wide, axis=axis, keepdims=True))
+        y = cast(b, powers / _sum(b, powers, axis), x.dtype)
+    return y, Context("softmax", b, x.dtype, tuple(x.shape), axis, {"y": y})
+
+
+def _sum(b: Backend, array: Array, axis: int) -> Array:
+    """The sum along an axis, taken in float64, in the array's dtype."""
+    return cast(b, b.xp.sum(array, axis=axis, keepdims=True, dtype=b.xp.float64), array.dtype)
+
+
+softmax = inference_of(softmax_forward)
+
+
+@on_device
+def softmax_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `softmax`: y * (dy - sum(dy * y)), the sum along its axis.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `softmax_forward`.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
+    b, dy = opened("softmax", dy, ctx)
+    y = cast(b, ctx.arrays["y"], dy.dtype)
+    return cast(b, y * (dy - _sum(b, dy * y, ctx.spec)), ctx.dtype)
