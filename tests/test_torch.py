@@ -41,6 +41,12 @@ FUNCTIONS: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
     ("conv_transpose", [(2, 4, 3, 3), (4, 2, 3, 3), (2,)], {"stride": 2, "output_padding": 1}),
     ("linear", [(3, 4), (5, 4), (5,)], {}),
     ("relu", [(3, 4)], {}),
+    ("leaky_relu", [(3, 4)], {"negative_slope": 0.2}),
+    ("gelu", [(3, 4)], {}),
+    ("sigmoid", [(3, 4)], {}),
+    ("tanh", [(3, 4)], {}),
+    ("softmax", [(3, 4)], {"axis": -1}),
+    ("mse_loss", [(3, 4), (3, 4)], {}),
     ("dropout", [(3, 4)], {"p": 0.4, "training": True, "rng": 3}),
 ]
 

@@ -73,6 +73,12 @@ CALLS: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
     "conv_transpose": [lambda: (x_of(2, 4, 3, 3), *parameters((4, 2, 3, 3), (2,)), [2], [0], [1])],
     "linear": [lambda: (x_of(3, 2, 4), *parameters((5, 4), (5,))), lambda: (x_of(4), *parameters((5, 4)))],
     "relu": [lambda: (x_of(3, 4),), lambda: (x_of(),)],
+    "leaky_relu": [lambda: (x_of(3, 4), 0.2), lambda: (x_of(),)],
+    "gelu": [lambda: (x_of(3, 4),), lambda: (x_of(), "tanh")],
+    "sigmoid": [lambda: (x_of(3, 4),)],
+    "tanh": [lambda: (x_of(3, 4),)],
+    "softmax": [lambda: (x_of(3, 4),), lambda: (x_of(2, 3, 4), -1)],
+    "mse_loss": [lambda: (x_of(4, 5), x_of(4, 5))],
     "dropout": [lambda: (x_of(3, 4), values(3, 4) > 0, 0.4)],
     "softmax_cross_entropy": [lambda: (x_of(4, 5), torch.tensor([0, 4, 2, 2]))],
 }

@@ -17,18 +17,24 @@ family:
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
-from cnnlayers import functional as F
 from cnnlayers.specs.arguments import entries_of, flag
 
+from .activations import (
+    dropout,
+    gelu,
+    leaky_relu,
+    mse_loss,
+    relu,
+    sigmoid,
+    softmax,
+    softmax_cross_entropy,
+    tanh,
+)
 from .arguments import (
     a_real,
     an_integer,
@@ -44,33 +50,41 @@ from .arguments import (
     window_options,
 )
 from .ops import batch_norm as batch_norm_ops
-from .ops import convs, elementwise, norms, pools, windows
+from .ops import convs, norms, pools, windows
+from .public import public
 
-
-# ------------------------------------------------------------------------------------------------- what all ops share
-def _public(run: Callable[..., Any]) -> Callable[..., Any]:
-    """One of this file's ops, for everybody: PyTorch's tensor-likes (torch.fx) may take the call over, torch.jit.trace
-    is refused."""
-    op = run.__name__
-
-    @functools.wraps(run)
-    def call(*args: Any, **options: Any) -> Any:
-        given = (*args, *options.values()) if options else args
-        if has_torch_function(given):
-            return handle_torch_function(call, given, *args, **options)
-        if torch.jit.is_tracing():
-            raise RuntimeError(
-                f"torch.jit.trace cannot record {op} of cnnlayers.torch: trace the model that was given to convert"
-                " (cnnlayers.torch.revert gives it back), or use torch.export"
-            )
-        return run(*args, **options)
-
-    call.__doc__ = f"`cnnlayers.functional.{op}` on tensors. {inspect.getdoc(getattr(F, op))}"
-    return call
+__all__ = [
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "avg_pool",
+    "batch_norm",
+    "conv",
+    "conv_transpose",
+    "dropout",
+    "gelu",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "local_response_norm",
+    "lp_pool",
+    "max_pool",
+    "max_unpool",
+    "mse_loss",
+    "pad",
+    "relu",
+    "rms_norm",
+    "sigmoid",
+    "softmax",
+    "softmax_cross_entropy",
+    "sum_pool",
+    "tanh",
+]
 
 
 # ------------------------------------------------------------------------------------------------------------- pooling
-@_public
+@public
 def max_pool(
     x: Tensor,
     kernel_size: Any,
@@ -92,7 +106,7 @@ def max_pool(
     return channels_first_again(y, moved), channels_first_again(indices, moved)
 
 
-@_public
+@public
 def avg_pool(
     x: Tensor,
     kernel_size: Any,
@@ -113,7 +127,7 @@ def avg_pool(
     return channels_first_again(windows.avg_pool(x, *options, include, divisor, data_format), moved)
 
 
-@_public
+@public
 def sum_pool(
     x: Tensor,
     kernel_size: Any,
@@ -130,7 +144,7 @@ def sum_pool(
     return channels_first_again(windows.sum_pool(x, *options, data_format), moved)
 
 
-@_public
+@public
 def lp_pool(
     x: Tensor,
     kernel_size: Any,
@@ -148,7 +162,7 @@ def lp_pool(
     return channels_first_again(pools.lp_pool(x, *options, a_real(norm_type, "norm_type"), data_format), moved)
 
 
-@_public
+@public
 def adaptive_avg_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
     check_tensors(x=x)
     x, data_format, moved = as_channels_last(x, data_format)
@@ -156,7 +170,7 @@ def adaptive_avg_pool(x: Tensor, output_size: Any, *, data_format: str = "channe
     return channels_first_again(windows.adaptive_avg_pool(x, size, data_format), moved)
 
 
-@_public
+@public
 def adaptive_max_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
     check_tensors(x=x)
     x, data_format, moved = as_channels_last(x, data_format)
@@ -164,7 +178,7 @@ def adaptive_max_pool(x: Tensor, output_size: Any, *, data_format: str = "channe
     return channels_first_again(pools.adaptive_max_pool(x, size, data_format), moved)
 
 
-@_public
+@public
 def max_unpool(
     x: Tensor,
     indices: Tensor,
@@ -189,7 +203,7 @@ def max_unpool(
     )
 
 
-@_public
+@public
 def pad(
     x: Tensor, padding: Any, mode: str = "constant", value: Any = 0, *, data_format: str = "channels_first"
 ) -> Tensor:
@@ -202,7 +216,7 @@ def pad(
 
 
 # --------------------------------------------------------------------------------------------------------------- norms
-@_public
+@public
 def batch_norm(
     x: Tensor,
     gamma: Tensor | None = None,
@@ -230,7 +244,7 @@ def batch_norm(
     return channels_first_again(y, moved)
 
 
-@_public
+@public
 def group_norm(
     x: Tensor,
     num_groups: int,
@@ -246,7 +260,7 @@ def group_norm(
     return channels_first_again(norms.group_norm(x, groups, gamma, beta, a_real(eps, "eps"), data_format), moved)
 
 
-@_public
+@public
 def instance_norm(
     x: Tensor,
     gamma: Tensor | None = None,
@@ -260,7 +274,7 @@ def instance_norm(
     return channels_first_again(norms.instance_norm(x, gamma, beta, a_real(eps, "eps"), data_format), moved)
 
 
-@_public
+@public
 def layer_norm(
     x: Tensor, normalized_shape: Any, gamma: Tensor | None = None, beta: Tensor | None = None, *, eps: float = 1e-5
 ) -> Tensor:
@@ -268,13 +282,13 @@ def layer_norm(
     return norms.layer_norm(x, normalized_list(normalized_shape), gamma, beta, a_real(eps, "eps"))
 
 
-@_public
+@public
 def rms_norm(x: Tensor, normalized_shape: Any, gamma: Tensor | None = None, *, eps: float | None = None) -> Tensor:
     check_tensors(x=x, gamma=gamma)
     return norms.rms_norm(x, normalized_list(normalized_shape), gamma, None if eps is None else a_real(eps, "eps"))
 
 
-@_public
+@public
 def local_response_norm(
     x: Tensor,
     size: int,
@@ -291,7 +305,7 @@ def local_response_norm(
 
 
 # ---------------------------------------------------------------------------------------------------------- linear maps
-@_public
+@public
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -317,7 +331,7 @@ def conv(
     return channels_first_again(convs.conv(x, weight, bias, *options, data_format), moved)
 
 
-@_public
+@public
 def conv_transpose(
     x: Tensor,
     weight: Tensor,
@@ -338,48 +352,7 @@ def conv_transpose(
     return channels_first_again(convs.conv_transpose(x, weight, bias, *options, data_format), moved)
 
 
-@_public
+@public
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_tensors(x=x, weight=weight, bias=bias)
     return convs.linear(*autocast(x, None, weight, bias))
-
-
-# ------------------------------------------------------------------------------------------- activations and the loss
-@_public
-def relu(x: Tensor) -> Tensor:
-    check_tensors(x=x)
-    return elementwise.relu(x)
-
-
-@_public
-def dropout(x: Tensor, p: float = 0.5, *, training: bool = False, rng: Any = None) -> Tensor:
-    check_tensors(x=x)
-    p = a_real(p, "p")
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
-    if not flag(training, "training") or p == 0:
-        return x  # itself, as PyTorch's: a view would forbid changes in place
-    return elementwise.dropout(x, _mask(x, p, rng), p)
-
-
-def _mask(x: Tensor, p: float, rng: Any) -> Tensor:
-    """What dropout keeps: drawn by PyTorch's generator, whose state a checkpoint restores, by another, or from a
-    seed."""
-    if rng is None:
-        return torch.rand_like(x, dtype=torch.float32) >= p
-    if isinstance(rng, torch.Generator):
-        return torch.rand(x.shape, generator=rng, device=rng.device).to(x.device) >= p
-    if isinstance(rng, bool) or not isinstance(rng, int):
-        raise TypeError(
-            f"rng must be a seed, a torch.Generator or None (PyTorch's own), got {type(rng).__name__}: a checkpoint"
-            " could not repeat its draw"
-        )
-    if rng < 0:
-        raise ValueError(f"rng must be a seed of at least 0, got {rng}")
-    return elementwise.dropout_mask(x, p, rng)
-
-
-@_public
-def softmax_cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
-    check_tensors(x=x, labels=labels)
-    return elementwise.softmax_cross_entropy(*autocast(x, torch.float32), labels)

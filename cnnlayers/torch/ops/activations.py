@@ -1,0 +1,142 @@
+"""leaky_relu, gelu, sigmoid, tanh, softmax and the mean squared error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cnnlayers import backends
+from cnnlayers import functional as F
+from cnnlayers.functional.common import Context
+
+from .batching import LOOP, Rule
+from .library import Op, differentiable_by_x
+
+ONE = Rule({0: 0}, stacked=True)
+TWO = Rule({0: 0, 1: 0}, stacked=True)
+
+
+def _context(op: str, like: Any, spec: Any = None, **saved: Any) -> Context:
+    return Context(op, backends.of(like), like.dtype, tuple(like.shape), spec, saved)
+
+
+def _same(x: torch.Tensor, *_: Any) -> torch.Tensor:
+    """The fake result of an op that keeps shape and dtype."""
+    return x.new_empty(x.shape)
+
+
+# ----------------------------------------------------------------------------------------------------------- leaky_relu
+def _leaky_relu_forward(x: Any, negative_slope: float) -> Any:
+    y, context = F.leaky_relu_forward(x, negative_slope)
+    return y, context.arrays["positive"]
+
+
+def _leaky_relu_backward(dy: Any, positive: Any, negative_slope: float) -> Any:
+    return F.leaky_relu_backward(dy, _context("leaky_relu", dy, negative_slope, positive=positive))
+
+
+def _save_leaky_relu(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+    ctx.save_for_backward(outputs[1])
+    ctx.slope = inputs[1]
+
+
+def _derive_leaky_relu(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return None if dy is None else leaky_relu_backward(dy, *ctx.saved_tensors, ctx.slope), None
+
+
+leaky_relu = Op("leaky_relu(Tensor x, float negative_slope=0.01) -> Tensor", F.leaky_relu, _same, ONE)
+leaky_relu_forward = Op(
+    "leaky_relu_forward(Tensor x, float negative_slope=0.01) -> (Tensor, Tensor)",
+    _leaky_relu_forward,
+    lambda x, slope: (x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.bool)),
+    ONE,
+)
+leaky_relu_backward = Op(
+    "leaky_relu_backward(Tensor dy, Tensor positive, float negative_slope) -> Tensor", _leaky_relu_backward, _same, TWO
+)
+leaky_relu.recorded_as(leaky_relu_forward, leaky_relu_forward.differentiable(_save_leaky_relu, _derive_leaky_relu))
+leaky_relu_backward.last("leaky_relu")
+
+
+# ----------------------------------------------------------------------------------------------------------------- gelu
+def _gelu_backward(dy: Any, x: Any, approximate: str) -> Any:
+    return F.gelu_backward(dy, _context("gelu", x, approximate, x=x))
+
+
+gelu = Op('gelu(Tensor x, str approximate="none") -> Tensor', F.gelu, _same, ONE)
+gelu_backward = Op("gelu_backward(Tensor dy, Tensor x, str approximate) -> Tensor", _gelu_backward, _same, TWO)
+differentiable_by_x(gelu, gelu_backward)
+
+
+# -------------------------------------------------------------------------------------------- sigmoid, tanh and softmax
+def _by_result(op: Op, gradient: Op) -> None:
+    """Register the gradient of an op of x and options that needs y: it takes dy, y and the options."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(output)
+        ctx.options = inputs[1:]
+
+    def derive(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]:
+        dx = None if dy is None else gradient(dy, *ctx.saved_tensors, *ctx.options)
+        return dx, *(None,) * len(ctx.options)
+
+    op.differentiable(save, derive)
+    gradient.last(op.name)
+
+
+sigmoid = Op("sigmoid(Tensor x) -> Tensor", F.sigmoid, _same, ONE)
+sigmoid_backward = Op(
+    "sigmoid_backward(Tensor dy, Tensor y) -> Tensor",
+    lambda dy, y: F.sigmoid_backward(dy, _context("sigmoid", y, y=y)),
+    _same,
+    TWO,
+)
+_by_result(sigmoid, sigmoid_backward)
+
+tanh = Op("tanh(Tensor x) -> Tensor", F.tanh, _same, ONE)
+tanh_backward = Op(
+    "tanh_backward(Tensor dy, Tensor y) -> Tensor",
+    lambda dy, y: F.tanh_backward(dy, _context("tanh", y, y=y)),
+    _same,
+    TWO,
+)
+_by_result(tanh, tanh_backward)
+
+softmax = Op("softmax(Tensor x, int axis=1) -> Tensor", F.softmax, _same, LOOP)
+softmax_backward = Op(
+    "softmax_backward(Tensor dy, Tensor y, int axis) -> Tensor",
+    lambda dy, y, axis: F.softmax_backward(dy, _context("softmax", y, axis, y=y)),
+    _same,
+    LOOP,
+)
+_by_result(softmax, softmax_backward)
+
+
+# ------------------------------------------------------------------------------------------------------------- mse_loss
+def _mse_loss_backward(dy: Any, x: Any, target: Any) -> Any:
+    saved = {"x": x, "target": target}
+    return F.mse_loss_backward(dy, Context("mse_loss", backends.of(x), x.dtype, (), None, saved))
+
+
+def _save_mse_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _derive_mse_loss(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]:
+    if dy is None:
+        return None, None
+    x, target = ctx.saved_tensors
+    dx = mse_loss_backward(dy, x, target)
+    return dx, -dx.to(target.dtype)
+
+
+mse_loss = Op("mse_loss(Tensor x, Tensor target) -> Tensor", F.mse_loss, lambda x, target: x.new_empty(()), LOOP)
+mse_loss_backward = Op(
+    "mse_loss_backward(Tensor dy, Tensor x, Tensor target) -> Tensor",
+    _mse_loss_backward,
+    lambda dy, x, target: x.new_empty(x.shape),
+    LOOP,
+)
+mse_loss.differentiable(_save_mse_loss, _derive_mse_loss)
+mse_loss_backward.last("mse_loss")
