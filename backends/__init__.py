@@ -4,7 +4,7 @@ An op runs where its arrays live (`of`); the selected backend (`current`) only s
 here imports CuPy before it is asked for.
 """
 
-from .arrays import asarray, native, of, on_device_of, to_numpy
+from .arrays import all_plain, asarray, native, of, on_device_of, plain, quiet, to_numpy
 from .block import Block, Exclusive, assigned
 from .dtypes import FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import available_memory, result, workspace
@@ -20,6 +20,7 @@ __all__ = [
     "BackendUnavailable",
     "Block",
     "Exclusive",
+    "all_plain",
     "asarray",
     "assigned",
     "available",
@@ -32,7 +33,9 @@ __all__ = [
     "num_threads",
     "of",
     "on_device_of",
+    "plain",
     "planned",
+    "quiet",
     "result",
     "run_chunks",
     "single_threaded_blas",

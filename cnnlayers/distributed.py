@@ -137,6 +137,7 @@ class Ranks:
         self.comm.Allreduce(own, total)
         return total
 
+    @backends.quiet
     def add(self, grads: Mapping[str, Array]) -> dict[str, Array]:
         """Every gradient's sum over all ranks, in its dtype. Raises KeyboardInterrupt on all where one was interrupted.
 

@@ -76,6 +76,7 @@ class Optimizer:
     def _owner(self, name: str) -> Backend:
         return backends.of(self.params[name], name=f"parameter {name!r}")
 
+    @backends.quiet
     def step(self, grads: Mapping[str, Array]) -> None:
         """Update every parameter from its gradient; `grads` has params' names and shapes, as `layer.grads` does.
 

@@ -214,7 +214,6 @@ def test_a_window_without_cells_gives_0_and_passes_nothing(impl: Impl) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- values
-@pytest.mark.filterwarnings("ignore:invalid value encountered in add:RuntimeWarning")  # infinity less infinity
 def test_infinities_and_nans_stay_in_their_windows(impl: Impl) -> None:
     x = impl.array(line(1, math.nan, 2, 3, math.inf, 4, -math.inf, math.inf))
     impl.close(F.avg_pool(x, 2), line(math.nan, 2.5, math.inf, math.nan))
@@ -281,6 +280,61 @@ def test_powers_leave_no_range(impl: Impl) -> None:
     impl.close(dx, line(1 / root, -1 / root, 1 / root, 1 / root, dtype="float32"), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_powers_leave_no_range_whatever_the_exponent(impl: Impl, dtype: str) -> None:
+    """[2000, 1000] with p = 100: 2000**100 is beyond float64, the norm is 2000. So are the others here, or below it."""
+    kind = np.dtype(dtype)
+    small = {"float16": 2.0**-20, "float32": 1e-40, "float64": 1e-310}[dtype]
+    large = {"float16": 2.0**15, "float32": 1e38, "float64": 1e307}[dtype]
+    pairs = [[2000, 1000], [-1000, 2000], [small, small], [large, -large], [large, small], [0, small], [0, 0]]
+    x = np.array(pairs, kind)
+    wide = np.abs(x.astype("longdouble"))
+    for p in (0.75, 1.0, 2.0, 3.0, 7.5, 100.0, 1000.0):
+        largest = np.where(wide.max(1) == 0, 1, wide.max(1))[:, None]
+        root = ((wide / largest) ** p).sum(1, keepdims=True) ** (1 / np.longdouble(p))
+        y, ctx = F.lp_pool_forward(impl.array(x.reshape(1, 1, -1)), 2, p)
+        rtol = {"float16": 2e-3, "float32": 1e-6, "float64": 1e-12}[dtype]
+        least = 1e-13 if dtype == "float64" else 0
+        with np.errstate(over="ignore"):  # the norm of two of the largest may be beyond the dtype
+            expected = (largest * root).reshape(1, 1, -1) * (wide.max(1) > 0)
+            impl.close(y, expected.astype(kind), rtol=rtol, atol=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slopes = np.sign(x) * (wide / largest / np.where(root == 0, 1, root)) ** (p - 1)
+        slopes = np.where(x == 0, 0, slopes).astype("float64").reshape(1, 1, -1)
+        dx = F.lp_pool_backward(impl.array(np.ones((1, 1, 7), kind)), ctx)
+        with np.errstate(over="ignore"):
+            impl.close(dx, slopes.astype(kind), rtol=rtol, atol=least)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_large_powers_of_planes(impl: Impl, data_format: str, rng: np.random.Generator) -> None:
+    """Axis by axis, with padding, dilation and overlap, and as one window: as if by one power of all cells."""
+    x = rng.standard_normal((2, 3, 5, 6)) * 10.0 ** rng.integers(-3, 4, (2, 3, 5, 6))
+    for pool in (
+        Pool((5, 6), (3, 2), (1, 2), ((1, 0), (0, 1)), (1, 2)),
+        Pool((5, 6), (5, 6), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+    ):
+        dy = rng.standard_normal((2, 3, *pool.out))
+        for p in (0.5, 3.0, 20.0):
+            array = impl.array(ordered(x, data_format))
+            y, ctx = F.lp_pool_forward(array, norm_type=p, **options(pool), data_format=data_format)
+            impl.close(y, ordered(reference.lp_pool(x, pool, p), data_format), rtol=1e-9)
+            dx = F.lp_pool_backward(impl.array(ordered(dy, data_format)), ctx)
+            expected = ordered(reference.lp_pool_backward(dy, x, pool, p), data_format)
+            impl.close(dx, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("p", [0.5, 2.0, 3.0, 50.0])
+def test_powers_of_infinity(impl: Impl, p: float, dtype: str) -> None:
+    x = impl.array(line(math.inf, 1, -math.inf, math.inf, math.nan, 1, math.inf, math.nan, dtype=dtype))
+    y, ctx = F.lp_pool_forward(x, 2, p)
+    impl.close(y, line(math.inf, math.inf, math.nan, math.nan, dtype=dtype))
+    dx = impl.numpy(F.lp_pool_backward(impl.array(line(1, 1, 1, 1, dtype=dtype)), ctx)).reshape(-1)
+    assert np.isnan(dx[[0, 2, 3, 4, 5, 6, 7]]).all()
+    assert dx[1] == (math.inf if p < 1 else 0.0)
+
+
 def test_a_power_below_1_has_no_slope_at_0(impl: Impl) -> None:
     for p in POWERS:
         _, ctx = F.lp_pool_forward(impl.array(line(0, 0, 0, 2)), 2, p)
@@ -314,5 +368,5 @@ def test_bad_divisors(impl: Impl, given: dict[str, Any], error: type[Exception],
 def test_bad_powers(impl: Impl, p: Any, error: type[Exception]) -> None:
     x = impl.array(np.zeros((1, 1, 4)))
     for op in (F.lp_pool, F.lp_pool_forward):
-        with pytest.raises(error, match="norm_type"):
+        with pytest.raises(error, match="norm_type" + (".*max_pool" if p == math.inf else "")):
             op(x, 2, p)

@@ -343,6 +343,38 @@ def test_gradients_of_the_loss(rng: np.random.Generator) -> None:
     assert set(found) == {"x"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gap", [1.0, 15.0, 17.0, 30.0, 80.0])
+def test_confident_scores_keep_their_digits(impl: Impl, dtype: str, gap: float) -> None:
+    """pytorch#113708: 7.15e-7 for [15, 0, 0] where 6.12e-7 is right, and 0 from 17 on."""
+    kind, rtol = np.dtype(dtype), {"float32": 1e-6, "float64": 1e-14}[dtype]
+    rest = 2 * np.exp(-gap)
+    others, tied = np.exp(-gap) / (1 + rest), 2 + rest / 2
+    for row, label, loss, dx in [
+        ([gap, 0, 0], 0, np.log1p(rest), [-rest / (1 + rest), others, others]),
+        ([0, 0, gap], 2, np.log1p(rest), [others, others, -rest / (1 + rest)]),
+        ([gap, 0, 0], 1, np.log1p(rest) + gap, [1 / (1 + rest), others - 1, others]),
+        ([gap, gap, 0], 1, np.log1p(1 + rest / 2), [1 / tied, 1 / tied - 1, np.exp(-gap) / tied]),
+    ]:
+        y, ctx = F.softmax_cross_entropy_forward(impl.array([row], dtype), impl.array([label]))
+        impl.close(y, np.array(loss, kind), rtol=rtol, atol=0)
+        impl.close(F.softmax_cross_entropy_backward(1.0, ctx), np.array([dx], kind), rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("row", [[np.inf, 0.0, 0.0], [np.nan, 0.0, 0.0], [-np.inf] * 3])
+def test_scores_without_a_largest_number_give_nan(impl: Impl, row: list[float]) -> None:
+    for label in (0, 1):
+        y, ctx = F.softmax_cross_entropy_forward(impl.array([row], "float32"), impl.array([label]))
+        assert np.isnan(impl.numpy(y))
+        assert np.isnan(impl.numpy(F.softmax_cross_entropy_backward(1.0, ctx))).all()
+
+
+def test_a_class_that_cannot_be_is_no_harm(impl: Impl) -> None:
+    y, ctx = F.softmax_cross_entropy_forward(impl.array([[0.0, 0.0, -np.inf]], "float32"), impl.array([0]))
+    impl.close(y, np.array(np.log(2), "float32"))
+    impl.close(F.softmax_cross_entropy_backward(1.0, ctx), np.array([[-0.5, 0.5, 0.0]], "float32"))
+
+
 def test_the_loss_keeps_no_softmax(impl: Impl) -> None:
     _, ctx = F.softmax_cross_entropy_forward(impl.array(np.ones((10, 100)), "float32"), impl.array(np.arange(10)))
     assert ctx.nbytes == 10 * 100 * 4 + 10 * 8 + 2 * 10 * 4

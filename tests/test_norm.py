@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
+from cnnlayers.layers import RMSNorm
 from cnnlayers.testing import gradcheck
 
 from .conftest import HALF, Impl
@@ -275,13 +276,18 @@ def test_bfloat16(case: Case, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "epsilon"), [("float16", 2**-10), ("bfloat16", 2**-7), ("float32", 2**-23), ("float64", 2**-52)]
+    ("dtype", "epsilon"), [("float16", 2**-23), ("bfloat16", 2**-23), ("float32", 2**-23), ("float64", 2**-52)]
 )
-def test_rms_norm_takes_the_epsilon_of_the_dtype(dtype: str, epsilon: float) -> None:
-    kind = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
-    x = np.full((1, 4), epsilon**0.5, "float64").astype(kind)  # then x**2 and epsilon are one size
-    y = F.rms_norm(x, 4).astype("float64")
-    np.testing.assert_allclose(y, 0.5**0.5, rtol=0.01)
+def test_rms_norm_takes_the_epsilon_of_the_dtype_it_computes_in(impl: Impl, dtype: str, epsilon: float) -> None:
+    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
+        pytest.skip(f"{impl.name} has no bfloat16")
+    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    x = impl.array(np.full((1, 4), epsilon**0.5, "float64").astype(kind))  # then x**2 and epsilon are one size
+    for y in (F.rms_norm(x, 4), RMSNorm(4, elementwise_affine=False)(x)):
+        np.testing.assert_allclose(impl.numpy(y).astype("float64"), 0.5**0.5, rtol=0.01)
+    # 66 % off PyTorch's with float16's own epsilon
+    y = impl.numpy(F.rms_norm(impl.array(np.full((1, 4), 0.01, kind)), 4)).astype("float64")
+    np.testing.assert_allclose(y, 0.01 / (0.01**2 + epsilon) ** 0.5, rtol=0.01)
 
 
 @each_norm

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import kernels
+from cnnlayers import backends, kernels
 from cnnlayers.backends import threads
 from cnnlayers.functional import plane_chunks
+from cnnlayers.specs import pool_window
 
 SHAPE = (3, 5, 9, 11)
 OPS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
@@ -97,7 +98,16 @@ def integers(
 
 
 def test_an_error_of_a_chunk_is_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    @plane_chunks.in_planes
+    def refuse_nan(b: backends.Backend, window: Any, x: np.ndarray) -> np.ndarray:
+        if np.isnan(x).any():
+            raise ArithmeticError("a NaN")
+        return x
+
     monkeypatch.setattr(plane_chunks, "CHUNK", 1)
-    x = np.full(SHAPE, 3e38, "float32")
-    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
-        F.sum_pool(x, 3)
+    x = np.ones(SHAPE, "float32")
+    window = pool_window(x.shape, 1, None, 0, 1, False, "channels_first")
+    np.testing.assert_array_equal(refuse_nan(backends.of(x), window, x), x)
+    x[-1] = np.nan
+    with pytest.raises(ArithmeticError, match="a NaN"):
+        refuse_nan(backends.of(x), window, x)

@@ -4,7 +4,7 @@ A node is numbered when it is made, after everything it was made from. So the no
 are in an order in which each one's gradient is complete before it is used: no recursion, however deep the graph. Nodes
 point backward only (never to the Tensor they made), so a graph nobody holds any longer is freed at once.
 
-Sums of gradients are kept in float32 for half types; those over broadcast axes in float64.
+Sums of gradients are kept in float32 for half types; those over broadcast axes and those of leaves in float64.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def no_grad() -> Block[bool]:
 
 
 def whole(array: Array) -> Array:
-    """NumPy's 0-d results are scalars: an array of each."""
-    return numpy.asarray(array) if isinstance(array, numpy.generic) else array
+    """A plain array: NumPy's 0-d results are scalars, and callers' arrays may be of a subclass."""
+    return numpy.asarray(array) if isinstance(array, numpy.generic) else backends.plain(array)
 
 
 def recording() -> bool:
@@ -120,11 +120,13 @@ def _add(pending: dict[int, Array], source: Source, gradient: Array) -> None:
     b = backends.of(gradient)
     gradient = whole(_unbroadcast(b, gradient, source.shape))
     if id(source) in pending:
-        wide = accumulator(b, source.dtype)
+        # A parameter may have been used thousands of times, a step's result seldom more than twice.
+        wide = accumulator(b, source.dtype) if isinstance(source, Node) else b.xp.float64
         gradient = cast(b, pending[id(source)], wide) + cast(b, gradient, wide)
     pending[id(source)] = whole(gradient)
 
 
+@backends.quiet
 def walk_back(start: Source, gradient: Array, retain_graph: bool) -> None:
     """Add to the `grad` of every leaf behind `start` its part in `gradient`, start's own.
 

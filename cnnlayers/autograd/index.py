@@ -61,9 +61,9 @@ def take(b: Backend, x: Array, index: tuple[Any, ...]) -> Result:
 def _scattered(b: Backend, dy: Array, shape: tuple[int, ...], index: tuple[Any, ...]) -> Array:
     dy = cast(b, dy, accumulator(b, dy.dtype))
     if b.name == "numpy":
-        found = numpy.zeros(shape, dy.dtype)
-        numpy.add.at(found, index, dy)
-        return found
+        found = numpy.zeros(shape)  # float64, however often one element was taken
+        numpy.add.at(found, index, dy.astype(numpy.float64))
+        return found.astype(dy.dtype)
     size = math.prod(shape)
     cells = b.xp.reshape(b.xp.reshape(b.arange(size), shape)[index], (-1,))
     if not int(cells.size):

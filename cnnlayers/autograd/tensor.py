@@ -42,9 +42,10 @@ def _is_operand(value: Any, numbers: bool = True) -> bool:
     return isinstance(value, Tensor) or (hasattr(value, "dtype") and hasattr(value, "shape"))
 
 
+@backends.quiet
 def apply(name: str, op: Callable[..., ops.Result], *operands: Any, **options: Any) -> Tensor:
     """Run one of `ops` on Tensors, arrays and numbers, and record it where any of them requires a gradient."""
-    plain = [o.data if isinstance(o, Tensor) else o for o in operands]
+    plain = [o.data if isinstance(o, Tensor) else backends.plain(o) for o in operands]
     arrays = [a for a in plain if not isinstance(a, NUMBERS)]
     b = backends.of(*arrays)
     for array in arrays:
@@ -95,10 +96,11 @@ def _in_place(compute: Operator) -> Operator:
 def _comparison(compare: Operator) -> Operator:
     """A comparison (or a union of masks), element by element: a Tensor of bools, which has no gradient."""
 
+    @backends.quiet
     def run(self: Tensor, other: Any) -> Any:
         if not _is_operand(other):
             return NotImplemented
-        plain = other.data if isinstance(other, Tensor) else other
+        plain = other.data if isinstance(other, Tensor) else backends.plain(other)
         backends.of(self.data, None if isinstance(plain, NUMBERS) else plain)
         with backends.on_device_of(self.data):
             return Tensor._of(compare(self.data, plain))
@@ -109,8 +111,9 @@ def _comparison(compare: Operator) -> Operator:
 class Tensor:
     """An array in a graph of ops. `data`: its array; `grad`: the gradient that `backward` has added up, or None.
 
-    data: a floating, integer or bool array of NumPy, CuPy or another array-API library, kept as it is; numbers and
-    sequences of them become an array of the selected backend. requires_grad: whether backward shall fill `grad`.
+    data: a floating, integer or bool array of NumPy, CuPy or another array-API library, kept as it is (one of a NumPy
+    subclass as a plain view); numbers and sequences of them become an array of the selected backend. requires_grad:
+    whether backward shall fill `grad`.
     Only these Tensors, made by the caller, get a `grad`; those computed from them do not keep theirs.
 
     Raises TypeError: another kind or dtype, `requires_grad` of what is not floating.

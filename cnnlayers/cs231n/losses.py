@@ -54,10 +54,10 @@ def svm_loss(x: Any, y: Any) -> tuple[numpy.float64, Array]:
     zeros = b.zeros((1, 1), scores.dtype)
     right = y[:, None] == b.arange(x.shape[1])[None, :]
     known = xp.any(right, axis=1, keepdims=True)  # a label out of range is no class's
-    target = xp.sum(xp.where(right, scores, zeros), axis=1, keepdims=True)
+    target = xp.sum(xp.where(right, scores, zeros), axis=1, keepdims=True)  # a single score, exactly
     margins = xp.where(right, zeros, xp.maximum(scores - target + 1, zeros))
     over = cast(b, margins > 0, scores.dtype)
     dx = (over - xp.where(right, xp.sum(over, axis=1, keepdims=True), zeros)) / rows
     nan = b.full((1, 1), numpy.nan, scores.dtype)
-    loss = float(xp.sum(xp.where(known, margins, nan))) / rows
+    loss = float(xp.sum(xp.where(known, margins, nan), dtype=xp.float64)) / rows
     return numpy.float64(loss), cast(b, xp.where(known, dx, nan), x.dtype)

@@ -34,6 +34,7 @@ from .dense import (
     softmax_cross_entropy_forward,
 )
 from .losses import mse_loss, mse_loss_backward, mse_loss_forward
+from .lp_pool import lp_pool, lp_pool_backward, lp_pool_forward
 from .lrn import local_response_norm, local_response_norm_backward, local_response_norm_forward
 from .max_pool import max_pool, max_pool_backward, max_pool_forward
 from .norm import (
@@ -61,9 +62,6 @@ from .pool import (
     avg_pool,
     avg_pool_backward,
     avg_pool_forward,
-    lp_pool,
-    lp_pool_backward,
-    lp_pool_forward,
     sum_pool,
     sum_pool_backward,
     sum_pool_forward,

@@ -7,6 +7,7 @@ Source: torch.nn.functional.adaptive_max_pool2d.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,19 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, adaptive_window
 
-from .common import Array, Context, check_memory, floating, implementation, masked, on_device, opened, widened
+from .common import (
+    Array,
+    Context,
+    cast,
+    check_memory,
+    floating,
+    implementation,
+    masked,
+    on_device,
+    opened,
+    sum_widely,
+    widened,
+)
 from .max_pool import flat_cells, maxima, read_cells, read_slice
 from .plane_chunks import in_planes
 from .pool import along
@@ -110,5 +123,6 @@ def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
     b, dy = opened("adaptive_max_pool", dy, ctx, exact=True)
     argmax = ctx.arrays["argmax"]
+    dy = sum_widely(b, dy, math.prod(a.overlap for a in ctx.spec.axes))
     run = implementation("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
-    return run(b, ctx.spec, dy, argmax)
+    return cast(b, run(b, ctx.spec, dy, argmax), ctx.dtype)

@@ -1,8 +1,12 @@
-"""Matrix products whose bits do not depend on the number of threads.
+"""Matrix products whose bits do not depend on the number of threads, and that stay exact however long their sums are.
 
 BLAS splits a product by its thread count, and other splits round otherwise. So on the CPU a product is cut into chunks
 by its shape alone, each chunk is computed by BLAS on one thread, and the chunks run side by side on the library's own
 pool.
+
+BLAS adds up in the product's own dtype, one block of a sum after another, and in small products one term: a sum of a
+million float32 numbers loses two or three digits. So a sum of more than LONG terms is cut into runs, and the products
+of the runs are added up in float64.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it
 SHARED_FLOPS = 8_000_000  # a convolution of no more is not shared out
 MOST_CHUNKS = 32
+LONG = 4096  # terms of a run: adding up the runs' products takes a fortieth of the time of these, at most
+RUN, SMALL = 128, 4096  # terms of a run of a small product, and the numbers of one at most
 LEAST_CUT = 32  # rows or columns of a chunk: thinner ones spend their time on packing the other factor
 
 
@@ -83,23 +89,52 @@ def matmul(
     `out`, of NumPy alone: where the product goes.
     """
     if b.name != "numpy":
-        product = b.xp.matmul(x, w)
+        product = b.xp.matmul(x, w) if _is_short(b, x) else b.xp.astype(_in_runs(b, x, w), x.dtype)
         return product if plus is None else product + plus
     x, w = _for_blas(x), _for_blas(w)
     batch = numpy.broadcast_shapes(x.shape[:-2], w.shape[:-2]) if x.ndim > 2 or w.ndim > 2 else ()
     y = backends.result((*batch, x.shape[-2], w.shape[-1]), x.dtype) if out is None else out
+
+    def compute(job: tuple[Array, Array, Array, Array | None]) -> None:
+        x, w, y, plus = job
+        if _is_short(b, x):
+            numpy.matmul(x, w, out=y)
+        else:
+            y[...] = _in_runs(b, x, w)
+        if plus is not None:
+            y += plus
+
     if whole:
-        _product((x, w, y, plus))
-        return y
-    in_chunks(b, _product, _jobs(x, w, y, plus))
+        compute((x, w, y, plus))
+    else:
+        in_chunks(b, compute, _jobs(x, w, y, plus))
     return y
 
 
-def _product(job: tuple[Array, Array, Array, Array | None]) -> None:
-    x, w, y, plus = job
-    numpy.matmul(x, w, out=y)
-    if plus is not None:
-        y += plus
+def _is_short(b: Backend, x: Array) -> bool:
+    """Whether sums along x's rows may be kept in its dtype from the first term to the last."""
+    return bool(x.shape[-1] <= LONG or x.dtype == b.xp.float64)
+
+
+def _in_runs(b: Backend, x: Array, w: Array) -> Array:
+    """x @ w in float64, of which each run of terms is a product in x's dtype."""
+    if x.shape[-2] * w.shape[-1] <= SMALL:
+        return _in_short_runs(b, x, w)
+    first, *others = cuts(x.shape[-1], -(-x.shape[-1] // LONG))
+    total = b.xp.astype(b.xp.matmul(x[..., first], w[..., first, :]), b.xp.float64)
+    for run in others:
+        total += b.xp.matmul(x[..., run], w[..., run, :])
+    return total
+
+
+def _in_short_runs(b: Backend, x: Array, w: Array) -> Array:
+    """The same for a small product: all runs of RUN terms at once, and the rest."""
+    runs, rows = x.shape[-1] // RUN, x.ndim - 2
+    stacked = b.xp.reshape(x[..., : runs * RUN], (*x.shape[:-1], runs, RUN))
+    stacked = b.xp.permute_dims(stacked, (*range(rows), rows + 1, rows, rows + 2))
+    products = b.xp.matmul(stacked, b.xp.reshape(w[..., : runs * RUN, :], (*w.shape[:-2], runs, RUN, w.shape[-1])))
+    total = b.xp.sum(products, axis=-3, dtype=b.xp.float64)
+    return total + b.xp.matmul(x[..., runs * RUN :], w[..., runs * RUN :, :])
 
 
 def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array, Array, Array, Array | None]]:

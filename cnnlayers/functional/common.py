@@ -15,6 +15,8 @@ from cnnlayers.backends import Backend
 P = ParamSpec("P")
 R = TypeVar("R")
 Array = Any  # an array of NumPy, CuPy or another array-API library
+SHORT = 32  # values of a sum in their own dtype: more lose digits
+LONG = 1024  # the same where float64 would be dear, and so many values are rare
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,6 +169,17 @@ def check_memory(b: Backend, x: Array, shape: tuple[int, ...]) -> None:
         )
 
 
+def sum_dtype(b: Backend, number: int, dtype: Any) -> Any:
+    """The dtype in which so many values of a floating dtype are added up, one after another."""
+    return dtype if number <= SHORT else b.xp.float64
+
+
+def sum_widely(b: Backend, dy: Array, number: int) -> Array:
+    """A gradient in the dtype in which backward adds up to so many of its values, one after another, at a cell: float64
+    for more than LONG, for portable code and kernels alike."""
+    return cast(b, dy, b.xp.float64) if number > LONG and is_float(b, dy.dtype) else dy
+
+
 def implementation(name: str, portable: Callable[..., R], b: Backend, spec: Any, *arrays: Array) -> Callable[..., R]:
     """The kernel that serves this call, else the portable function; both are called `(b, spec, *arrays)`."""
     return kernels.find(name, b, spec, *arrays) or portable
@@ -184,13 +197,19 @@ def widened(portable: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def on_device(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a public function on the device of its first argument, an array."""
+    """Run a public function on the device of its first argument, an array. Arrays of NumPy's subclasses come in as
+    plain ones, and NumPy neither warns nor raises about values."""
+    quiet = backends.quiet(function)
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0] if args else next(iter(kwargs.values()), None)
+        calls: Any = quiet  # for the type checker, which does not follow arguments that are made anew
         with backends.on_device_of(first):
-            return function(*args, **kwargs)
+            if backends.all_plain(args) and backends.all_plain(kwargs.values()):
+                return quiet(*args, **kwargs)
+            result: R = calls(*map(backends.plain, args), **{k: backends.plain(v) for k, v in kwargs.items()})
+            return result
 
     return run
 

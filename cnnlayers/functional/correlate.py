@@ -14,7 +14,8 @@ channel a group the taps are multiplied and added elementwise; a 1×1 kernel is 
 Kernels may serve: for the moving of cells ("im2col", "col2im"), or for a whole function (`_by_kernel`): depthwise
 convolutions, and on the CPU 3×3 ones by Winograd's form. The form follows from shape and dtype alone.
 
-All arrays of a call have one dtype. Loops run over tiles and taps.
+All arrays of a call have one dtype. Loops run over tiles and taps. Sums over tiles, over more than SHORT blocks of taps
+and over more than LONG windows of a cell are kept in float64; matrix products see to their own (`blas`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Shape
 
 from . import blas
-from .common import Array, implementation, itemsize
+from .common import LONG, Array, cast, implementation, itemsize, sum_dtype
 from .tiles import ALL, Conv, Tap, Tile, blocks_of, taps_of, tiles_of
 
 STRANDS = 16  # partial weight gradients made side by side,
@@ -170,17 +171,22 @@ def _compute_maps(
     # BLAS writes to the maps as they lie, if the tile's are matrices there.
     in_place = b.name == "numpy" and (spec.last or tile.apart or tile.shape[0] == 1)
     out, total = _matrices(b, spec, maps[at], tile.apart) if in_place else None, None
-    for block in blocks_of(b, spec, tile, itemsize(b, image)):
+    blocks = blocks_of(b, spec, tile, itemsize(b, image))
+    dtype = sum_dtype(b, len(blocks), image.dtype)
+    for block in blocks:
         with _columns(b, spec, image, tile, block) as columns:
             part = _block_weight(b, spec, weight, block)
             if total is None:
-                total = _times(b, part, columns, plus, by_cell=spec.last, whole=whole, out=out)
+                room = out if dtype == image.dtype else None
+                total = cast(b, _times(b, part, columns, plus, by_cell=spec.last, whole=whole, out=room), dtype)
             else:
                 total += _times(b, part, columns, by_cell=spec.last, whole=whole)
     if total is None:  # the windows see nothing but padding
         maps[at] = 0.0 if bias is None else bias
-    elif not in_place:
-        maps[at] = _cells(b, spec, total, tile.shape)
+    elif out is None:
+        maps[at] = _cells(b, spec, cast(b, total, image.dtype), tile.shape)
+    elif dtype != image.dtype:
+        out[...] = total
 
 
 def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
@@ -201,7 +207,7 @@ def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array,
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         with _columns(b, spec, image, tile, block) as columns:
             part = blas.matmul(b, matrices, _flip(b, columns), whole=whole)
-        part = b.xp.sum(part, axis=0) if tile.apart else part
+        part = b.xp.sum(part, axis=0, dtype=b.xp.float64) if tile.apart else part
         if spec.in_runs:
             part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
         else:
@@ -237,7 +243,8 @@ def _add_depthwise_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, ma
     part = maps[spec.at(tile.samples, tile.maps)]
     axes = tuple(range(spec.ndim + 1)) if spec.last else (0, *range(3, spec.ndim + 3))
     for tap, windows, cells in taps_of(tile.window):
-        dweight[:, :, 0, tap] += b.xp.sum(part[spec.at(ALL, windows)] * image[spec.at(tile.samples, cells)], axis=axes)
+        products = part[spec.at(ALL, windows)] * image[spec.at(tile.samples, cells)]
+        dweight[:, :, 0, tap] += b.xp.sum(products, axis=axes, dtype=b.xp.float64)
 
 
 # -------------------------------------------------------------------------------------------------- the three functions
@@ -263,6 +270,20 @@ def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | 
     return None if bias is None else b.xp.reshape(bias, (spec.groups, channels // spec.groups, *ones))
 
 
+def _is_long(b: Backend, spec: Conv, dtype: Any) -> bool:
+    """Whether `dtype` is too short for the sums of `spread`, or of a depthwise `correlate`."""
+    if dtype == b.xp.float64:
+        return False
+    taps = math.prod(spec.window.kernel) if spec.depthwise else 0
+    return max(math.prod(a.overlap for a in spec.window.axes), taps) > LONG
+
+
+def _widely(b: Backend, function: Any, spec: Conv, array: Array, weight: Array, bias: Array | None) -> Array:
+    """`correlate` or `spread` in float64, its result in the dtype of the arrays."""
+    wide = [None if a is None else b.xp.astype(a, b.xp.float64) for a in (array, weight, bias)]
+    return b.xp.astype(function(b, spec, *wide), array.dtype)
+
+
 def _by_kernel(step: str, b: Backend, spec: Conv, *arrays: Array) -> Array | None:
     """A step's result by a kernel for the whole of it, or None: then the code here computes it."""
     if spec.depthwise:
@@ -277,6 +298,8 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
     if spec.empty:
         maps = b.zeros(spec.maps_shape, image.dtype)
         return maps if bias is None else maps + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+    if spec.depthwise and _is_long(b, spec, image.dtype):
+        return _widely(b, correlate, spec, image, weight, bias)
     maps = _by_kernel("correlate", b, spec, image, weight, bias)
     if maps is not None:
         return maps
@@ -303,6 +326,8 @@ def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | Non
     if spec.empty:
         image = b.zeros(shape, maps.dtype)
         return image if bias is None else image + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+    if _is_long(b, spec, maps.dtype):
+        return _widely(b, spread, spec, maps, weight, bias)
     image = _by_kernel("spread", b, spec, maps, weight, bias)
     if image is not None:
         return image
@@ -336,9 +361,9 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
         return dweight
     image, maps = _opened(b, spec, image), _opened(b, spec, maps)
     tiles = [tile for run in tiles_of(b, spec, itemsize(b, image)) for tile in run]
-    most = STRAND_BYTES // (math.prod(shape) * itemsize(b, image)) if b.name == "numpy" else 1
+    most = STRAND_BYTES // (math.prod(shape) * 8) if b.name == "numpy" else 1
     strands = [tiles[cut] for cut in blas.cuts(len(tiles), max(1, min(STRANDS, most)))]
-    partial = [b.zeros(spec.weight_shape, image.dtype) for _ in strands]
+    partial = [b.zeros(spec.weight_shape, b.xp.float64) for _ in strands]
 
     def compute(strand: int) -> None:
         for tile in strands[strand]:
@@ -351,4 +376,4 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
     total = partial[0]
     for other in partial[1:]:
         total += other
-    return b.xp.reshape(total, shape)
+    return cast(b, b.xp.reshape(total, shape), image.dtype)

@@ -2,7 +2,8 @@
 
 Rules of the family: sums are kept in float32 (float64 for float64). relu and dropout only choose or scale values, so
 they keep one bool an element; what they drop is 0, also where it was NaN or infinite. NaN is not below 0: relu passes
-it and its gradient on. The loss subtracts each row's maximum before it takes exponentials: large logits do no harm.
+it and its gradient on. The loss subtracts each row's maximum before it takes exponentials, and leaves the maximum's own
+out of their sum: large logits do no harm, and confident ones lose no digits.
 
 Sources: torch.nn.functional's linear, relu, dropout and cross_entropy; inverted dropout as in
 https://cs231n.github.io/neural-networks-2/#reg.
@@ -222,27 +223,33 @@ def _strange(labels: Array, classes: int) -> Array:
     return (labels < 0) | (labels >= classes)
 
 
+# Of each row the largest score, `top`, contributes exp(0) = 1 to the sum of exponentials. `rest` is what the others add
+# to it: log(sum) = log1p(rest) and softmax at the largest, 1 / (1 + rest), keep their digits however small it is.
 def _loss_forward(b: Backend, spec: None, x: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """The mean loss, each row's maximum and the logarithm of its sum of exponentials above that."""
-    classes = x.shape[1]
+    """The mean loss, and of each row `top` and `rest`."""
+    rows, classes = x.shape
     x = cast(b, x, accumulator(b, x.dtype))
     top = b.xp.max(x, axis=1, keepdims=True)
-    total = b.xp.log(b.xp.sum(b.xp.exp(x - top), axis=1, keepdims=True))
+    largest = b.arange(classes) == b.xp.expand_dims(b.xp.argmax(x, axis=1), axis=1)
+    others = b.xp.where(largest, b.zeros((), x.dtype), b.xp.exp(x - top))
+    rest = b.xp.sum(others, axis=1, keepdims=True, dtype=b.xp.float64)
+    rest = rest + cast(b, top - top, b.xp.float64)  # NaN where the largest is NaN or infinite
     column = b.xp.expand_dims(b.xp.clip(labels, 0, classes - 1), axis=1)
-    losses = total - (b.xp.take_along_axis(x, column, axis=1) - top)
+    below = cast(b, top - b.xp.take_along_axis(x, column, axis=1), b.xp.float64)
+    losses = b.xp.log1p(rest) + below
     strange = b.xp.expand_dims(_strange(labels, classes), axis=1)
-    losses = b.xp.where(strange, b.full((), math.nan, x.dtype), losses)
-    return b.array(b.xp.mean(losses), x.dtype), top, total
+    losses = b.xp.where(strange, b.full((), math.nan, b.xp.float64), losses)
+    return b.array(b.xp.sum(losses) / rows, x.dtype), top, cast(b, rest, x.dtype)
 
 
-def _loss_backward(b: Backend, spec: None, dy: Array, x: Array, labels: Array, top: Array, total: Array) -> Array:
+def _loss_backward(b: Backend, spec: None, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
     rows, classes = x.shape
-    dx = b.xp.exp((cast(b, x, dy.dtype) - top) - total)
+    powers = b.xp.exp(cast(b, x, dy.dtype) - top)
     column = b.xp.expand_dims(labels, axis=1)
-    own = b.arange(classes) == column
-    dx = dx - cast(b, own, dy.dtype)
-    dx = b.xp.where(_strange(column, classes), b.full((), math.nan, dy.dtype), dx)
-    return dx * (dy / rows)
+    # At the label: softmax - 1 = -(the other exponentials) / sum, both terms of that being 0 or more.
+    shares = b.xp.where(b.arange(classes) == column, (powers - 1.0) - rest, powers)
+    shares = b.xp.where(_strange(column, classes), b.full((), math.nan, dy.dtype), shares)
+    return shares * (dy / (rows * (1.0 + rest)))
 
 
 @on_device
@@ -266,23 +273,24 @@ def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Conte
             f"the loss of nothing is not defined: x must have rows and classes, got shape {tuple(x.shape)}"
         )
     labels = _labels(b, labels, *x.shape)
-    loss, top, total = _loss_forward(b, None, x, labels)
-    kept = {"x": x, "labels": labels, "top": top, "total": total}
-    return cast(b, loss, x.dtype), Context("softmax_cross_entropy", b, x.dtype, (), None, kept)
+    loss, top, rest = _loss_forward(b, None, x, labels)
+    saved = {"x": x, "labels": labels, "top": top, "rest": rest}
+    return cast(b, loss, x.dtype), Context("softmax_cross_entropy", b, x.dtype, (), None, saved)
 
 
 softmax_cross_entropy = inference_of(softmax_cross_entropy_forward)
 
 
+@backends.quiet
 def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
     """dx of `softmax_cross_entropy`: dy * (softmax(x) - 1 at the label) / N.
 
     dy: a 0-d array or a number, the factor of the whole gradient. dx: x's shape and dtype.
     """
-    kept = ctx.arrays.get("x") if isinstance(ctx, Context) else None
-    with backends.on_device_of(kept):
+    saved = ctx.arrays.get("x") if isinstance(ctx, Context) else None
+    with backends.on_device_of(saved):
         if isinstance(ctx, Context) and isinstance(dy, Real):
             dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator(ctx.backend, ctx.dtype))
-        b, dy = opened("softmax_cross_entropy", dy, ctx)
-        arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "total")]
+        b, dy = opened("softmax_cross_entropy", backends.plain(dy), ctx)
+        arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "rest")]
         return cast(b, _loss_backward(b, None, dy, *arrays), ctx.dtype)

@@ -74,6 +74,7 @@ def mse_loss_forward(x: Array, target: Array) -> tuple[Array, Context]:
 mse_loss = inference_of(mse_loss_forward)
 
 
+@backends.quiet
 def mse_loss_backward(dy: Any, ctx: Context) -> Array:
     """dx of `mse_loss`: dy * 2 * (x - target) / n, with n elements.
 
@@ -93,7 +94,7 @@ def mse_loss_backward(dy: Any, ctx: Context) -> Array:
     with backends.on_device_of(kept):
         if isinstance(ctx, Context) and isinstance(dy, Real):
             dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator(ctx.backend, ctx.dtype))
-        b, dy = opened("mse_loss", dy, ctx)
+        b, dy = opened("mse_loss", backends.plain(dy), ctx)
         x: Array = ctx.arrays["x"]
         difference = _difference(b, x, ctx.arrays["target"], dy.dtype)
         return cast(b, difference * (dy * (2.0 / x.size)), ctx.dtype)

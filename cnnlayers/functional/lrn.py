@@ -15,7 +15,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Layout, integer, layout, real
 
-from .common import Array, Context, accumulator, cast, floating, inference_of, on_device, opened
+from .common import Array, Context, accumulator, cast, floating, inference_of, on_device, opened, sum_dtype
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ def _channels(lay: Layout, start: int, stop: int) -> tuple[slice, ...]:
 def _window_sums(b: Backend, lay: Layout, a: Array, before: int, after: int) -> Array:
     """For each channel c, the sum of a's channels from c - before to c + after."""
     n = lay.channels
-    sums = b.xp.asarray(a, copy=True)
+    sums = b.xp.astype(a, sum_dtype(b, before + 1 + after, a.dtype), copy=True)
     for offset in (*range(-min(before, n - 1), 0), *range(1, min(after, n - 1) + 1)):
         low, high = max(0, -offset), min(n, n - offset)
         sums[_channels(lay, low, high)] += a[_channels(lay, low + offset, high + offset)]
-    return sums
+    return cast(b, sums, a.dtype)
 
 
 def _denominator(b: Backend, spec: Response, x: Array) -> Array:

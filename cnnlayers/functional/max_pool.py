@@ -35,6 +35,7 @@ from .common import (
     on_device,
     opened,
     select,
+    sum_widely,
     widened,
 )
 from .plane_chunks import in_planes
@@ -332,4 +333,6 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
         )
     b, dy = opened("max_pool", dy, ctx, exact=True, integers=True)
     saved = ctx.arrays["saved"]
-    return implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)(b, ctx.spec, dy, saved)
+    dy = sum_widely(b, dy, math.prod(a.overlap for a in ctx.spec.window.axes))
+    run = implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)
+    return cast(b, run(b, ctx.spec, dy, saved), ctx.dtype)

@@ -18,21 +18,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import flag, grouped, layout, real, trailing
 
 from . import row_chunks
-from .common import Array, Context, cast, floating, implementation, inference_of, on_device, opened, owner, parameter
+from .common import (
+    Array,
+    Context,
+    accumulator,
+    cast,
+    floating,
+    implementation,
+    inference_of,
+    on_device,
+    opened,
+    owner,
+    parameter,
+)
 from .rows import Norm, Rows, Statistics, batch_rows, group_rows, instance_rows, reciprocal_std, trailing_rows
 
 ALONE = "batch statistics need two; training=False uses the running ones"
-EPSILON = {
-    "float16": 2.0**-23,
-    "bfloat16": 2.0**-23,
-    "float32": 2.0**-23,
-    "float64": 2.0**-52,
-}  # of what it computes in
 
 
 def _eps(value: Any) -> float:
@@ -312,11 +317,12 @@ def rms_norm_forward(
 ) -> tuple[Array, Context]:
     """RMS normalisation: y = x / sqrt(mean(x**2) + eps) * gamma, the mean over the last axes.
 
-    Arguments and errors as `layer_norm`'s, but eps None is the epsilon of x's dtype.
+    Arguments and errors as `layer_norm`'s, but eps None is the epsilon of the dtype that x is computed in: 2**-52 for
+    float64, 2**-23 for float32 and half types, as PyTorch's.
     Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
     b = _owner(x, gamma=gamma)
-    small = EPSILON[backends.dtype_name(b, x)] if eps is None else _eps(eps)
+    small = _eps(float(b.xp.finfo(accumulator(b, x.dtype)).eps) if eps is None else eps)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), small, centred=False)
     return _forward("rms_norm", _own_forward, b, _norm(b, rows, gamma, None), x, gamma, None)

@@ -11,6 +11,7 @@ Modes are NumPy's: https://numpy.org/doc/stable/reference/generated/numpy.pad.ht
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -19,7 +20,19 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Pad, pad_spec
 from cnnlayers.specs.arguments import Pair, real
 
-from .common import Array, Context, check_memory, implementation, inference_of, numeric, on_device, opened, widened
+from .common import (
+    Array,
+    Context,
+    cast,
+    check_memory,
+    implementation,
+    inference_of,
+    numeric,
+    on_device,
+    opened,
+    sum_widely,
+    widened,
+)
 
 
 def _span(axis: int, cells: slice) -> tuple[Any, ...]:
@@ -183,4 +196,7 @@ def pad_backward(dy: Array, ctx: Context) -> Array:
     dy: y's shape. dx: x's shape and dtype.
     """
     b, dy = opened("pad", dy, ctx, exact=True, integers=True)
-    return implementation("pad_backward", _pad_backward, b, ctx.spec, dy)(b, ctx.spec, dy)
+    if ctx.spec.mode == "edge":
+        dy = sum_widely(b, dy, math.prod(1 + sum(grow) for grow in ctx.spec.grow))
+    dx = implementation("pad_backward", _pad_backward, b, ctx.spec, dy)(b, ctx.spec, dy)
+    return cast(b, dx, ctx.dtype)

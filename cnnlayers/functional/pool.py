@@ -1,23 +1,26 @@
-"""Average, sum, Lp and adaptive average pooling: everything that adds up windows.
+"""Average, sum and adaptive average pooling: everything that adds up windows.
 
 Rules of the family: a window's sum is taken axis by axis (first spatial axis first), each over slices of the array, in
-float32 for half types (Lp in float64, whose powers would leave float32's range). Cells outside the input add nothing.
+float32 for half types; in float64 where more than `common.SHORT` cells, or in backward windows, are added up. Cells
+outside the input add nothing.
 The divisor of an average counts the cells inside the input and its declared padding, never ceil mode's overhang; a
 window that meets no cell gives 0 and passes no gradient. Backward is the sum's adjoint, axis by axis in the other
 direction.
 
-Conventions are those of torch.nn.functional's avg_pool, lp_pool and adaptive_avg_pool.
+Conventions are those of torch.nn.functional's avg_pool and adaptive_avg_pool.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, pool_window, taps
-from cnnlayers.specs.arguments import flag, integer, real
+from cnnlayers.specs.arguments import flag, integer
 
 from .common import (
     Array,
@@ -29,6 +32,7 @@ from .common import (
     inference_of,
     on_device,
     opened,
+    sum_dtype,
     widened,
 )
 from .plane_chunks import in_planes
@@ -44,50 +48,65 @@ class Average:
     override: int | None = None
 
 
-@dataclass(frozen=True)
-class Power:
-    """An Lp pool: its windows and its exponent."""
-
-    window: Window
-    p: float
-
-
 def along(where: int, part: Any) -> tuple[Any, ...]:
     """The index that takes `part` of axis `where` and everything of the others."""
     return (slice(None),) * where + (part, ...)
 
 
-def _resized(array: Array, where: int, length: int) -> tuple[int, ...]:
+def resized(array: Array, where: int, length: int) -> tuple[int, ...]:
     shape = tuple(array.shape)
     return (*shape[:where], length, *shape[where + 1 :])
 
 
 # ----------------------------------------------------------------------------------------------------- sums of windows
-def _sum_axis(b: Backend, x: Array, where: int, axis: Axis) -> Array:
-    if axis.out == 1 and axis.whole and axis.kernel == axis.length:
-        return b.xp.sum(x, axis=where, keepdims=True, dtype=x.dtype)
-    y = b.zeros(_resized(x, where, axis.out), x.dtype)
+def window_slices(axis: Axis) -> Iterator[tuple[int, slice]]:
+    """Of an axis with few windows: each window that meets the input, and its cells there."""
+    for window in range(axis.out):
+        start = window * axis.stride - axis.before
+        first = start + max(0, -(start // axis.dilation)) * axis.dilation
+        stop = min(start + axis.dilation * (axis.kernel - 1) + 1, axis.length)
+        if first < stop:
+            yield window, slice(first, stop, axis.dilation)
+
+
+def _sum_axis(b: Backend, x: Array, where: int, axis: Axis, dtype: Any) -> Array:
+    """Window sums along one axis, in `dtype`; the loop is over taps or over windows, whichever are fewer."""
+    y = b.zeros(resized(x, where, axis.out), dtype)
+    if axis.out < axis.kernel:
+        for window, cells in window_slices(axis):
+            part = x[along(where, cells)]
+            y[along(where, slice(window, window + 1))] = b.xp.sum(part, axis=where, keepdims=True, dtype=dtype)
+        return y
     for _, windows, cells in taps(axis):
         y[along(where, windows)] += x[along(where, cells)]
     return y
 
 
-def _spread_axis(b: Backend, dy: Array, where: int, axis: Axis) -> Array:
-    dx = b.zeros(_resized(dy, where, axis.length), dy.dtype)
+def _spread_axis(b: Backend, dy: Array, where: int, axis: Axis, dtype: Any) -> Array:
+    """The adjoint: each cell adds up the windows over it."""
+    dx = b.zeros(resized(dy, where, axis.length), dtype)
+    if axis.out < axis.kernel:
+        for window, cells in window_slices(axis):
+            dx[along(where, cells)] += dy[along(where, slice(window, window + 1))]
+        return dx
     for _, windows, cells in taps(axis):
         dx[along(where, cells)] += dy[along(where, windows)]
     return dx
 
 
-def _window_sums(b: Backend, window: Window, x: Array) -> Array:
+def window_sums(b: Backend, window: Window, x: Array) -> Array:
+    """The sum of each window's cells; long sums are float64."""
+    dtype = sum_dtype(b, math.prod(window.kernel), x.dtype)
     for where, axis in window.placed:
-        x = _sum_axis(b, x, where, axis)
+        x = _sum_axis(b, x, where, axis, dtype)
     return x
 
 
-def _window_spread(b: Backend, window: Window, dy: Array) -> Array:
+def window_spread(b: Backend, window: Window, dy: Array) -> Array:
+    """The adjoint of `window_sums`."""
+    dtype = sum_dtype(b, math.prod(a.overlap for a in window.axes), dy.dtype)
     for where, axis in reversed(window.placed):
-        dy = _spread_axis(b, dy, where, axis)
+        dy = _spread_axis(b, dy, where, axis, dtype)
     return dy
 
 
@@ -109,13 +128,13 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
 @in_planes
 @widened
 def _avg_pool_forward(b: Backend, spec: Average, x: Array) -> Array:
-    return _divided(b, spec, _window_sums(b, spec.window, x))
+    return _divided(b, spec, window_sums(b, spec.window, x))
 
 
 @in_planes
 @widened
 def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
-    return _window_spread(b, spec.window, _divided(b, spec, dy))
+    return window_spread(b, spec.window, _divided(b, spec, dy))
 
 
 @on_device
@@ -169,8 +188,8 @@ def avg_pool_backward(dy: Array, ctx: Context) -> Array:
 
 
 # ----------------------------------------------------------------------------------------------------------------- sum
-_sum_pool_forward = in_planes(widened(_window_sums))
-_sum_pool_backward = in_planes(widened(_window_spread))
+_sum_pool_forward = in_planes(widened(window_sums))
+_sum_pool_backward = in_planes(widened(window_spread))
 
 
 @on_device
@@ -205,84 +224,15 @@ def sum_pool_backward(dy: Array, ctx: Context) -> Array:
     return run(b, ctx.spec, dy)
 
 
-# ------------------------------------------------------------------------------------------------------------------ Lp
-def _power(b: Backend, x: Array, p: float) -> Array:
-    """abs(x) ** p."""
-    return x * x if p == 2 else b.xp.abs(x) if p == 1 else b.xp.abs(x) ** p
-
-
-def _root(b: Backend, x: Array, p: float) -> Array:
-    return b.xp.sqrt(x) if p == 2 else x if p == 1 else x ** (1 / p)
-
-
-def _norms(b: Backend, spec: Power, x: Array) -> Array:
-    return _root(b, _window_sums(b, spec.window, _power(b, x, spec.p)), spec.p)
-
-
-def _lp_pool_forward(b: Backend, spec: Power, x: Array) -> Array:
-    return cast(b, _norms(b, spec, cast(b, x, b.xp.float64)), x.dtype)
-
-
-def _lp_pool_backward(b: Backend, spec: Power, dy: Array, x: Array) -> Array:
-    # dx = dy * sign(x) * (abs(x) / y) ** (p - 1); a cell or window at 0 has no slope to pass on.
-    p, dtype, zero = spec.p, x.dtype, b.zeros((), b.xp.float64)
-    dy, x = cast(b, dy, b.xp.float64), cast(b, x, b.xp.float64)
-    y = _norms(b, spec, x)
-    flat = y == 0
-    scale = b.xp.where(flat, zero, dy * b.xp.where(flat, zero + 1, y) ** (1 - p))
-    at_zero = x == 0
-    slope = b.xp.sign(x) * _power(b, b.xp.where(at_zero, zero + 1, x), p - 1)
-    return cast(b, b.xp.where(at_zero, zero, _window_spread(b, spec.window, scale) * slope), dtype)
-
-
-@on_device
-def lp_pool_forward(
-    x: Array,
-    kernel_size: Any,
-    norm_type: float = 2.0,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    *,
-    ceil_mode: bool = False,
-    data_format: str = "channels_first",
-) -> tuple[Array, Context]:
-    """Lp pooling: y = (sum of abs(x)**p over a window) ** (1/p), with p = norm_type > 0.
-
-    Other arguments, shapes and errors as `avg_pool`'s. The gradient at x = 0, and of a window whose y is 0, is 0. The
-    context keeps x. Raises ValueError also for a norm_type that is not positive and finite.
-    Source: torch.nn.functional.lp_pool2d (which lacks the abs).
-    """
-    b = backends.of(x)
-    floating(b, x, "x")
-    p = real(norm_type, "norm_type")
-    if p <= 0:
-        raise ValueError(f"norm_type must be positive, got {norm_type!r}")
-    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
-    spec = Power(window, p)
-    check_memory(b, x, window.out_shape)
-    return _lp_pool_forward(b, spec, x), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
-
-
-lp_pool = inference_of(lp_pool_forward)
-
-
-@on_device
-def lp_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `lp_pool`: dy * sign(x) * (abs(x) / y)**(p - 1), gathered. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("lp_pool", dy, ctx, exact=True)
-    x = ctx.arrays["x"]
-    return _lp_pool_backward(b, ctx.spec, dy, x)
-
-
 # ---------------------------------------------------------------------------------------------------- adaptive average
 def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Array:
     """Window sums along one axis whose windows differ in size: a gather for each tap of the widest, or a sum for each
     window where these are fewer."""
-    y, zero, ndim = b.zeros(_resized(x, where, axis.out), x.dtype), b.zeros((), x.dtype), len(x.shape)
+    dtype, ndim = sum_dtype(b, axis.kernel, x.dtype), len(x.shape)
+    y, zero = b.zeros(resized(x, where, axis.out), dtype), b.zeros((), x.dtype)
     if axis.out < axis.kernel:
         for window in range(axis.out):
-            part = b.xp.sum(x[along(where, axis.cells(window))], axis=where, keepdims=True, dtype=x.dtype)
+            part = b.xp.sum(x[along(where, axis.cells(window))], axis=where, keepdims=True, dtype=dtype)
             y[along(where, slice(window, window + 1))] = part
         return y
     cell, end = window_starts(b, axis), window_ends(b, axis)

@@ -84,7 +84,7 @@ class Layer:
     def forward(self, x: Array, *args: Any, **options: Any) -> Any:
         """y; the context for `backward` is kept. A context that was pending is discarded, even where this raises."""
         self.release()
-        y, self._ctx = self._forward(x, *args, **options)
+        y, self._ctx = self._forward(backends.plain(x), *args, **options)
         return y
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Any:
@@ -102,7 +102,7 @@ class Layer:
                 " backward"
             )
         self._needs_dx = flag(needs_dx, "needs_dx")
-        dx = self._backward(dy, self._ctx)
+        dx = self._backward(backends.plain(dy), self._ctx)
         self._ctx = None
         return dx if self._needs_dx else None
 

@@ -118,6 +118,7 @@ class Residual(_Container):
         super().__init__()
         self._adopt(body=body, **({} if shortcut is None else {"shortcut": shortcut}))
 
+    @backends.quiet
     def _forward(self, x: Array) -> tuple[Any, Any]:
         body, shortcut = self._children["body"], self._children.get("shortcut")
         y = self._call(body, body.forward, x)
@@ -128,6 +129,7 @@ class Residual(_Container):
             )
         return y + beside, True
 
+    @backends.quiet
     def _backward(self, dy: Array, ctx: Any) -> Array:
         body, shortcut = self._children["body"], self._children.get("shortcut")
         dx = self._call(body, body.backward, dy)

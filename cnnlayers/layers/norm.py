@@ -178,7 +178,10 @@ class LayerNorm(_Norm):
 
 
 class RMSNorm(_Norm):
-    """Divides by the root mean square over x's last axes, which have the shape `normalized_shape`."""
+    """Divides by the root mean square over x's last axes, which have the shape `normalized_shape`.
+
+    eps: None is the epsilon of the dtype that x is computed in: 2**-52 for float64, 2**-23 for all others.
+    """
 
     _op_backward = staticmethod(F.rms_norm_backward)
 

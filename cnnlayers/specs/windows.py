@@ -8,6 +8,7 @@ ceil mode rounds up instead, and drops the last window unless it starts inside t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,11 @@ class Axis:
         """Every tap of every window is inside the input, or inside so many cells before and behind it."""
         last = (self.out - 1) * self.stride + self.dilation * (self.kernel - 1) - self.before
         return self.before <= before and last < self.length + after
+
+    @property
+    def overlap(self) -> int:
+        """The most windows that can lie over one cell."""
+        return min(self.out, -(-self.kernel * math.gcd(self.stride, self.dilation) // self.stride))
 
 
 def taps(axis: Axis, *, backwards: bool = False) -> Iterator[tuple[int, slice, slice]]:
@@ -95,6 +101,11 @@ class AdaptiveAxis:
 
     length: int
     out: int
+
+    @property
+    def overlap(self) -> int:
+        """The most windows that can lie over one cell."""
+        return self.adjoint.kernel
 
     @property
     def kernel(self) -> int:

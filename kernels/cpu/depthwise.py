@@ -73,8 +73,8 @@ def _turned(spec: Any) -> Any:
 
 
 def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
-    """`weight_gradient`'s result; sums of a plane are in the image's dtype, those over planes in float64. Raises
-    UnsuitableData if a number is not finite."""
+    """`weight_gradient`'s result; sums of a run of windows are in the image's dtype, those over runs and planes in
+    float64. Raises UnsuitableData if a number is not finite."""
     sizes, seen, room = _sizes(spec, image.itemsize)
     dweight = np.zeros((spec.filters, 1, *spec.window.kernel))
     arrays, channels = (flat(image), flat(maps), flat(dweight)), spec.channels

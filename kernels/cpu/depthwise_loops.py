@@ -19,6 +19,7 @@ from .jit import kernel
 
 Array = Any
 u8 = np.uint64  # unsigned offsets: the compiler then needs no test for negative ones, and vectorises
+RUN = 4096  # windows whose products are added up in the maps' dtype, before they are added to float64 sums
 
 # Entries of `sizes`: of the image, of the maps, of the kernel; PITCH is the rows of a sheet that are one stride apart.
 HEIGHT, WIDTH, ROWS, COLUMNS, TALL, WIDE, FILTERS, STEP, STEP_X, REACH, TOP, BANDED, PITCH = range(13)
@@ -93,19 +94,19 @@ def _scaled(d: Array, to: int, s: Array, at: int, factor: float, n: int) -> None
 
 
 @kernel(relaxed=True)
-def _product(x: Array, at: int, y: Array, by: int, n: int) -> Any:
+def _product(x: Array, at: int, y: Array, by: int, start: int, stop: int) -> Any:
     at, by, total = u8(at), u8(by), x.dtype.type(0)
-    for i in range(n):
+    for i in range(start, stop):
         total += x[at + u8(i)] * y[by + u8(i)]
     return total
 
 
 @kernel(relaxed=True)
-def _products(x: Array, at: int, y: Array, a: int, b: int, c: int, n: int) -> Any:
+def _products(x: Array, at: int, y: Array, a: int, b: int, c: int, start: int, stop: int) -> Any:
     """Three products at once: a run of x is then read a third as often."""
     at, a, b, c = u8(at), u8(a), u8(b), u8(c)
     first = second = third = x.dtype.type(0)
-    for i in range(n):
+    for i in range(start, stop):
         value = x[at + u8(i)]
         first += value * y[a + u8(i)]
         second += value * y[b + u8(i)]
@@ -114,13 +115,15 @@ def _products(x: Array, at: int, y: Array, a: int, b: int, c: int, n: int) -> An
 
 
 @kernel(relaxed=True)
-def _nine_products(x: Array, at: int, y: Array, runs: Array, totals: Array, to: int, n: int) -> None:
+def _nine_products(
+    x: Array, at: int, y: Array, runs: Array, totals: Array, to: int, start: int, stop: int
+) -> None:  # fmt: skip
     """Nine products at once, added to nine totals."""
     at = u8(at)
     a, b, c, e, f, g = u8(runs[0]), u8(runs[1]), u8(runs[2]), u8(runs[3]), u8(runs[4]), u8(runs[5])
     h, p, q = u8(runs[6]), u8(runs[7]), u8(runs[8])
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = x.dtype.type(0)
-    for j in range(n):
+    for j in range(start, stop):
         i = u8(j)
         value = x[at + i]
         s0 += value * y[a + i]
@@ -282,11 +285,13 @@ def weight_gradient(
                 for q in range(filters):
                     at = ((plane * filters + q) * out + band) * columns
                     to = (c * filters + q) * taps
-                    for tap in range(0, taps - 8, 9):
-                        _nine_products(maps, at, sheets, runs[tap:], dweight, to + tap, n)
-                    for tap in range(taps - taps % 9, taps - 2, 3):
-                        more = _products(maps, at, sheets, runs[tap], runs[tap + 1], runs[tap + 2], n)
-                        for k in range(3):
-                            dweight[to + tap + k] += more[k]
-                    for tap in range(taps - taps % 3, taps):
-                        dweight[to + tap] += _product(maps, at, sheets, runs[tap], n)
+                    for first in range(0, n, RUN):
+                        last = min(first + RUN, n)
+                        for tap in range(0, taps - 8, 9):
+                            _nine_products(maps, at, sheets, runs[tap:], dweight, to + tap, first, last)
+                        for tap in range(taps - taps % 9, taps - 2, 3):
+                            more = _products(maps, at, sheets, runs[tap], runs[tap + 1], runs[tap + 2], first, last)
+                            for k in range(3):
+                                dweight[to + tap + k] += more[k]
+                        for tap in range(taps - taps % 3, taps):
+                            dweight[to + tap] += _product(maps, at, sheets, runs[tap], first, last)

@@ -154,9 +154,8 @@ def _moments(lie: Channels, cut: Cut, x: Array) -> tuple[Array, Array]:
     chunks(cut.units, x.nbytes, functools.partial(cut.loops.moments, x, means, squares, *cut.geometry))
     means, squares, counts = cut.parts(means), cut.parts(squares), cut.counts
     n = x.size / lie.rows
-    with np.errstate(invalid="ignore"):  # the infinities of a row make it NaN
-        mean = np.sum(means * counts, axis=lie.row_axes, keepdims=True) / n
-        var = np.sum(squares + counts * (means - mean) ** 2, axis=lie.row_axes, keepdims=True) / n
+    mean = np.sum(means * counts, axis=lie.row_axes, keepdims=True) / n
+    var = np.sum(squares + counts * (means - mean) ** 2, axis=lie.row_axes, keepdims=True) / n
     return mean, var
 
 

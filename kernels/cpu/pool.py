@@ -152,7 +152,8 @@ def _plan(spec: Any, backward: bool, single: bool) -> Plan:
         if backward:
             return Plan(shape, loops.plane_spread, (cells, divisor), planes, 1)
         return Plan(shape, loops.plane_sums, (cells, divisor), planes, 1, -(-READ // (4 * cells)))
-    dtype = np.float32 if single and math.prod(window.kernel) <= SHORT else np.float64
+    number = math.prod(a.overlap for a in axes) if backward else math.prod(window.kernel)
+    dtype = np.float32 if single and number <= SHORT else np.float64
     divisors = tuple(divisor.astype(dtype) for divisor in divisors)
     if backward:
         sources, steps = zip(*map(windows_of, axes), strict=True)

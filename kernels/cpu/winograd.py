@@ -20,9 +20,9 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +35,10 @@ from .compile import CHUNK, chunks, flat
 from .winograd_loops import FAR, NEAR, TILE, WORK
 
 Array = Any
-F = TypeVar("F", bound=Callable[..., Any])
 f4 = np.float32
 
 ROOM = 24 << 20  # bytes of a chunk's transformed arrays, at most about
+SHORT = 32  # chunks whose products are added up in float32; more in float64
 STRANDS, STRAND = 16, 4 << 20  # partial weight gradients at most, and the bytes of one at most
 FEWEST, MOST = 64, 240  # tiles of a chunk, about: BLAS's products are slow with fewer, and more leave the cache
 
@@ -53,24 +53,11 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return None if all(a is None or a.dtype == f4 for a in arrays) else f"{op} is for float32"
 
 
-def _quiet(step: F) -> F:
-    """A step whose overflows are not warned of: the direct form, which then computes, warns of its own."""
-
-    @functools.wraps(step)
-    def run(*args: Any) -> Any:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return step(*args)
-
-    return cast(F, run)
-
-
-@_quiet
 def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """`correlate`'s maps. Raises UnsuitableData if one is not finite."""
     return _convolved(image, _by_group(spec, weight), bias, spec.maps_shape, [a.before for a in spec.window.axes])
 
 
-@_quiet
 def winograd_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """`spread`'s image, the convolution of the maps with the weight turned round. Raises UnsuitableData if a number is
     not finite."""
@@ -78,7 +65,6 @@ def winograd_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Arr
     return _convolved(maps, turned, bias, spec.window.layout.shape, [2 - a.before for a in spec.window.axes])
 
 
-@_quiet
 def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
     """`weight_gradient`'s result. Raises UnsuitableData if a number is not finite."""
     groups, filters, channels, _ = spec.weight_shape
@@ -194,7 +180,7 @@ class _Gradient:
     def in_strands(self, cuts: list[tuple[int, int]]) -> Array:
         """Runs of chunks side by side."""
         number = min(STRANDS, len(cuts))
-        sums = np.empty((number, *self.weight), f4)
+        sums = np.empty((number, *self.weight), f4 if len(cuts) <= SHORT * number else np.float64)
 
         def compute(strand: int) -> None:
             first, stop = len(cuts) * strand // number, len(cuts) * (strand + 1) // number
@@ -202,19 +188,20 @@ class _Gradient:
                 with self.room(cuts[i]) as (patches, gradients), backends.workspace(f4, self.weight) as (products,):
                     self.transform(loops.patches, patches, cuts[i], 0, int(self.seen[loops.CHANNELS]))
                     self.transform(loops.gradients, gradients, cuts[i], 0, int(self.made[loops.CHANNELS]))
-                    out = sums[strand] if i == first else products
-                    np.matmul(gradients, patches.swapaxes(-1, -2), out=out)
-                    if i > first:
+                    np.matmul(gradients, patches.swapaxes(-1, -2), out=products)
+                    if i == first:
+                        sums[strand] = products
+                    else:
                         sums[strand] += products
 
         with backends.single_threaded_blas():
             backends.run_chunks(compute, range(number))
         total: Array = sums.sum(axis=0)
-        return total
+        return total.astype(f4, copy=False)
 
     def side_by_side(self, cuts: list[tuple[int, int]]) -> Array:
         """Chunk by chunk; of each the channels, then the 36 products side by side."""
-        total = np.zeros(self.weight, f4)
+        total = np.zeros(self.weight, f4 if len(cuts) <= SHORT else np.float64)
         for chunk in cuts:
             with self.room(chunk) as (patches, gradients):
                 for transform, to in ((loops.patches, patches), (loops.gradients, gradients)):
@@ -227,4 +214,4 @@ class _Gradient:
 
                 with backends.single_threaded_blas():
                     chunks(36, 12 * CHUNK, add)
-        return total
+        return total.astype(f4, copy=False)

@@ -1,8 +1,9 @@
 // avg_pool.cu - sum, average and adaptive average pooling, forward and backward.
 //
 // Layout    window.cuh's.
-// Types     T any float; sums in Sum<T> without flushing, a row of cells first, then rows, then planes, so that a large
-//           window's sum stays as exact as the portable code's. I (offsets) unsigned below 2**31 elements, else unsigned long long.
+// Types     T any float; sums in Sum<T> without flushing, of at most RUN cells of a row, then of as many of these sums, and in
+//           double from there on, so that no sum loses digits, however long. I (offsets) unsigned below 2**31 elements, else
+//           unsigned long long.
 // Divisor   one number for all windows where `counted` is 0 (1 for sums). Else each window's own count: on each axis its taps from
 //           `low` to before `high` (the input, or with its declared padding: ceil mode's overhang never counts), the
 //           product of the axes; adaptive windows count their cells. A window without a counted cell has sum 0 and divisor 1.
@@ -30,25 +31,41 @@ __device__ __forceinline__ int taps_within(const Axis& a, int o, int low, int hi
   S(max(taps_within(d, oz, d_low, d_high), 1)) * S(max(taps_within(h, oy, h_low, h_high), 1)) * \
       S(max(taps_within(w, ox, w_low, w_high), 1))
 
+constexpr int RUN = 32;  // numbers that are added up in their own type
+
+// A sum of any length.
+template <typename S> struct LongSum {
+  S some = 0;
+  double total = 0.0;
+  int number = 0;
+
+  __device__ __forceinline__ void add(S v) {
+    some = plus(some, v);
+    if (++number % RUN) return;
+    total += double(some);
+    some = 0;
+  }
+  __device__ __forceinline__ S value() const { return number < RUN ? some : S(total + double(some)); }
+};
+
 // The sum of window `at`: of all its cells, or of every `step`th cell of each row from the `offset`th on.
 template <typename T, typename I>
 __device__ __forceinline__ typename Sum<T>::type window_sum(
     const T* __restrict__ x, const Place<I>& at, I inner, const Axis& d, const Axis& h, const Axis& w, int offset, int step) {
   using S = typename Sum<T>::type;
   const Span sd = d.span(at.z), sh = h.span(at.r), sw = w.span(at.c);
-  S sum = 0;
-  for (int z = sd.cell; z < sd.end; z += d.dilation) {
-    S plane_sum = 0;
+  const int apart = step * w.dilation;
+  LongSum<S> sum;
+  for (int z = sd.cell; z < sd.end; z += d.dilation)
     for (int r = sh.cell; r < sh.end; r += h.dilation) {
       const T* cells = x + ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * I(w.length) * inner + at.lane;
-      S row = 0;
-      for (int c = sw.cell + offset * w.dilation; c < sw.end; c += step * w.dilation)
-        row = plus(row, widen(cells[I(c) * inner]));
-      plane_sum = plus(plane_sum, row);
+      for (int c = sw.cell + offset * w.dilation; c < sw.end;) {
+        S run = 0;
+        for (int k = 0; k < RUN && c < sw.end; ++k, c += apart) run = plus(run, widen(cells[I(c) * inner]));
+        sum.add(run);
+      }
     }
-    sum = plus(sum, plane_sum);
-  }
-  return sum;
+  return sum.value();
 }
 
 template <typename T, typename I>
@@ -88,11 +105,12 @@ __global__ void __launch_bounds__(256, 4) sum_pool_backward(
   const I windows = I(d.out) * I(h.out) * I(w.out);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
     const Place<I> at = place_of(i, d.length, h.length, w.length, inner);
-    S sum = 0;
+    LongSum<S> gathered;
     each_window(d, h, w, at.z, at.r, at.c, [&](int, int oz, int oy, int ox) {
       const S g = widen(dy[element(at, windows, (I(oz) * I(h.out) + I(oy)) * I(w.out) + I(ox), inner)]);
-      sum = plus(sum, counted ? quotient(g, COUNT(oz, oy, ox)) : g);
+      gathered.add(counted ? quotient(g, COUNT(oz, oy, ox)) : g);
     });
+    const S sum = gathered.value();
     dx[i] = narrow<T>(counted ? sum : quotient(sum, divisor));
   }
 }

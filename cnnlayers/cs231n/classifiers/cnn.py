@@ -60,6 +60,7 @@ class ThreeLayerConvNet:
             self.params[f"W{layer}"] = backends.asarray(weight.astype(dtype))
             self.params[f"b{layer}"] = backends.asarray(bias.astype(dtype))
 
+    @backends.quiet
     def loss(self, X: Any, y: Any = None) -> Any:
         """Without y the scores (N, num_classes); with labels y, the loss and the gradients, keyed as `params`.
 
@@ -80,6 +81,7 @@ class ThreeLayerConvNet:
         _, grads["W1"], grads["b1"] = conv_relu_pool_backward(dpooled, pool_cache)
         reg = float(self.reg)
         for name in ("W1", "W2", "W3"):
-            loss += 0.5 * reg * float((p[name] ** 2).sum())
+            b = backends.of(p[name])
+            loss += 0.5 * reg * float(b.xp.sum(p[name] ** 2, dtype=b.xp.float64))
             grads[name] = grads[name] + reg * p[name]
         return loss, grads

@@ -86,12 +86,12 @@ dropout_backward.last("dropout")
 # ------------------------------------------------------------------------------------------------ softmax_cross_entropy
 def _loss_forward(x: Any, labels: Any) -> Any:
     loss, context = F.softmax_cross_entropy_forward(x, labels)
-    return loss, context.arrays["top"], context.arrays["total"]
+    return loss, context.arrays["top"], context.arrays["rest"]
 
 
-def _loss_backward(dy: Any, x: Any, labels: Any, top: Any, total: Any) -> Any:
+def _loss_backward(dy: Any, x: Any, labels: Any, top: Any, rest: Any) -> Any:
     b = backends.of(x)
-    saved = {"x": x, "labels": b.xp.asarray(labels, dtype=b.xp.int64), "top": top, "total": total}
+    saved = {"x": x, "labels": b.xp.asarray(labels, dtype=b.xp.int64), "top": top, "rest": rest}
     return F.softmax_cross_entropy_backward(dy, Context("softmax_cross_entropy", b, x.dtype, (), None, saved))
 
 
@@ -123,7 +123,7 @@ softmax_cross_entropy_forward = Op(
     LOOP,
 )
 softmax_cross_entropy_backward = Op(
-    "softmax_cross_entropy_backward(Tensor dy, Tensor x, Tensor labels, Tensor top, Tensor total) -> Tensor",
+    "softmax_cross_entropy_backward(Tensor dy, Tensor x, Tensor labels, Tensor top, Tensor rest) -> Tensor",
     _loss_backward,
     lambda dy, x, *_: x.new_empty(x.shape),
     LOOP,

@@ -10,8 +10,8 @@ import torch
 from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional.common import Context
+from cnnlayers.functional.lp_pool import lp_pool_spec
 from cnnlayers.functional.max_pool import Max
-from cnnlayers.functional.pool import Power
 from cnnlayers.specs import unpool_window
 
 from .batching import LOOP, Rule
@@ -226,8 +226,9 @@ def _lp_pool(x: Any, *options: Any) -> Any:
 
 def _lp_pool_backward(dy: Any, x: Any, *options: Any) -> Any:
     window = _lp_window(x.shape, options)
-    spec = Power(window, options[-2])
-    return F.lp_pool_backward(dy, Context("lp_pool", backends.of(x), x.dtype, window.out_shape, spec, {"x": x}))
+    b = backends.of(x)
+    spec = lp_pool_spec(b, window, options[-2], x.dtype)
+    return F.lp_pool_backward(dy, Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x}))
 
 
 lp_pool = Op(

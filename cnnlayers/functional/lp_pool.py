@@ -1,0 +1,182 @@
+"""Lp pooling: y = (sum of abs(x)**p over a window) ** (1/p), with p > 0.
+
+Rules: everything is computed in float64. Cells outside the input count as 0. The gradient is
+dx = dy * sign(x) * (abs(x) / y)**(p - 1), and 0 where x or y is 0.
+
+Range: a power may leave float64's range where the norm does not. Where that is possible (float64 itself, and large p)
+norms are taken axis by axis, each of the norms along the axis before, and what lies in a window is divided by the
+largest of it first, so that all powers are at most 1. Of other calls (float32 and half types, p up to POWER) every
+power fits, and the powers are added up as they are.
+
+NaN and infinity: a window with a NaN gives NaN; of the others one with an infinity gives infinity. Unless p is 1 the
+gradient is NaN at an infinity, whose quotient with y is not defined.
+
+Conventions are those of torch.nn.functional.lp_pool2d, which lacks the abs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs import Axis, Window, pool_window, taps
+from cnnlayers.specs.arguments import real
+
+from .common import Array, Context, cast, check_memory, floating, inference_of, on_device, opened
+from .plane_chunks import in_planes
+from .pool import along, resized, window_slices, window_spread, window_sums
+
+POWER = 6.0  # float64 holds every power up to this one of 1e-45 and 3e38, float32's smallest and largest numbers
+
+
+@dataclass(frozen=True)
+class LpPool:
+    """An Lp pool: its windows, its exponent, and whether cells are divided by their window's largest."""
+
+    window: Window
+    p: float
+    scaled: bool
+
+
+def lp_pool_spec(b: Backend, window: Window, p: float, dtype: Any) -> LpPool:
+    """The spec of an Lp pool of an x of this dtype."""
+    return LpPool(window, p, p != 1 and (dtype == b.xp.float64 or p > POWER))
+
+
+def _power(b: Backend, x: Array, p: float) -> Array:
+    """x ** p of numbers that are not negative."""
+    return x * x if p == 2 else x if p == 1 else x**p
+
+
+def _root(b: Backend, x: Array, p: float) -> Array:
+    return b.xp.sqrt(x) if p == 2 else x if p == 1 else x ** (1 / p)
+
+
+# ------------------------------------------------------------------------------------------- powers added as they are
+def _norms(b: Backend, spec: LpPool, x: Array) -> Array:
+    return _root(b, window_sums(b, spec.window, _power(b, b.xp.abs(x), spec.p)), spec.p)
+
+
+def _gradient(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
+    y, size, one, zero = _norms(b, spec, x), b.xp.abs(x), b.full((), 1.0, x.dtype), b.zeros((), x.dtype)
+    scale = b.xp.where(y == 0, zero, dy * b.xp.where(y == 0, one, y) ** (1 - spec.p))
+    slope = _power(b, b.xp.where(size == 0, one, size), spec.p - 1)
+    return b.xp.where(size == 0, zero, window_spread(b, spec.window, scale) * slope)
+
+
+# -------------------------------------------------------------------------------------------- by the window's largest
+def _pieces(axis: Axis) -> Iterator[tuple[slice, slice]]:
+    """Windows and their cells: one cell of each, tap by tap, or, of few windows, one window with all its cells."""
+    if axis.out < axis.kernel:
+        for window, cells in window_slices(axis):
+            yield slice(window, window + 1), cells
+    else:
+        for _, windows, cells in taps(axis):
+            yield windows, cells
+
+
+def _axis_norms(b: Backend, x: Array, where: int, axis: Axis, p: float) -> Array:
+    """The norms of windows along one axis, of numbers that are not negative."""
+    largest, sums = (b.zeros(resized(x, where, axis.out), x.dtype) for _ in range(2))
+    by_window = axis.out < axis.kernel
+    for windows, cells in _pieces(axis):
+        at, values = along(where, windows), x[along(where, cells)]
+        values = b.xp.max(values, axis=where, keepdims=True) if by_window else values
+        largest[at] = b.xp.maximum(largest[at], values)
+    one = b.full((), 1.0, x.dtype)
+    scale = b.xp.where((largest == 0) | b.xp.isinf(largest), one, largest)
+    for windows, cells in _pieces(axis):
+        at = along(where, windows)
+        powers = _power(b, x[along(where, cells)] / scale[at], p)
+        sums[at] += b.xp.sum(powers, axis=where, keepdims=True) if by_window else powers
+    return scale * _root(b, sums, p)
+
+
+def _scaled_norms(b: Backend, spec: LpPool, x: Array) -> list[Array]:
+    """abs(x), the norms along the first axis, the norms of those along the second, and so on."""
+    found = [b.xp.abs(x)]
+    for where, axis in spec.window.placed:
+        found.append(_axis_norms(b, found[-1], where, axis, spec.p))
+    return found
+
+
+def _scaled_gradient(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
+    norms, one, zero = _scaled_norms(b, spec, x), b.full((), 1.0, x.dtype), b.zeros((), x.dtype)
+    for index, (where, axis) in reversed(list(enumerate(spec.window.placed))):
+        inner, outer = norms[index], norms[index + 1]
+        dy, outer = b.xp.where(outer == 0, zero, dy), b.xp.where(outer == 0, one, outer)
+        finite = b.xp.where(b.xp.isinf(inner), one, inner)
+        dx = b.zeros(tuple(inner.shape), x.dtype)
+        for windows, cells in _pieces(axis):
+            at, seen = along(where, windows), along(where, cells)
+            dx[seen] += dy[at] * _power(b, finite[seen] / outer[at], spec.p - 1)
+        dy = b.xp.where(inner == 0, zero, dx)
+    return b.xp.where(b.xp.isinf(x), b.full((), math.nan, x.dtype), dy)
+
+
+# ----------------------------------------------------------------------------------------------------------------- op
+@in_planes
+def _lp_pool_forward(b: Backend, spec: LpPool, x: Array) -> Array:
+    wide = cast(b, x, b.xp.float64)
+    return cast(b, _scaled_norms(b, spec, wide)[-1] if spec.scaled else _norms(b, spec, wide), x.dtype)
+
+
+@in_planes
+def _lp_pool_backward(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
+    wide = cast(b, x, b.xp.float64)
+    gradient = (_scaled_gradient if spec.scaled else _gradient)(b, spec, cast(b, dy, b.xp.float64), wide)
+    return cast(b, gradient * b.xp.sign(wide), x.dtype)
+
+
+def _exponent(norm_type: Any) -> float:
+    """The exponent, positive and finite. ValueError otherwise."""
+    p = real(norm_type, "norm_type", finite=False)
+    if p == math.inf:
+        raise ValueError("norm_type must be finite, got inf: that norm is max_pool of abs(x)")
+    if not p > 0:
+        raise ValueError(f"norm_type must be positive, got {norm_type!r}")
+    return p
+
+
+@on_device
+def lp_pool_forward(
+    x: Array,
+    kernel_size: Any,
+    norm_type: float = 2.0,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    ceil_mode: bool = False,
+    data_format: str = "channels_first",
+) -> tuple[Array, Context]:
+    """Lp pooling: y = (sum of abs(x)**p over a window) ** (1/p), with p = norm_type > 0.
+
+    Other arguments, shapes and errors as `avg_pool`'s. The result is finite where the norm is, however far its powers
+    leave the dtype's range. The gradient at x = 0, and of a window whose y is 0, is 0. The context keeps x.
+    Raises ValueError also for a norm_type that is not positive and finite: with infinity the norm is the largest
+    magnitude, max_pool(abs(x)).
+    Source: torch.nn.functional.lp_pool2d (which lacks the abs).
+    """
+    b = backends.of(x)
+    floating(b, x, "x")
+    p = _exponent(norm_type)
+    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    spec = lp_pool_spec(b, window, p, x.dtype)
+    check_memory(b, x, window.out_shape)
+    return _lp_pool_forward(b, spec, x), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
+
+
+lp_pool = inference_of(lp_pool_forward)
+
+
+@on_device
+def lp_pool_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `lp_pool`: dy * sign(x) * (abs(x) / y)**(p - 1), gathered. dy: y's shape; dx: x's shape and dtype."""
+    b, dy = opened("lp_pool", dy, ctx, exact=True)
+    x = ctx.arrays["x"]
+    return _lp_pool_backward(b, ctx.spec, dy, x)
