@@ -413,9 +413,9 @@ WRONG = {
     "steps of NaN": (lambda: loaded({"steps": np.array([np.nan])}), ValueError, "steps of the state must be a whole"),
     "ragged": (lambda: Linear(2, 1).load_state_dict({"weight": [[1], [2, 3]], "bias": [0]}), ValueError, "weight must"),
     "path to load": (
-        lambda: checkpoint.load(Linear(2, 1), 1),
+        lambda: checkpoint.load(Linear(2, 1), 99),
         TypeError,
-        "path must be a str or a path, got 1 of type",
+        "path must be a str or a path, got 99 of type",
     ),
     "path to save": (lambda: checkpoint.save(Linear(2, 1), None), TypeError, "path must be a str or a path, got None"),
     "layer to load": (
@@ -457,10 +457,10 @@ def test_a_wrong_argument_is_named(case: str) -> None:
 def test_a_path_that_is_a_number_closes_no_file() -> None:
     """An int would be a file descriptor: 1 is standard output."""
     read, write = os.pipe()
+    os.close(write)
     with pytest.raises(TypeError, match="path must be"):
         checkpoint.load(Linear(2, 1), read)
     os.close(read)
-    os.close(write)
 
 
 def test_arrays_of_sizes_are_shown() -> None:

@@ -127,7 +127,8 @@ class ConvTranspose(_Conv):
         self.out_channels = integer(out_channels, "out_channels", 0)
         self.groups = grouped(self.in_channels, groups, "groups")
         grouped(self.out_channels, groups, "groups")
-        choice(padding_mode, "padding_mode of a transposed convolution", ("zeros",))
+        if not isinstance(padding_mode, str) or padding_mode != "zeros":
+            raise ValueError(f"padding_mode of a transposed convolution must be 'zeros', got {padding_mode!r}")
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.output_padding, self.bias, self.padding_mode = output_padding, flag(bias, "bias"), padding_mode
         self.ndim, self.data_format = ndim, data_format
