@@ -88,10 +88,10 @@ TABLE: dict[tuple[str, str], Entry] = {
     **{
         (f"{op}_norm_{part}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.jit")
         for op in ("batch", "group", "instance", "layer", "rms")
-        for part, module in (("forward", "norm"), ("backward", "norm_backward"))
+        for part, module in (("forward", "norm_forward"), ("backward", "norm_backward"))
     },
     **{
-        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.pool", needs="cnnlayers.kernels.cpu.jit")
+        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.avg_pool", needs="cnnlayers.kernels.cpu.jit")
         for op in ("avg_pool", "sum_pool", "adaptive_avg_pool")
         for part in ("_forward", "_backward")
     },
@@ -109,7 +109,7 @@ TABLE: dict[tuple[str, str], Entry] = {
         for op in ("relu", "relu_forward", "relu_backward")
     },
     **{
-        (step, "numpy"): Entry("cnnlayers.kernels.cpu.conv", needs="cnnlayers.kernels.cpu.jit")
+        (step, "numpy"): Entry("cnnlayers.kernels.cpu.im2col", needs="cnnlayers.kernels.cpu.jit")
         for step in ("im2col", "col2im", "channel_sums")
     },
     **{

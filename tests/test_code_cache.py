@@ -67,7 +67,7 @@ def cache(tmp_path: Path) -> Path:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that one process has stored a kernel in."""
     folder = tmp_path_factory.mktemp("stored") / "cache"
-    assert run(folder, PYTHONHASHSEED="1", NUMBA_NUM_THREADS="1") == (RIGHT, ["passed"])
+    assert run(folder, PYTHONHASHSEED="1", NUMBA_NUM_THREADS="1") == (RIGHT, ["relu_only"])
     return folder
 
 
@@ -83,7 +83,7 @@ def file(stored: Path, cache: Path) -> Path:
 def test_a_second_process_compiles_nothing_and_no_file_is_beside_the_sources(file: Path, cache: Path) -> None:
     assert run(cache, PYTHONHASHSEED="2", CNNLAYERS_NUM_THREADS="1") == (RIGHT, [])
     assert [p.name for p in cache.iterdir()] == [file.name]
-    assert file.name.startswith("relu.passed-")
+    assert file.name.startswith("relu.relu_only-")
     assert file.suffix == ".nbc"
     since = file.parents[1].stat().st_ctime - 60
     assert [p for p in (ROOT / "kernels").rglob("*.nb?") if p.stat().st_mtime > since] == []
@@ -92,10 +92,10 @@ def test_a_second_process_compiles_nothing_and_no_file_is_beside_the_sources(fil
 @pytest.mark.skipif(not hasattr(os, "sched_yield"), reason="no sched_yield here")
 def test_the_loop_that_waits_is_compiled_once(cache: Path) -> None:
     code = """
-from cnnlayers.kernels.cpu import compile as cpu
-result = len(cpu._watch().overloads)
+from cnnlayers.kernels.cpu import parallel
+result = len(parallel._waiter().overloads)
 """
-    assert run(cache, code) == (1, ["watch"])
+    assert run(cache, code) == (1, ["wait_until_done"])
     assert run(cache, code) == (1, [])
     assert len(list(cache.iterdir())) == 1
 
@@ -130,7 +130,7 @@ def test_a_damaged_file_counts_as_missing(file: Path, damage: str) -> None:
 
 def test_a_damaged_file_is_replaced(file: Path, cache: Path) -> None:
     file.write_bytes(DAMAGES["cut short"](file.read_bytes()))
-    assert run(cache) == (RIGHT, ["passed"])
+    assert run(cache) == (RIGHT, ["relu_only"])
     assert [p.name for p in cache.iterdir()] == [file.name]
     assert run(cache) == (RIGHT, [])
 
@@ -151,14 +151,14 @@ code_cache.os.replace = replace
     killed = subprocess.run([sys.executable, "-c", REPORT.format(code=code)], env=env, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert [p.suffix for p in cache.iterdir()] == [".tmp"]
-    assert run(cache) == (RIGHT, ["passed"])
+    assert run(cache) == (RIGHT, ["relu_only"])
     assert {p.suffix for p in cache.iterdir()} == {".tmp", ".nbc"}
 
 
 def test_a_directory_in_the_place_of_a_file_is_no_error(cache: Path, file: Path) -> None:
     file.unlink()
     file.mkdir()
-    assert run(cache) == (RIGHT, ["passed"])
+    assert run(cache) == (RIGHT, ["relu_only"])
 
 
 # ------------------------------------------------------------------------------------------------------------- the key
@@ -218,7 +218,7 @@ def test_what_changes_in_another_file_is_compiled_anew(package: Path, cache: Pat
     assert run(cache, USE, package, TOY="1") == (2022.0, both)
     # The first version again, whose code is still there. What kernels do not import does not matter.
     helper(package)
-    for name in ("functional/pad.py", "kernels/cpu/pad.py", "kernels/cpu/compile.py", "backends/threads.py"):
+    for name in ("functional/pad.py", "kernels/cpu/pad.py", "kernels/cpu/parallel.py", "backends/threads.py"):
         file = package / "cnnlayers" / name
         file.write_text(file.read_text() + "\n# changed\n")
     assert run(cache, USE, package) == (21.0, [])
@@ -245,7 +245,7 @@ file.write_text(file.read_text().replace("FACTOR = 2", "FACTOR = 3"))
     ids=lambda variables: next(iter(variables)),
 )
 def test_settings_that_change_the_code_are_in_the_key(file: Path, cache: Path, variables: dict[str, str]) -> None:
-    assert run(cache, **variables) == (RIGHT, ["passed"])
+    assert run(cache, **variables) == (RIGHT, ["relu_only"])
     assert len(list(cache.iterdir())) == 2
 
 
@@ -262,7 +262,7 @@ def test_versions_settings_and_the_processor_are_in_the_key(monkeypatch: pytest.
             return ("triple", self.cpu, "features")
 
     codegen, signature = Codegen(), (numba.float64,)
-    key = lambda: code_cache._key(relu.masked.py_func, signature, codegen)  # noqa: E731
+    key = lambda: code_cache._key(relu.mask_gradient.py_func, signature, codegen)  # noqa: E731
     first = key()
     assert key() == first
     codegen.cpu = "another"
@@ -318,7 +318,7 @@ def test_without_a_directory_each_process_compiles_for_itself(tmp_path: Path) ->
     folder = tmp_path / "file" / "cache"
     code = RELU + "from cnnlayers.kernels.cpu import code_cache\nresult.append(code_cache.unavailable())\n"
     result, compiled = run(tmp_path, code, CNNLAYERS_CACHE_DIR=str(folder))
-    assert (result[:2], compiled[:1]) == (RIGHT, ["passed"])
+    assert (result[:2], compiled[:1]) == (RIGHT, ["relu_only"])
     assert str(folder) in result[2]
     assert "CNNLAYERS_CACHE_DIR" in result[2]
 
@@ -353,7 +353,7 @@ except ImportError as error:
 result = [result, reason]
 """
     (result, reason), compiled = run(cache, code)
-    assert (result, compiled[0]) == (RIGHT, "passed")
+    assert (result, compiled[0]) == (RIGHT, "relu_only")
     if not change:
         assert reason is None
         assert run(cache, code)[0] == [RIGHT, None]  # what is stored already is no obstacle
@@ -435,9 +435,13 @@ def test_every_kernel_of_the_library_has_its_cache() -> None:
     import pkgutil
 
     from cnnlayers.kernels import cpu
-    from cnnlayers.kernels.cpu import code_cache, max_pool_loops, pool_loops
+    from cnnlayers.kernels.cpu import avg_pool_loops, code_cache, max_pool_loops
 
-    found = [max_pool_loops.forward(2, 2, True), max_pool_loops.forward_cells(False), pool_loops.sums(2, 2, False)]
+    found = [
+        max_pool_loops.make_forward(2, 2, True),
+        max_pool_loops.make_forward_per_tap(False),
+        avg_pool_loops.make_window_sums(2, 2, False),
+    ]
     for info in pkgutil.iter_modules(cpu.__path__):
         module = importlib.import_module(f"{cpu.__name__}.{info.name}")
         found += [value for value in vars(module).values() if hasattr(value, "py_func")]

@@ -18,7 +18,7 @@ from cnnlayers.kernels.cpu import jit as cpu
 
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=str(cpu.unavailable()))
 
-# x's shape, filters, kernel, options: one case for each form and what is odd about its borders
+# x's shape, filters, kernel, options: each form, with its special cases
 FORMS = {
     "winograd": ((3, 17, 11, 9), 18, (3, 3), {"padding": 1}),
     "winograd, groups and uneven padding": ((2, 32, 6, 13), 34, (3, 3), {"padding": ((0, 3), (2, 5)), "groups": 2}),
@@ -46,9 +46,9 @@ def arrays_of(form: str, dtype: str = "float32", seed: int = 0) -> tuple[list[np
     return [rng.standard_normal(s).astype(dtype) for s in (shape, weight, (filters,))], options
 
 
-def results(given: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
+def results(arrays: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
     """y, dx, dweight and dbias."""
-    y, ctx = F.conv_forward(*given, **options)
+    y, ctx = F.conv_forward(*arrays, **options)
     return [y, *F.conv_backward(np.random.default_rng(1).standard_normal(y.shape).astype("float32"), ctx)]
 
 
@@ -58,20 +58,20 @@ def close(mine: list[np.ndarray], other: list[np.ndarray], bound: float) -> None
         assert np.abs(a - b).max() <= bound * np.abs(b).max()
 
 
-def exact(given: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
+def exact(arrays: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
     with kernels.mode("off"):
-        return results([a.astype("float64") for a in given], options)
+        return results([a.astype("float64") for a in arrays], options)
 
 
 # --------------------------------------------------------------------------------------------------------- same answer
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @BY_FORM
 def test_every_form_gives_the_portable_answer(form: str, dtype: str) -> None:
-    given, options = arrays_of(form, dtype)
+    arrays, options = arrays_of(form, dtype)
     with kernels.mode("off"):
-        expected = results(given, options)
+        expected = results(arrays, options)
     with kernels.mode("require"):
-        mine = results(given, options)
+        mine = results(arrays, options)
     close(mine, expected, {"float16": 5e-3, "float32": 1e-4, "float64": 1e-13}[dtype])
 
 
@@ -109,10 +109,10 @@ def test_a_transposed_convolution_takes_the_same_forms(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("shape", [(4, 16, 33, 30), (2, 64, 28, 28), (2, 256, 14, 14)])
 def test_winograds_error_is_what_its_docstring_says(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
-    given = [rng.standard_normal(s).astype("float32") for s in (shape, (shape[1], shape[1], 3, 3), (shape[1],))]
-    close(results(given, {"padding": 1}), exact(given, {"padding": 1}), 5e-6)
+    arrays = [rng.standard_normal(s).astype("float32") for s in (shape, (shape[1], shape[1], 3, 3), (shape[1],))]
+    close(results(arrays, {"padding": 1}), exact(arrays, {"padding": 1}), 5e-6)
     with kernels.winograd("off"):
-        close(results(given, {"padding": 1}), exact(given, {"padding": 1}), 1e-6)
+        close(results(arrays, {"padding": 1}), exact(arrays, {"padding": 1}), 1e-6)
 
 
 def test_off_and_float64_do_not_take_winograds_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,14 +123,14 @@ def test_off_and_float64_do_not_take_winograds_form(monkeypatch: pytest.MonkeyPa
 
     for step in ("correlate", "spread", "weight_gradient"):
         monkeypatch.setattr(winograd, f"winograd_{step}", refused)
-    given, options = arrays_of("winograd")
+    arrays, options = arrays_of("winograd")
     with pytest.raises(AssertionError), kernels.winograd("auto"):
-        results(given, options)
+        results(arrays, options)
     with kernels.winograd("off"):
-        results(given, options)
-    results([a.astype("float64") for a in given], options)
-    few = [a[:15, :15] if a.ndim > 1 else a[:15] for a in given]
-    results([given[0][:, :15], *few[1:]], options)
+        results(arrays, options)
+    results([a.astype("float64") for a in arrays], options)
+    few = [a[:15, :15] if a.ndim > 1 else a[:15] for a in arrays]
+    results([arrays[0][:, :15], *few[1:]], options)
 
 
 def test_the_option_is_read_once_and_checked() -> None:
@@ -145,12 +145,12 @@ def test_the_option_is_read_once_and_checked() -> None:
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38])
 def test_what_is_not_finite_stays_where_the_definition_has_it(odd: float) -> None:
-    given, options = arrays_of("winograd")
-    given[0][1, 2, 4, 5] = odd
-    y, ctx = F.conv_forward(*given, **options)
+    arrays, options = arrays_of("winograd")
+    arrays[0][1, 2, 4, 5] = odd
+    y, ctx = F.conv_forward(*arrays, **options)
     dy = np.ones_like(y)
     with kernels.winograd("off"):
-        direct, ctx = F.conv_forward(*given, **options)
+        direct, ctx = F.conv_forward(*arrays, **options)
         expected = [direct, *F.conv_backward(dy, ctx)]
     for mine, other in zip([y, *F.conv_backward(dy, ctx)], expected, strict=True):
         np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(other))
@@ -165,13 +165,13 @@ def test_what_is_not_finite_stays_where_the_definition_has_it(odd: float) -> Non
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["x", "weight", "dy"])
 def test_what_is_not_finite_stays_there_in_depthwise_convolution(form: str, odd: float, where: str) -> None:
-    given, options = arrays_of(form)
-    dy = np.ones_like(F.conv(*given, **options))
-    {"x": given[0], "weight": given[1], "dy": dy}[where].flat[0] = odd  # at a corner, beside the padding
+    arrays, options = arrays_of(form)
+    dy = np.ones_like(F.conv(*arrays, **options))
+    {"x": arrays[0], "weight": arrays[1], "dy": dy}[where].flat[0] = odd  # at a corner, beside the padding
     found = []
     for mode in ("auto", "off"):
         with kernels.mode(mode), np.errstate(invalid="ignore"):
-            y, ctx = F.conv_forward(*given, **options)
+            y, ctx = F.conv_forward(*arrays, **options)
             found.append([y, *F.conv_backward(dy, ctx)])
     for mine, other in zip(*found, strict=True):
         np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(other))
@@ -188,8 +188,8 @@ for form in here.SMALL:
     (x, *parameters), options = here.arrays_of(form)
     last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     for image, layout in ((x, "channels_first"), (last, "channels_last")):
-        given, options = [image, *parameters], dict(options, data_format=layout)
-        here.close(here.results(given, options), here.exact(given, options), 1e-4)
+        arrays, options = [image, *parameters], dict(options, data_format=layout)
+        here.close(here.results(arrays, options), here.exact(arrays, options), 1e-4)
     print(form)
 """
 SMALL = [form for form in FORMS if "many chunks" not in form and "bands" not in form]
@@ -243,8 +243,8 @@ def test_concurrent_calls_do_not_disturb_each_other() -> None:
 
 
 def test_results_are_not_workspace() -> None:
-    given, options = arrays_of("chunks")
-    mine = results(given, options)
+    arrays, options = arrays_of("chunks")
+    mine = results(arrays, options)
     copies = [a.copy() for a in mine]
     for form in FORMS:
         results(*arrays_of(form, seed=1))
@@ -256,11 +256,11 @@ def test_results_are_not_workspace() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_computes_too() -> None:
-    given, options = arrays_of("winograd, many chunks")
-    expected = results(given, options)
+    arrays, options = arrays_of("winograd, many chunks")
+    expected = results(arrays, options)
     child = os.fork()
     if child == 0:
-        same = all(a.tobytes() == b.tobytes() for a, b in zip(results(given, options), expected, strict=True))
+        same = all(a.tobytes() == b.tobytes() for a, b in zip(results(arrays, options), expected, strict=True))
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

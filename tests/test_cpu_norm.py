@@ -1,4 +1,4 @@
-"""The norms' CPU kernels, in what is their own: every way to lay and cut an array, threads, and what is refused."""
+"""The norms' CPU kernels: every memory layout and partition of an array, threads, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import threads
-from cnnlayers.kernels.cpu import jit
-from cnnlayers.kernels.cpu import jit as cpu
+from cnnlayers.kernels.cpu import jit, parallel
 
 if jit.unavailable():
     pytest.skip(str(jit.unavailable()), allow_module_level=True)
 
-from cnnlayers.kernels.cpu import norm_arrays, norm_lie
+from cnnlayers.kernels.cpu import norm_arguments, norm_layout
 
 TOLERANCE = {"float16": 2e-3, "float32": 5e-6, "float64": 1e-11}
 
@@ -59,7 +58,7 @@ class Case:
 
 
 BATCH = {"training": True}
-GIVEN = {"running_mean": np.full(6, 0.5), "running_var": np.full(6, 2.0)}
+RUNNING = {"running_mean": np.full(6, 0.5), "running_var": np.full(6, 2.0)}
 CASES = {
     "segments": Case("batch_norm", (3, 6, 5, 7), options=BATCH),
     "one segment": Case("batch_norm", (1, 1, 601), options=BATCH),
@@ -69,10 +68,10 @@ CASES = {
     "columns": Case("batch_norm", (70, 80), options=BATCH),
     "folded columns": Case("batch_norm", (8, 3, 4, 5), options=BATCH, last=True),
     "odd columns": Case("batch_norm", (3, 5, 7), options=BATCH, last=True),
-    "given": Case("batch_norm", (3, 6, 5, 7), options=GIVEN),
-    "given last": Case("batch_norm", (3, 6, 5, 7), options=GIVEN, last=True),
-    "given flat": Case("batch_norm", (9, 6), options=GIVEN),
-    "rows at once": Case("group_norm", (5, 12, 5, 5), (4,)),
+    "running statistics": Case("batch_norm", (3, 6, 5, 7), options=RUNNING),
+    "running statistics, channels last": Case("batch_norm", (3, 6, 5, 7), options=RUNNING, last=True),
+    "running statistics, no spatial axis": Case("batch_norm", (9, 6), options=RUNNING),
+    "cached rows": Case("group_norm", (5, 12, 5, 5), (4,)),
     "few rows": Case("group_norm", (2, 6, 4, 5), (2,)),
     "groups of short channels": Case("group_norm", (20, 6, 3), (2,)),
     "flat groups": Case("group_norm", (3, 8), (2,)),
@@ -92,13 +91,13 @@ def required() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["whole", "cut"])
-def cutting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the sizes say, and with every array in many pieces and chunks."""
-    if request.param == "cut":
-        monkeypatch.setattr(norm_lie, "PIECE", 64)
-        monkeypatch.setattr(norm_lie, "CACHED", 300)
-        monkeypatch.setattr(cpu, "CHUNK", 500)
+@pytest.fixture(params=["usual", "many pieces"])
+def partition(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the usual sizes, and with every array in many pieces and chunks."""
+    if request.param == "many pieces":
+        monkeypatch.setattr(norm_layout, "PIECE_BYTES", 64)
+        monkeypatch.setattr(norm_layout, "CACHED_ROW_BYTES", 300)
+        monkeypatch.setattr(parallel, "CHUNK_BYTES", 500)
 
 
 def close(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
@@ -112,7 +111,7 @@ def close(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float)
 @each_case
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("mean", [0.0, 8.0])
-@pytest.mark.usefixtures("cutting")
+@pytest.mark.usefixtures("partition")
 def test_as_the_portable_code(case: Case, dtype: str, mean: float) -> None:
     x, dy, parameters = case.arrays(dtype, mean)
     found = case.run(x, dy, parameters)
@@ -121,7 +120,7 @@ def test_as_the_portable_code(case: Case, dtype: str, mean: float) -> None:
 
 
 @each_case
-@pytest.mark.usefixtures("cutting")
+@pytest.mark.usefixtures("partition")
 def test_contexts_are_interchangeable(case: Case) -> None:
     x, dy, parameters = case.arrays("float64")
     _, ctx = case.forward(x, parameters)
@@ -139,7 +138,7 @@ def test_contexts_are_interchangeable(case: Case) -> None:
 
 
 @each_case
-@pytest.mark.usefixtures("cutting")
+@pytest.mark.usefixtures("partition")
 def test_a_large_mean(case: Case) -> None:
     """float32 numbers a million standard deviations from 0, against float64."""
     if "running_mean" in case.options or case.op == "rms_norm":
@@ -173,7 +172,7 @@ def test_a_first_cell_far_from_all_others(case: Case) -> None:
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 40])
-@pytest.mark.usefixtures("cutting")
+@pytest.mark.usefixtures("partition")
 @pytest.mark.filterwarnings("ignore:invalid value")  # the difference of infinities
 def test_what_is_not_finite_stays_in_its_row(last: bool, bad: float, place: int) -> None:
     for case in (
@@ -205,7 +204,7 @@ def test_running_statistics(shape: tuple[int, ...], unbiased: bool) -> None:
 
 
 def test_float16_is_converted_as_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "CHUNK", 10_000)
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 10_000)
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     bits = halves.astype("float32").view(np.uint32)  # and between two of them, at the middle and beside it
     steps = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], np.uint32)
@@ -216,7 +215,7 @@ def test_float16_is_converted_as_numpy_does(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with np.errstate(over="ignore", invalid="ignore"):
             expected = source.astype(dtype)
-        found, missing = norm_arrays.converted(source, dtype), np.isnan(expected)
+        found, missing = norm_arguments.converted(source, dtype), np.isnan(expected)
         assert (np.isnan(found) == missing).all()
         assert found[~missing].tobytes() == expected[~missing].tobytes()
 
@@ -229,7 +228,7 @@ def bits(case: Case) -> list[bytes]:
 
 @each_case
 def test_bits_do_not_depend_on_threads(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "CHUNK", 200)
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 200)
     found = []
     for number in (1, 2, 5):
         monkeypatch.setattr(threads, "num_threads", lambda number=number: number)
@@ -238,28 +237,28 @@ def test_bits_do_not_depend_on_threads(case: Case, monkeypatch: pytest.MonkeyPat
 
 
 @each_case
-def test_bits_do_not_depend_on_where_arrays_lie(case: Case) -> None:
-    """LLVM has one form of a loop for arrays near each other and one for all others: both must round alike."""
+def test_bits_do_not_depend_on_where_arrays_are_stored(case: Case) -> None:
+    """LLVM makes two versions of a loop, one for arrays that may overlap: both must round alike."""
     x, dy, parameters = case.arrays("float32")
-    kept = [
+    runs = [
         case.run(placed(x, offset), placed(dy, 3 * offset % 64), [placed(p, 5 * offset % 64) for p in parameters])
         for offset in (*range(0, 64, 4), *range(0, 64, 4))
-    ]  # alive, so that each result lies elsewhere
-    for results in kept[1:]:
-        assert [a.tobytes() for a in results] == [a.tobytes() for a in kept[0]]
+    ]  # all results stay alive, so that each has memory of its own
+    for results in runs[1:]:
+        assert [a.tobytes() for a in results] == [a.tobytes() for a in runs[0]]
 
 
 def placed(array: np.ndarray, offset: int) -> np.ndarray:
     """A copy that begins so many bytes after a cache line."""
-    room = np.empty(array.nbytes + 128, np.uint8)
-    start = -room.ctypes.data % 64 + offset
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    buffer = np.empty(array.nbytes + 128, np.uint8)
+    start = -buffer.ctypes.data % 64 + offset
+    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
 
 def test_many_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "CHUNK", 500)
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 500)
     expected = {name: bits(case) for name, case in CASES.items()}
 
     def work(name: str) -> bool:
@@ -273,7 +272,7 @@ def test_many_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_after_fork() -> None:
-    case = CASES["rows at once"]
+    case = CASES["cached rows"]
     expected = bits(case)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply_async(bits, (case,)).get(60) == expected
@@ -283,12 +282,12 @@ def test_after_fork() -> None:
 @each_case
 def test_arguments_are_not_written_to(case: Case) -> None:
     x, dy, parameters = case.arrays("float32")
-    kept = [a.copy() for a in (x, dy, *parameters)]
+    copies = [a.copy() for a in (x, dy, *parameters)]
     for a in (x, dy, *parameters):
         a.flags.writeable = False
     for result in case.run(x, dy, parameters):
         assert result.flags.writeable
-    for a, before in zip((x, dy, *parameters), kept, strict=True):
+    for a, before in zip((x, dy, *parameters), copies, strict=True):
         np.testing.assert_array_equal(a, before)
 
 

@@ -161,22 +161,22 @@ def test_the_arrays_of_portable_code_are_those_counted_one_by_one() -> None:
 
 
 def test_the_tables_of_kernels_are_those_counted_one_by_one() -> None:
-    pool_window_ = pytest.importorskip("cnnlayers.kernels.cpu.pool_window")
+    tables = pytest.importorskip("cnnlayers.kernels.cpu.windows")
     for axis, windows in axes():
         inside = [[(tap, cell) for tap, cell in enumerate(w) if 0 <= cell < axis.length] for w in windows]
-        cells, starts = pool_window_.cells_of(axis, taps=True), pool_window_.starts_of(axis)
+        cells, starts = tables.cells_under_windows(axis, taps=True), tables.window_starts(axis)
         first = [(w[0][1], len(w), w[0][0]) if w else (0, 0, 0) for w in inside]
         assert list(map(tuple, cells.T.tolist())) == first, axis
         assert starts.T.tolist() == [[w[0], len(m)] for w, m in zip(windows, inside, strict=True)], axis
-        table, step = pool_window_.windows_of(axis)
+        table, step = tables.windows_over_cells(axis)
         over = [[o for o, w in enumerate(windows) if cell in w] for cell in range(axis.length)]
         assert [list(range(f, f + n * step, step)) for f, n in table.T.tolist()] == over, axis
     for length, out in itertools.product(range(1, 20), range(1, 22)):
         adaptive = AdaptiveAxis(length, out)
         spans = [range(o * length // out, -(-(o + 1) * length // out)) for o in range(out)]
-        assert [range(f, f + n) for f, n in pool_window_.cells_of(adaptive).T.tolist()] == spans
+        assert [range(f, f + n) for f, n in tables.cells_under_windows(adaptive).T.tolist()] == spans
         over = [[o for o, w in enumerate(spans) if cell in w] for cell in range(length)]
-        assert [list(range(f, f + n)) for f, n in pool_window_.windows_of(adaptive)[0].T.tolist()] == over
+        assert [list(range(f, f + n)) for f, n in tables.windows_over_cells(adaptive)[0].T.tolist()] == over
 
 
 @pytest.mark.parametrize("mode", MODES)

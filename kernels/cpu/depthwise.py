@@ -1,12 +1,11 @@
-"""Launchers of depthwise_loops.py: depthwise convolution, one channel a group, of float32 and float64, channels first,
-one or two axes.
+"""Launchers of depthwise_loops.py: depthwise convolution (one channel a group) of float32 and float64, channels first,
+one or two spatial axes.
 
-A sheet's zeros would make NaN of what is not finite, where the definition has no product. Then the launchers raise
-`UnsuitableData`, and array code computes the call.
+The loops multiply the zeros of the padding, so a weight or cell that is not finite would give NaN where the definition
+has no product. The launchers then raise `UnsuitableData`, and array code computes the call.
 
-Large images go in bands of rows, so that sheets stay in a core's cache. Samples and channels are shared out between
-threads; the weight's gradient by channel alone, so that nobody adds to what another does.
-"""
+Large images are computed in bands of rows, so that a band's sheets fit a core's cache. Chunks are samples and channels;
+for the weight's gradient channels alone, so that no two threads add to the same weight."""
 
 from __future__ import annotations
 
@@ -20,12 +19,19 @@ from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
 
 from . import depthwise_loops as loops
-from .compile import chunks, flat
+from .parallel import flat, parallel_chunks
 
 Array = Any
 
-LINE = {"length": 1, "out": 1, "kernel": 1, "stride": 1, "dilation": 1, "before": 0}  # the axis that one axis lacks
-BAND = 1 << 16  # bytes of a band's sheets, about
+MISSING_AXIS = {
+    "length": 1,
+    "out": 1,
+    "kernel": 1,
+    "stride": 1,
+    "dilation": 1,
+    "before": 0,
+}  # for a missing vertical axis
+BAND_BYTES = 1 << 16  # of a band's sheets, about
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -38,7 +44,7 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 
 
 def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
-    """`correlate`'s maps. Raises UnsuitableData for a weight that is not finite."""
+    """The maps of `correlate`. Raises UnsuitableData for a weight that is not finite."""
     _check_finite(weight, "weight")
     maps = backends.result(spec.maps_shape, image.dtype)
     bias = np.zeros(spec.filters, image.dtype) if bias is None else flat(bias)
@@ -48,21 +54,22 @@ def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias
 
 
 def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
-    """`spread`'s image. Raises UnsuitableData for a weight that is not finite."""
+    """The image of the adjoint of `correlate`. Raises UnsuitableData for a weight that is not finite."""
     _check_finite(weight, "weight")
     image = backends.result(spec.window.layout.shape, maps.dtype)
     bias = np.zeros(spec.channels, maps.dtype) if bias is None else flat(bias)
-    run: Any = loops.spread
-    turned = _turned(spec)
-    if turned is not None:
-        run, spec = loops.correlate, turned
+    run: Any = loops.correlate_adjoint
+    flipped = _flipped(spec)
+    if flipped is not None:
+        run, spec = loops.correlate, flipped
         weight = np.reshape(weight, (spec.filters, -1))[:, ::-1]
     _by_plane(run, spec, (flat(maps), flat(weight), bias, flat(image)), image.nbytes + maps.nbytes)
     return image
 
 
-def _turned(spec: Any) -> Any:
-    """The convolution that leads from the maps to the image, if there is one: that of the kernel turned round."""
+def _flipped(spec: Any) -> Any:
+    """The convolution with the flipped kernel, from the maps to the image; None if the adjoint is not such a
+    convolution."""
     if spec.weight_shape[1] > 1 or any(a.stride > 1 for a in spec.window.axes):
         return None
     axes = []
@@ -73,17 +80,18 @@ def _turned(spec: Any) -> Any:
 
 
 def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
-    """`weight_gradient`'s result; sums of a run of windows are in the image's dtype, those over runs and planes in
-    float64. Raises UnsuitableData if a number is not finite."""
-    sizes, seen, room = _sizes(spec, image.itemsize)
+    """The weight's gradient. Raises UnsuitableData if a number is not finite.
+
+    The sums of RUN_WINDOWS windows are in the image's dtype, the sums of these in float64."""
+    sizes, ranges, workspace_size = _loop_arguments(spec, image.itemsize)
     dweight = np.zeros((spec.filters, 1, *spec.window.kernel))
     arrays, channels = (flat(image), flat(maps), flat(dweight)), spec.channels
 
-    def some(start: int, stop: int) -> None:
-        with backends.workspace(image.dtype, (room,)) as (sheets,):
-            loops.weight_gradient(*arrays, sizes, seen, start, stop, len(image), channels, sheets)
+    def compute(start: int, stop: int) -> None:
+        with backends.workspace(image.dtype, (workspace_size,)) as (sheets,):
+            loops.weight_gradient(*arrays, sizes, ranges, start, stop, len(image), channels, sheets)
 
-    chunks(channels, (image.nbytes + maps.nbytes), some)
+    parallel_chunks(channels, (image.nbytes + maps.nbytes), compute)
     _check_finite(dweight, "weight's gradient")
     return dweight.astype(image.dtype)
 
@@ -91,37 +99,53 @@ def depthwise_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) 
 def _check_finite(numbers: Array, name: str) -> None:
     if not np.isfinite(numbers).all():
         raise UnsuitableData(
-            f"the {name} holds NaN or infinity, which would spread to other cells; in mode 'auto' array code serves"
+            f"the {name} has NaN or infinity, which would change other cells; in mode 'auto' array code computes it"
         )
 
 
 def _by_plane(run: Any, spec: Any, arrays: tuple[Array, ...], nbytes: int) -> None:
+    """Run a loop over chunks of planes."""
     dtype = arrays[0].dtype
-    sizes, seen, room = _sizes(spec, dtype.itemsize)
+    sizes, ranges, workspace_size = _loop_arguments(spec, dtype.itemsize)
 
-    def some(start: int, stop: int) -> None:
-        with backends.workspace(dtype, (room,)) as (sheets,):
-            run(*arrays, sizes, seen, start, stop, spec.channels, sheets)
+    def compute(start: int, stop: int) -> None:
+        with backends.workspace(dtype, (workspace_size,)) as (sheets,):
+            run(*arrays, sizes, ranges, start, stop, spec.channels, sheets)
 
-    chunks(spec.window.layout.shape[0] * spec.channels, nbytes, some)
+    parallel_chunks(spec.window.layout.shape[0] * spec.channels, nbytes, compute)
 
 
 @backends.planned
-def _sizes(spec: Any, itemsize: int) -> tuple[Array, Array, int]:
-    """What the kernels are told: `sizes`; for each column of the kernel the first window that sees a cell, the one
-    after the last, and the cell that window 0 sees, be it there or not; and the elements of a band's sheets."""
-    across = spec.window.axes[-1]
-    down = spec.window.axes[0] if spec.ndim == 2 else dataclasses.replace(across, **LINE)
-    beyond = (down.kernel - 1) * down.dilation // down.stride  # rows that lie a stride apart, but for one a window
-    band = min(down.out, max(1, BAND // (itemsize * across.kernel * down.stride * across.out) - beyond))
-    pitch = band + beyond
-    shape = (down.length, across.length, down.out, across.out, down.kernel, across.kernel, spec.weight_shape[1])
-    sizes = np.array([*shape, down.stride, across.stride, down.dilation, down.before, band, pitch], np.int64)
-    cell = np.arange(across.kernel) * across.dilation - across.before
-    first = np.clip(-(cell // across.stride), 0, across.out)
-    last = np.clip((across.length - 1 - cell) // across.stride + 1, first, across.out)
+def _loop_arguments(spec: Any, itemsize: int) -> tuple[Array, Array, int]:
+    """`sizes`; `ranges`, for each column of the kernel the first window that sees a cell, the one after the last, and
+    the cell under window 0, which may be outside the image; and the elements of a band's sheets."""
+    horizontal = spec.window.axes[-1]
+    vertical = spec.window.axes[0] if spec.ndim == 2 else dataclasses.replace(horizontal, **MISSING_AXIS)
+    extra_rows = (
+        (vertical.kernel - 1) * vertical.dilation // vertical.stride
+    )  # rows of a sheet besides one for each window
+    band = min(
+        vertical.out,
+        max(1, BAND_BYTES // (itemsize * horizontal.kernel * vertical.stride * horizontal.out) - extra_rows),
+    )
+    pitch = band + extra_rows
+    shape = (
+        vertical.length,
+        horizontal.length,
+        vertical.out,
+        horizontal.out,
+        vertical.kernel,
+        horizontal.kernel,
+        spec.weight_shape[1],
+    )
+    sizes = np.array(
+        [*shape, vertical.stride, horizontal.stride, vertical.dilation, vertical.before, band, pitch], np.int64
+    )
+    cell = np.arange(horizontal.kernel) * horizontal.dilation - horizontal.before
+    first = np.clip(-(cell // horizontal.stride), 0, horizontal.out)
+    last = np.clip((horizontal.length - 1 - cell) // horizontal.stride + 1, first, horizontal.out)
     return (
         sizes,
         np.stack([first, last, cell], axis=1).astype(np.int64),
-        across.kernel * down.stride * pitch * across.out,
+        horizontal.kernel * vertical.stride * pitch * horizontal.out,
     )

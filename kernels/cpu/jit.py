@@ -1,9 +1,8 @@
 """How CPU kernels are compiled, and whether they can be.
 
-A kernel is a serial loop over a range of whole contiguous arrays, compiled by Numba; it releases the GIL. Its compiled
-code is stored on disk (code_cache.py) and depends on the sources that its module imports: a module of kernels imports
-this module and not compile.py, so that fewer changes make it compile anew.
-"""
+A kernel is a serial loop over a range of contiguous arrays. Numba compiles it, and it releases the GIL. The compiled
+code is stored on disk (code_cache.py) under a key that contains the sources of all modules that the kernel's module
+imports. So a module of kernels imports this module and not parallel.py: fewer changes then make it compile again."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What a sum may be reordered by: NaN and infinities keep their meaning.
+# Fast-math flags that allow reordering a sum. NaN and infinities are still computed as IEEE 754 says.
 RELAXED = frozenset({"reassoc", "nsz", "contract"})
 
 
@@ -23,31 +22,34 @@ def unavailable() -> str | None:
     """Why CPU kernels cannot run here; None if they can."""
     try:
         importlib.import_module("numba")
-    except ImportError as error:  # not installed, or not made for this NumPy
+    except ImportError as error:  # not installed, or built for another NumPy
         return f"Numba cannot be imported ({error}): pip install 'cnnlayers[cpu]'"
     return None
 
 
 def kernel(*, relaxed: bool = False) -> Callable[[F], F]:
-    """Compile the function at its first call for each set of argument types. `relaxed`: sums may be reordered, which
-    vectorises them; never where the order of operations decides on an answer (a NaN, a tie).
+    """Compile the function at its first call for each set of argument types.
 
-    Of an enclosing function's variables a kernel may use constants and kernels; others are a TypeError."""
+    relaxed: sums may be reordered, which lets the compiler vectorise them. Never use it where the order of operations
+    decides the answer (NaN, ties).
 
-    def compiled(function: F) -> F:
+    A kernel may use only constants and other kernels from an enclosing function; anything else is a TypeError."""
+
+    def compile_function(function: F) -> F:
         njit: Any = importlib.import_module("numba").njit
         options = {"nogil": True, "error_model": "numpy", "fastmath": set(RELAXED) if relaxed else False}
-        made = njit(**options)(function)
-        _code_cache()(made)
-        return cast(F, made)
+        dispatcher = njit(**options)(function)
+        _code_cache()(dispatcher)
+        return cast(F, dispatcher)
 
-    return compiled
+    return compile_function
 
 
 @functools.cache
 def _code_cache() -> Callable[[Any], None]:
+    """The function that gives a kernel its cache on disk; one that does nothing if Numba's internals differ."""
     try:
         attach: Callable[[Any], None] = importlib.import_module(".code_cache", __package__).attach
     except ImportError:  # Numba's internals are different: each process compiles for itself
-        return lambda made: None
+        return lambda dispatcher: None
     return attach

@@ -1,7 +1,7 @@
-"""Launchers of max_pool_loops.py: max pooling and its adaptive form, called as the portable code is.
+"""Launchers of max_pool_loops.py: max pooling and adaptive max pooling. Arguments are the portable code's.
 
-Forward is cut into runs of rows of windows; backward, which writes where each maximum lies, into runs of planes.
-"""
+The chunks of forward are rows of windows. The chunks of backward are planes, because windows that overlap add to the
+same cells."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window
 
 from . import max_pool_loops as loops
-from .pool_window import (
+from .parallel import as_lines, parallel_over_planes
+from .windows import (
     AnyAxis,
     AnyWindow,
-    axes_of,
-    cells_of,
-    lines,
-    over,
-    planes_of,
+    cells_under_windows,
+    dilation_of,
+    planes_and_channels,
     refusal,
-    starts_of,
-    step,
-    windows_on,
+    three_axes,
+    window_extents,
+    window_starts,
 )
 
 Array = Any
 Tables = tuple[Array, Array, Array]
-UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows for which max_pool_loops.py has loops of their own
+UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose loops along a row are unrolled
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -44,13 +43,13 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 
 # ----------------------------------------------------------------------------------------------------------------- ops
 def max_pool(b: Backend, spec: Any, x: Array) -> tuple[Array, Array | None]:
-    """y, and the indices if they are wanted."""
+    """y, and the indices or None."""
     y, _, indices = _forward(spec.window, x, None, spec.indices)
     return y, indices
 
 
 def max_pool_forward(b: Backend, spec: Any, x: Array) -> tuple[Array, Array, Array | None]:
-    """y, the argmax or tie bits, and the indices if they are wanted."""
+    """y, the argmax or tie bits, and the indices or None."""
     return _forward(spec.window, x, spec.ties, spec.indices)
 
 
@@ -59,39 +58,45 @@ def max_pool_backward(b: Backend, spec: Any, dy: Array, saved: Array) -> Array:
     return _backward(spec.window, dy, saved, spec.ties)
 
 
-def adaptive_max_pool(b: Backend, spec: Any, x: Array) -> Array:
+def adaptive_max_pool(b: Backend, window: AdaptiveWindow, x: Array) -> Array:
     """y."""
-    return _forward(_window(spec), x, None, False)[0]
+    return _forward(_regular(window), x, None, False)[0]
 
 
-def adaptive_max_pool_forward(b: Backend, spec: Any, x: Array) -> tuple[Array, Array]:
+def adaptive_max_pool_forward(b: Backend, window: AdaptiveWindow, x: Array) -> tuple[Array, Array]:
     """y and the argmax."""
-    y, argmax, _ = _forward(_window(spec), x, "first", False)
+    y, argmax, _ = _forward(_regular(window), x, "first", False)
     return y, argmax
 
 
-def adaptive_max_pool_backward(b: Backend, spec: Any, dy: Array, argmax: Array) -> Array:
+def adaptive_max_pool_backward(b: Backend, window: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
     """dx."""
-    return _backward(spec, dy, argmax, "first")  # adds up, as the portable code does also where windows are disjoint
+    return _backward(window, dy, argmax, "first")  # the adaptive windows: adds, as the portable code does
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
 def _window(spec: Any) -> AnyWindow:
-    """The windows of a spec; an adaptive pool's as ordinary ones where the lengths divide."""
-    return _regular(spec) if isinstance(spec, AdaptiveWindow) else spec.window
+    """The windows of a spec."""
+    if not isinstance(spec, AdaptiveWindow):
+        window: Window = spec.window
+        return window
+    return _regular(spec)
 
 
 @functools.lru_cache(maxsize=256)
-def _regular(spec: AdaptiveWindow) -> AnyWindow:
-    return spec.regular() or spec
+def _regular(window: AdaptiveWindow) -> AnyWindow:
+    """The windows of an adaptive pool, as ordinary ones where the lengths divide."""
+    return window.regular() or window
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the loops are told of a window besides its tables; max_pool_loops.py says what each is. `line`: of a row's
-    line its pitch, parts and first cell, where one serves; `form`: which of that loop's forms; `pairs`: windows of a
-    block, 0 where they are no pairs; `plain`: whether backward's plainer loop serves; `stride`: along a row, with the
-    padding before it, or zeros where windows differ."""
+    """The arguments of the loops for some windows, without the tables; max_pool_loops.py explains each.
+
+    line: pitch, parts and the place of the first cell of a row's line; empty if no line serves. unrolled: width and
+    stride of the windows that `make_forward` unrolls, or zeros. pair_block: windows in a block of `make_forward_pairs`,
+    or 0 if it does not serve. simple_backward: whether `backward_simple` serves. stride_and_padding: along a row; zeros
+    if windows differ."""
 
     out_shape: tuple[int, ...]
     planes: int
@@ -100,16 +105,16 @@ class Plan:
     taps: tuple[int, int]
     steps: tuple[int, int, int]
     disjoint: bool
-    place: Any  # the smallest unsigned dtype that holds a tap's place in the window
+    argmax_dtype: Any  # the smallest unsigned dtype for the number of a tap in the window
     line: tuple[int, ...]
-    form: tuple[int, int]
-    pairs: int
-    plain: bool
-    stride: tuple[int, int]
+    unrolled: tuple[int, int]
+    pair_block: int
+    simple_backward: bool
+    stride_and_padding: tuple[int, int]
 
 
 def _plan(window: AnyWindow) -> Plan:
-    axes, (planes, channels) = axes_of(window), planes_of(window)
+    axes, (planes, channels) = three_axes(window), planes_and_channels(window)
     depth, height, width = axes
     number = math.prod(window.kernel)
     return Plan(
@@ -118,143 +123,154 @@ def _plan(window: AnyWindow) -> Plan:
         rows=depth.out * height.out,
         sizes=(*(a.length for a in axes), *(a.out for a in axes), channels),
         taps=(height.kernel, width.kernel),
-        steps=(step(depth), step(height), step(width)),
+        steps=(dilation_of(depth), dilation_of(height), dilation_of(width)),
         disjoint=all(isinstance(a, Axis) and a.disjoint for a in axes),
-        place=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
-        line=_line(width) if channels == 1 else (),
-        form=_form(width),
-        pairs=next((n for n in loops.BLOCKS if width.out >= n), 0) if channels == 1 and _paired(*axes) else 0,
-        plain=channels == 1 and all(_meets(a) for a in axes),
-        stride=(0, 0) if isinstance(width, AdaptiveAxis) else (width.stride, width.before),
+        argmax_dtype=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
+        line=_line_layout(width) if channels == 1 else (),
+        unrolled=_unrolled(width),
+        pair_block=_pair_block(*axes) if channels == 1 else 0,
+        simple_backward=channels == 1 and all(_all_windows_have_cells(a) for a in axes),
+        stride_and_padding=(0, 0) if isinstance(width, AdaptiveAxis) else (width.stride, width.before),
     )
 
 
-def _meets(axis: AnyAxis) -> bool:
-    """Whether every window meets a cell: only dilation can pass over the input."""
-    return step(axis) == 1 or (isinstance(axis, Axis) and axis.whole) or bool((windows_on(axis)[2] > 0).all())
+def _all_windows_have_cells(axis: AnyAxis) -> bool:
+    """Whether every window sees a cell of the input. Only a dilated window can miss it."""
+    if isinstance(axis, AdaptiveAxis) or axis.dilation == 1 or axis.whole:
+        return True
+    return bool((window_extents(axis)[2] > 0).all())
 
 
 @backends.planned
-def _forward_plan(window: AnyWindow, whole: bool) -> tuple[Plan, Tables]:
-    """The plan, and `cells_of` depth, height and width. Unless `whole`, of the width only what the plan's loop reads:
-    nothing for pairs, and where rows are laid out in a line the first taps."""
-    plan, (depth, height, width) = _plan(window), axes_of(window)
-    if whole or not (plan.pairs or plan.line):
-        last = cells_of(width, taps=True)
+def _forward_plan(window: AnyWindow, complete: bool) -> tuple[Plan, Tables]:
+    """The plan, and `cells_under_windows` of depth, height and width.
+
+    If not `complete`, the width has only what the plan's loop reads: nothing for pairs, the first taps for lines."""
+    plan, (depth, height, width) = _plan(window), three_axes(window)
+    if complete or not (plan.pair_block or plan.line):
+        last = cells_under_windows(width, taps=True)
     else:
-        last = np.empty(0, np.int32) if plan.pairs else _first_taps(width)
-    return plan, (cells_of(depth, taps=True), cells_of(height, taps=True), last)
+        last = np.empty(0, np.int32) if plan.pair_block else _first_taps(width)
+    return plan, (cells_under_windows(depth, taps=True), cells_under_windows(height, taps=True), last)
 
 
 def _first_taps(axis: AnyAxis) -> Array:
-    """Each window's first tap that meets a cell, up to the last window where it is not 0."""
-    tap = windows_on(axis)[1].astype(np.int32)
+    """Each window's first tap inside the input, up to the last window where it is not 0."""
+    tap = window_extents(axis)[1].astype(np.int32)
     return tap[: np.max(np.flatnonzero(tap), initial=-1) + 1].copy()
 
 
 @backends.planned
-def _backward_plan(window: AnyWindow, whole: bool) -> tuple[Plan, Array, Tables]:
-    """The plan, the cells under a window's taps, and `starts_of` depth, height and width. Unless `whole`, and where the
-    plainer loop serves, nothing of a width whose windows are a stride apart."""
-    plan, (depth, height, width) = _plan(window), axes_of(window)
-    needed = whole or not plan.plain or isinstance(width, AdaptiveAxis)
-    last = starts_of(width) if needed else np.empty((2, 0), np.int32)
-    return plan, _offsets(window), (starts_of(depth), starts_of(height), last)
+def _backward_plan(window: AnyWindow, complete: bool) -> tuple[Plan, Array, Tables]:
+    """The plan, the offsets of a window's taps, and `window_starts` of depth, height and width.
+
+    If not `complete`, and if `backward_simple` serves, the width has nothing if the stride gives its window starts."""
+    plan, (depth, height, width) = _plan(window), three_axes(window)
+    needed = complete or not plan.simple_backward or isinstance(width, AdaptiveAxis)
+    last = window_starts(width) if needed else np.empty((2, 0), np.int32)
+    return plan, _tap_offsets(window), (window_starts(depth), window_starts(height), last)
 
 
-def _offsets(window: AnyWindow) -> Array:
+def _tap_offsets(window: AnyWindow) -> Array:
     """The cell under each tap of a window, in C order, relative to the window's start in the plane."""
     offsets = np.zeros(1, np.int64)
-    for axis in axes_of(window):
-        taps = np.arange(axis.kernel) * step(axis)
+    for axis in three_axes(window):
+        taps = np.arange(axis.kernel) * dilation_of(axis)
         offsets = (offsets[:, None] * axis.length + taps).reshape(-1)
     return offsets
 
 
-def _form(axis: AnyAxis) -> tuple[int, int]:
-    """Width and stride of the loop's own form for these windows; zeros for the general one."""
-    if isinstance(axis, Axis) and axis.dilation == 1 and (axis.kernel, axis.stride) in UNROLLED:
-        return axis.kernel, axis.stride
-    return 0, 0
+def _unrolled(axis: AnyAxis) -> tuple[int, int]:
+    """Width and stride of the windows if the loops for them are unrolled, else zeros."""
+    if isinstance(axis, AdaptiveAxis) or axis.dilation > 1 or (axis.kernel, axis.stride) not in UNROLLED:
+        return 0, 0
+    return axis.kernel, axis.stride
 
 
-def _paired(depth: AnyAxis, height: AnyAxis, width: AnyAxis) -> bool:
-    """Whether windows are one or two rows of two neighbours, side by side and inside the input."""
-    regular = isinstance(width, Axis) and (width.kernel, width.stride, width.dilation) == (2, 2, 1)
-    inside = regular and all(isinstance(a, Axis) and a.whole for a in (depth, height, width))
-    return inside and depth.kernel == 1 and height.kernel <= 2
+def _pair_block(depth: AnyAxis, height: AnyAxis, width: AnyAxis) -> int:
+    """Windows in a block of `make_forward_pairs`, which serves windows of one or two rows of two neighbours, side by
+    side and inside the input; 0 if it does not serve these."""
+    inside = all(isinstance(a, Axis) and a.whole for a in (depth, height, width))
+    if not inside or _unrolled(width) != (2, 2) or depth.kernel != 1 or height.kernel > 2:
+        return 0
+    return next((n for n in loops.BLOCK_WINDOWS if width.out >= n), 0)
 
 
-def _line(axis: AnyAxis) -> tuple[int, ...]:
-    """Pitch and parts of a row laid out in a line, a part for each cell of a stride, and the place of the row's first
-    cell. None for windows that differ, nor where most taps of every window see padding, which the line's loops read,
-    nor where taps reach so far beyond the row, or windows are so few, that the line would be much longer than it."""
+def _line_layout(axis: AnyAxis) -> tuple[int, ...]:
+    """Pitch, parts and the place of the first cell of a row that is copied to a line, with a part for each cell of a
+    stride.
+
+    Empty if windows differ; if most taps of every window are padding, which the line's loops read; and if taps reach so
+    far outside the row, or windows are so few, that the line would be much longer than the row."""
     if isinstance(axis, AdaptiveAxis) or axis.kernel > 4 * -(axis.length // -axis.dilation):
         return ()
-    taken = -(-axis.out // loops.LANES) * loops.LANES + (axis.kernel - 1) * axis.dilation // axis.stride
-    pitch = max(taken, (axis.length - 1 + axis.before) // axis.stride + 1)
+    length = -(-axis.out // loops.LANES) * loops.LANES + (axis.kernel - 1) * axis.dilation // axis.stride
+    pitch = max(length, (axis.length - 1 + axis.before) // axis.stride + 1)
     return (pitch, axis.stride, axis.before) if pitch * axis.stride <= 4 * (axis.length + axis.out) + 256 else ()
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _forward(window: AnyWindow, x: Array, ties: str | None, numbered: bool) -> tuple[Array, Array, Array | None]:
-    """y, what backward needs of this tie rule (None: nothing), and the indices where they are wanted."""
+def _forward(window: AnyWindow, x: Array, ties: str | None, with_indices: bool) -> tuple[Array, Array, Array | None]:
+    """y, what the backward of this tie rule needs (None: nothing), and the indices, or None."""
     plan, tables = _forward_plan(window, False)
     y = backends.result(plan.out_shape, x.dtype)
-    save = ties == "first" or numbered
-    place = np.empty(y.shape if save else (0,), plan.place)
-    known = (plan.sizes, plan.taps, plan.steps)
+    save = ties == "first" or with_indices
+    argmax = np.empty(y.shape if save else (0,), plan.argmax_dtype)
+    loop_arguments = (plan.sizes, plan.taps, plan.steps)
     line: tuple[int, ...] = ()
-    if plan.pairs:
-        run = loops.forward_pairs(plan.taps[0], plan.pairs, save)
+    if plan.pair_block:
+        run = loops.make_forward_pairs(plan.taps[0], plan.pair_block, save)
     elif plan.line:
-        run, line = loops.forward(*plan.form, save), plan.line
+        run, line = loops.make_forward(*plan.unrolled, save), plan.line
     else:
-        run = loops.forward_cells(save)
+        run = loops.make_forward_per_tap(save)
 
-    def maxima(x: Array, y: Array, place: Array, start: int, stop: int) -> None:
-        run(x, y, place, *known, *tables, *line, start, stop)
+    def maxima(x: Array, y: Array, argmax: Array, start: int, stop: int) -> None:
+        run(x, y, argmax, *loop_arguments, *tables, *line, start, stop)
 
-    over(plan.planes, plan.rows, (lines(x),), (lines(y), lines(place)), maxima)
-    indices = _indices(window, place) if numbered else None
+    parallel_over_planes(plan.planes, plan.rows, (as_lines(x),), (as_lines(y), as_lines(argmax)), maxima)
+    indices = _indices(window, argmax) if with_indices else None
     if ties in (None, "first"):
-        return y, place, indices
+        return y, argmax, indices
     number = (math.prod(window.kernel) + 7) // 8
-    bits, (_, whole) = np.empty((number, *y.shape), np.uint8), _forward_plan(window, True)
+    bits, (_, complete) = np.empty((number, *y.shape), np.uint8), _forward_plan(window, True)
 
-    def equal(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
-        loops.ties(x, y, bits, *known, *whole, start, stop)
+    def find_ties(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
+        loops.tie_bits(x, y, bits, *loop_arguments, *complete, start, stop)
 
-    over(plan.planes, plan.rows, (lines(x), lines(y)), (lines(bits, number),), equal)
+    parallel_over_planes(plan.planes, plan.rows, (as_lines(x), as_lines(y)), (as_lines(bits, number),), find_ties)
     return y, bits, indices
 
 
-def _indices(window: AnyWindow, place: Array) -> Array:
-    indices = np.empty(place.shape, np.int64)
+def _indices(window: AnyWindow, argmax: Array) -> Array:
+    """The flat cell of each maximum in its plane; -1 if the window sees no cell."""
+    indices = np.empty(argmax.shape, np.int64)
     plan, offsets, tables = _backward_plan(window, True)
 
-    def cells(place: Array, indices: Array, start: int, stop: int) -> None:
-        loops.numbered(place, indices, plan.sizes, offsets, *tables, start, stop)
+    def cells(argmax: Array, indices: Array, start: int, stop: int) -> None:
+        loops.flat_indices(argmax, indices, plan.sizes, offsets, *tables, start, stop)
 
-    over(plan.planes, plan.rows, (lines(place),), (lines(indices),), cells)
+    parallel_over_planes(plan.planes, plan.rows, (as_lines(argmax),), (as_lines(indices),), cells)
     return indices
 
 
 def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Array:
     plan, offsets, tables = _backward_plan(window, ties != "first")
     dx = backends.result(window.layout.shape, dy.dtype)
-    known = (plan.sizes, offsets, plan.disjoint)
+    loop_arguments = (plan.sizes, offsets, plan.disjoint)
 
-    def equal(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
-        loops.ties_backward(dy, bits, dx, *known, ties == "split", *tables, start, stop)
+    def from_ties(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
+        loops.ties_backward(dy, bits, dx, *loop_arguments, ties == "split", *tables, start, stop)
 
-    def first(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-        loops.backward(dy, place, dx, *known, *tables, start, stop)
+    def from_argmax(dy: Array, argmax: Array, dx: Array, start: int, stop: int) -> None:
+        loops.backward(dy, argmax, dx, *loop_arguments, *tables, start, stop)
 
-    def first_plain(dy: Array, place: Array, dx: Array, start: int, stop: int) -> None:
-        loops.backward_plain(dy, place, dx, *known, *tables, *plan.stride, start, stop)
+    def from_argmax_simple(dy: Array, argmax: Array, dx: Array, start: int, stop: int) -> None:
+        loops.backward_simple(dy, argmax, dx, *loop_arguments, *tables, *plan.stride_and_padding, start, stop)
 
-    run: Callable[..., None] = equal if ties != "first" else first_plain if plan.plain else first
-    number = 1 if ties == "first" else saved.shape[0]
-    over(plan.planes, 1, (lines(dy), lines(saved, number)), (lines(dx),), run)
+    run: Callable[..., None] = (
+        from_ties if ties != "first" else from_argmax_simple if plan.simple_backward else from_argmax
+    )
+    lines_of_saved = 1 if ties == "first" else saved.shape[0]
+    parallel_over_planes(plan.planes, 1, (as_lines(dy), as_lines(saved, lines_of_saved)), (as_lines(dx),), run)
     return dx

@@ -1,14 +1,14 @@
 """Max pooling's loops, over rows of windows (forward) or over planes (backward), from `start` to `stop`.
 
-Arrays are flat: (planes, depth, height, width, channels). `sizes` are those of the arrays: depth, height, width of x,
-then of y, and the channels; `taps` the window's height and width, `steps` its dilations. Tables `d h w` have for each
-window along an axis: in forward its first cell, its number of cells and the tap over the first (pool_window.cells_of);
-in backward the cell under its first tap, be it there or not, and its number of cells (pool_window.starts_of).
+Arrays are flat: (planes, depth, height, width, channels). `sizes` are depth, height and width of x, those of y, and
+channels; `taps` the window's height and width; `steps` its dilations. `argmax` is the tap of each window's maximum. The
+tables `d h w` have, for each window of an axis: in forward its first cell, its number of cells and the tap over the
+first (windows.cells_under_windows); in backward the cell under its first tap, which may be outside, and its number of
+cells (windows.window_starts).
 
-Each window begins with −inf under its first tap that meets the input, so that no cell is written where none is met; a
-cell replaces what is held if it is larger, or the first NaN: `not (value <= held)` and held is a number.
-Inner loops have unsigned offsets from whole arrays, which is what lets them be vectorised.
-"""
+Each window starts with −inf at its first tap inside the input, so that a window without cells gives −inf. A cell
+replaces the maximum if it is larger, or if it is the first NaN: `not (value <= maximum)`, and maximum is a number.
+Inner loops index complete arrays with unsigned offsets, so that the compiler can vectorise them."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from .jit import kernel
 Array = Any
 Kernel = Any
 U = np.uintp
-BLOCKS = (32, 16)  # windows of a row whose taps are all taken at once
-AHEAD = 256  # cells, at least, that backward clears at a time
-LANES = 8  # a line's length is a multiple of it, so that vectorised loops leave nothing over
+BLOCK_WINDOWS = (32, 16)  # windows of a row that are computed together
+CLEAR_AHEAD = 256  # cells that backward sets to 0 at a time, at least
+LANES = 8  # of a vector; a line's length is a multiple, so that vectorised loops need no remainder
 
 
 @functools.cache
-def forward(width: int, stride: int, save: bool) -> Kernel:
-    """The loops for one channel a cell: y, and with `save` the place of each maximum within its window.
+def make_forward(width: int, stride: int, save: bool) -> Kernel:
+    """The kernel for one channel a cell: y, and with `save` the argmax.
 
-    Each row of x is laid out in a line first, in parts of `pitch`, so that a tap's cells for neighbouring windows are
-    neighbours there too. What no cell is laid on stays −inf, which replaces nothing. So neither the edges nor what a
-    vectorised loop would leave over cost a loop of their own, and no branch hangs on a value.
+    Each row of x is first copied to a line, in parts of `pitch` cells, so that the cells under one tap of neighbouring
+    windows are neighbours in the line. The rest of the line is −inf, which replaces nothing. So edges and the ends of
+    vectors need no loops of their own, and no branch depends on a value.
 
-    `width` and `stride` are the window's along a row, in loops that are unrolled; 0: any, the stride is `every`. `w`:
-    the first taps of the first windows, those of all others being 0; `before`: the place of a row's first cell."""
+    width, stride: of the window along a row, in loops that are unrolled; 0 stands for any, and the stride is then
+    `stride_w`. `w`: the first taps of the first windows; those of all others are 0. `padding_w`: the place of a row's
+    first cell."""
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, place: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-        pitch: int, every: int, before: int, start: int, stop: int,
+        x: Array, y: Array, argmax: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
+        pitch: int, stride_w: int, padding_w: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, _ = sizes
-        parts, number = stride if stride > 0 else every, U(-(-out_w // LANES) * LANES)
+        parts, number = stride if stride > 0 else stride_w, U(-(-out_w // LANES) * LANES)
         line, best = np.full(parts * pitch, -np.inf, x.dtype), np.empty(number, x.dtype)
         best_tap, first_tap = np.empty(number, np.int32), np.zeros(number, np.int32)
         first_tap[: w.size] = w
@@ -59,47 +60,48 @@ def forward(width: int, stride: int, save: bool) -> Kernel:
                 td, th = i // h[1, oh], i % h[1, oh]
                 row = U((first + td * steps[0] * height + th * steps[1]) * length)
                 for r in range(parts):  # cell j * parts + r goes to the j-th place of its part
-                    to = U((r + before) % parts * pitch + (r + before) // parts)
+                    to = U((r + padding_w) % parts * pitch + (r + padding_w) // parts)
                     for j in range(U((length - r + parts - 1) // parts)):
                         line[to + j] = x[row + U(r) + j * U(parts)]
                 tap = base + (td * taps[0] + th) * taps[1]
                 if width > 0:
                     for o in range(number):
-                        held, held_tap = best[o], best_tap[o]
+                        maximum, maximum_tap = best[o], best_tap[o]
                         for t in range(width):
                             value = line[U(t % stride * pitch + t // stride) + o]
-                            better = (not (value <= held)) & (held == held)
-                            held = value if better else held
-                            held_tap = np.int32(tap + t) if better else held_tap
-                        best[o] = held
+                            better = (not (value <= maximum)) & (maximum == maximum)
+                            maximum = value if better else maximum
+                            maximum_tap = np.int32(tap + t) if better else maximum_tap
+                        best[o] = maximum
                         if save:
-                            best_tap[o] = held_tap
+                            best_tap[o] = maximum_tap
                 else:
                     for t in range(taps[1]):
                         cell, this = t * steps[2], np.int32(tap + t)
                         at = U(cell % parts * pitch + cell // parts)
                         for o in range(number):
-                            value, held = line[at + o], best[o]
-                            better = (not (value <= held)) & (held == held)
-                            best[o] = value if better else held
+                            value, maximum = line[at + o], best[o]
+                            better = (not (value <= maximum)) & (maximum == maximum)
+                            best[o] = value if better else maximum
                             if save:
                                 best_tap[o] = this if better else best_tap[o]
             for o in range(U(out_w)):
                 y[U(unit * out_w) + o] = best[o]
                 if save:
-                    place[U(unit * out_w) + o] = best_tap[o]
+                    argmax[U(unit * out_w) + o] = best_tap[o]
 
     return max_pool
 
 
 @functools.cache
-def forward_pairs(rows: int, size: int, save: bool) -> Kernel:
-    """The same for windows of one or two rows of two neighbours, side by side, that all lie inside the input, at least
-    `size` of them a row: by blocks of so many, without a line between."""
+def make_forward_pairs(rows: int, size: int, save: bool) -> Kernel:
+    """The kernel for windows of one or two rows of two neighbours, side by side and inside the input.
+
+    A row has at least `size` windows. They are computed in blocks of `size`, without copying the row to a line."""
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, place: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
+        x: Array, y: Array, argmax: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
         start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, _ = sizes
@@ -111,27 +113,27 @@ def forward_pairs(rows: int, size: int, save: bool) -> Kernel:
                 above, to = U(row + 2 * first), U(unit * out_w + first)
                 below = above + U(steps[1] * length)
                 for o in range(U(size)):
-                    held, held_tap = x[above + o * U(2)], np.int32(0)
+                    maximum, maximum_tap = x[above + o * U(2)], np.int32(0)
                     for i in range(1, 2 * rows):
                         value = x[(above if i < 2 else below) + o * U(2) + U(i % 2)]
-                        better = (not (value <= held)) & (held == held)
-                        held = value if better else held
+                        better = (not (value <= maximum)) & (maximum == maximum)
+                        maximum = value if better else maximum
                         if save:
-                            held_tap = np.int32(i) if better else held_tap
-                    y[to + o] = held
+                            maximum_tap = np.int32(i) if better else maximum_tap
+                    y[to + o] = maximum
                     if save:
-                        place[to + o] = held_tap
+                        argmax[to + o] = maximum_tap
 
     return max_pool
 
 
 @functools.cache
-def forward_cells(save: bool) -> Kernel:
-    """The same for any windows, and cells of several channels: tap by tap over a cell's channels."""
+def make_forward_per_tap(save: bool) -> Kernel:
+    """The kernel for any windows and any number of channels: tap by tap, over the channels of a cell."""
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, place: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
+        x: Array, y: Array, argmax: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
         start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, channels = sizes
@@ -144,31 +146,31 @@ def forward_cells(save: bool) -> Kernel:
                 for c in range(U(channels)):
                     y[to + c] = -np.inf
                     if save:
-                        place[to + c] = base + w[2, o]
+                        argmax[to + c] = base + w[2, o]
                 for td in range(d[1, od]):
                     for th in range(h[1, oh]):
                         row = first + td * steps[0] * height + th * steps[1]
                         for t in range(w[1, o]):
                             at = U((row * length + w[0, o] + t * steps[2]) * channels)
-                            tap = place.dtype.type(base + (td * taps[0] + th) * taps[1] + w[2, o] + t)
+                            tap = argmax.dtype.type(base + (td * taps[0] + th) * taps[1] + w[2, o] + t)
                             for c in range(U(channels)):
                                 value, best = x[at + c], y[to + c]
                                 better = (not (value <= best)) & (best == best)
                                 y[to + c] = value if better else best
                                 if save:
-                                    place[to + c] = tap if better else place[to + c]
+                                    argmax[to + c] = tap if better else argmax[to + c]
 
     return max_pool
 
 
 @kernel()
-def ties(
+def tie_bits(
     x: Array, y: Array, bits: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """The bits, (bytes, *y): bit `place` is set where that cell equals the window's maximum, or both are NaN."""
+    """The tie bits, (bytes, *y): bit `tap` is set if that cell equals the window's maximum, or both are NaN."""
     depth, height, length, out_d, out_h, out_w, channels = sizes
-    number = bits.size // y.size  # bytes of a window
+    number = bits.size // y.size  # bytes for each window
     for unit in range(start, stop):
         plane, row = unit // (out_d * out_h), unit % (out_d * out_h)
         od, oh = row // out_h, row % out_h
@@ -193,42 +195,45 @@ def ties(
 
 
 @kernel()
-def backward_plain(
-    dy: Array, place: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
-    every: int, before: int, start: int, stop: int,
+def backward_simple(
+    dy: Array, argmax: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
+    stride_w: int, padding_w: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """`backward` for one channel a cell, where every window meets a cell: a third of its time. dx is cleared not far
-    ahead of the windows, so that it is still in the cache when they come. `every`: from the start of a row's window to
-    the next one's, `before` the padding of the first; 0: they are in `w`."""
+    """`backward` for one channel a cell if every window sees a cell: it takes a third of the time.
+
+    dx is set to 0 only shortly before the windows come, so that it is still in the cache. `stride_w`: from one window
+    of a row to the next; `padding_w`: the padding before the first one. If stride_w is 0, `w` has the starts."""
     depth, height, length, out_d, out_h, out_w, _ = sizes
     size, rows = depth * height * length, out_d * out_h
-    last = (out_w - 1) * every - before if every > 0 else w[0, out_w - 1]
-    far = last + offsets[offsets.size - 1] + 1  # from a row's start to behind its last window's last tap
+    last = (out_w - 1) * stride_w - padding_w if stride_w > 0 else w[0, out_w - 1]
+    row_extent = last + offsets[offsets.size - 1] + 1  # cells from the start of a row to the end of its last window
     for plane in range(start, stop):
-        clear, end = plane * size, (plane + 1) * size
+        cleared, end = plane * size, (plane + 1) * size
         for row in range(rows):
             od, oh = row // out_h, row % out_h
             begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
-            reach = begin + far if row + 1 < rows else end
-            if reach > clear:
-                until = min(max(reach, clear + AHEAD), end)
-                for i in range(U(clear), U(until)):
+            needed = begin + row_extent if row + 1 < rows else end
+            if needed > cleared:
+                until = min(max(needed, cleared + CLEAR_AHEAD), end)
+                for i in range(U(cleared), U(until)):
                     dx[i] = 0
-                clear = until
+                cleared = until
             first = U((plane * rows + row) * out_w)
             for o in range(U(out_w)):
-                from_row = np.int64(o) * every - before if every > 0 else np.int64(w[0, o])
-                cell = U(begin + from_row + offsets[U(place[first + o])])
+                from_row = np.int64(o) * stride_w - padding_w if stride_w > 0 else np.int64(w[0, o])
+                cell = U(begin + from_row + offsets[U(argmax[first + o])])
                 dx[cell] = dy[first + o] if disjoint else dx[cell] + dy[first + o]
 
 
 @kernel()
 def backward(
-    dy: Array, place: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
+    dy: Array, argmax: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """dx: each plane is cleared, which brings it into the cache, then its windows, in C order, add dy where their
-    maximum lies. `offsets` are the cells of a window's taps relative to its start."""
+    """dx from dy and the argmax: each plane is set to 0, which loads it into the cache, then its windows are added in C
+    order.
+
+    `offsets` are the cells under a window's taps, relative to its start."""
     depth, height, length, out_d, out_h, out_w, channels = sizes
     size = depth * height * length * channels
     for plane in range(start, stop):
@@ -245,7 +250,7 @@ def backward(
                     continue
                 here = (U(first) + o) * U(channels)
                 for c in range(U(channels)):
-                    cell = U(begin + w[0, o] + offsets[U(place[here + c])]) * U(channels) + c
+                    cell = U(begin + w[0, o] + offsets[U(argmax[here + c])]) * U(channels) + c
                     dx[cell] = dy[here + c] if disjoint else dx[cell] + dy[here + c]
 
 
@@ -254,7 +259,7 @@ def ties_backward(
     dy: Array, bits: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, split: bool,
     d: Array, h: Array, w: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """The same from tie bits: to each cell whose bit is set dy, or its equal share of it."""
+    """dx from dy and the tie bits: each cell whose bit is set gets dy, or if `split` an equal share of it."""
     depth, height, length, out_d, out_h, out_w, channels = sizes
     size = depth * height * length * channels
     for plane in range(start, stop):
@@ -280,15 +285,15 @@ def ties_backward(
 
 
 @kernel()
-def numbered(
-    place: Array, indices: Array, sizes: Any, offsets: Array, d: Array, h: Array, w: Array, start: int, stop: int
+def flat_indices(
+    argmax: Array, indices: Array, sizes: Any, offsets: Array, d: Array, h: Array, w: Array, start: int, stop: int
 ) -> None:
-    """The flat cell of each maximum in its plane, from its place in the window; -1 where a window meets none."""
+    """The flat cell of each maximum in its plane; -1 if the window sees no cell."""
     _, height, length, out_d, out_h, out_w, channels = sizes
     for unit in range(start, stop):
         od, oh = unit % (out_d * out_h) // out_h, unit % out_h
         begin = (d[0, od] * height + h[0, oh]) * length
         for o in range(out_w):
-            meets = d[1, od] > 0 and h[1, oh] > 0 and w[1, o] > 0
+            has_cells = d[1, od] > 0 and h[1, oh] > 0 and w[1, o] > 0
             for at in range(U((unit * out_w + o) * channels), U((unit * out_w + o + 1) * channels)):
-                indices[at] = begin + w[0, o] + offsets[U(place[at])] if meets else -1
+                indices[at] = begin + w[0, o] + offsets[U(argmax[at])] if has_cells else -1

@@ -1,4 +1,4 @@
-"""Launchers of the CPU norms' backward, called as the portable code is. Which loops serve is as norm.py says."""
+"""Launchers of the CPU norms' backward. Arguments are the portable code's. norm_forward.py says which loops serve."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import norm_joined, norm_loops
-from .compile import chunks
-from .norm_arrays import accumulator, converted, gradient, parameter, refuses
-from .norm_lie import Channels, Cut, channels_of, cut_of
+from . import batch_norm_blocked, layer_norm_loops, norm_loops
+from .norm_arguments import accumulator, converted, gradient, parameter, refuses
+from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of
+from .parallel import parallel_chunks
 
 __all__ = [
     "batch_norm_backward",
@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 Array = Any
-PARTS = 64  # that the sums of parameters' gradients are made in, at most
-TURNS = 8  # times that a part runs over the parameters, at least: the parts are small beside x
+MAX_PARTIAL_SUMS = 64  # of a parameter's gradient, at most
+MIN_ROWS_PER_PARAMETER = 8  # summed in each partial sum, at least, so that the partial sums are small beside x
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def _cells_backward(
+def _layer_norm_backward(
     b: Backend, norm: Any, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)` of layer and RMS norm."""
@@ -38,102 +38,145 @@ def _cells_backward(
     if not dy.size:
         return _empty(norm, dy)
     weight = parameter(gamma, 1.0, rows.parameter, accumulator(x.dtype))
-    dx, along, plain = cells(dy, x, weight, mean, rstd, rows.count)
-    return dx, gradient(along, rows.parameter, norm.gamma_dtype), gradient(plain, rows.parameter, norm.beta_dtype)
+    dx, sum_dy_xhat, sum_dy = per_cell_backward(dy, x, weight, mean, rstd, rows.count)
+    return (
+        dx,
+        gradient(sum_dy_xhat, rows.parameter, norm.gamma_dtype),
+        gradient(sum_dy, rows.parameter, norm.beta_dtype),
+    )
 
 
 def _empty(norm: Any, dy: Array) -> tuple[Array, Array | None, Array | None]:
     """The gradients of an empty array."""
-    none, shape = np.zeros(norm.rows.parameter), norm.rows.parameter
-    return np.empty(dy.shape, dy.dtype), gradient(none, shape, norm.gamma_dtype), gradient(none, shape, norm.beta_dtype)
+    zeros, shape = np.zeros(norm.rows.parameter), norm.rows.parameter
+    return (
+        np.empty(dy.shape, dy.dtype),
+        gradient(zeros, shape, norm.gamma_dtype),
+        gradient(zeros, shape, norm.beta_dtype),
+    )
 
 
-layer_norm_backward = rms_norm_backward = _cells_backward
+layer_norm_backward = rms_norm_backward = _layer_norm_backward
 
 
-def _channels_backward(
+def _channel_norm_backward(
     b: Backend, norm: Any, dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
-    """`(dx, dgamma, dbeta)` of batch, group and instance norm; where statistics were given, x may be None."""
+    """`(dx, dgamma, dbeta)` of batch, group and instance norm. With running statistics and without gamma, x may be
+    None."""
     rows = norm.rows
     if not dy.size:
         return _empty(norm, dy)
-    x = dy if x is None else x  # whatever it is: it makes dgamma alone, which is not asked for
-    lie = channels_of(rows, x)
-    weight = lie.numbers(gamma, 1.0)
-    if lie.in_cells:
-        repeated = np.repeat(weight.astype(accumulator(dy.dtype)), lie.length)
-        flat, *sums = cells(dy.transpose(lie.order), x.transpose(lie.order), repeated, mean, rstd, rows.count)
-        along, plain = (s.reshape(-1, lie.length).sum(axis=1) for s in sums)
+    x = dy if x is None else x  # only dgamma depends on x, and there is no gamma
+    layout = channel_layout(rows, x)
+    weight = layout.per_channel(gamma, 1.0)
+    if layout.parameters_per_cell:
+        repeated = np.repeat(weight.astype(accumulator(dy.dtype)), layout.length)
+        flat, *sums = per_cell_backward(
+            dy.transpose(layout.axis_order), x.transpose(layout.axis_order), repeated, mean, rstd, rows.count
+        )
+        sum_dy_xhat, sum_dy = (s.reshape(-1, layout.length).sum(axis=1) for s in sums)
     else:
-        g, source = (lie.laid(a, accumulator(dy.dtype)) for a in (dy, x))
-        flat, along, plain = (_given if norm.given else _own)(lie, g, source, weight, mean, rstd)
-    dx = lie.restored(flat, dy)
-    return dx, gradient(along, rows.parameter, norm.gamma_dtype), gradient(plain, rows.parameter, norm.beta_dtype)
+        g, source = (layout.to_memory_order(a, accumulator(dy.dtype)) for a in (dy, x))
+        flat, sum_dy_xhat, sum_dy = (_backward_with_fixed_stats if norm.given else _backward_through_stats)(
+            layout, g, source, weight, mean, rstd
+        )
+    dx = layout.from_memory_order(flat, dy)
+    return (
+        dx,
+        gradient(sum_dy_xhat, rows.parameter, norm.gamma_dtype),
+        gradient(sum_dy, rows.parameter, norm.beta_dtype),
+    )
 
 
-batch_norm_backward = group_norm_backward = instance_norm_backward = _channels_backward
+batch_norm_backward = group_norm_backward = instance_norm_backward = _channel_norm_backward
 
 
-# --------------------------------------------------------------------------------------------------- parameters a cell
-def cells(dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, count: int) -> tuple[Array, Array, Array]:
-    """dx, dgamma and dbeta, as norm.py's `cells` has gamma; mean None: it was taken to be 0."""
+# ------------------------------------------------------------------------------------------------- parameters per cell
+def per_cell_backward(
+    dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, count: int
+) -> tuple[Array, Array, Array]:
+    """dx, dgamma and dbeta of rows of `count` cells, gamma as in `per_cell_forward`. mean None: it is 0."""
     g, source = converted(dy, gamma.dtype), converted(x, gamma.dtype)
     dx, rstd = backends.result(source.shape, source.dtype), np.ascontiguousarray(rstd).reshape(-1)
     centred = mean is not None
     mean = np.ascontiguousarray(mean).reshape(-1) if centred else np.zeros_like(rstd)
-    parts = max(1, min(PARTS, x.size // gamma.size // TURNS))
-    dgamma, dbeta = np.zeros((2, parts, gamma.size))
-    run = functools.partial(norm_loops.cells_backward, g, source, dx, gamma, mean, rstd)
-    run = functools.partial(run, dgamma.reshape(-1), dbeta.reshape(-1), centred, count, parts)
-    chunks(parts, 3 * source.nbytes, run)
+    partial_sums = max(1, min(MAX_PARTIAL_SUMS, x.size // gamma.size // MIN_ROWS_PER_PARAMETER))
+    dgamma, dbeta = np.zeros((2, partial_sums, gamma.size))
+    run = functools.partial(layer_norm_loops.per_cell_backward, g, source, dx, gamma, mean, rstd)
+    run = functools.partial(run, dgamma.reshape(-1), dbeta.reshape(-1), centred, count, partial_sums)
+    parallel_chunks(partial_sums, 3 * source.nbytes, run)
     return converted(dx, dy.dtype).reshape(x.shape), dgamma.sum(axis=0), dbeta.sum(axis=0)
 
 
-# ------------------------------------------------------------------------------------------------ parameters a channel
-def _own(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """dx and the sums of dy * xhat and of dy of each channel, the statistics being the array's own."""
-    block = lie.block(x.itemsize)
+# ---------------------------------------------------------------------------------------------- parameters per channel
+def _backward_through_stats(
+    layout: ChannelLayout, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array]:
+    """dx and the sums of dy * xhat and of dy of each channel, where the statistics were computed from x."""
+    block = layout.channels_per_block(x.itemsize)
     if block:
         dx = backends.result(x.shape, x.dtype)
-        plain, along = np.empty((2, lie.rows))
-        run = functools.partial(norm_joined.blocks_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
-        run = functools.partial(run, rstd.reshape(-1), plain, along, lie.samples, lie.length, block)
-        chunks(-(-lie.rows // block), 3 * x.nbytes, run)
-        return dx, along, plain
-    if lie.at_once(x.itemsize):
+        sum_dy, sum_dy_xhat = np.empty((2, layout.rows))
+        run = functools.partial(batch_norm_blocked.blocks_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
+        run = functools.partial(run, rstd.reshape(-1), sum_dy, sum_dy_xhat, layout.samples, layout.length, block)
+        parallel_chunks(-(-layout.rows // block), 3 * x.nbytes, run)
+        return dx, sum_dy_xhat, sum_dy
+    if layout.single_pass_rows(x.itemsize):
         dx = backends.result(x.shape, x.dtype)
-        plain, along = np.empty((2, lie.samples * lie.groups * lie.group))
+        sum_dy, sum_dy_xhat = np.empty((2, layout.samples * layout.groups * layout.group_size))
         run = functools.partial(norm_loops.rows_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
-        run = functools.partial(run, rstd.reshape(-1), plain, along, lie.segments, lie.step, lie.length)
-        chunks(lie.rows, 3 * x.nbytes, run)
-        return dx, *(s.reshape(lie.samples, -1).sum(axis=0) for s in (along, plain))
-    cut, dx, n = cut_of(lie, x.itemsize), backends.result(x.shape, x.dtype), x.size / lie.rows
-    mean, rstd = (a.reshape(lie.row_shape) for a in (mean, rstd))
+        run = functools.partial(
+            run, rstd.reshape(-1), sum_dy, sum_dy_xhat, layout.segments_per_row, layout.segment_stride, layout.length
+        )
+        parallel_chunks(layout.rows, 3 * x.nbytes, run)
+        return dx, *(s.reshape(layout.samples, -1).sum(axis=0) for s in (sum_dy_xhat, sum_dy))
+    partition, dx, n = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype), x.size / layout.rows
+    mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
     shift = mean.astype(x.dtype)
-    along, plain = _sums(cut, dy, x, shift, mean, rstd)
-    row_along, row_plain = (np.sum(s * gamma, axis=lie.row_axes, keepdims=True) for s in (along, plain))
-    slope = rstd * row_along / n
-    numbers = shift, gamma, slope, row_plain / n - (mean - shift) * slope, rstd
-    spread = [cut.spread(a, x.dtype) for a in numbers]
-    chunks(cut.units, 3 * x.nbytes, functools.partial(cut.loops.slopes, dy, x, dx, *spread, *cut.geometry))
-    return dx, along.sum(axis=(0, 3)), plain.sum(axis=(0, 3))
+    sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, shift, mean, rstd)
+    row_dy_xhat, row_dy = (np.sum(s * gamma, axis=layout.row_axes, keepdims=True) for s in (sum_dy_xhat, sum_dy))
+    x_factor = rstd * row_dy_xhat / n
+    factors = shift, gamma, x_factor, row_dy / n - (mean - shift) * x_factor, rstd
+    loop_factors = [partition.broadcast_to_loops(a, x.dtype) for a in factors]
+    parallel_chunks(
+        partition.number_of_pieces,
+        3 * x.nbytes,
+        functools.partial(partition.loops.input_gradient, dy, x, dx, *loop_factors, *partition.loop_arguments),
+    )
+    return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
 
 
-def _given(lie: Channels, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
-    """The same, dx not reaching through the statistics."""
-    cut, dx = cut_of(lie, x.itemsize), backends.result(x.shape, x.dtype)
-    mean, rstd = (a.reshape(lie.row_shape) for a in (mean, rstd))
-    along, plain = _sums(cut, dy, x, mean.astype(x.dtype), mean, rstd)
-    spread = [cut.spread(a, x.dtype) for a in (np.zeros_like(rstd), rstd * gamma, np.zeros_like(rstd))]
-    chunks(cut.units, 2 * x.nbytes, functools.partial(cut.loops.lines, dy, dx, *spread, *cut.geometry))
-    return dx, along.sum(axis=(0, 3)), plain.sum(axis=(0, 3))
+def _backward_with_fixed_stats(
+    layout: ChannelLayout, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array]:
+    """The same with running statistics: dx does not depend on them."""
+    partition, dx = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype)
+    mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
+    sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, mean.astype(x.dtype), mean, rstd)
+    loop_factors = [
+        partition.broadcast_to_loops(a, x.dtype) for a in (np.zeros_like(rstd), rstd * gamma, np.zeros_like(rstd))
+    ]
+    parallel_chunks(
+        partition.number_of_pieces,
+        2 * x.nbytes,
+        functools.partial(partition.loops.scale_shift, dy, dx, *loop_factors, *partition.loop_arguments),
+    )
+    return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
 
 
-def _sums(cut: Cut, dy: Array, x: Array, shift: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
-    """The sums of dy * xhat and of dy, of each part of each channel."""
-    plain, along = np.zeros((2, cut.sums))
-    spread = cut.spread(shift, x.dtype)
-    chunks(cut.units, 2 * x.nbytes, functools.partial(cut.loops.sums, dy, x, spread, plain, along, *cut.geometry))
-    plain = cut.parts(plain)
-    return (cut.parts(along) - (mean - shift) * plain) * rstd, plain
+def _gradient_sums(
+    partition: Partition, dy: Array, x: Array, shift: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array]:
+    """The sums of dy * xhat and of dy, over each piece of each channel."""
+    sum_dy, sum_dy_xhat = np.zeros((2, partition.number_of_sums))
+    loop_shift = partition.broadcast_to_loops(shift, x.dtype)
+    parallel_chunks(
+        partition.number_of_pieces,
+        2 * x.nbytes,
+        functools.partial(
+            partition.loops.gradient_sums, dy, x, loop_shift, sum_dy, sum_dy_xhat, *partition.loop_arguments
+        ),
+    )
+    sum_dy = partition.by_channel(sum_dy)
+    return (partition.by_channel(sum_dy_xhat) - (mean - shift) * sum_dy) * rstd, sum_dy

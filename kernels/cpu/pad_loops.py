@@ -1,11 +1,10 @@
 """The loops of padding and of its backward, over rows of y (of dx) from `start` to `stop`.
 
-Arrays are flat: (planes, depth, height, width, cells' elements); `inner` elements lie together in a cell of the last
-axis. Forward looks up along each axis which cell of x a cell of y shows; backward, which cells of dy a cell of dx is
-the sum of, in order. Along the last axis cells `low` to `high` are x's own, in one piece: the tables leave them out.
+Arrays are flat: (planes, depth, height, width, elements of a cell); `inner` elements make a cell of the last axis.
+Forward looks up, along each axis, which cell of x a cell of y copies. Backward looks up which cells of dy a cell of dx
+sums, in order. Along the last axis, cells `low` to `high` are copied in one piece: the tables leave them out.
 
-Inner loops have unsigned offsets from whole arrays, which is what lets them be vectorised.
-"""
+Inner loops index complete arrays with unsigned offsets, so that the compiler can vectorise them."""
 
 from __future__ import annotations
 
@@ -20,16 +19,17 @@ U = np.uintp
 
 
 @kernel()
-def move(
-    x: Array, y: Array, fill: Any, shape: Any, depths: Array, heights: Array, border: Array, shown: Array,
+def pad_rows(
+    x: Array, y: Array, fill: Any, shape: Any, depths: Array, heights: Array, border: Array, border_sources: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """y[d, h, w] = x[depths[d], heights[h], widths[w]], or `fill` where one of these is -1. `border`: the cells w that
-    are not x's own; `shown`: their widths[w]."""
+    """y[d, h, w] = x[depths[d], heights[h], widths[w]], or `fill` if one of these is -1.
+
+    `border`: the cells w in the padding; `border_sources`: their widths[w]."""
     in_d, in_h, in_w, out_w, low, high, first, inner = shape
     out_d, out_h = len(depths), len(heights)
     size = U(inner)
-    row, out_row, own, own_end = U(in_w) * size, U(out_w) * size, U(low) * size, U(high) * size
+    row, out_row, inner_start, inner_end = U(in_w) * size, U(out_w) * size, U(low) * size, U(high) * size
     h, d, plane = start % out_h, start // out_h % out_d, start // (out_h * out_d)
     to = U(start) * out_row
     for _ in range(start, stop):
@@ -39,13 +39,13 @@ def move(
         else:
             at = U((plane * in_d + depths[d]) * in_h + heights[h]) * row
             source = at + U(first) * size
-            for i in range(own_end - own):
-                y[to + own + i] = x[source + i]
+            for i in range(inner_end - inner_start):
+                y[to + inner_start + i] = x[source + i]
             for k in range(U(border.size)):
-                cell, begin = to + U(border[k]) * size, at + U(shown[k]) * size
+                cell, begin = to + U(border[k]) * size, at + U(border_sources[k]) * size
                 if inner == 1:
-                    y[cell] = fill if shown[k] < 0 else x[begin]
-                elif shown[k] < 0:
+                    y[cell] = fill if border_sources[k] < 0 else x[begin]
+                elif border_sources[k] < 0:
                     for i in range(size):
                         y[cell + i] = fill
                 else:
@@ -62,21 +62,23 @@ def move(
 
 
 @kernel()
-def fold(
+def fold_rows(
     dy: Array, dx: Array, shape: Any, begin: Any, sources: Any, start: int, stop: int,
 ) -> None:  # fmt: skip
     """dx[d, h, w]: the sum over its depths of the sums over its heights of the sums over its widths, in the order of
-    `sources`; -1, which only comes first, stands for a cell of zeros."""
+    `sources`.
+
+    -1 stands for a cell of zeros, and comes only first in a list."""
     out_d, out_h, out_w, length, low, high, first, inner = shape
     depth, height = len(begin[0]) - 1, len(begin[1]) - 1
     size = U(inner)
     row, out_row = U(length) * size, U(out_w) * size
-    further = np.empty(row, dy.dtype)  # a further depth's sum, until it is whole
+    depth_sum = np.empty(row, dy.dtype)  # the sum for a depth after the first one
     zero = dy.dtype.type(0)
     h, d, plane = start % height, start // height % depth, start // (height * depth)
     for unit in range(start, stop):
         for i in range(begin[0][d], begin[0][d + 1]):
-            into, to = (dx, U(unit) * row) if i == begin[0][d] else (further, U(0))
+            into, to = (dx, U(unit) * row) if i == begin[0][d] else (depth_sum, U(0))
             for j in range(begin[1][h], begin[1][h + 1]):
                 od, oh, add = sources[0][i], sources[1][j], j > begin[1][h]
                 if od < 0 or oh < 0:
@@ -84,14 +86,14 @@ def fold(
                         into[to + c] = zero
                     continue
                 at = U((plane * out_d + od) * out_h + oh) * out_row
-                own, to_own = at + U(first) * size, to + U(low) * size
+                from_inner, to_inner = at + U(first) * size, to + U(low) * size
                 if add:
                     for c in range(U(high - low) * size):
-                        into[to_own + c] += dy[own + c]
+                        into[to_inner + c] += dy[from_inner + c]
                 else:
                     for c in range(U(high - low) * size):
-                        into[to_own + c] = dy[own + c]
-                # What borders show, and what was cropped; the tables leave out the cells between.
+                        into[to_inner + c] = dy[from_inner + c]
+                # Cells that the padding repeats or the crop removed; the tables leave out those from low to high.
                 for begin_w, end_w, left_out in ((U(0), U(low), U(0)), (U(high), U(length), U(high - low))):
                     for w in range(begin_w, end_w):
                         k0, k1 = U(begin[2][w - left_out]), U(begin[2][w - left_out + U(1)])
@@ -109,7 +111,7 @@ def fold(
                                 into[cell] = into[cell] + sum_ if add else sum_
             if i > begin[0][d]:
                 for c in range(row):
-                    dx[U(unit) * row + c] += further[c]
+                    dx[U(unit) * row + c] += depth_sum[c]
         h += 1
         if h == height:
             h = 0

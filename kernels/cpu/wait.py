@@ -1,4 +1,4 @@
-"""A loop that waits for other threads, where the system has `sched_yield`."""
+"""A compiled loop in which a thread waits for the others, on systems that have `sched_yield`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from .jit import kernel
 
 Array = Any
-LOOKS = 500  # at a number that is to become 1, each with a call to the system
+MAX_POLLS = 500  # reads of done[0], with one system call each
 
 types: Any = importlib.import_module("numba").types
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 @kernel()
-def watch(done: Array) -> None:
-    """Give way to other threads until `done[0]` is 1, or for a fifth of a millisecond."""
-    for _ in range(LOOKS):
+def wait_until_done(done: Array) -> None:
+    """Yield the processor until `done[0]` is 1, for a fifth of a millisecond at most."""
+    for _ in range(MAX_POLLS):
         if done[0] == 1:
             break
         sched_yield()

@@ -1,18 +1,17 @@
 """3×3 convolutions with stride 1 by Winograd's F(4×4, 3×3): a quarter of the multiplications.
 
-It serves float32, channels first, from 16 channels and filters a group on, dilation 1, any padding. Its results are a
-little less exact than the direct form's: the largest error is about 2e-6 of the largest result, up to 5e-6 with
-hundreds of channels (directly 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off choose the direct
-form; float64 always takes that.
+It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group. Its
+results are a little less exact than the direct form's: the largest error is about 2e-6 of the largest result, up to
+5e-6 with hundreds of channels (direct form: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
+the direct form; float64 always uses it.
 
-A cell that is not finite would spoil its whole tile here. So whenever a result is not finite the launcher raises
+A cell that is not finite would change its complete tile. So if a result is not finite, the launcher raises
 `UnsuitableData`, and the direct form computes the call: NaN and infinities stay where the definition has them.
 
-The maps are cut into chunks of strips (rows of tiles). Each chunk is transformed, multiplied by BLAS on one thread and
-transformed back. The gradient of a small weight is summed up in strands, runs of chunks whose number the shape alone
-decides; for a large one the chunks come one after another, and of each the channels are transformed side by side, then
-the 36 products taken side by side: no partial sums.
-"""
+The maps are cut into chunks of strips (a strip is a row of tiles). Each chunk is transformed, multiplied by BLAS on one
+thread, and transformed back. The gradient of a small weight is computed as partial sums, each of several chunks; their
+number depends on the shape alone. For a large weight there are no partial sums: the chunks come one after another, and
+in each the channels are transformed in parallel, then the 36 products are computed in parallel."""
 
 from __future__ import annotations
 
@@ -31,81 +30,88 @@ from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
 
 from . import winograd_loops as loops
-from .compile import CHUNK, chunks, flat
-from .winograd_loops import FAR, NEAR, TILE, WORK
+from .parallel import CHUNK_BYTES, flat, parallel_chunks
+from .winograd_loops import LARGE_POINT, SMALL_POINT, TILE, WORK_FLOATS
 
 Array = Any
 f4 = np.float32
 
-ROOM = 24 << 20  # bytes of a chunk's transformed arrays, at most about
-SHORT = 32  # chunks whose products are added up in float32; more in float64
-STRANDS, STRAND = 16, 4 << 20  # partial weight gradients at most, and the bytes of one at most
-FEWEST, MOST = 64, 240  # tiles of a chunk, about: BLAS's products are slow with fewer, and more leave the cache
+TRANSFORMED_BYTES = 24 << 20  # of a chunk's transformed arrays, at most about
+FLOAT32_CHUNKS = 32  # whose products are summed in float32; the sums of more are in float64
+MAX_PARTIAL_SUMS, PARTIAL_SUM_BYTES = 16, 4 << 20  # of a weight's gradient: their number and the bytes of one, at most
+MIN_TILES, MAX_TILES = 64, 240  # in a chunk, about: BLAS is slow with fewer, and more do not fit the cache
 
-# Weights at the six points: G, and the map of all nine taps to all 36 pairs of points.
-POINTS = (0.0, *(sign * float(point) for point in (NEAR, FAR) for sign in (1, -1)))
+# G, the weight's transform on one axis (at six points), and on both axes: (36, 9).
+POINTS = (0.0, *(sign * float(point) for point in (SMALL_POINT, LARGE_POINT) for sign in (1, -1)))
 G = np.array([[p**k / math.prod(p - q for q in POINTS if q != p) for k in range(3)] for p in POINTS] + [[0, 0, 1]])
-BOTH = np.kron(G, G).astype(f4)
+G_BOTH_AXES = np.kron(G, G).astype(f4)
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
-    """Why no kernel here serves this call, or None. That the shape fits is asked before (`Conv.winograd`)."""
+    """Why no kernel here serves this call, or None. `Conv.winograd` has checked the shape before."""
     return None if all(a is None or a.dtype == f4 for a in arrays) else f"{op} is for float32"
 
 
 def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
-    """`correlate`'s maps. Raises UnsuitableData if one is not finite."""
+    """The maps of `correlate`. Raises UnsuitableData if one is not finite."""
     return _convolved(image, _by_group(spec, weight), bias, spec.maps_shape, [a.before for a in spec.window.axes])
 
 
 def winograd_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
-    """`spread`'s image, the convolution of the maps with the weight turned round. Raises UnsuitableData if a number is
-    not finite."""
-    turned = _by_group(spec, weight)[..., ::-1].swapaxes(1, 2)
-    return _convolved(maps, turned, bias, spec.window.layout.shape, [2 - a.before for a in spec.window.axes])
+    """The image of the adjoint of `correlate`: a convolution of the maps with the flipped weight. Raises UnsuitableData
+    if a number is not finite."""
+    flipped = _by_group(spec, weight)[..., ::-1].swapaxes(1, 2)
+    return _convolved(maps, flipped, bias, spec.window.layout.shape, [2 - a.before for a in spec.window.axes])
 
 
 def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
-    """`weight_gradient`'s result. Raises UnsuitableData if a number is not finite."""
+    """The weight's gradient. Raises UnsuitableData if a number is not finite."""
     groups, filters, channels, _ = spec.weight_shape
-    seen, made = _sizes(image, maps.shape, [a.before for a in spec.window.axes]), _sizes(maps, maps.shape, [0, 0])
-    strips, tiles = len(maps) * int(made[loops.STRIPS]), int(made[loops.TILES])
+    image_sizes, maps_sizes = (
+        _sizes(image, maps.shape, [a.before for a in spec.window.axes]),
+        _sizes(maps, maps.shape, [0, 0]),
+    )
+    strips, tiles = len(maps) * int(maps_sizes[loops.STRIPS]), int(maps_sizes[loops.TILES])
     image, maps, weight = flat(image), flat(maps), (36, groups, filters, channels)
-    both, jobs = spec.channels + spec.filters, _Gradient(image, maps, seen, made, weight)
-    if 4 * math.prod(weight) <= STRAND:
-        total = jobs.in_strands(_chunks(strips, tiles, _most(both)))
+    channels_and_filters, gradient = (
+        spec.channels + spec.filters,
+        _WeightGradient(image, maps, image_sizes, maps_sizes, weight),
+    )
+    if 4 * math.prod(weight) <= PARTIAL_SUM_BYTES:
+        total = gradient.by_partial_sums(_chunks(strips, tiles, _max_tiles(channels_and_filters)))
     else:
-        total = jobs.side_by_side(_chunks(strips, tiles, _most(both, 2 * MOST)))
+        total = gradient.chunk_by_chunk(_chunks(strips, tiles, _max_tiles(channels_and_filters, 2 * MAX_TILES)))
     _check_finite(total)
-    dweight = _times(BOTH.T, total.reshape(36, -1))
+    dweight = _matmul(G_BOTH_AXES.T, total.reshape(36, -1))
     return np.ascontiguousarray(dweight.T).reshape(spec.filters, channels, 3, 3)
 
 
 # --------------------------------------------------------------------------------------------------------------- steps
 def _by_group(spec: Any, weight: Array) -> Array:
+    """The weight as (groups, filters, channels, taps)."""
     return np.reshape(weight, spec.weight_shape)
 
 
-def _sizes(array: Array, made: tuple[int, ...], before: list[int]) -> Array:
-    """What a transform of an array is told, for maps of the shape `made`; entries as named in winograd_loops."""
-    strips, tiles = (-(-length // TILE) for length in made[2:])
+def _sizes(array: Array, maps_shape: tuple[int, ...], before: list[int]) -> Array:
+    """The `sizes` of a transform of an array, for maps of a shape. winograd_loops.py names the entries."""
+    strips, tiles = (-(-length // TILE) for length in maps_shape[2:])
     return np.array([*array.shape[1:], *before, strips, tiles], np.int64)
 
 
-def _times(x: Array, y: Array) -> Array:
-    """Their product, on one thread like every other: more would spin on for as long as the convolution takes."""
+def _matmul(x: Array, y: Array) -> Array:
+    """The product, on one thread: several BLAS threads would keep polling for as long as the convolution takes."""
     with backends.single_threaded_blas():
         return x @ y
 
 
-def _most(channels: int, most: int = MOST) -> int:
-    """Tiles of a chunk, of images and maps of so many channels together."""
-    return max(FEWEST, min(most, ROOM // (36 * 4 * channels)))
+def _max_tiles(channels: int, max_tiles: int = MAX_TILES) -> int:
+    """Tiles in a chunk, for images and maps with this number of channels together."""
+    return max(MIN_TILES, min(max_tiles, TRANSFORMED_BYTES // (36 * 4 * channels)))
 
 
-def _chunks(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
-    """Strips in chunks of up to about `most` tiles, from the shape alone; an even number of them, to share out."""
-    number = -(-strips * tiles // most)
+def _chunks(strips: int, tiles: int, max_tiles: int) -> list[tuple[int, int]]:
+    """Strips in chunks of about `max_tiles` tiles at most, an even number of chunks, from the shape alone."""
+    number = -(-strips * tiles // max_tiles)
     number = min(strips, number + number % 2)
     edges = [strips * i // number for i in range(number + 1)]
     return list(itertools.pairwise(edges))
@@ -114,8 +120,8 @@ def _chunks(strips: int, tiles: int, most: int) -> list[tuple[int, int]]:
 def _check_finite(results: Any) -> None:
     if not np.isfinite(results).all():
         raise UnsuitableData(
-            "Winograd's form met NaN, infinity or an overflow, and would spread it; kernels.winograd('off') chooses the"
-            " form that does not"
+            "a result of Winograd's form is NaN or infinite, from the data or an overflow, and so is its whole tile;"
+            " kernels.winograd('off') selects the direct form"
         )
 
 
@@ -123,89 +129,99 @@ def _convolved(image: Array, weight: Array, bias: Array | None, shape: tuple[int
     """The convolution of an image with a weight (groups, filters, channels, taps), as maps of a shape."""
     groups, filters, channels, _ = weight.shape
     maps = backends.result(shape, f4)
-    seen, made = _sizes(image, shape, before), _sizes(maps, shape, [0, 0])
-    strips, tiles = int(made[loops.STRIPS]), int(made[loops.TILES])
+    image_sizes, maps_sizes = _sizes(image, shape, before), _sizes(maps, shape, [0, 0])
+    strips, tiles = int(maps_sizes[loops.STRIPS]), int(maps_sizes[loops.TILES])
     bias = np.zeros(shape[1], f4) if bias is None else flat(bias)
-    source, target, odd = flat(image), flat(maps), []
-    points = _times(BOTH, weight.reshape(-1, 9).T).reshape(36, groups, filters, channels)
+    source, target, checks = flat(image), flat(maps), []
+    points = _matmul(G_BOTH_AXES, weight.reshape(-1, 9).T).reshape(36, groups, filters, channels)
 
-    # Few tiles are shared out at least among two threads.
-    most = max(FEWEST, min(_most(image.shape[1] + shape[1]), len(image) * strips * tiles // 2))
+    # Few tiles still make two chunks, for two threads.
+    max_tiles = max(MIN_TILES, min(_max_tiles(image.shape[1] + shape[1]), len(image) * strips * tiles // 2))
 
     def compute(chunk: tuple[int, int]) -> None:
         start, number = chunk[0], chunk[1] - chunk[0]
         n = number * tiles
-        arrays = (36, groups, channels, n), (36, groups, filters, n), *_work(number, tiles)
-        with backends.workspace(f4, *arrays) as (patches, products, work, room):
-            loops.patches(source, flat(patches), seen, start, number, 0, groups * channels, work, room)
+        arrays = (36, groups, channels, n), (36, groups, filters, n), *_workspace_shapes(number, tiles)
+        with backends.workspace(f4, *arrays) as (patches, products, work, rows):
+            loops.transform_inputs(source, flat(patches), image_sizes, start, number, 0, groups * channels, work, rows)
             np.matmul(points, patches, out=products)
-            odd.append(loops.outputs(flat(products), target, bias, made, start, number, work, room))
+            checks.append(loops.transform_outputs(flat(products), target, bias, maps_sizes, start, number, work, rows))
 
     with backends.single_threaded_blas():
-        backends.run_chunks(compute, _chunks(len(image) * strips, tiles, most))
-    _check_finite(odd)
+        backends.run_chunks(compute, _chunks(len(image) * strips, tiles, max_tiles))
+    _check_finite(checks)
     return maps
 
 
-def _work(strips: int, tiles: int) -> tuple[tuple[int], tuple[int]]:
-    """Shapes of the room that transforms need."""
-    return (WORK * strips * tiles,), (max(strips * TILE * tiles, 6 * (TILE * tiles + 2)),)
+def _workspace_shapes(strips: int, tiles: int) -> tuple[tuple[int], tuple[int]]:
+    """Shapes of the workspace that a transform needs."""
+    return (WORK_FLOATS * strips * tiles,), (max(strips * TILE * tiles, 6 * (TILE * tiles + 2)),)
 
 
 @dataclass(frozen=True)
-class _Gradient:
-    """The weight's transformed gradient, of the shape `weight`, from an image and maps; their sizes are `_sizes`'."""
+class _WeightGradient:
+    """The weight's gradient in transformed form, of the shape `weight`, from an image and maps and their `_sizes`."""
 
     image: Array
     maps: Array
-    seen: Array
-    made: Array
+    image_sizes: Array
+    maps_sizes: Array
     weight: tuple[int, ...]
 
     @contextlib.contextmanager
-    def room(self, chunk: tuple[int, int]) -> Iterator[tuple[Array, Array]]:
-        """Room for a chunk's transformed image and maps."""
+    def workspace(self, chunk: tuple[int, int]) -> Iterator[tuple[Array, Array]]:
+        """Workspace for a chunk's transformed image and maps."""
         _, groups, filters, channels = self.weight
-        n = (chunk[1] - chunk[0]) * int(self.made[loops.TILES])
+        n = (chunk[1] - chunk[0]) * int(self.maps_sizes[loops.TILES])
         with backends.workspace(f4, (36, groups, channels, n), (36, groups, filters, n)) as (patches, gradients):
             yield patches, gradients
 
     def transform(self, transform: Any, to: Array, chunk: tuple[int, int], first: int, last: int) -> None:
-        """A chunk of the image (`loops.patches`) or of the maps (`loops.gradients`), channels from first to last."""
-        source, sizes = (self.image, self.seen) if transform is loops.patches else (self.maps, self.made)
+        """Transform a chunk of the image (`loops.transform_inputs`) or of the maps (`loops.transform_gradients`),
+        channels from first to last."""
+        source, sizes = (
+            (self.image, self.image_sizes) if transform is loops.transform_inputs else (self.maps, self.maps_sizes)
+        )
         strips = chunk[1] - chunk[0]
-        with backends.workspace(f4, *_work(strips, int(sizes[loops.TILES]))) as (work, room):
-            transform(source, flat(to), sizes, chunk[0], strips, first, last, work, room)
+        with backends.workspace(f4, *_workspace_shapes(strips, int(sizes[loops.TILES]))) as (work, rows):
+            transform(source, flat(to), sizes, chunk[0], strips, first, last, work, rows)
 
-    def in_strands(self, cuts: list[tuple[int, int]]) -> Array:
-        """Runs of chunks side by side."""
-        number = min(STRANDS, len(cuts))
-        sums = np.empty((number, *self.weight), f4 if len(cuts) <= SHORT * number else np.float64)
+    def by_partial_sums(self, cuts: list[tuple[int, int]]) -> Array:
+        """Several partial sums in parallel, each over some chunks in order."""
+        number = min(MAX_PARTIAL_SUMS, len(cuts))
+        sums = np.empty((number, *self.weight), f4 if len(cuts) <= FLOAT32_CHUNKS * number else np.float64)
 
-        def compute(strand: int) -> None:
-            first, stop = len(cuts) * strand // number, len(cuts) * (strand + 1) // number
+        def compute(part: int) -> None:
+            first, stop = len(cuts) * part // number, len(cuts) * (part + 1) // number
             for i in range(first, stop):
-                with self.room(cuts[i]) as (patches, gradients), backends.workspace(f4, self.weight) as (products,):
-                    self.transform(loops.patches, patches, cuts[i], 0, int(self.seen[loops.CHANNELS]))
-                    self.transform(loops.gradients, gradients, cuts[i], 0, int(self.made[loops.CHANNELS]))
+                with (
+                    self.workspace(cuts[i]) as (patches, gradients),
+                    backends.workspace(f4, self.weight) as (products,),
+                ):
+                    self.transform(loops.transform_inputs, patches, cuts[i], 0, int(self.image_sizes[loops.CHANNELS]))
+                    self.transform(
+                        loops.transform_gradients, gradients, cuts[i], 0, int(self.maps_sizes[loops.CHANNELS])
+                    )
                     np.matmul(gradients, patches.swapaxes(-1, -2), out=products)
                     if i == first:
-                        sums[strand] = products
+                        sums[part] = products
                     else:
-                        sums[strand] += products
+                        sums[part] += products
 
         with backends.single_threaded_blas():
             backends.run_chunks(compute, range(number))
         total: Array = sums.sum(axis=0)
         return total.astype(f4, copy=False)
 
-    def side_by_side(self, cuts: list[tuple[int, int]]) -> Array:
-        """Chunk by chunk; of each the channels, then the 36 products side by side."""
-        total = np.zeros(self.weight, f4 if len(cuts) <= SHORT else np.float64)
+    def chunk_by_chunk(self, cuts: list[tuple[int, int]]) -> Array:
+        """Chunk by chunk; in each the channels, then the 36 products in parallel."""
+        total = np.zeros(self.weight, f4 if len(cuts) <= FLOAT32_CHUNKS else np.float64)
         for chunk in cuts:
-            with self.room(chunk) as (patches, gradients):
-                for transform, to in ((loops.patches, patches), (loops.gradients, gradients)):
-                    chunks(to[0, :, :, 0].size, 2 * to.nbytes, functools.partial(self.transform, transform, to, chunk))
+            with self.workspace(chunk) as (patches, gradients):
+                for transform, to in ((loops.transform_inputs, patches), (loops.transform_gradients, gradients)):
+                    parallel_chunks(
+                        to[0, :, :, 0].size, 2 * to.nbytes, functools.partial(self.transform, transform, to, chunk)
+                    )
 
                 def add(first: int, last: int, gradients: Array = gradients, patches: Array = patches) -> None:
                     with backends.workspace(f4, total[first:last].shape) as (products,):
@@ -213,5 +229,5 @@ class _Gradient:
                         total[first:last] += products
 
                 with backends.single_threaded_blas():
-                    chunks(36, 12 * CHUNK, add)
+                    parallel_chunks(36, 12 * CHUNK_BYTES, add)
         return total.astype(f4, copy=False)
