@@ -33,7 +33,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.functional.common import Array, accumulator
+from cnnlayers.functional._common import Array, accumulator_dtype
 from cnnlayers.layers import BatchNorm, Layer
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class Ranks:
     def _add_bucket(self, grads: Mapping[str, Array], last: bool) -> dict[str, Array]:
         first = next(iter(grads.values()))
         b = backends.of(first)
-        wide = accumulator(b, first.dtype)
+        wide = accumulator_dtype(b, first.dtype)
         parts = [b.xp.astype(b.xp.reshape(g, (-1,)), wide) for g in grads.values()]
         # With the last bucket travels whether a rank was interrupted, so that all stop at the same step.
         flat = self._sum(b, b.xp.concat([*parts, b.full((1,), self._interrupted if last else 0.0, wide)]))

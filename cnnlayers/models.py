@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cnnlayers import backends
-from cnnlayers.functional.common import Array
+from cnnlayers.functional._common import Array
 from cnnlayers.layers import (
     BatchNorm,
     Conv,

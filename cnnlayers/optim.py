@@ -20,7 +20,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.functional.common import Array, accumulator, cast
+from cnnlayers.functional._common import Array, accumulator_dtype, cast
 from cnnlayers.layers.base import Parameters, was_replaced
 from cnnlayers.specs.arguments import flag, real
 
@@ -71,7 +71,7 @@ class Optimizer:
             if backends.dtype_name(b, p) not in backends.FLOATS:
                 raise TypeError(f"parameter {name!r} must be floating, got {p.dtype}")
             for slot in self.slots:
-                self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), accumulator(b, p.dtype))
+                self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), accumulator_dtype(b, p.dtype))
 
     def _owner(self, name: str) -> Backend:
         return backends.of(self.params[name], name=f"parameter {name!r}")
@@ -89,7 +89,7 @@ class Optimizer:
         self.steps += 1
         for name, p in self.params.items():
             b = self._owner(name)
-            wide = cast(b, p, accumulator(b, p.dtype))
+            wide = cast(b, p, accumulator_dtype(b, p.dtype))
             g = cast(b, grads[name], wide.dtype)
             self._update(b, name, wide, g + self.weight_decay * wide if self.weight_decay else g, lr)
             if wide is not p:

@@ -115,7 +115,7 @@ TABLE: dict[tuple[str, str], Entry] = {
     **{
         (f"{form}_{step}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{form}", needs="cnnlayers.kernels.cpu.jit")
         for form in ("depthwise", "winograd")
-        for step in ("correlate", "spread", "weight_gradient")
+        for step in ("correlate", "correlate_adjoint", "weight_gradient")
     },
 }
 

@@ -93,7 +93,7 @@ def test_what_blas_can_read_is_not_copied(rng: np.random.Generator) -> None:
 def test_cuts_cover_everything_once() -> None:
     for length in (0, 1, 7, 64, 1000):
         for parts in (-1, 0, 1, 3, 7, 2000):
-            found = blas.cuts(length, parts)
+            found = blas.split_evenly(length, parts)
             assert [i for cut in found for i in range(cut.start, cut.stop)] == list(range(length))
             assert len(found) <= max(1, parts)
 

@@ -23,8 +23,8 @@ from .reference import conv as reference
 from .reference.conv import Conv
 
 memory = importlib.import_module("cnnlayers.backends.memory")
-tiles = importlib.import_module("cnnlayers.functional.tiles")
-correlate = importlib.import_module("cnnlayers.functional.correlate")
+tiles = importlib.import_module("cnnlayers.functional.conv_tiling")
+correlate = importlib.import_module("cnnlayers.functional.conv_im2col")
 
 # lengths, kernel, stride, padding (before, after), dilation, groups; then the channels and filters of a group
 CASES = [

@@ -95,8 +95,8 @@ def test_a_transposed_convolution_takes_the_same_forms(monkeypatch: pytest.Monke
     from cnnlayers.kernels.cpu import winograd
 
     called = []
-    spread = winograd.winograd_spread
-    monkeypatch.setattr(winograd, "winograd_spread", lambda *args: called.append(1) or spread(*args))
+    spread = winograd.winograd_correlate_adjoint
+    monkeypatch.setattr(winograd, "winograd_correlate_adjoint", lambda *args: called.append(1) or spread(*args))
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 16, 7, 9)).astype("float32"), rng.standard_normal((16, 18, 3, 3)).astype("float32")
     y = F.conv_transpose(x, w, padding=1)
@@ -121,7 +121,7 @@ def test_off_and_float64_do_not_take_winograds_form(monkeypatch: pytest.MonkeyPa
     def refused(*_: Any) -> None:
         raise AssertionError("Winograd's form was taken")
 
-    for step in ("correlate", "spread", "weight_gradient"):
+    for step in ("correlate", "correlate_adjoint", "weight_gradient"):
         monkeypatch.setattr(winograd, f"winograd_{step}", refused)
     arrays, options = arrays_of("winograd")
     with pytest.raises(AssertionError), kernels.winograd("auto"):
@@ -334,7 +334,7 @@ def test_backward_needs_both_gradients_to_be_served() -> None:
     (x, w, _), options = arrays_of("winograd")
     y, ctx = F.conv_forward(x, w, **options)
     y[0, 0, 0, 0] = np.nan
-    with kernels.mode("require"), pytest.raises(kernels.KernelUnavailable, match="winograd_spread"):
+    with kernels.mode("require"), pytest.raises(kernels.KernelUnavailable, match="winograd_correlate_adjoint"):
         F.conv_backward(y, ctx)
     with kernels.mode("auto"):
         dx, dw, _ = F.conv_backward(y, ctx)

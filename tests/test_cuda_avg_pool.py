@@ -11,7 +11,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels, specs
-from cnnlayers.functional.pool import Average
+from cnnlayers.functional.avg_pool import Average
 from cnnlayers.kernels.cuda import avg_pool as launchers
 
 from . import portable, simt, standin_cuda, standin_cupy

@@ -12,14 +12,14 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import backends, kernels
-from cnnlayers.functional import tiles
-from cnnlayers.functional.tiles import Conv
+from cnnlayers.functional import conv_tiling as tiles
+from cnnlayers.functional.conv_tiling import Conv
 from cnnlayers.kernels.cuda import im2col as launchers
 from cnnlayers.specs import conv_window
 
 from . import portable, simt, standin_cuda, standin_cupy
 
-correlate = importlib.import_module("cnnlayers.functional.correlate")
+correlate = importlib.import_module("cnnlayers.functional.conv_im2col")
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 

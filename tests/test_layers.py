@@ -155,7 +155,11 @@ def test_beside_torch(ours, theirs, args, options, shape, rng):
 @pytest.mark.parametrize(("ours", "theirs"), sorted({(ours, theirs) for ours, theirs, *_ in TWINS}))
 def test_arguments_have_torchs_names_and_order(ours, theirs):
     torch = pytest.importorskip("torch")
-    names = [n for n in inspect.signature(getattr(torch.nn, theirs)).parameters if n not in ("device", "dtype", "args", "kwargs")]
+    names = [
+        n
+        for n in inspect.signature(getattr(torch.nn, theirs)).parameters
+        if n not in ("device", "dtype", "args", "kwargs")
+    ]
     assert list(inspect.signature(getattr(layers, ours)).parameters)[: len(names)] == names
 
 

@@ -39,16 +39,16 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(where, name, run)
 
-    for name in ("spread", "correlate", "weight_gradient"):
+    for name in ("correlate_adjoint", "correlate", "weight_gradient"):
         watch("conv", name)
-    watch("dense", "matmul")
+    watch("linear", "matmul")
     return seen
 
 
 def parts(op: str, needs_dx: bool) -> list[str]:
     if op == "linear":
         return ["matmul"] * (1 + needs_dx)
-    return [{"conv": "spread", "conv_transpose": "correlate"}[op]] * needs_dx + ["weight_gradient"]
+    return [{"conv": "correlate_adjoint", "conv_transpose": "correlate"}[op]] * needs_dx + ["weight_gradient"]
 
 
 @OPS

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import cnnlayers.functional as F
-from cnnlayers.functional.common import Array, Context
+from cnnlayers.functional._common import Array, Context
 
 from .graph import recording
 from .tensor import Tensor, record

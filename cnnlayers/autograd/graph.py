@@ -18,7 +18,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend, Block, Exclusive, assigned
-from cnnlayers.functional.common import Array, accumulator, cast
+from cnnlayers.functional._common import Array, accumulator_dtype, cast
 
 Gradients: TypeAlias = Callable[[Array], Sequence[Array | None]]  # from dy, those of an op's sources
 
@@ -104,7 +104,7 @@ def _behind(start: Source) -> tuple[list[Node], list[Leaf]]:
 
 def summed(b: Backend, x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     """The sum over some axes, in float64 whatever floating dtype x has."""
-    return b.xp.sum(cast(b, x, accumulator(b, x.dtype)), axis=axes, keepdims=keepdims, dtype=b.xp.float64)
+    return b.xp.sum(cast(b, x, accumulator_dtype(b, x.dtype)), axis=axes, keepdims=keepdims, dtype=b.xp.float64)
 
 
 def _unbroadcast(b: Backend, gradient: Array, shape: tuple[int, ...]) -> Array:
@@ -121,7 +121,7 @@ def _add(pending: dict[int, Array], source: Source, gradient: Array) -> None:
     gradient = whole(_unbroadcast(b, gradient, source.shape))
     if id(source) in pending:
         # A parameter may have been used thousands of times, a step's result seldom more than twice.
-        wide = accumulator(b, source.dtype) if isinstance(source, Node) else b.xp.float64
+        wide = accumulator_dtype(b, source.dtype) if isinstance(source, Node) else b.xp.float64
         gradient = cast(b, pending[id(source)], wide) + cast(b, gradient, wide)
     pending[id(source)] = whole(gradient)
 

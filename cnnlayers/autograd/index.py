@@ -15,7 +15,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.functional.common import Array, accumulator, cast
+from cnnlayers.functional._common import Array, accumulator_dtype, cast
 
 from .ops import Result
 
@@ -59,7 +59,7 @@ def take(b: Backend, x: Array, index: tuple[Any, ...]) -> Result:
 
 
 def _scattered(b: Backend, dy: Array, shape: tuple[int, ...], index: tuple[Any, ...]) -> Array:
-    dy = cast(b, dy, accumulator(b, dy.dtype))
+    dy = cast(b, dy, accumulator_dtype(b, dy.dtype))
     if b.name == "numpy":
         found = numpy.zeros(shape)  # float64, however often one element was taken
         numpy.add.at(found, index, dy.astype(numpy.float64))

@@ -15,8 +15,8 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from cnnlayers.backends import Backend
+from cnnlayers.functional._common import Array, accumulator_dtype, cast, is_float
 from cnnlayers.functional.blas import matmul as blas_matmul
-from cnnlayers.functional.common import Array, accumulator, cast, is_float
 from cnnlayers.specs.arguments import entries_of, integer
 
 from .graph import summed
@@ -150,7 +150,7 @@ def _flip(b: Backend, matrices: Array) -> Array:
 
 
 def _product(b: Backend, x: Array, y: Array, dtype: Any) -> Array:
-    wide = accumulator(b, dtype)
+    wide = accumulator_dtype(b, dtype)
     return cast(b, blas_matmul(b, cast(b, x, wide), cast(b, y, wide)), dtype)
 
 
@@ -192,7 +192,7 @@ def mean(b: Backend, x: Array, axis: Any, keepdims: bool) -> Result:
         y = b.xp.mean(x, axis=axes, keepdims=keepdims)
 
     def dx(dy: Array) -> Array:  # in float32 for half types: a count beyond float16's range is infinite there
-        return _spread(b, cast(b, dy, accumulator(b, dy.dtype)) / count, shape, axes)
+        return _spread(b, cast(b, dy, accumulator_dtype(b, dy.dtype)) / count, shape, axes)
 
     return y, (dx,)
 

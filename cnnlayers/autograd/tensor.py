@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional.common import Array, cast, floating, is_float, numeric
+from cnnlayers.functional._common import Array, cast, check_floating, check_numeric, is_float
 from cnnlayers.specs.arguments import entries_of, flag, integer, real
 
 from . import ops
@@ -49,7 +49,7 @@ def apply(name: str, op: Callable[..., ops.Result], *operands: Any, **options: A
     arrays = [a for a in plain if not isinstance(a, NUMBERS)]
     b = backends.of(*arrays)
     for array in arrays:
-        numeric(b, array, "an operand")
+        check_numeric(b, array, "an operand")
     if backends.dtype_name(b, arrays[0]) == "bfloat16":  # NumPy would make float32 of it and a Python number
         plain = [b.full((), o, arrays[0].dtype) if isinstance(o, int | float) else o for o in plain]
     with backends.on_device_of(arrays[0]):
@@ -128,7 +128,7 @@ class Tensor:
         if isinstance(data, int | float | list | tuple):
             data = backends.asarray(data)
         b = backends.of(data, name="data")
-        self._data: Array = whole(numeric(b, data, "data"))
+        self._data: Array = whole(check_numeric(b, data, "data"))
         self._node: Node | None = None
         self._wanted = False
         self._grad: Array | None = None
@@ -244,7 +244,7 @@ class Tensor:
                 raise RuntimeError(f"this Tensor was computed, by {self._node.op}: .detach() gives one without history")
             return
         if flag(wanted, "requires_grad"):
-            floating(backends.of(self._data), self._data, "data of a Tensor that requires_grad")
+            check_floating(backends.of(self._data), self._data, "data of a Tensor that requires_grad")
         self._wanted = bool(wanted)
 
     def detach(self) -> Tensor:
@@ -282,7 +282,7 @@ class Tensor:
         array = gradient.data if isinstance(gradient, Tensor) else gradient
         backends.of(array, name="gradient")
         backends.of(self._data, array)
-        array = cast(b, floating(b, whole(array), "gradient"), self.dtype)
+        array = cast(b, check_floating(b, whole(array), "gradient"), self.dtype)
         return self._like(array, "gradient")
 
     # ------------------------------------------------------------------------------------------------------ operators

@@ -16,7 +16,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.functional.common import Array, Context, cast, owner
+from cnnlayers.functional._common import Array, Context, cast, common_backend
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,7 +69,7 @@ def together(**given: Any) -> tuple[Backend, list[Array]]:
     Raises TypeError for mixed owners (naming each) and for what is not made of real numbers.
     """
     owned = {name: value for name, value in given.items() if value is not None and not _is_host(value)}
-    b = owner(**owned) if owned else backends.current()
+    b = common_backend(**owned) if owned else backends.current()
     arrays = {name: beside(b, value, name) for name, value in given.items()}
     dtype = _dtype(b, arrays)
     return b, [cast(b, array, dtype) for array in arrays.values()]
@@ -86,7 +86,7 @@ def upstream(dout: Any, cache: Any) -> Array:
         raise TypeError(f"cache must be the one that the forward returned, got {type(cache).__name__}")
     b = cache.ctx.backend
     dout = beside(b, dout, "dout")
-    found = owner(dout=dout)
+    found = common_backend(dout=dout)
     integers = backends.dtype_name(found, dout) in (*backends.INTEGERS, "bool")
     return cast(found, dout, cache.ctx.dtype) if integers else dout
 

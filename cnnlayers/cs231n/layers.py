@@ -26,7 +26,7 @@ from cnnlayers.cs231n.normalization import (
     spatial_groupnorm_backward,
     spatial_groupnorm_forward,
 )
-from cnnlayers.functional.common import Array, Context, cast, on_device, opened
+from cnnlayers.functional._common import Array, Context, cast, check_backward, on_device
 
 __all__ = [
     "affine_backward",
@@ -128,7 +128,7 @@ def dropout_forward(x: Any, dropout_param: Param) -> tuple[Array, Cache]:
 @on_device
 def dropout_backward(dout: Any, cache: Cache) -> Array:
     """dx of dropout, through the forward's mask."""
-    b, dy = opened("dropout", upstream(dout, cache), cache.ctx)
+    b, dy = check_backward("dropout", upstream(dout, cache), cache.ctx)
     mask = cache.ctx.arrays.get("mask")
     dx = b.xp.asarray(dy, copy=True) if mask is None else _dropped(b, dy, mask, cache.ctx.spec)
     return cast(b, dx, cache.ctx.dtype)

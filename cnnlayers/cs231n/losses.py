@@ -14,7 +14,7 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
 from cnnlayers.cs231n._arrays import beside, rank, together
-from cnnlayers.functional.common import Array, accumulator, cast, on_device, owner
+from cnnlayers.functional._common import Array, accumulator_dtype, cast, common_backend, on_device
 
 
 def _scores_and_labels(x: Any, y: Any) -> tuple[Backend, Array, Array]:
@@ -24,7 +24,7 @@ def _scores_and_labels(x: Any, y: Any) -> tuple[Backend, Array, Array]:
     if x.shape[0] == 0:
         raise ValueError(f"x must have a row: the loss of nothing is not defined, got shape {tuple(x.shape)}")
     y = beside(b, y, "y")
-    owner(x=x, y=y)
+    common_backend(x=x, y=y)
     if backends.dtype_name(b, y) not in backends.INTEGERS:
         raise TypeError(f"y must hold integer labels, got {y.dtype}")
     if tuple(y.shape) != (x.shape[0],):
@@ -50,7 +50,7 @@ def svm_loss(x: Any, y: Any) -> tuple[numpy.float64, Array]:
     """
     b, x, y = _scores_and_labels(x, y)
     xp, rows = b.xp, x.shape[0]
-    scores = cast(b, x, accumulator(b, x.dtype))
+    scores = cast(b, x, accumulator_dtype(b, x.dtype))
     zeros = b.zeros((1, 1), scores.dtype)
     right = y[:, None] == b.arange(x.shape[1])[None, :]
     known = xp.any(right, axis=1, keepdims=True)  # a label out of range is no class's

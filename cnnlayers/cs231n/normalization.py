@@ -13,7 +13,7 @@ from typing import Any
 
 from cnnlayers import functional as F
 from cnnlayers.cs231n._arrays import Cache, is_training, rank, shape_of, together, upstream, vector
-from cnnlayers.functional.common import Array, on_device
+from cnnlayers.functional._common import Array, on_device
 
 Param = dict[str, Any]
 ROWS, IMAGES = "(N, D)", "(N, C, H, W)"

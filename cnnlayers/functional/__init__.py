@@ -7,36 +7,43 @@ from .activations import (
     leaky_relu,
     leaky_relu_backward,
     leaky_relu_forward,
+    relu,
+    relu_backward,
+    relu_forward,
     sigmoid,
     sigmoid_backward,
     sigmoid_forward,
-    softmax,
-    softmax_backward,
-    softmax_forward,
     tanh,
     tanh_backward,
     tanh_forward,
 )
 from .adaptive_max_pool import adaptive_max_pool, adaptive_max_pool_backward, adaptive_max_pool_forward
+from .avg_pool import (
+    adaptive_avg_pool,
+    adaptive_avg_pool_backward,
+    adaptive_avg_pool_forward,
+    avg_pool,
+    avg_pool_backward,
+    avg_pool_forward,
+    sum_pool,
+    sum_pool_backward,
+    sum_pool_forward,
+)
 from .conv import conv, conv_backward, conv_forward, conv_transpose, conv_transpose_backward, conv_transpose_forward
-from .dense import (
-    dropout,
-    dropout_backward,
-    dropout_forward,
-    linear,
-    linear_backward,
-    linear_forward,
-    relu,
-    relu_backward,
-    relu_forward,
+from .dropout import dropout, dropout_backward, dropout_forward
+from .linear import linear, linear_backward, linear_forward
+from .local_response_norm import local_response_norm, local_response_norm_backward, local_response_norm_forward
+from .losses import (
+    mse_loss,
+    mse_loss_backward,
+    mse_loss_forward,
     softmax_cross_entropy,
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from .losses import mse_loss, mse_loss_backward, mse_loss_forward
 from .lp_pool import lp_pool, lp_pool_backward, lp_pool_forward
-from .lrn import local_response_norm, local_response_norm_backward, local_response_norm_forward
 from .max_pool import max_pool, max_pool_backward, max_pool_forward
+from .max_unpool import max_unpool, max_unpool_backward, max_unpool_forward
 from .norm import (
     batch_norm,
     batch_norm_backward,
@@ -55,18 +62,7 @@ from .norm import (
     rms_norm_forward,
 )
 from .pad import pad, pad_backward, pad_forward
-from .pool import (
-    adaptive_avg_pool,
-    adaptive_avg_pool_backward,
-    adaptive_avg_pool_forward,
-    avg_pool,
-    avg_pool_backward,
-    avg_pool_forward,
-    sum_pool,
-    sum_pool_backward,
-    sum_pool_forward,
-)
-from .unpool import max_unpool, max_unpool_backward, max_unpool_forward
+from .softmax import softmax, softmax_backward, softmax_forward
 
 __all__ = [
     "adaptive_avg_pool",

@@ -13,17 +13,19 @@ from typing import Any, Literal
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs.arguments import integer, real
+from cnnlayers.specs.arguments import real
 
-from .common import (
+from ._common import (
     Array,
     Context,
-    accumulator,
+    accumulator_dtype,
     cast,
-    floating,
+    check_backward,
+    check_floating,
     inference_of,
+    kernel_or_portable,
+    masked,
     on_device,
-    opened,
 )
 from .erf import erfc
 
@@ -31,15 +33,63 @@ SQRT_HALF = math.sqrt(0.5)
 TANH_SCALE, TANH_CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU's tanh form
 
 
-def _wide(b: Backend, array: Array) -> Array:
+def in_wide_dtype(b: Backend, array: Array) -> Array:
     """The array in the dtype it is computed in."""
-    return cast(b, array, accumulator(b, array.dtype))
+    return cast(b, array, accumulator_dtype(b, array.dtype))
 
 
-def _checked(x: Array) -> Backend:
+def checked_backend(x: Array) -> Backend:
+    """x's backend, once x is known to be floating."""
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     return b
+
+
+# ----------------------------------------------------------------------------------------------------------------- relu
+def _relu(b: Backend, spec: None, x: Array) -> Array:
+    return b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
+
+
+def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
+    y = _relu(b, spec, x)
+    return y, b.array(y != b.zeros((), x.dtype), b.xp.bool)
+
+
+def _relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
+    return masked(b, dy, passes)
+
+
+@on_device
+def relu(x: Array) -> Array:
+    """y = 0 where x <= 0, else x: NaN stays NaN. As `relu_forward`, but nothing is saved."""
+    b = backends.of(x)
+    check_floating(b, x, "x")
+    return kernel_or_portable("relu", _relu, b, None, x)(b, None, x)
+
+
+@on_device
+def relu_forward(x: Array) -> tuple[Array, Context]:
+    """y = 0 where x <= 0, else x: NaN stays NaN; and the context, which keeps one bool an element.
+
+    x: any shape; floating. y: x's shape and dtype.
+
+    Raises TypeError: another dtype. Source: torch.nn.functional.relu.
+    """
+    b = backends.of(x)
+    check_floating(b, x, "x")
+    y, passes = kernel_or_portable("relu_forward", _relu_forward, b, None, x)(b, None, x)
+    return y, Context("relu", b, x.dtype, tuple(x.shape), None, {"passes": passes})
+
+
+@on_device
+def relu_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `relu`: dy where x was not <= 0, else 0.
+
+    dy: y's shape. dx: x's shape and dtype.
+    """
+    b, dy = check_backward("relu", dy, ctx, exact=True)
+    passes: Array = ctx.arrays["passes"]
+    return kernel_or_portable("relu_backward", _relu_backward, b, None, dy, passes)(b, None, dy, passes)
 
 
 # ----------------------------------------------------------------------------------------------------------- leaky relu
@@ -79,10 +129,10 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     ----------
     torch.nn.functional.leaky_relu
     """
-    b = _checked(x)
+    b = checked_backend(x)
     slope = real(negative_slope, "negative_slope")
     positive = b.array(x > b.zeros((), x.dtype), b.xp.bool)
-    return _leaky(b, _wide(b, x), positive, slope, x.dtype), Context(
+    return _leaky(b, in_wide_dtype(b, x), positive, slope, x.dtype), Context(
         "leaky_relu", b, x.dtype, tuple(x.shape), slope, {"positive": positive}
     )
 
@@ -110,7 +160,7 @@ def leaky_relu_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = opened("leaky_relu", dy, ctx)
+    b, dy = check_backward("leaky_relu", dy, ctx)
     return _leaky(b, dy, ctx.arrays["positive"], ctx.spec, ctx.dtype)
 
 
@@ -176,10 +226,10 @@ def gelu_forward(x: Array, approximate: Literal["none", "tanh"] = "none") -> tup
     ----------
     Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415; torch.nn.functional.gelu
     """
-    b = _checked(x)
+    b = checked_backend(x)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
-    wide = _wide(b, x)
+    wide = in_wide_dtype(b, x)
     inner = _gelu(b, _finite_x(b, wide), approximate)
     y = b.xp.where(wide > 1e4, wide, inner)
     return b.array(cast(b, y, x.dtype), x.dtype), Context("gelu", b, x.dtype, tuple(x.shape), approximate, {"x": x})
@@ -204,7 +254,7 @@ def gelu_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = opened("gelu", dy, ctx)
+    b, dy = check_backward("gelu", dy, ctx)
     x = _finite_x(b, cast(b, ctx.arrays["x"], dy.dtype))
     return b.array(cast(b, dy * _gelu_slope(b, x, ctx.spec), ctx.dtype), ctx.dtype)
 
@@ -242,8 +292,8 @@ def sigmoid_forward(x: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.sigmoid
     """
-    b = _checked(x)
-    wide = _wide(b, x)
+    b = checked_backend(x)
+    wide = in_wide_dtype(b, x)
     small = b.xp.exp(-b.xp.abs(wide))  # in (0, 1]: never overflows
     y = b.xp.where(wide < 0, small, b.xp.ones_like(small)) / (1.0 + small)
     y = b.array(cast(b, y, x.dtype), x.dtype)
@@ -269,7 +319,7 @@ def sigmoid_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = opened("sigmoid", dy, ctx)
+    b, dy = check_backward("sigmoid", dy, ctx)
     y = cast(b, ctx.arrays["y"], dy.dtype)
     return b.array(cast(b, dy * (y * (1.0 - y)), ctx.dtype), ctx.dtype)
 
@@ -306,8 +356,8 @@ def tanh_forward(x: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.tanh
     """
-    b = _checked(x)
-    y = b.array(cast(b, b.xp.tanh(_wide(b, x)), x.dtype), x.dtype)
+    b = checked_backend(x)
+    y = b.array(cast(b, b.xp.tanh(in_wide_dtype(b, x)), x.dtype), x.dtype)
     return y, Context("tanh", b, x.dtype, tuple(x.shape), None, {"y": y})
 
 
@@ -330,85 +380,6 @@ def tanh_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = opened("tanh", dy, ctx)
+    b, dy = check_backward("tanh", dy, ctx)
     y = cast(b, ctx.arrays["y"], dy.dtype)
     return b.array(cast(b, dy * ((1.0 - y) * (1.0 + y)), ctx.dtype), ctx.dtype)
-
-
-# -------------------------------------------------------------------------------------------------------------- softmax
-@on_device
-def softmax_forward(x: Array, axis: int = 1) -> tuple[Array, Context]:
-    """Softmax: y = exp(x) / sum(exp(x)), the sum along one axis.
-
-    Parameters
-    ----------
-    x : array
-        At least one axis, floating.
-    axis : int
-        The axis that sums to 1; a negative one counts from the end.
-
-    Returns
-    -------
-    y : array
-        x's shape and dtype. The maximum is subtracted first, so large values do no harm.
-    ctx : Context
-        For `softmax_backward`; `softmax` returns y alone. It refers to y: do not change y in place before the backward.
-
-    Raises
-    ------
-    TypeError
-        x has another dtype, or axis is not an integer.
-    ValueError
-        x has no such axis.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cnnlayers import functional as F
-    >>> F.softmax(np.array([[1000.0, 1000.0]]))
-    array([[0.5, 0.5]])
-
-    References
-    ----------
-    torch.nn.functional.softmax
-    """
-    b = _checked(x)
-    axis = integer(axis, "axis")
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {axis}")
-    if x.size == 0:
-        y = b.zeros(tuple(x.shape), x.dtype)
-    else:
-        wide = _wide(b, x)
-        powers = b.xp.exp(wide - b.xp.max(wide, axis=axis, keepdims=True))
-        y = cast(b, powers / _sum(b, powers, axis), x.dtype)
-    return y, Context("softmax", b, x.dtype, tuple(x.shape), axis, {"y": y})
-
-
-def _sum(b: Backend, array: Array, axis: int) -> Array:
-    """The sum along an axis, taken in float64, in the array's dtype."""
-    return cast(b, b.xp.sum(array, axis=axis, keepdims=True, dtype=b.xp.float64), array.dtype)
-
-
-softmax = inference_of(softmax_forward)
-
-
-@on_device
-def softmax_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `softmax`: y * (dy - sum(dy * y)), the sum along its axis.
-
-    Parameters
-    ----------
-    dy : array
-        y's shape, floating.
-    ctx : Context
-        From `softmax_forward`.
-
-    Returns
-    -------
-    dx : array
-        x's shape and dtype.
-    """
-    b, dy = opened("softmax", dy, ctx)
-    y = cast(b, ctx.arrays["y"], dy.dtype)
-    return cast(b, y * (dy - _sum(b, dy * y, ctx.spec)), ctx.dtype)

@@ -15,22 +15,22 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, adaptive_window
 
-from .common import (
+from ._common import (
     Array,
     Context,
     cast,
+    check_backward,
+    check_floating,
     check_memory,
-    floating,
-    implementation,
+    in_accumulator_dtype,
+    kernel_or_portable,
     masked,
     on_device,
-    opened,
     sum_widely,
-    widened,
 )
+from .avg_pool import axis_index
 from .max_pool import flat_cells, maxima, read_cells, read_slice
 from .plane_chunks import in_planes
-from .pool import along
 from .window_arrays import on_axis, window_ends, window_starts
 
 Asked = tuple[slice, Callable[[Array], Array], "Array | None"]
@@ -47,7 +47,7 @@ def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
 
 
 @in_planes
-@widened
+@in_accumulator_dtype
 def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
     """Each cell asks the windows that cover it, in C order, whether it is their maximum."""
     lay, ndim, xp = spec.layout, len(spec.layout.shape), b.xp
@@ -77,7 +77,7 @@ def _windows_over(b: Backend, where: int, ndim: int, axis: AdaptiveAxis) -> list
     over = axis.adjoint
     if axis.length < over.kernel:
         spans = [over.cells(cell) for cell in range(axis.length)]
-        return [(slice(c, c + 1), read_slice(along(where, span)), None) for c, span in enumerate(spans)]
+        return [(slice(c, c + 1), read_slice(axis_index(where, span)), None) for c, span in enumerate(spans)]
     first, end = window_starts(b, over), window_ends(b, over)
     return [
         (
@@ -98,10 +98,10 @@ def adaptive_max_pool(x: Array, output_size: Any, *, data_format: str = "channel
     TypeError for another dtype or kind. Source: torch.nn.functional.adaptive_max_pool2d.
     """
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
     check_memory(b, x, spec.out_shape)
-    return implementation("adaptive_max_pool", _adaptive_max_pool, b, spec, x)(b, spec, x)
+    return kernel_or_portable("adaptive_max_pool", _adaptive_max_pool, b, spec, x)(b, spec, x)
 
 
 @on_device
@@ -110,10 +110,10 @@ def adaptive_max_pool_forward(
 ) -> tuple[Array, Context]:
     """`adaptive_max_pool` for training: the context keeps the window-local argmax. Arguments and errors as there."""
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
     check_memory(b, x, spec.out_shape)
-    run = implementation("adaptive_max_pool_forward", _adaptive_max_pool_forward, b, spec, x)
+    run = kernel_or_portable("adaptive_max_pool_forward", _adaptive_max_pool_forward, b, spec, x)
     y, argmax = run(b, spec, x)
     return y, Context("adaptive_max_pool", b, x.dtype, spec.out_shape, spec, {"argmax": argmax})
 
@@ -121,8 +121,8 @@ def adaptive_max_pool_forward(
 @on_device
 def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("adaptive_max_pool", dy, ctx, exact=True)
+    b, dy = check_backward("adaptive_max_pool", dy, ctx, exact=True)
     argmax = ctx.arrays["argmax"]
     dy = sum_widely(b, dy, math.prod(a.overlap for a in ctx.spec.axes))
-    run = implementation("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
+    run = kernel_or_portable("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
     return cast(b, run(b, ctx.spec, dy, argmax), ctx.dtype)

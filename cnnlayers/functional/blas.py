@@ -21,7 +21,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from .common import Array
+from ._common import Array
 
 T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it
@@ -53,7 +53,7 @@ def in_chunks(b: Backend, function: Callable[[T], Any], chunks: Sequence[T], flo
                 function(chunk)
 
 
-def cuts(length: int, parts: int) -> list[slice]:
+def split_evenly(length: int, parts: int) -> list[slice]:
     """`length` cells in at most `parts` runs of one length (the last may be shorter)."""
     step = max(1, -(-length // max(1, parts)))
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
@@ -69,7 +69,7 @@ def workspace(b: Backend, shape: tuple[int, ...], dtype: Any) -> Iterator[Array]
         yield array
 
 
-def in_order(b: Backend, array: Array) -> Array:
+def in_c_order(b: Backend, array: Array) -> Array:
     """The array, on NumPy copied where its elements do not lie in C order."""
     return numpy.ascontiguousarray(array) if b.name == "numpy" else array
 
@@ -120,7 +120,7 @@ def _in_runs(b: Backend, x: Array, w: Array) -> Array:
     """x @ w in float64, of which each run of terms is a product in x's dtype."""
     if x.shape[-2] * w.shape[-1] <= SMALL:
         return _in_short_runs(b, x, w)
-    first, *others = cuts(x.shape[-1], -(-x.shape[-1] // LONG))
+    first, *others = split_evenly(x.shape[-1], -(-x.shape[-1] // LONG))
     total = b.xp.astype(b.xp.matmul(x[..., first], w[..., first, :]), b.xp.float64)
     for run in others:
         total += b.xp.matmul(x[..., run], w[..., run, :])
@@ -144,11 +144,11 @@ def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array,
         return [(x, w, y, plus)]
     x, w = (numpy.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:])) for a in (x, w))
     plus = None if plus is None else numpy.broadcast_to(plus, y.shape)
-    stacks: list[Any] = [(...,)] if y.ndim == 2 else [(cut, ...) for cut in cuts(y.shape[0], parts)]
+    stacks: list[Any] = [(...,)] if y.ndim == 2 else [(cut, ...) for cut in split_evenly(y.shape[0], parts)]
     by_rows, longest = y.shape[-2] >= y.shape[-1], max(y.shape[-2:])
     jobs = []
     for stack in stacks:
-        for side in cuts(longest, min(parts // len(stacks), longest // LEAST_CUT)):
+        for side in split_evenly(longest, min(parts // len(stacks), longest // LEAST_CUT)):
             rows, columns = ((*stack, side, slice(None)), (*stack, slice(None), side))
             at = rows if by_rows else columns
             job = (x[rows], w[stack]) if by_rows else (x[stack], w[columns])

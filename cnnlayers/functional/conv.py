@@ -19,23 +19,23 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import conv_window, transposed_window
 from cnnlayers.specs.arguments import Shape, flag, integer, layout, sizes
 
-from .blas import single_threaded_blas
-from .common import (
+from ._common import (
     Array,
     Context,
-    accumulator,
+    accumulator_dtype,
     cast,
+    check_backward,
+    check_floating,
     check_memory,
-    floating,
-    implementation,
+    check_parameter,
+    common_backend,
     inference_of,
+    kernel_or_portable,
     on_device,
-    opened,
-    owner,
-    parameter,
 )
-from .correlate import correlate, spread, weight_gradient
-from .tiles import Conv, kept
+from .blas import single_threaded_blas
+from .conv_im2col import correlate, correlate_adjoint, weight_gradient
+from .conv_tiling import Conv, interned
 
 
 def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: str, by_channel: int) -> Shape:
@@ -58,15 +58,15 @@ def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: str, by_cha
 
 def _arrays(x: Array, weight: Array, bias: Array | None) -> Backend:
     """The owner of the call's arrays; TypeError where one is missing or not floating."""
-    b = owner(x=x, weight=weight, bias=bias)
-    floating(b, x, "x")
-    floating(b, weight, "weight")
+    b = common_backend(x=x, weight=weight, bias=bias)
+    check_floating(b, x, "x")
+    check_floating(b, weight, "weight")
     return b
 
 
 def _computed(b: Backend, x: Array, *arrays: Array | None) -> list[Any]:
     """x and other arrays in the dtype x is computed in."""
-    dtype = accumulator(b, x.dtype)
+    dtype = accumulator_dtype(b, x.dtype)
     return [None if a is None else cast(b, a, dtype) for a in (x, *arrays)]
 
 
@@ -82,7 +82,7 @@ def _gradients(
     weight: Array = ctx.arrays["weight"]
     bias, dbias = ctx.arrays["bias"], None
     if bias is not None:
-        sums = implementation("channel_sums", _channel_sums, b, ctx.spec, dy)
+        sums = kernel_or_portable("channel_sums", _channel_sums, b, ctx.spec, dy)
         dbias = cast(b, sums(b, ctx.spec, dy), bias.dtype)
     return None if dx is None else cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias
 
@@ -97,7 +97,7 @@ def _conv_backward(
 ) -> tuple[Array | None, Array]:
     x, weight = _computed(b, x, weight)
     with single_threaded_blas(b):
-        return spread(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, x, dy)
+        return correlate_adjoint(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, x, dy)
 
 
 @on_device
@@ -131,8 +131,8 @@ def conv_forward(
     groups = integer(groups, "groups", 1)
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
     window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
-    spec = kept(Conv(window, weight.shape[0], groups))
-    parameter(b, bias, "bias", (spec.filters,))
+    spec = interned(Conv(window, weight.shape[0], groups))
+    check_parameter(b, bias, "bias", (spec.filters,))
     check_memory(b, x, spec.maps_shape)
     y = _conv_forward(b, spec, x, weight, bias)
     return y, Context("conv", b, x.dtype, spec.maps_shape, spec, {"x": x, "weight": weight, "bias": bias})
@@ -148,14 +148,14 @@ def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Ar
     dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's.
     needs_dx: False where x is no layer's output, but data: then dx is None, and a third of the work left out.
     """
-    b, dy = opened("conv", dy, ctx)
+    b, dy = check_backward("conv", dy, ctx)
     x, weight = ctx.arrays["x"], ctx.arrays["weight"]
     return _gradients(b, ctx, *_conv_backward(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)
 
 
 # ----------------------------------------------------------------------------------------------- transposed convolution
 def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array | None) -> Array:
-    return cast(b, spread(b, spec, *_computed(b, x, weight, bias)), x.dtype)
+    return cast(b, correlate_adjoint(b, spec, *_computed(b, x, weight, bias)), x.dtype)
 
 
 def _conv_transpose_backward(
@@ -201,8 +201,8 @@ def conv_transpose_forward(
     window = transposed_window(
         tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters
     )
-    spec = kept(Conv(window, weight.shape[0], groups))
-    parameter(b, bias, "bias", (filters,))
+    spec = interned(Conv(window, weight.shape[0], groups))
+    check_parameter(b, bias, "bias", (filters,))
     check_memory(b, x, window.layout.shape)
     y, arrays = _conv_transpose_forward(b, spec, x, weight, bias), {"x": x, "weight": weight, "bias": bias}
     return y, Context("conv_transpose", b, x.dtype, window.layout.shape, spec, arrays)
@@ -219,6 +219,6 @@ def conv_transpose_backward(
 
     dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's. needs_dx: as `conv_backward`'s.
     """
-    b, dy = opened("conv_transpose", dy, ctx)
+    b, dy = check_backward("conv_transpose", dy, ctx)
     x, weight = ctx.arrays["x"], ctx.arrays["weight"]
     return _gradients(b, ctx, *_conv_transpose_backward(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)

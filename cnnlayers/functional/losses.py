@@ -1,10 +1,13 @@
-"""The mean squared error.
+"""Losses: softmax cross-entropy and the mean squared error.
 
 Rules of the family: the loss is a 0-d array of x's dtype; sums are float64. The loss of an empty batch is not defined.
+The cross-entropy subtracts each row's maximum before it takes exponentials, and leaves the maximum's own out of their
+sum: large scores do no harm, and confident ones lose no digits.
 """
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -12,9 +15,114 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import real
 
-from .common import Array, Context, accumulator, cast, floating, inference_of, on_device, opened, owner
+from ._common import (
+    Array,
+    Context,
+    accumulator_dtype,
+    cast,
+    check_backward,
+    check_floating,
+    common_backend,
+    inference_of,
+    on_device,
+)
 
 
+# ------------------------------------------------------------------------------------------------ softmax cross-entropy
+def _labels(b: Backend, labels: Array, rows: int, classes: int) -> Array:
+    """The labels as int64, in range; CuPy's are not looked at, because that would stall the device."""
+    got = "None" if labels is None else backends.dtype_name(b, labels)
+    if got not in backends.INTEGERS:
+        raise TypeError(f"labels must be an array of integers, got {got}")
+    if tuple(labels.shape) != (rows,):
+        raise ValueError(f"labels must have shape ({rows},), one for each row of x, got {tuple(labels.shape)}")
+    if b.name != "cupy":
+        low, high = int(b.xp.min(labels)), int(b.xp.max(labels))  # before the cast: a uint64 may be beyond int64
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"labels must be from 0 to {classes - 1} for {classes} classes, got values from {low} to {high}"
+            )
+    return cast(b, labels, b.xp.int64)
+
+
+def _out_of_range(labels: Array, classes: int) -> Array:
+    return (labels < 0) | (labels >= classes)
+
+
+# Of each row the largest score, `top`, contributes exp(0) = 1 to the sum of exponentials. `rest` is what the others add
+# to it: log(sum) = log1p(rest) and softmax at the largest, 1 / (1 + rest), keep their digits however small it is.
+def _loss_forward(b: Backend, spec: None, x: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """The mean loss, and of each row `top` and `rest`."""
+    rows, classes = x.shape
+    x = cast(b, x, accumulator_dtype(b, x.dtype))
+    top = b.xp.max(x, axis=1, keepdims=True)
+    largest = b.arange(classes) == b.xp.expand_dims(b.xp.argmax(x, axis=1), axis=1)
+    others = b.xp.where(largest, b.zeros((), x.dtype), b.xp.exp(x - top))
+    rest = b.xp.sum(others, axis=1, keepdims=True, dtype=b.xp.float64)
+    rest = rest + cast(b, top - top, b.xp.float64)  # NaN where the largest is NaN or infinite
+    column = b.xp.expand_dims(b.xp.clip(labels, 0, classes - 1), axis=1)
+    below = cast(b, top - b.xp.take_along_axis(x, column, axis=1), b.xp.float64)
+    losses = b.xp.log1p(rest) + below
+    strange = b.xp.expand_dims(_out_of_range(labels, classes), axis=1)
+    losses = b.xp.where(strange, b.full((), math.nan, b.xp.float64), losses)
+    return b.array(b.xp.sum(losses) / rows, x.dtype), top, cast(b, rest, x.dtype)
+
+
+def _loss_backward(b: Backend, spec: None, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
+    rows, classes = x.shape
+    powers = b.xp.exp(cast(b, x, dy.dtype) - top)
+    column = b.xp.expand_dims(labels, axis=1)
+    # At the label: softmax - 1 = -(the other exponentials) / sum, both terms of that being 0 or more.
+    shares = b.xp.where(b.arange(classes) == column, (powers - 1.0) - rest, powers)
+    shares = b.xp.where(_out_of_range(column, classes), b.full((), math.nan, dy.dtype), shares)
+    return shares * (dy / (rows * (1.0 + rest)))
+
+
+@on_device
+def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Context]:
+    """The mean over rows n of -log(softmax(x[n])[labels[n]]), with softmax(z)[k] = exp(z[k]) / sum over j of exp(z[j]).
+
+    x: (N, K), scores ("logits"); floating. labels: (N,), integers from 0 to K - 1.
+    y: a 0-d array of x's dtype. `softmax_cross_entropy_forward` also gives the context, which keeps x, the labels (as
+    int64) and two numbers a row.
+
+    Raises ValueError: no rows or no classes, labels of another shape or out of range (on CuPy, where looking would
+    stall the device, a label out of range makes the loss and its row's gradient NaN instead). TypeError: another dtype,
+    arrays of different owners. Source: torch.nn.functional.cross_entropy.
+    """
+    b = common_backend(x=x, labels=labels)
+    check_floating(b, x, "x")
+    if x.ndim != 2:
+        raise ValueError(f"x must be (N, K), a row of scores for each sample, got shape {tuple(x.shape)}")
+    if 0 in tuple(x.shape):
+        raise ValueError(
+            f"the loss of nothing is not defined: x must have rows and classes, got shape {tuple(x.shape)}"
+        )
+    labels = _labels(b, labels, *x.shape)
+    loss, top, rest = _loss_forward(b, None, x, labels)
+    saved = {"x": x, "labels": labels, "top": top, "rest": rest}
+    return cast(b, loss, x.dtype), Context("softmax_cross_entropy", b, x.dtype, (), None, saved)
+
+
+softmax_cross_entropy = inference_of(softmax_cross_entropy_forward)
+
+
+@backends.quiet
+def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
+    """dx of `softmax_cross_entropy`: dy * (softmax(x) - 1 at the label) / N.
+
+    dy: a 0-d array or a number, the factor of the whole gradient. dx: x's shape and dtype.
+    """
+    saved = ctx.arrays.get("x") if isinstance(ctx, Context) else None
+    with backends.on_device_of(saved):
+        if isinstance(ctx, Context) and isinstance(dy, Real):
+            dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator_dtype(ctx.backend, ctx.dtype))
+        b, dy = check_backward("softmax_cross_entropy", backends.plain(dy), ctx)
+        arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "rest")]
+        return cast(b, _loss_backward(b, None, dy, *arrays), ctx.dtype)
+
+
+# --------------------------------------------------------------------------------------------------- mean squared error
 def _difference(b: Backend, x: Array, target: Array, dtype: Any) -> Array:
     return cast(b, x, dtype) - cast(b, target, dtype)
 
@@ -56,14 +164,14 @@ def mse_loss_forward(x: Array, target: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.mse_loss
     """
-    b = owner(x=x, target=target)
-    floating(b, x, "x")
-    floating(b, target, "target")
+    b = common_backend(x=x, target=target)
+    check_floating(b, x, "x")
+    check_floating(b, target, "target")
     if tuple(target.shape) != tuple(x.shape):
         raise ValueError(f"target must have x's shape {tuple(x.shape)}, got {tuple(target.shape)}")
     if x.size == 0:
         raise ValueError(f"the loss of nothing is not defined: x must have elements, got shape {tuple(x.shape)}")
-    difference = _difference(b, x, target, accumulator(b, x.dtype))
+    difference = _difference(b, x, target, accumulator_dtype(b, x.dtype))
     loss = b.xp.mean(cast(b, difference * difference, b.xp.float64))
     arrays = {"x": x, "target": target}
     return b.array(cast(b, b.array(loss, b.xp.float64), x.dtype), x.dtype), Context(
@@ -93,8 +201,8 @@ def mse_loss_backward(dy: Any, ctx: Context) -> Array:
     kept = ctx.arrays.get("x") if isinstance(ctx, Context) else None
     with backends.on_device_of(kept):
         if isinstance(ctx, Context) and isinstance(dy, Real):
-            dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator(ctx.backend, ctx.dtype))
-        b, dy = opened("mse_loss", backends.plain(dy), ctx)
+            dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator_dtype(ctx.backend, ctx.dtype))
+        b, dy = check_backward("mse_loss", backends.plain(dy), ctx)
         x: Array = ctx.arrays["x"]
         difference = _difference(b, x, ctx.arrays["target"], dy.dtype)
         return cast(b, difference * (dy * (2.0 / x.size)), ctx.dtype)

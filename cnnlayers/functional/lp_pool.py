@@ -26,9 +26,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Axis, Window, pool_window, taps
 from cnnlayers.specs.arguments import real
 
-from .common import Array, Context, cast, check_memory, floating, inference_of, on_device, opened
+from ._common import Array, Context, cast, check_backward, check_floating, check_memory, inference_of, on_device
+from .avg_pool import axis_index, resized, window_adjoint, window_slices, window_sums
 from .plane_chunks import in_planes
-from .pool import along, resized, window_slices, window_spread, window_sums
 
 POWER = 6.0  # float64 holds every power up to this one of 1e-45 and 3e38, float32's smallest and largest numbers
 
@@ -65,7 +65,7 @@ def _gradient(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
     y, size, one, zero = _norms(b, spec, x), b.xp.abs(x), b.full((), 1.0, x.dtype), b.zeros((), x.dtype)
     scale = b.xp.where(y == 0, zero, dy * b.xp.where(y == 0, one, y) ** (1 - spec.p))
     slope = _power(b, b.xp.where(size == 0, one, size), spec.p - 1)
-    return b.xp.where(size == 0, zero, window_spread(b, spec.window, scale) * slope)
+    return b.xp.where(size == 0, zero, window_adjoint(b, spec.window, scale) * slope)
 
 
 # -------------------------------------------------------------------------------------------- by the window's largest
@@ -84,14 +84,14 @@ def _axis_norms(b: Backend, x: Array, where: int, axis: Axis, p: float) -> Array
     largest, sums = (b.zeros(resized(x, where, axis.out), x.dtype) for _ in range(2))
     by_window = axis.out < axis.kernel
     for windows, cells in _pieces(axis):
-        at, values = along(where, windows), x[along(where, cells)]
+        at, values = axis_index(where, windows), x[axis_index(where, cells)]
         values = b.xp.max(values, axis=where, keepdims=True) if by_window else values
         largest[at] = b.xp.maximum(largest[at], values)
     one = b.full((), 1.0, x.dtype)
     scale = b.xp.where((largest == 0) | b.xp.isinf(largest), one, largest)
     for windows, cells in _pieces(axis):
-        at = along(where, windows)
-        powers = _power(b, x[along(where, cells)] / scale[at], p)
+        at = axis_index(where, windows)
+        powers = _power(b, x[axis_index(where, cells)] / scale[at], p)
         sums[at] += b.xp.sum(powers, axis=where, keepdims=True) if by_window else powers
     return scale * _root(b, sums, p)
 
@@ -112,7 +112,7 @@ def _scaled_gradient(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
         finite = b.xp.where(b.xp.isinf(inner), one, inner)
         dx = b.zeros(tuple(inner.shape), x.dtype)
         for windows, cells in _pieces(axis):
-            at, seen = along(where, windows), along(where, cells)
+            at, seen = axis_index(where, windows), axis_index(where, cells)
             dx[seen] += dy[at] * _power(b, finite[seen] / outer[at], spec.p - 1)
         dy = b.xp.where(inner == 0, zero, dx)
     return b.xp.where(b.xp.isinf(x), b.full((), math.nan, x.dtype), dy)
@@ -163,7 +163,7 @@ def lp_pool_forward(
     Source: torch.nn.functional.lp_pool2d (which lacks the abs).
     """
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     p = _exponent(norm_type)
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     spec = lp_pool_spec(b, window, p, x.dtype)
@@ -177,6 +177,6 @@ lp_pool = inference_of(lp_pool_forward)
 @on_device
 def lp_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `lp_pool`: dy * sign(x) * (abs(x) / y)**(p - 1), gathered. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("lp_pool", dy, ctx, exact=True)
+    b, dy = check_backward("lp_pool", dy, ctx, exact=True)
     x = ctx.arrays["x"]
     return _lp_pool_backward(b, ctx.spec, dy, x)

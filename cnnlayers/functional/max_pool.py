@@ -23,23 +23,23 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, pool_window, taps, window_taps
 from cnnlayers.specs.arguments import choice, flag
 
-from .common import (
+from ._common import (
     Array,
     Context,
     cast,
+    check_backward,
     check_memory,
-    implementation,
+    check_numeric,
+    in_accumulator_dtype,
     is_float,
+    kernel_or_portable,
     masked,
-    numeric,
     on_device,
-    opened,
     select,
     sum_widely,
-    widened,
 )
+from .avg_pool import axis_index
 from .plane_chunks import in_planes
-from .pool import along
 from .window_arrays import first_taps, on_axis, window_ends, window_starts
 
 TIES = ("first", "all", "split")
@@ -93,13 +93,13 @@ def _reads(b: Backend, where: int, ndim: int, axis: Axis | AdaptiveAxis) -> Iter
     """For each tap: the tap, the windows it serves, how to read their cells, and which of these count (None: all)."""
     if isinstance(axis, Axis):
         for tap, windows, cells in taps(axis):
-            yield tap, along(where, windows), read_slice(along(where, cells)), None
+            yield tap, axis_index(where, windows), read_slice(axis_index(where, cells)), None
         return
     start, end = window_starts(b, axis), window_ends(b, axis)
     for tap in range(axis.kernel):
         cells = b.xp.clip(start + tap, None, axis.length - 1)
         counted = None if tap < axis.narrowest else on_axis(b, start + tap < end, where, ndim)
-        yield tap, along(where, slice(None)), read_cells(b, cells, where), counted
+        yield tap, axis_index(where, slice(None)), read_cells(b, cells, where), counted
 
 
 def _seed(
@@ -128,7 +128,7 @@ def _first_cells(b: Backend, x: Array, where: int, axis: Axis | AdaptiveAxis, ce
     """A copy of the cells of x along an axis; None: those under tap 0 of an ordinary axis, which are a slice."""
     if cells is None and isinstance(axis, Axis):
         _, _, under = next(taps(axis))
-        return b.xp.asarray(x[along(where, under)], copy=True)
+        return b.xp.asarray(x[axis_index(where, under)], copy=True)
     return b.xp.take(x, cells, axis=where)
 
 
@@ -215,7 +215,7 @@ def _max_pool(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None]:
 
 
 @in_planes
-@widened
+@in_accumulator_dtype
 def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
     if spec.ties == "split":
         dy = dy / _number_of_ties(b, spec.window, saved, dy.dtype)
@@ -252,7 +252,7 @@ def _max_spec(
     data_format: str,
 ) -> tuple[Backend, Max]:
     b = backends.of(x)
-    numeric(b, x, "x")
+    check_numeric(b, x, "x")
     choice(ties, "ties", TIES)
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     check_memory(b, x, window.out_shape)
@@ -291,7 +291,7 @@ def max_pool(
     padded input; TypeError: another dtype or kind. Source: torch.nn.functional.max_pool2d.
     """
     b, spec = _max_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
-    run = implementation("max_pool", _max_pool, b, spec, x)
+    run = kernel_or_portable("max_pool", _max_pool, b, spec, x)
     y, indices = run(b, spec, _as_bytes(b, x))
     y = cast(b, y, x.dtype)
     return (y, indices) if return_indices else y
@@ -313,7 +313,7 @@ def max_pool_forward(
     """`max_pool` for training: also gives the context, which keeps a byte an output to 256 taps (ties "first"), or a
     bit a tap, and not x. Arguments and errors as `max_pool`'s."""
     b, spec = _max_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
-    run = implementation("max_pool_forward", _max_pool_forward, b, spec, x)
+    run = kernel_or_portable("max_pool_forward", _max_pool_forward, b, spec, x)
     y, saved, indices = run(b, spec, _as_bytes(b, x))
     ctx = Context("max_pool", b, x.dtype, spec.window.out_shape, spec, {"saved": saved})
     y = cast(b, y, x.dtype)
@@ -331,8 +331,8 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
             f"max_pool's ties='split' divides gradients among equal maxima, and x was {ctx.dtype}, which cannot be"
             " divided: use ties='first' or ties='all', or a floating x"
         )
-    b, dy = opened("max_pool", dy, ctx, exact=True, integers=True)
+    b, dy = check_backward("max_pool", dy, ctx, exact=True, integers=True)
     saved = ctx.arrays["saved"]
     dy = sum_widely(b, dy, math.prod(a.overlap for a in ctx.spec.window.axes))
-    run = implementation("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)
+    run = kernel_or_portable("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)
     return cast(b, run(b, ctx.spec, dy, saved), ctx.dtype)

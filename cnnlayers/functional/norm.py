@@ -22,20 +22,20 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import flag, grouped, layout, real, trailing
 
 from . import row_chunks
-from .common import (
+from ._common import (
     Array,
     Context,
-    accumulator,
+    accumulator_dtype,
     cast,
-    floating,
-    implementation,
+    check_backward,
+    check_floating,
+    check_parameter,
+    common_backend,
     inference_of,
+    kernel_or_portable,
     on_device,
-    opened,
-    owner,
-    parameter,
 )
-from .rows import Norm, Rows, Statistics, batch_rows, group_rows, instance_rows, reciprocal_std, trailing_rows
+from .norm_math import Norm, Rows, Statistics, batch_rows, group_rows, instance_rows, reciprocal_std, trailing_rows
 
 ALONE = "batch statistics need two; training=False uses the running ones"
 
@@ -49,12 +49,12 @@ def _eps(value: Any) -> float:
 
 def _owner(x: Array, **others: Array | None) -> Backend:
     """The owner of all the arrays of a call, x being floating."""
-    b = owner(x=x, **others)
-    floating(b, x, "x")
+    b = common_backend(x=x, **others)
+    check_floating(b, x, "x")
     return b
 
 
-def _refuse_lone(lone: bool, rows: Rows, row: str, remedy: str) -> None:
+def _check_group_size(lone: bool, rows: Rows, row: str, remedy: str) -> None:
     """The ValueError where each row is a single value."""
     if lone:
         raise ValueError(f"x must have more than one value per {row}, got shape {rows.shape}: {remedy}")
@@ -62,12 +62,12 @@ def _refuse_lone(lone: bool, rows: Rows, row: str, remedy: str) -> None:
 
 def _norm(b: Backend, rows: Rows, gamma: Array | None, beta: Array | None, **more: Any) -> Norm:
     """The norm, once its parameters are known to have the right shape and a floating dtype."""
-    parameter(b, gamma, "gamma", rows.parameter)
-    parameter(b, beta, "beta", rows.parameter)
+    check_parameter(b, gamma, "gamma", rows.parameter)
+    check_parameter(b, beta, "beta", rows.parameter)
     return Norm(rows, None if gamma is None else gamma.dtype, None if beta is None else beta.dtype, **more)
 
 
-def _own_forward(
+def _forward_own_stats(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
 ) -> tuple[Array, Array | None, Array]:
     """y, mean and rstd where the rows have statistics of their own."""
@@ -78,17 +78,17 @@ def _own_forward(
 def _forward(
     op: str, portable: Any, b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, *more: Any
 ) -> tuple[Array, Context]:
-    run = implementation(f"{op}_forward", portable, b, norm, x, gamma, beta, *more)
+    run = kernel_or_portable(f"{op}_forward", portable, b, norm, x, gamma, beta, *more)
     y, mean, rstd = run(b, norm, x, gamma, beta, *more)
-    for_dgamma_alone = norm.given and gamma is None
+    for_dgamma_alone = norm.use_running_stats and gamma is None
     kept = {"x": None if for_dgamma_alone else x, "mean": mean, "rstd": rstd, "gamma": gamma}
     return y, Context(op, b, x.dtype, norm.rows.shape, norm, kept)
 
 
 def _backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
-    b, dy = opened(op, dy, ctx, exact=True)
+    b, dy = check_backward(op, dy, ctx, exact=True)
     norm, kept = ctx.spec, [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
-    run = implementation(f"{op}_backward", row_chunks.backward, b, norm, dy, *kept)
+    run = kernel_or_portable(f"{op}_backward", row_chunks.backward, b, norm, dy, *kept)
     dx, dgamma, dbeta = run(b, norm, dy, *kept)
     return cast(b, dx, ctx.dtype), dgamma, dbeta
 
@@ -100,7 +100,7 @@ def _check_running(b: Backend, rows: Rows, mean: Array | None, var: Array | None
         missing = "running_mean" if mean is None else "running_var"
         raise ValueError(f"running_mean and running_var belong together, got no {missing}: give both or neither")
     for name, array in (("running_mean", mean), ("running_var", var)):
-        parameter(b, array, name, rows.parameter)
+        check_parameter(b, array, name, rows.parameter)
         if training and not getattr(getattr(array, "flags", None), "writeable", True):
             raise ValueError(f"{name} is updated in training, got a read-only array: pass a copy")
 
@@ -131,18 +131,18 @@ def _batch_norm_forward(
     """y, mean and rstd by the batch's statistics, the running ones updated where there are any, or by the running ones
     where `norm.given`."""
     rows = norm.rows
-    if norm.given:
+    if norm.use_running_stats:
         # Copies: the context must not follow later updates in place.
         mean, var = (
             b.xp.asarray(b.xp.reshape(r, rows.parameter_view), dtype=b.xp.float64, copy=True)
             for r in (running_mean, running_var)
         )
         rstd = reciprocal_std(b, var, rows.eps)
-        return row_chunks.forward_given(b, norm, x, gamma, beta, mean, rstd), mean, rstd
+        return row_chunks.forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd), mean, rstd
     y, stats = row_chunks.forward(b, norm, x, gamma, beta)
     # Only now is the count over all ranks known, to each of them.
     lone = norm.training and stats.n == 1 and rows.parameter != (0,)
-    _refuse_lone(lone, rows, "channel over all ranks in training", ALONE)
+    _check_group_size(lone, rows, "channel over all ranks in training", ALONE)
     if norm.training and running_mean is not None and stats.n:
         _track(b, norm, (running_mean, running_var), stats)
     return y, stats.mean, stats.rstd
@@ -186,14 +186,14 @@ def batch_norm_forward(
         gamma,
         beta,
         comm=_reducing(comm),
-        given=given,
+        use_running_stats=given,
         training=training,
         momentum=momentum,
         unbiased=unbiased,
     )
     if comm is None:
         lone = training and rows.count == 1 and rows.parameter != (0,)
-        _refuse_lone(lone, rows, "channel in training", ALONE)
+        _check_group_size(lone, rows, "channel in training", ALONE)
     return _forward("batch_norm", _batch_norm_forward, b, norm, x, gamma, beta, running_mean, running_var)
 
 
@@ -234,8 +234,8 @@ def group_norm_forward(
     b = _owner(x, gamma=gamma, beta=beta)
     lay = layout(tuple(x.shape), data_format, least=0)
     rows = group_rows(lay, grouped(lay.channels, num_groups), _eps(eps))
-    _refuse_lone(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
-    return _forward("group_norm", _own_forward, b, _norm(b, rows, gamma, beta), x, gamma, beta)
+    _check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
+    return _forward("group_norm", _forward_own_stats, b, _norm(b, rows, gamma, beta), x, gamma, beta)
 
 
 group_norm = inference_of(group_norm_forward)
@@ -267,8 +267,8 @@ def instance_norm_forward(
     """
     b = _owner(x, gamma=gamma, beta=beta)
     rows = instance_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
-    _refuse_lone(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")
-    return _forward("instance_norm", _own_forward, b, _norm(b, rows, gamma, beta), x, gamma, beta)
+    _check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")
+    return _forward("instance_norm", _forward_own_stats, b, _norm(b, rows, gamma, beta), x, gamma, beta)
 
 
 instance_norm = inference_of(instance_norm_forward)
@@ -295,7 +295,7 @@ def layer_norm_forward(
     b = _owner(x, gamma=gamma, beta=beta)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), _eps(eps))
-    return _forward("layer_norm", _own_forward, b, _norm(b, rows, gamma, beta), x, gamma, beta)
+    return _forward("layer_norm", _forward_own_stats, b, _norm(b, rows, gamma, beta), x, gamma, beta)
 
 
 layer_norm = inference_of(layer_norm_forward)
@@ -322,10 +322,10 @@ def rms_norm_forward(
     Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
     b = _owner(x, gamma=gamma)
-    small = _eps(float(b.xp.finfo(accumulator(b, x.dtype)).eps) if eps is None else eps)
+    small = _eps(float(b.xp.finfo(accumulator_dtype(b, x.dtype)).eps) if eps is None else eps)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), small, centred=False)
-    return _forward("rms_norm", _own_forward, b, _norm(b, rows, gamma, None), x, gamma, None)
+    return _forward("rms_norm", _forward_own_stats, b, _norm(b, rows, gamma, None), x, gamma, None)
 
 
 rms_norm = inference_of(rms_norm_forward)

@@ -20,18 +20,18 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Pad, pad_spec
 from cnnlayers.specs.arguments import Pair, real
 
-from .common import (
+from ._common import (
     Array,
     Context,
     cast,
+    check_backward,
     check_memory,
-    implementation,
+    check_numeric,
+    in_accumulator_dtype,
     inference_of,
-    numeric,
+    kernel_or_portable,
     on_device,
-    opened,
     sum_widely,
-    widened,
 )
 
 
@@ -117,7 +117,7 @@ def _pad_backward(b: Backend, spec: Pad, dy: Array) -> Array:
     return dx
 
 
-@widened
+@in_accumulator_dtype
 def _folded(b: Backend, spec: Pad, dy: Array) -> Array:
     work = b.zeros(_grown_shape(spec), dy.dtype)
     work[_kept(spec)] = dy
@@ -176,13 +176,13 @@ def pad_forward(
     TypeError: another dtype or kind. Source: numpy.pad; backward is the adjoint.
     """
     b = backends.of(x)
-    numeric(b, x, "x")
+    check_numeric(b, x, "x")
     spec = pad_spec(tuple(x.shape), padding, mode, data_format)
     fill = _fill(b, x, value)
     if spec.mode != "constant" and fill != 0:
         raise ValueError(f"value belongs to mode 'constant', got {value!r} with mode {mode!r}")
     check_memory(b, x, spec.out_shape)
-    y = implementation("pad_forward", _pad_forward, b, spec, x)(b, spec, x, fill)
+    y = kernel_or_portable("pad_forward", _pad_forward, b, spec, x)(b, spec, x, fill)
     return y, Context("pad", b, x.dtype, tuple(y.shape), spec)
 
 
@@ -195,8 +195,8 @@ def pad_backward(dy: Array, ctx: Context) -> Array:
 
     dy: y's shape. dx: x's shape and dtype.
     """
-    b, dy = opened("pad", dy, ctx, exact=True, integers=True)
+    b, dy = check_backward("pad", dy, ctx, exact=True, integers=True)
     if ctx.spec.mode == "edge":
         dy = sum_widely(b, dy, math.prod(1 + sum(grow) for grow in ctx.spec.grow))
-    dx = implementation("pad_backward", _pad_backward, b, ctx.spec, dy)(b, ctx.spec, dy)
+    dx = kernel_or_portable("pad_backward", _pad_backward, b, ctx.spec, dy)(b, ctx.spec, dy)
     return cast(b, dx, ctx.dtype)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from cnnlayers.backends import Backend, run_chunks
 from cnnlayers.specs.arguments import Layout
 
-from .common import Array
+from ._common import Array
 
 R = TypeVar("R")
 CHUNK = 1_600_000  # bytes of the largest array, about

@@ -12,8 +12,9 @@ from typing import Any
 
 from cnnlayers.backends import Backend, run_chunks
 
-from .common import Array, cast, itemsize
-from .rows import Norm, Statistics, given_backward, given_forward, rows_backward, rows_forward
+from . import norm_math
+from ._common import Array, cast, itemsize
+from .norm_math import Norm, Statistics, forward_with_batch_stats
 
 CHUNK = 600_000  # bytes of x, about
 
@@ -70,12 +71,12 @@ def forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array |
     """As `rows_forward`."""
     axis, cuts = _cuts(b, norm, x)
     if not cuts:
-        return rows_forward(b, norm, x, gamma, beta)
+        return forward_with_batch_stats(b, norm, x, gamma, beta)
     y = b.empty(tuple(x.shape), x.dtype)
 
     def work(cut: slice) -> Statistics:
         at = (slice(None),) * axis + (cut,)
-        y[at], stats = rows_forward(b, _part(norm, axis, cut), x[at], *_own(norm, axis, cut, gamma, beta))
+        y[at], stats = forward_with_batch_stats(b, _part(norm, axis, cut), x[at], *_own(norm, axis, cut, gamma, beta))
         return stats
 
     mean, rstd, var, counts = zip(*_run(cuts, work), strict=True)
@@ -83,19 +84,19 @@ def forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array |
     return y, Statistics(joined[0], joined[1], joined[2], counts[0])
 
 
-def forward_given(
+def forward_with_running_stats(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, mean: Array, rstd: Array
 ) -> Array:
-    """As `given_forward`."""
+    """As norm_math.forward_with_running_stats."""
     axis, cuts = _cuts(b, norm, x)
     if not cuts:
-        return given_forward(b, norm, x, gamma, beta, mean, rstd)
+        return norm_math.forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd)
     y = b.empty(tuple(x.shape), x.dtype)
 
     def work(cut: slice) -> None:
         at = (slice(None),) * axis + (cut,)
         arrays = *_own(norm, axis, cut, gamma, beta), mean[at], rstd[at]
-        y[at] = given_forward(b, _part(norm, axis, cut), x[at], *arrays)
+        y[at] = norm_math.forward_with_running_stats(b, _part(norm, axis, cut), x[at], *arrays)
 
     _run(cuts, work)
     return y
@@ -104,8 +105,10 @@ def forward_given(
 def backward(
     b: Backend, norm: Norm, dy: Array, x: Array | None, mean: Array | None, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
-    """As `rows_backward`, or as `given_backward` where statistics were given."""
-    whole: Any = given_backward if norm.given else rows_backward
+    """As norm_math.backward_with_running_stats where `norm.use_running_stats`, else as backward_with_batch_stats."""
+    whole: Any = (
+        norm_math.backward_with_running_stats if norm.use_running_stats else norm_math.backward_with_batch_stats
+    )
     axis, cuts = _cuts(b, norm, x)
     if not cuts or x is None:
         result: tuple[Array, Array | None, Array | None] = whole(b, norm, dy, x, mean, rstd, gamma)
@@ -122,15 +125,15 @@ def backward(
         dx[at], *gradients = whole(b, part, dy[at], x[at], *statistics, *_own(norm, axis, cut, gamma))
         return gradients[0], gradients[1]
 
-    along, plain = zip(*_run(cuts, work), strict=True)
-    joined = [_joined(b, axis in norm.rows.own, parts) for parts in (along, plain)]
+    dgammas, dbetas = zip(*_run(cuts, work), strict=True)
+    joined = [_joined(b, axis in norm.rows.own, parts) for parts in (dgammas, dbetas)]
     dtypes = norm.gamma_dtype, norm.beta_dtype
     dgamma, dbeta = (None if a is None else cast(b, a, t) for a, t in zip(joined, dtypes, strict=True))
     return dx, dgamma, dbeta
 
 
-def _joined(b: Backend, apart: bool, parts: tuple[Array | None, ...]) -> Array | None:
+def _joined(b: Backend, separate: bool, parts: tuple[Array | None, ...]) -> Array | None:
     """A parameter's gradient from those of all chunks, which have a part of the parameter each, or all of it."""
     if parts[0] is None:
         return None
-    return b.xp.concat(parts) if apart else b.xp.sum(b.xp.stack(parts), axis=0)
+    return b.xp.concat(parts) if separate else b.xp.sum(b.xp.stack(parts), axis=0)

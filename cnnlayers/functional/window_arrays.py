@@ -7,7 +7,7 @@ from __future__ import annotations
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, Axis
 
-from .common import Array
+from ._common import Array
 
 
 def on_axis(b: Backend, array: Array, where: int, ndim: int) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Array
+from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import flag, real
 
 from .base import Layer

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional.common import Array
+from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import MOST_ELEMENTS, flag, integer
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Layer:
 
     _forward: Callable[..., tuple[Any, Any]]
     _op_backward: Callable[..., Any]
-    _spares_dx = False  # whether the op's backward takes needs_dx
+    _accepts_needs_dx = False  # whether the op's backward takes needs_dx
     _needs_dx = True  # in the backward under way; `_backward` may give None otherwise
     _referred: tuple[str, ...] = ()  # attributes that a copy of the layer shares
 
@@ -107,7 +107,7 @@ class Layer:
         return dx if self._needs_dx else None
 
     def _backward(self, dy: Array, ctx: Any) -> Array:
-        options = {} if self._needs_dx or not self._spares_dx else {"needs_dx": False}
+        options = {} if self._needs_dx or not self._accepts_needs_dx else {"needs_dx": False}
         found = self._op_backward(dy, ctx, **options)
         dx, *gradients = found if isinstance(found, tuple) else (found,)
         named = zip(("weight", "bias"), gradients, strict=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Array
+from cnnlayers.functional._common import Array
 from cnnlayers.specs import conv_window
 from cnnlayers.specs.arguments import choice, entries_of, flag, grouped, integer, sizes
 
@@ -17,7 +17,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class _Conv(Layer):
     """A weight and a bias for `ndim` spatial axes: an int kernel has two unless `ndim` says otherwise."""
 
-    _spares_dx = True
+    _accepts_needs_dx = True
 
     def _weights(self, first: int, second: int, kernel_size: Any, ndim: int | None, biases: int, rng: Any) -> None:
         entries = entries_of(kernel_size, "kernel_size")

@@ -9,7 +9,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Array, Context, numeric, opened
+from cnnlayers.functional._common import Array, Context, check_backward, check_numeric
 from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer, generator, uniform
@@ -19,7 +19,7 @@ class Linear(Layer):
     """x @ weight.T + bias on the last axis; the weight is (out, in). rng: None, a seed or a NumPy Generator."""
 
     _op_backward = staticmethod(F.linear_backward)
-    _spares_dx = True
+    _accepts_needs_dx = True
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Any = None) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Flatten(Layer):
 
     def _forward(self, x: Array) -> tuple[Any, Any]:
         b = backends.of(x)
-        shape = tuple(numeric(b, x, "x").shape)
+        shape = tuple(check_numeric(b, x, "x").shape)
         start, end = self._axis(self.start_dim, "start_dim", shape), self._axis(self.end_dim, "end_dim", shape)
         if start > end:
             raise ValueError(f"start_dim {self.start_dim} lies behind end_dim {self.end_dim} in an x of shape {shape}")
@@ -70,7 +70,7 @@ class Flatten(Layer):
         return dim % len(shape)
 
     def _backward(self, dy: Array, ctx: Any) -> Array:
-        b, dy = opened("flatten", dy, ctx, exact=True)
+        b, dy = check_backward("flatten", dy, ctx, exact=True)
         return b.xp.reshape(dy, ctx.spec)
 
 

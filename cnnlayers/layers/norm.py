@@ -11,7 +11,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Array
+from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import entries_of, flag, grouped, integer, real
 
 from .base import Layer, full, shape_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Array
+from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import flag
 
 from .base import Layer

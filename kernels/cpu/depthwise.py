@@ -53,7 +53,7 @@ def depthwise_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias
     return maps
 
 
-def depthwise_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+def depthwise_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image of the adjoint of `correlate`. Raises UnsuitableData for a weight that is not finite."""
     _check_finite(weight, "weight")
     image = backends.result(spec.window.layout.shape, maps.dtype)

@@ -1,9 +1,9 @@
 """The steps of a convolution that copy cells ("im2col" and its adjoint "col2im"), and sums over channels.
 
-Specs, tiles and taps come from functional/tiles.py. Images and columns are contiguous, float32 or float64; only one
-tile writes to a part of them. Columns are (groups, channels, taps, samples, *windows); with a matrix for each sample
-(samples, groups, channels, taps, *windows); with contiguous channels (groups, samples, *windows, taps, channels). A
-missing spatial axis has one cell.
+Specs, tiles and taps are those of functional/conv_tiling.py. Images and columns are contiguous, float32 or float64;
+only one tile writes to a part of them. Columns are (groups, channels, taps, samples, *windows); with a matrix for each
+sample (samples, groups, channels, taps, *windows); with contiguous channels (groups, samples, *windows, taps,
+channels). A missing spatial axis has one cell.
 
 In a row of windows, those from `first` to `stop` see cells under a tap, and the others see padding."""
 
@@ -49,8 +49,8 @@ def _copy_tile(spec: Any, image: Array, tile: Any, block: list[Any], columns: Ar
     """Image to columns, or if `add` columns to image."""
     plane = math.prod(spec.window.layout.lengths)
     steps = (plane * spec.channels, 1, spec.channels) if spec.last else (plane * spec.channels, plane, 1)
-    counts = (spec.groups, spec.weight_shape[2], len(image[tile.samples]), tile.apart)
-    copy = _copy_channels_last if spec.in_runs else _copy_rows
+    counts = (spec.groups, spec.weight_shape[2], len(image[tile.samples]), tile.per_sample)
+    copy = _copy_channels_last if spec.channels_contiguous else _copy_rows
     part = flat(image[tile.samples])
     copy(part, flat(columns), _axes(tile.window), np.array(steps), np.array(counts), block[0][0], len(block), add)
 

@@ -78,7 +78,7 @@ def _channel_norm_backward(
         sum_dy_xhat, sum_dy = (s.reshape(-1, layout.length).sum(axis=1) for s in sums)
     else:
         g, source = (layout.to_memory_order(a, accumulator(dy.dtype)) for a in (dy, x))
-        flat, sum_dy_xhat, sum_dy = (_backward_with_fixed_stats if norm.given else _backward_through_stats)(
+        flat, sum_dy_xhat, sum_dy = (_backward_with_fixed_stats if norm.use_running_stats else _backward_through_stats)(
             layout, g, source, weight, mean, rstd
         )
     dx = layout.from_memory_order(flat, dy)

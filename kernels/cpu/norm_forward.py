@@ -50,7 +50,7 @@ def batch_norm_forward(
 ) -> tuple[Array, Array | None, Array]:
     """y, mean and rstd; in training the running statistics are updated."""
     shape = row_shape(norm.rows)
-    if norm.given:
+    if norm.use_running_stats:
         mean, var = (np.array(r, np.float64).reshape(shape) for r in (running_mean, running_var))
         rstd = 1.0 / np.sqrt(var + norm.rows.eps)
         return _forward_by_running_stats(norm, x, gamma, beta, mean, rstd), mean, rstd

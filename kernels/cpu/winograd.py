@@ -57,7 +57,7 @@ def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias:
     return _convolved(image, _by_group(spec, weight), bias, spec.maps_shape, [a.before for a in spec.window.axes])
 
 
-def winograd_spread(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+def winograd_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image of the adjoint of `correlate`: a convolution of the maps with the flipped weight. Raises UnsuitableData
     if a number is not finite."""
     flipped = _by_group(spec, weight)[..., ::-1].swapaxes(1, 2)

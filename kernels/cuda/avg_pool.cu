@@ -12,7 +12,7 @@
 //           of a row and add up in pairs. sum_pool_backward: one cell, which gathers from the windows over it in C order.
 //           No atomics; the order depends on the shapes alone.
 // Bytes     each array once from memory, the least there is; what windows share comes from the caches.
-// Source    the portable code in functional/pool.py; the tests compare these kernels with it.
+// Source    the portable code in functional/avg_pool.py; the tests compare these kernels with it.
 #include "common.cuh"
 #include "window.cuh"
 

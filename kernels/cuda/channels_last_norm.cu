@@ -15,7 +15,7 @@
 // Sums      float within a block, double beyond; in a fixed order, no atomics.
 // Bytes     2 T an element, read once and written once; otherwise 3 T, unless x is still in the L2 cache.
 // Source    Chan, Golub and LeVeque 1983 (the corrected two-pass variance, and combining parts); the library's portable code
-//           (functional/rows.py).
+//           (functional/norm_math.py).
 #include "common.cuh"
 #include "row_reduce.cuh"
 #include "column_reduce.cuh"

@@ -28,13 +28,13 @@ def forward(
     x, gamma, beta, y = arrays
     stats = stats_arguments(b, spec, gamma, beta, mean, rstd, running)
     pack = pack_of(shape, x.dtype.itemsize, x.data.ptr)
-    plan = make_plan(device_of(b), shape, backends.dtype_name(b, x), pack, use_running_stats=spec.given)
-    instances = forward_instances(plan, cuda_type(b, x), offset_types(x.size)[0], spec.given)
+    plan = make_plan(device_of(b), shape, backends.dtype_name(b, x), pack, use_running_stats=spec.use_running_stats)
+    instances = forward_instances(plan, cuda_type(b, x), offset_types(x.size)[0], spec.use_running_stats)
     arrays = [x, *(rstd if p is None else p for p in (gamma, beta)), y]
     if plan.mapping != "two_pass":
         _launch_once(b, shape, plan, "channels_last_norm", instances[0], arrays, stats)
         return
-    partial = rstd if spec.given else _partial(b, shape, plan)
+    partial = rstd if spec.use_running_stats else _partial(b, shape, plan)
     *moments, finish, apply = instances
     for instance in moments:
         arguments = [x, partial, *_shape(shape, plan), np.uint32(plan.parts)]
@@ -93,8 +93,10 @@ def backward(b: Backend, spec: Any, shape: Columns, arrays: list[Array], gradien
     Flags, which say what is missing."""
     x, dy, gamma = arrays[0], arrays[1], arrays[4]
     pack = pack_of(shape, dy.dtype.itemsize, x.data.ptr, dy.data.ptr)
-    plan = make_plan(device_of(b), shape, backends.dtype_name(b, dy), pack, arrays=2, use_running_stats=spec.given)
-    instances = backward_instances(plan, cuda_type(b, dy), offset_types(dy.size)[0], spec.given)
+    plan = make_plan(
+        device_of(b), shape, backends.dtype_name(b, dy), pack, arrays=2, use_running_stats=spec.use_running_stats
+    )
+    instances = backward_instances(plan, cuda_type(b, dy), offset_types(dy.size)[0], spec.use_running_stats)
     sums = b.empty((shape.samples * shape.channels, 2), b.xp.float64)
     flags, stem = np.int32(flags), "channels_last_norm_backward"
     if plan.mapping != "two_pass":

@@ -1,6 +1,6 @@
 """Launchers of im2col.cu: the steps "im2col" and "col2im" of a convolution, called as the portable code is.
 
-Specs, tiles and taps are those of functional/tiles.py.
+Specs, tiles and taps are those of functional/conv_tiling.py.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def _reached_rows(window: Any) -> tuple[Any, int]:
 
 def _pack_channels(spec: Any, size: int, *arrays: Array) -> int:
     """Channels of a pack: contiguous ones, up to 16 bytes, as far as the arrays are aligned; 1 in channels first."""
-    pack_channels = PACK_BYTES // size if spec.in_runs else 1
+    pack_channels = PACK_BYTES // size if spec.channels_contiguous else 1
     while spec.weight_shape[2] % pack_channels or not all(aligned(a, pack_channels * size) for a in arrays):
         pack_channels //= 2
     return pack_channels
 
 
 def _instance(op: str, spec: Any, size: int, pack_channels: int, index: str) -> str:
-    return instance_name(op, (WORD if op == "im2col" else FLOAT)[size], pack_channels, spec.in_runs, index)
+    return instance_name(op, (WORD if op == "im2col" else FLOAT)[size], pack_channels, spec.channels_contiguous, index)

@@ -10,7 +10,7 @@
 //           backward: one entry.
 // Bytes     a cell of y: owner written (by the fill that sets it to -1) and read, 2 O, y written, T; an entry: x and its
 //           index read, owner changed, reached written twice, T + J + 2 O + 2 R.
-// Source    the portable code in functional/unpool.py; the tests compare these kernels with it.
+// Source    the portable code in functional/max_unpool.py; the tests compare these kernels with it.
 #include "common.cuh"
 
 template <typename O> struct Offset {

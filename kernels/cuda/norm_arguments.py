@@ -43,7 +43,7 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 
 
 def memory_layout(rows: Any) -> Rows | Columns:
-    """The statistics groups of functional/rows.py as rows or columns of memory."""
+    """The statistics groups of functional/norm_math.py as rows or columns of memory."""
     cells = rows.count
     if 0 in rows.shape:
         return Rows(0, 1, 1, 1, 1)
@@ -102,7 +102,7 @@ def stats_arguments(
 ) -> list[Any]:
     """The arguments STATS_PARAMS of stats_writer.cuh."""
     flags = (gamma is not None) * GAMMA | (beta is not None) * BETA | norm.rows.centred * CENTRED
-    flags |= bool(running and not norm.given) * RUNNING | norm.unbiased * UNBIASED
+    flags |= bool(running and not norm.use_running_stats) * RUNNING | norm.unbiased * UNBIASED
     kinds = [np.int32(KINDS.index(backends.dtype_name(b, a)) if running else 0) for a in running or (None, None)]
     numbers = [np.int32(flags), *kinds, np.float64(norm.rows.eps), np.float64(norm.momentum)]
     return [rstd if mean is None else mean, rstd, *(running or (rstd, rstd)), *numbers]

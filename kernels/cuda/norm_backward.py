@@ -50,14 +50,16 @@ def _backward(
         rows, group = channel_rows(shape)
         pack = pack_of(rows, dy.dtype.itemsize, arrays[0].data.ptr, dy.data.ptr)
         dtype_name = backends.dtype_name(b, dy)
-        plan = make_plan(device_of(b), rows, dtype_name, pack, arrays=2, group=group, use_running_stats=spec.given)
+        plan = make_plan(
+            device_of(b), rows, dtype_name, pack, arrays=2, group=group, use_running_stats=spec.use_running_stats
+        )
         sums = (_launch_sums if plan.mapping == "two_pass" else _launch_once)(b, spec, rows, group, plan, arrays, flags)
         channels, samples, parts = (
             rows.period,
             rows.rows // rows.period,
             plan.parts if plan.mapping == "two_pass" else 1,
         )
-        reduce_samples = samples > 1 or spec.given
+        reduce_samples = samples > 1 or spec.use_running_stats
     if reduce_samples and flags & (DGAMMA | DBETA):
         _launch_parameter_gradients(channels, samples, parts, dtype, sums, arrays[6:], flags)
     return dx, *(a if a is None else norm_arguments.cast(a, p) for a, p in zip(gradients, dtypes, strict=True))
@@ -87,8 +89,8 @@ def _instances(spec: Any, plan: Plan, element: str, offset: str) -> list[str]:
     if plan.mapping != "two_pass":
         mapping = ("warp", "block").index(plan.mapping)  # row_reduce.cuh's Mapping
         return [instance_name("norm_backward", element, plan.pack, plan.register_packs, offset, mapping)]
-    apply = [] if spec.given else [instance_name("norm_backward_apply", element, plan.pack, offset)]
-    return [instance_name("norm_sums", element, plan.pack, offset, spec.given), *apply]
+    apply = [] if spec.use_running_stats else [instance_name("norm_backward_apply", element, plan.pack, offset)]
+    return [instance_name("norm_sums", element, plan.pack, offset, spec.use_running_stats), *apply]
 
 
 def _numbers(rows: Rows, plan: Plan, flags: int) -> list[Any]:

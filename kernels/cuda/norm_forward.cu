@@ -15,7 +15,7 @@
 //           fit: norm_moments, then norm_apply, which reads x again. With running statistics: norm_apply alone.
 // Bytes     2 T an element: read once, written once. Two launches: 3 T, unless x is still in the L2 cache.
 // Source    Chan, Golub and LeVeque 1983 (the corrected two-pass variance, and combining parts); the library's portable code
-//           (functional/rows.py).
+//           (functional/norm_math.py).
 #include "common.cuh"
 #include "row_reduce.cuh"
 #include "stats_writer.cuh"

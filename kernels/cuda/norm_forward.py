@@ -41,12 +41,12 @@ def batch_norm_forward(
     running_var: Array | None,
 ) -> tuple[Array, Array | None, Array]:
     """y, mean and rstd; running statistics are updated in the same launch."""
-    if running_mean is None or not (norm.given or norm.training):
+    if running_mean is None or not (norm.use_running_stats or norm.training):
         return _forward(b, norm, x, gamma, beta)
     running = [contiguous(b, a) for a in (running_mean, running_var)]
     result = _forward(b, norm, x, gamma, beta, *running)
     for array, updated in zip((running_mean, running_var), running, strict=True):
-        if updated is not array and not norm.given:
+        if updated is not array and not norm.use_running_stats:
             array[...] = updated
     return result
 
@@ -82,7 +82,7 @@ def _forward(
     gamma, beta = (parameter(b, p, dtype, pack * dtype().itemsize) for p in (gamma, beta))
     arrays = [rstd if a is None else a for a in (x, gamma, beta, y)]
     stats = stats_arguments(b, norm, gamma, beta, mean, rstd, running)
-    plan = make_plan(device_of(b), rows, backends.dtype_name(b, x), pack, use_running_stats=norm.given)
+    plan = make_plan(device_of(b), rows, backends.dtype_name(b, x), pack, use_running_stats=norm.use_running_stats)
     instances = _instances(norm, rows, plan, cuda_type(b, x), offset_types(x.size)[0])
     (_launch_twice if plan.mapping == "two_pass" else _launch_once)(b, rows, plan, instances, arrays, stats)
     return y, mean, rstd
@@ -102,8 +102,8 @@ def _instances(norm: Any, rows: Rows, plan: Plan, element: str, offset: str) -> 
     if plan.mapping != "two_pass":
         mapping = ("warp", "block").index(plan.mapping)  # row_reduce.cuh's Mapping
         return [instance_name("norm_forward", element, plan.pack, plan.register_packs, offset, mode, centred, mapping)]
-    apply = instance_name("norm_apply", element, plan.pack, offset, mode, norm.given)
-    if norm.given:
+    apply = instance_name("norm_apply", element, plan.pack, offset, mode, norm.use_running_stats)
+    if norm.use_running_stats:
         return [apply]
     return [instance_name("norm_moments", element, plan.pack, plan.register_packs, offset, centred), apply]
 

@@ -8,7 +8,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Context
+from cnnlayers.functional._common import Context
 
 from .batching import LOOP, Rule
 from .library import Op, differentiable_by_x

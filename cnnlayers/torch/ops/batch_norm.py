@@ -9,8 +9,8 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Context
-from cnnlayers.functional.rows import Norm, Rows, batch_rows
+from cnnlayers.functional._common import Context
+from cnnlayers.functional.norm_math import Norm, Rows, batch_rows
 from cnnlayers.specs.arguments import layout
 
 from .batching import LOOP, Rule
@@ -60,9 +60,11 @@ def _fake_forward(x: torch.Tensor, gamma: Any, beta: Any, mean: Any, var: Any, *
     return x.new_empty(x.shape), *found, *running
 
 
-def _backward(dy: Any, x: Any, gamma: Any, beta_like: Any, mean: Any, rstd: Any, given: bool, *options: Any) -> Any:
+def _backward(
+    dy: Any, x: Any, gamma: Any, beta_like: Any, mean: Any, rstd: Any, use_running_stats: bool, *options: Any
+) -> Any:
     training, momentum, eps, unbiased, communicator, data_format = options
-    more = {"comm": _communicators.get(communicator), "given": given, "training": training}
+    more = {"comm": _communicators.get(communicator), "use_running_stats": use_running_stats, "training": training}
     norm: Norm = norm_of(
         _rows(dy.shape, eps, data_format), gamma, beta_like, **more, momentum=momentum, unbiased=unbiased
     )
@@ -76,9 +78,9 @@ def _fake_backward(dy: torch.Tensor, x: Any, gamma: Any, beta_like: Any, *rest: 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
     x, gamma, beta, running_mean, _, *options = inputs
-    ctx.given, ctx.options = running_mean is not None and not options[0], options
+    ctx.use_running_stats, ctx.options = running_mean is not None and not options[0], options
     ctx.beta_dtype = None if beta is None else beta.dtype
-    needs_x = not ctx.given or gamma is not None
+    needs_x = not ctx.use_running_stats or gamma is not None
     ctx.save_for_backward(x if needs_x else None, gamma, *outputs[1:3])
 
 
@@ -87,7 +89,7 @@ def _derive(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
         return (None,) * ctx.number
     x, gamma, mean, rstd = ctx.saved_tensors
     beta_like = None if ctx.beta_dtype is None else dy.new_empty(0, dtype=ctx.beta_dtype)
-    dx, dgamma, dbeta = batch_norm_backward(dy, x, gamma, beta_like, mean, rstd, ctx.given, *ctx.options)
+    dx, dgamma, dbeta = batch_norm_backward(dy, x, gamma, beta_like, mean, rstd, ctx.use_running_stats, *ctx.options)
     parameters = None if gamma is None else dgamma, None if beta_like is None else dbeta
     return dx, *parameters, *(None,) * (ctx.number - 3)
 

@@ -9,10 +9,10 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Context
+from cnnlayers.functional._common import Context
 from cnnlayers.functional.conv import _weight_shape
-from cnnlayers.functional.tiles import Conv
-from cnnlayers.functional.tiles import kept as shared
+from cnnlayers.functional.conv_tiling import Conv
+from cnnlayers.functional.conv_tiling import interned as shared
 from cnnlayers.specs import conv_window, transposed_window
 
 from .batching import LOOP, Rule

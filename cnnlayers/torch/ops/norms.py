@@ -14,9 +14,9 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Context
-from cnnlayers.functional.lrn import Response
-from cnnlayers.functional.rows import Norm, Rows, group_rows, instance_rows, trailing_rows
+from cnnlayers.functional._common import Context
+from cnnlayers.functional.local_response_norm import Response
+from cnnlayers.functional.norm_math import Norm, Rows, group_rows, instance_rows, trailing_rows
 from cnnlayers.specs.arguments import grouped, integer, layout, trailing
 
 from .batching import LOOP, Rule

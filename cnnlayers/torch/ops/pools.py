@@ -9,7 +9,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Context
+from cnnlayers.functional._common import Context
 from cnnlayers.functional.lp_pool import lp_pool_spec
 from cnnlayers.functional.max_pool import Max
 from cnnlayers.specs import unpool_window

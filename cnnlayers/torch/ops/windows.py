@@ -9,8 +9,8 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional.common import Context
-from cnnlayers.functional.pool import Average
+from cnnlayers.functional._common import Context
+from cnnlayers.functional.avg_pool import Average
 from cnnlayers.specs import Window, adaptive_window, pool_window
 from cnnlayers.specs.arguments import layout
 from cnnlayers.specs.padding import pad_spec

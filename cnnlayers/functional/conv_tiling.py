@@ -69,7 +69,7 @@ class Conv:
         return (self.groups, self.filters // self.groups, self.channels // self.groups, taps)
 
     @functools.cached_property
-    def in_runs(self) -> bool:
+    def channels_contiguous(self) -> bool:
         """Whether columns have channels that lie in runs as runs: rows are (tap, channel), stored cell by cell. Else
         they are (channel, tap), so that a weight need not be turned."""
         return self.last and self.weight_shape[2] >= LEAST_RUN
@@ -113,20 +113,20 @@ class Conv:
 
 
 @functools.lru_cache(maxsize=256)
-def kept(spec: Conv) -> Conv:
+def interned(spec: Conv) -> Conv:
     """The first one equal to this: what it has worked out of itself serves later calls."""
     return spec
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Some windows: those of some samples, in some rows (cells of the first spatial axis) of the maps. `apart`: each
-    sample has a matrix of columns to itself, and its maps are a matrix as they lie."""
+    """Some windows: those of some samples, in some rows (cells of the first spatial axis) of the maps. `per_sample`:
+    each sample has a matrix of columns of its own, and its maps are a matrix as they are stored."""
 
     samples: slice
     rows: slice
     window: Window  # of these rows alone
-    apart: bool = False
+    per_sample: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -154,15 +154,17 @@ def tiles_of(b: Backend, spec: Conv, itemsize: int) -> tuple[tuple[Tile, ...], .
 def _tiles(spec: Conv, cells: int, host: bool) -> tuple[tuple[Tile, ...], ...]:
     room = max(1, cells // (4 * max(spec.channels, spec.filters)))  # windows
     windows, samples = math.prod(spec.window.out_lengths), spec.window.layout.shape[0]
-    rows = [(cut, _rows_of(spec.window, cut)) for cut in blas.cuts(spec.window.axes[0].out, -(-windows // room))]
-    apart = host and not spec.last and windows >= APART
+    rows = [
+        (cut, _rows_of(spec.window, cut)) for cut in blas.split_evenly(spec.window.axes[0].out, -(-windows // room))
+    ]
+    per_sample = host and not spec.last and windows >= APART
     if host:
         least = SHARES if spec.flops > blas.SHARED_FLOPS else 1
         together = max(math.ceil(samples * TILE_FLOPS / max(spec.flops, 1)), -(-ENOUGH // windows))
         together = min(together, -(-samples // least))
         room = min(room, cells // (spec.channels * math.prod(spec.window.kernel)), windows * together)
-    runs = blas.cuts(samples, -(-samples // max(1, room // windows)))
-    return tuple(tuple(Tile(run, cut, window, apart) for cut, window in rows) for run in runs)
+    runs = blas.split_evenly(samples, -(-samples // max(1, room // windows)))
+    return tuple(tuple(Tile(run, cut, window, per_sample) for cut, window in rows) for run in runs)
 
 
 def _rows_of(window: Window, rows: slice) -> Window:

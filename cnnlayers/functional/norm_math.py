@@ -27,7 +27,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Layout, Shape
 
-from .common import Array, accumulator, cast
+from ._common import Array, accumulator_dtype, cast
 
 SHORT = 1024  # cells along the last axis
 Centred: TypeAlias = tuple[Array, Array | None]  # (x - shift, delta); (x, None) in RMS norm
@@ -79,7 +79,7 @@ class Norm:
     gamma_dtype: Any
     beta_dtype: Any
     comm: Any = None
-    given: bool = False
+    use_running_stats: bool = False
     training: bool = False
     momentum: float = 0.1
     unbiased: bool = True
@@ -121,19 +121,19 @@ def trailing_rows(shape: Shape, normalized: Shape, eps: float, *, centred: bool 
 
 
 # ---------------------------------------------------------------------------------------------------------------- sums
-def total(b: Backend, a: Array, axes: Shape) -> Array:
+def float64_sum(b: Backend, a: Array, axes: Shape) -> Array:
     """Sums in float64, the axes kept at length 1; `a` itself where there is no axis to sum over."""
     return b.xp.sum(a, axis=axes, dtype=b.xp.float64, keepdims=True) if axes else a
 
 
-def products_total(b: Backend, a: Array, axes: Shape) -> Array:
+def sum_of_products(b: Backend, a: Array, axes: Shape) -> Array:
     """`total` of products: their mean is no larger than they are, so a short last axis is summed in their own dtype,
     several times as fast, and what it gives in float64."""
     last = a.ndim - 1
     together = b.name != "numpy" or a.strides[last] == a.itemsize  # else NumPy adds one after another
     if last in axes and a.shape[last] <= SHORT and together:
         a = b.xp.sum(a, axis=last, keepdims=True)
-    return total(b, a, axes)
+    return float64_sum(b, a, axes)
 
 
 def over_ranks(b: Backend, comm: Any, count: int, *sums: Array) -> tuple[int, list[Array]]:
@@ -148,9 +148,9 @@ def over_ranks(b: Backend, comm: Any, count: int, *sums: Array) -> tuple[int, li
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
-def seen(b: Backend, rows: Rows, x: Array) -> Array:
+def to_view(b: Backend, rows: Rows, x: Array) -> Array:
     """x in the rows' view, and in the dtype it is computed in."""
-    return cast(b, b.xp.reshape(x, rows.view), accumulator(b, x.dtype))
+    return cast(b, b.xp.reshape(x, rows.view), accumulator_dtype(b, x.dtype))
 
 
 def as_parameter(b: Backend, rows: Rows, p: Array | None) -> Array | None:
@@ -166,7 +166,7 @@ def centre(b: Backend, v: Array, mean: Array | None) -> Centred:
     return v - shift, mean - cast(b, shift, mean.dtype)
 
 
-def affine(b: Backend, x: Array, scale: Array | None, offset: Array | None = None) -> Array:
+def scale_shift(b: Backend, x: Array, scale: Array | None, offset: Array | None = None) -> Array:
     """x * scale + offset in x's dtype; what is None is left out."""
     if scale is None:
         return x if offset is None else x + cast(b, offset, x.dtype)
@@ -184,9 +184,9 @@ def standardise(
     gamma, beta = as_parameter(b, rows, gamma), as_parameter(b, rows, beta)
     offset = None if delta is None else -delta * rstd
     if not rows.shared or offset is None:
-        return affine(b, affine(b, xc, rstd, offset), gamma, beta)
+        return scale_shift(b, scale_shift(b, xc, rstd, offset), gamma, beta)
     # All factors are small arrays: put together in float64, they pass over the large one once.
-    return affine(b, xc, affine(b, rstd, gamma), affine(b, offset, gamma, beta))
+    return scale_shift(b, xc, scale_shift(b, rstd, gamma), scale_shift(b, offset, gamma, beta))
 
 
 def reciprocal_std(b: Backend, var: Array, eps: float) -> Array:
@@ -194,13 +194,13 @@ def reciprocal_std(b: Backend, var: Array, eps: float) -> Array:
     return 1.0 / b.xp.sqrt(var + eps)
 
 
-def along_xhat(b: Backend, rows: Rows, g: Array, centred: Centred, rstd: Array, plain: Array) -> Array:
+def sum_dy_xhat(b: Backend, rows: Rows, g: Array, centred: Centred, rstd: Array, plain: Array) -> Array:
     """dy * xhat, summed over the cells that share a parameter: a small float64 array, but in layer norm.
 
     plain: dy, summed likewise.
     """
     xc, delta = centred
-    sums = products_total(b, g * xc, rows.shared)
+    sums = sum_of_products(b, g * xc, rows.shared)
     if delta is not None:
         sums = sums - cast(b, delta, sums.dtype) * plain
     return sums * cast(b, rstd, sums.dtype)
@@ -210,19 +210,21 @@ def parameter_gradient(b: Backend, rows: Rows, sums: Array, dtype: Any) -> Array
     """dgamma or dbeta, from sums over the cells that share a parameter; None for a parameter that was not given."""
     if dtype is None:
         return None
-    return cast(b, b.xp.reshape(total(b, sums, rows.others), rows.parameter), dtype)
+    return cast(b, b.xp.reshape(float64_sum(b, sums, rows.others), rows.parameter), dtype)
 
 
 # -------------------------------------------------------------------------------------------------- forward, backward
-def rows_forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Statistics]:
+def forward_with_batch_stats(
+    b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
+) -> tuple[Array, Statistics]:
     """y in x's shape and dtype, and the statistics that made it."""
     rows = norm.rows
-    v, n, mean = seen(b, rows, x), rows.count, None
+    v, n, mean = to_view(b, rows, x), rows.count, None
     if rows.centred:
-        n, [sums] = over_ranks(b, norm.comm, n, total(b, v, rows.axes))
+        n, [sums] = over_ranks(b, norm.comm, n, float64_sum(b, v, rows.axes))
         mean = sums / max(n, 1)
     centred = xc, delta = centre(b, v, mean)
-    _, [squares] = over_ranks(b, norm.comm, rows.count, products_total(b, xc * xc, rows.axes))
+    _, [squares] = over_ranks(b, norm.comm, rows.count, sum_of_products(b, xc * xc, rows.axes))
     var = squares / n if n else squares + 1.0  # without a cell any number will do, but 0 where eps is 0
     if delta is not None:
         var = b.xp.maximum(var - delta * delta, b.zeros((), var.dtype))  # delta is the mean of xc
@@ -231,19 +233,19 @@ def rows_forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Ar
     return b.xp.reshape(cast(b, y, x.dtype), rows.shape), Statistics(mean, rstd, var, n)
 
 
-def rows_backward(
+def backward_with_batch_stats(
     b: Backend, norm: Norm, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)`: dx in x's shape and compute dtype, the others in the parameters'."""
     rows = norm.rows
-    g, centred = seen(b, rows, dy), centre(b, seen(b, rows, x), mean)
-    plain = total(b, g, rows.shared)
-    along = along_xhat(b, rows, g, centred, rstd, plain)
+    g, centred = to_view(b, rows, dy), centre(b, to_view(b, rows, x), mean)
+    plain = float64_sum(b, g, rows.shared)
+    along = sum_dy_xhat(b, rows, g, centred, rstd, plain)
     dgamma = parameter_gradient(b, rows, along, norm.gamma_dtype)
     dbeta = parameter_gradient(b, rows, plain, norm.beta_dtype)
     gamma = as_parameter(b, rows, gamma)
-    through = _through_statistics(b, norm, centred, rstd, affine(b, along, gamma), affine(b, plain, gamma))
-    dx = affine(b, affine(b, g, gamma) - through, rstd)
+    through = _through_statistics(b, norm, centred, rstd, scale_shift(b, along, gamma), scale_shift(b, plain, gamma))
+    dx = scale_shift(b, scale_shift(b, g, gamma) - through, rstd)
     return b.xp.reshape(dx, rows.shape), dgamma, dbeta
 
 
@@ -254,30 +256,30 @@ def _through_statistics(b: Backend, norm: Norm, centred: Centred, rstd: Array, a
     """
     axes, (xc, delta) = norm.rows.axes, centred
     n, [along, plain] = over_ranks(
-        b, norm.comm, norm.rows.count, products_total(b, along, axes), products_total(b, plain, axes)
+        b, norm.comm, norm.rows.count, sum_of_products(b, along, axes), sum_of_products(b, plain, axes)
     )
     slope = rstd * along / max(n, 1)
-    return affine(b, xc, slope, None if delta is None else plain / max(n, 1) - delta * slope)
+    return scale_shift(b, xc, slope, None if delta is None else plain / max(n, 1) - delta * slope)
 
 
 # ------------------------------------------------------------------------------------------- where statistics are given
-def given_forward(
+def forward_with_running_stats(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, mean: Array, rstd: Array
 ) -> Array:
     """y, from float64 statistics of the view's rank. x is centred here too: x * scale + (beta - mean * scale) would
     lose the digits that a large mean takes."""
-    y = standardise(b, norm.rows, centre(b, seen(b, norm.rows, x), mean), rstd, gamma, beta)
+    y = standardise(b, norm.rows, centre(b, to_view(b, norm.rows, x), mean), rstd, gamma, beta)
     return b.xp.reshape(cast(b, y, x.dtype), norm.rows.shape)
 
 
-def given_backward(
+def backward_with_running_stats(
     b: Backend, norm: Norm, dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
     """As `rows_backward`, but x has no part in the statistics, and is needed for dgamma alone."""
-    rows, g, dgamma = norm.rows, seen(b, norm.rows, dy), None
-    plain = total(b, g, rows.shared)
+    rows, g, dgamma = norm.rows, to_view(b, norm.rows, dy), None
+    plain = float64_sum(b, g, rows.shared)
     if x is not None:
-        along = along_xhat(b, rows, g, centre(b, seen(b, rows, x), mean), rstd, plain)
+        along = sum_dy_xhat(b, rows, g, centre(b, to_view(b, rows, x), mean), rstd, plain)
         dgamma = parameter_gradient(b, rows, along, norm.gamma_dtype)
-    dx = affine(b, g, affine(b, rstd, as_parameter(b, rows, gamma)))
+    dx = scale_shift(b, g, scale_shift(b, rstd, as_parameter(b, rows, gamma)))
     return b.xp.reshape(dx, rows.shape), dgamma, parameter_gradient(b, rows, plain, norm.beta_dtype)

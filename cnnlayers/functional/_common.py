@@ -54,7 +54,7 @@ def _bytes(name: str) -> int:
     return 1 if name == "bool" else int("".join(c for c in name if c.isdigit())) // 8
 
 
-def owner(**arrays: Array | None) -> Backend:
+def common_backend(**arrays: Array | None) -> Backend:
     """The backend of the named arrays, None entries passed over; the TypeError for mixed owners names the arguments."""
     given = {name: a for name, a in arrays.items() if a is not None}
     if not given:
@@ -67,7 +67,7 @@ def owner(**arrays: Array | None) -> Backend:
     return first
 
 
-def floating(b: Backend, array: Array, name: str) -> Array:
+def check_floating(b: Backend, array: Array, name: str) -> Array:
     """`array`, if it has a floating dtype that the library computes in. TypeError otherwise, and for None."""
     if array is None:
         raise TypeError(f"{name} must be an array, got None")
@@ -76,17 +76,17 @@ def floating(b: Backend, array: Array, name: str) -> Array:
     return array
 
 
-def numeric(b: Backend, array: Array, name: str) -> Array:
+def check_numeric(b: Backend, array: Array, name: str) -> Array:
     """`array`, if it has a floating, integer or bool dtype. TypeError otherwise."""
     if backends.dtype_name(b, array) not in (*backends.FLOATS, *backends.INTEGERS, "bool"):
         raise TypeError(f"{name} must be floating, integer or bool, got {backends.dtype_name(b, array)}")
     return array
 
 
-def parameter(b: Backend, array: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
+def check_parameter(b: Backend, array: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
     """A floating parameter of exactly this shape, or None. TypeError or ValueError otherwise."""
     if array is not None:
-        floating(b, array, name)
+        check_floating(b, array, name)
         if tuple(array.shape) != tuple(shape):
             raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
     return array
@@ -117,7 +117,9 @@ def masked(b: Backend, array: Array, mask: Array) -> Array:
     return (array.view(f"u{array.dtype.itemsize}") * mask).view(array.dtype)
 
 
-def opened(op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: bool = False) -> tuple[Backend, Array]:
+def check_backward(
+    op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: bool = False
+) -> tuple[Backend, Array]:
     """Check that `ctx` is this op's and `dy` fits it; give the backend and dy, cast to the dtype x is computed in.
 
     A floating dy of another precision is cast. `exact`: to x's own dtype, for ops that only move values. `integers`: an
@@ -139,7 +141,7 @@ def opened(op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: b
         wanted = "be floating" if is_float(b, ctx.dtype) else f"have x's dtype {ctx.dtype}"
         bools = "; bool has no gradient" if backends.name_of_dtype(b, ctx.dtype) == "bool" else ""
         raise TypeError(f"dy must {wanted}, got {dy.dtype}{bools}")
-    return b, cast(b, dy, ctx.dtype if exact else accumulator(b, ctx.dtype))
+    return b, cast(b, dy, ctx.dtype if exact else accumulator_dtype(b, ctx.dtype))
 
 
 def is_float(b: Backend, dtype: Any) -> bool:
@@ -147,7 +149,7 @@ def is_float(b: Backend, dtype: Any) -> bool:
     return backends.name_of_dtype(b, dtype) in backends.FLOATS
 
 
-def accumulator(b: Backend, dtype: Any) -> Any:
+def accumulator_dtype(b: Backend, dtype: Any) -> Any:
     """The dtype sums are kept in for arrays of `dtype`: float64 for float64, float32 for every other floating dtype."""
     return b.xp.float64 if dtype == b.xp.float64 else b.xp.float32
 
@@ -180,17 +182,19 @@ def sum_widely(b: Backend, dy: Array, number: int) -> Array:
     return cast(b, dy, b.xp.float64) if number > LONG and is_float(b, dy.dtype) else dy
 
 
-def implementation(name: str, portable: Callable[..., R], b: Backend, spec: Any, *arrays: Array) -> Callable[..., R]:
+def kernel_or_portable(
+    name: str, portable: Callable[..., R], b: Backend, spec: Any, *arrays: Array
+) -> Callable[..., R]:
     """The kernel that serves this call, else the portable function; both are called `(b, spec, *arrays)`."""
     return kernels.find(name, b, spec, *arrays) or portable
 
 
-def widened(portable: Callable[..., Array]) -> Callable[..., Array]:
+def in_accumulator_dtype(portable: Callable[..., Array]) -> Callable[..., Array]:
     """A portable function of `(b, spec, x, ...)` that computes in x's accumulation dtype and gives x's dtype back."""
 
     @functools.wraps(portable)
     def run(b: Backend, spec: Any, x: Array, *rest: Array) -> Array:
-        wide = cast(b, x, accumulator(b, x.dtype)) if is_float(b, x.dtype) else x
+        wide = cast(b, x, accumulator_dtype(b, x.dtype)) if is_float(b, x.dtype) else x
         return cast(b, portable(b, spec, wide, *rest), x.dtype)
 
     return run

@@ -22,18 +22,18 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, pool_window, taps
 from cnnlayers.specs.arguments import flag, integer
 
-from .common import (
+from ._common import (
     Array,
     Context,
     cast,
+    check_backward,
+    check_floating,
     check_memory,
-    floating,
-    implementation,
+    in_accumulator_dtype,
     inference_of,
+    kernel_or_portable,
     on_device,
-    opened,
     sum_dtype,
-    widened,
 )
 from .plane_chunks import in_planes
 from .window_arrays import on_axis, tap_counts, window_ends, window_starts
@@ -48,7 +48,7 @@ class Average:
     override: int | None = None
 
 
-def along(where: int, part: Any) -> tuple[Any, ...]:
+def axis_index(where: int, part: Any) -> tuple[Any, ...]:
     """The index that takes `part` of axis `where` and everything of the others."""
     return (slice(None),) * where + (part, ...)
 
@@ -74,23 +74,23 @@ def _sum_axis(b: Backend, x: Array, where: int, axis: Axis, dtype: Any) -> Array
     y = b.zeros(resized(x, where, axis.out), dtype)
     if axis.out < axis.kernel:
         for window, cells in window_slices(axis):
-            part = x[along(where, cells)]
-            y[along(where, slice(window, window + 1))] = b.xp.sum(part, axis=where, keepdims=True, dtype=dtype)
+            part = x[axis_index(where, cells)]
+            y[axis_index(where, slice(window, window + 1))] = b.xp.sum(part, axis=where, keepdims=True, dtype=dtype)
         return y
     for _, windows, cells in taps(axis):
-        y[along(where, windows)] += x[along(where, cells)]
+        y[axis_index(where, windows)] += x[axis_index(where, cells)]
     return y
 
 
-def _spread_axis(b: Backend, dy: Array, where: int, axis: Axis, dtype: Any) -> Array:
+def _axis_adjoint(b: Backend, dy: Array, where: int, axis: Axis, dtype: Any) -> Array:
     """The adjoint: each cell adds up the windows over it."""
     dx = b.zeros(resized(dy, where, axis.length), dtype)
     if axis.out < axis.kernel:
         for window, cells in window_slices(axis):
-            dx[along(where, cells)] += dy[along(where, slice(window, window + 1))]
+            dx[axis_index(where, cells)] += dy[axis_index(where, slice(window, window + 1))]
         return dx
     for _, windows, cells in taps(axis):
-        dx[along(where, cells)] += dy[along(where, windows)]
+        dx[axis_index(where, cells)] += dy[axis_index(where, windows)]
     return dx
 
 
@@ -102,11 +102,11 @@ def window_sums(b: Backend, window: Window, x: Array) -> Array:
     return x
 
 
-def window_spread(b: Backend, window: Window, dy: Array) -> Array:
+def window_adjoint(b: Backend, window: Window, dy: Array) -> Array:
     """The adjoint of `window_sums`."""
     dtype = sum_dtype(b, math.prod(a.overlap for a in window.axes), dy.dtype)
     for where, axis in reversed(window.placed):
-        dy = _spread_axis(b, dy, where, axis, dtype)
+        dy = _axis_adjoint(b, dy, where, axis, dtype)
     return dy
 
 
@@ -126,15 +126,15 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
 
 
 @in_planes
-@widened
+@in_accumulator_dtype
 def _avg_pool_forward(b: Backend, spec: Average, x: Array) -> Array:
     return _divided(b, spec, window_sums(b, spec.window, x))
 
 
 @in_planes
-@widened
+@in_accumulator_dtype
 def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
-    return window_spread(b, spec.window, _divided(b, spec, dy))
+    return window_adjoint(b, spec.window, _divided(b, spec, dy))
 
 
 @on_device
@@ -164,14 +164,14 @@ def avg_pool_forward(
     TypeError: another dtype or kind. Source: torch.nn.functional.avg_pool2d.
     """
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
         raise ValueError("divisor_override must be any int but 0")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     override = None if divisor_override is None else int(divisor_override)
     spec = Average(window, flag(count_include_pad, "count_include_pad"), override)
     check_memory(b, x, window.out_shape)
-    run = implementation("avg_pool_forward", _avg_pool_forward, b, spec, x)
+    run = kernel_or_portable("avg_pool_forward", _avg_pool_forward, b, spec, x)
     return run(b, spec, x), Context("avg_pool", b, x.dtype, window.out_shape, spec)
 
 
@@ -182,14 +182,14 @@ avg_pool = inference_of(avg_pool_forward)
 def avg_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `avg_pool`: each cell gathers dy / divisor of the windows over it. dy: y's shape; dx: x's shape and
     dtype."""
-    b, dy = opened("avg_pool", dy, ctx, exact=True)
-    run = implementation("avg_pool_backward", _avg_pool_backward, b, ctx.spec, dy)
+    b, dy = check_backward("avg_pool", dy, ctx, exact=True)
+    run = kernel_or_portable("avg_pool_backward", _avg_pool_backward, b, ctx.spec, dy)
     return run(b, ctx.spec, dy)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sum
-_sum_pool_forward = in_planes(widened(window_sums))
-_sum_pool_backward = in_planes(widened(window_spread))
+_sum_pool_forward = in_planes(in_accumulator_dtype(window_sums))
+_sum_pool_backward = in_planes(in_accumulator_dtype(window_adjoint))
 
 
 @on_device
@@ -206,10 +206,10 @@ def sum_pool_forward(
     """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no
     array."""
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     check_memory(b, x, window.out_shape)
-    run = implementation("sum_pool_forward", _sum_pool_forward, b, window, x)
+    run = kernel_or_portable("sum_pool_forward", _sum_pool_forward, b, window, x)
     return run(b, window, x), Context("sum_pool", b, x.dtype, window.out_shape, window)
 
 
@@ -219,8 +219,8 @@ sum_pool = inference_of(sum_pool_forward)
 @on_device
 def sum_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `sum_pool`: each cell gathers dy of the windows over it. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("sum_pool", dy, ctx, exact=True)
-    run = implementation("sum_pool_backward", _sum_pool_backward, b, ctx.spec, dy)
+    b, dy = check_backward("sum_pool", dy, ctx, exact=True)
+    run = kernel_or_portable("sum_pool_backward", _sum_pool_backward, b, ctx.spec, dy)
     return run(b, ctx.spec, dy)
 
 
@@ -232,8 +232,8 @@ def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Arra
     y, zero = b.zeros(resized(x, where, axis.out), dtype), b.zeros((), x.dtype)
     if axis.out < axis.kernel:
         for window in range(axis.out):
-            part = b.xp.sum(x[along(where, axis.cells(window))], axis=where, keepdims=True, dtype=dtype)
-            y[along(where, slice(window, window + 1))] = part
+            part = b.xp.sum(x[axis_index(where, axis.cells(window))], axis=where, keepdims=True, dtype=dtype)
+            y[axis_index(where, slice(window, window + 1))] = part
         return y
     cell, end = window_starts(b, axis), window_ends(b, axis)
     for tap in range(axis.kernel):
@@ -259,7 +259,7 @@ def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
 
 
 @in_planes
-@widened
+@in_accumulator_dtype
 def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
     regular = spec.regular()
     if regular is not None:
@@ -270,7 +270,7 @@ def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Ar
 
 
 @in_planes
-@widened
+@in_accumulator_dtype
 def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> Array:
     dy = _adaptive_divided(b, spec, dy)
     for where, axis in reversed(spec.placed):
@@ -290,10 +290,10 @@ def adaptive_avg_pool_forward(
     Source: torch.nn.functional.adaptive_avg_pool2d.
     """
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
     check_memory(b, x, spec.out_shape)
-    run = implementation("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
+    run = kernel_or_portable("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
     return run(b, spec, x), Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
 
 
@@ -304,6 +304,6 @@ adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
 def adaptive_avg_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `adaptive_avg_pool`: each cell gathers dy / (cells of the window). dy: y's shape; dx: x's shape and
     dtype."""
-    b, dy = opened("adaptive_avg_pool", dy, ctx, exact=True)
-    run = implementation("adaptive_avg_pool_backward", _adaptive_avg_pool_backward, b, ctx.spec, dy)
+    b, dy = check_backward("adaptive_avg_pool", dy, ctx, exact=True)
+    run = kernel_or_portable("adaptive_avg_pool_backward", _adaptive_avg_pool_backward, b, ctx.spec, dy)
     return run(b, ctx.spec, dy)

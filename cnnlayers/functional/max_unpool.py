@@ -14,17 +14,17 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Window, unpool_window
 
-from .common import (
+from ._common import (
     Array,
     Context,
     cast,
+    check_backward,
+    check_floating,
     check_memory,
-    floating,
-    implementation,
+    common_backend,
     inference_of,
+    kernel_or_portable,
     on_device,
-    opened,
-    owner,
     select,
 )
 
@@ -127,8 +127,8 @@ def max_unpool_forward(
     """
     for name, array in (("x", x), ("indices", indices)):
         backends.of(array, name=name)  # owner passes over None
-    b = owner(x=x, indices=indices)
-    floating(b, x, "x")
+    b = common_backend(x=x, indices=indices)
+    check_floating(b, x, "x")
     if backends.dtype_name(b, indices) not in backends.INTEGERS:
         raise TypeError(f"indices must be integers, got {indices.dtype}")
     if tuple(indices.shape) != tuple(x.shape):
@@ -136,7 +136,7 @@ def max_unpool_forward(
     window = unpool_window(tuple(x.shape), kernel_size, stride, padding, output_size, data_format)
     check_memory(b, x, window.layout.shape)
     _check_indices(b, window, indices)
-    run = implementation("max_unpool_forward", _max_unpool_forward, b, window, x, indices)
+    run = kernel_or_portable("max_unpool_forward", _max_unpool_forward, b, window, x, indices)
     y, reached = run(b, window, x, indices)
     return y, Context("max_unpool", b, x.dtype, window.layout.shape, window, {"reached": reached})
 
@@ -148,7 +148,7 @@ max_unpool = inference_of(max_unpool_forward)
 def max_unpool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another one overwrote it. dy: y's shape;
     dx: x's shape and dtype."""
-    b, dy = opened("max_unpool", dy, ctx, exact=True)
+    b, dy = check_backward("max_unpool", dy, ctx, exact=True)
     reached = ctx.arrays["reached"]
-    run = implementation("max_unpool_backward", _max_unpool_backward, b, ctx.spec, dy, reached)
+    run = kernel_or_portable("max_unpool_backward", _max_unpool_backward, b, ctx.spec, dy, reached)
     return run(b, ctx.spec, dy, reached)

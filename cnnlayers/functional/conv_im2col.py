@@ -1,7 +1,7 @@
 """What convolutions are made of: three functions of an *image* (conv's x) and its *maps* (conv's y).
 
     correlate        maps[n, f, o] = sum over c, t of weight[f, c, t] * image[n, c, o * stride + t * dilation - before]
-    spread           its adjoint in the image
+    correlate_adjoint its adjoint in the image
     weight_gradient  its adjoint in the weight
 
 for the channels c of f's group and the kernel's taps t, on each spatial axis; cells outside the image count as 0.
@@ -30,8 +30,8 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Shape
 
 from . import blas
-from .common import LONG, Array, cast, implementation, itemsize, sum_dtype
-from .tiles import ALL, Conv, Tap, Tile, blocks_of, taps_of, tiles_of
+from ._common import LONG, Array, cast, itemsize, kernel_or_portable, sum_dtype
+from .conv_tiling import ALL, Conv, Tap, Tile, blocks_of, taps_of, tiles_of
 
 STRANDS = 16  # partial weight gradients made side by side,
 STRAND_BYTES = 64 << 20  # and what they may take together
@@ -41,31 +41,31 @@ STRAND_BYTES = 64 << 20  # and what they may take together
 # The matrices of an array are (groups, channels, cells), and of samples apart (samples, groups, channels, cells). With
 # channels last they are transposed views, and products are taken of the transposes: BLAS reads both, and neither format
 # is turned as a whole.
-def _order(spec: Conv, by_cell: bool) -> Shape:
+def _axes_order(spec: Conv, by_cell: bool) -> Shape:
     """A split array's axes as (groups, channels, cells), or as (groups, cells, channels)."""
     n = spec.ndim
     group, channel, cells = (n + 1, n + 2, range(n + 1)) if spec.last else (1, 2, (0, *range(3, n + 3)))
     return (group, *cells, channel) if by_cell else (group, channel, *cells)
 
 
-def _back(order: Shape) -> Shape:
+def _inverse_order(order: Shape) -> Shape:
     """The permutation that undoes one."""
     return tuple(order.index(axis) for axis in range(len(order)))
 
 
-def _flip(b: Backend, matrices: Array) -> Array:
+def _transposed(b: Backend, matrices: Array) -> Array:
     axes = range(matrices.ndim)
     return b.xp.permute_dims(matrices, (*axes[:-2], axes[-1], axes[-2]))
 
 
-def _matrices(b: Backend, spec: Conv, part: Array, apart: bool = False) -> Array:
+def _matrices(b: Backend, spec: Conv, part: Array, per_sample: bool = False) -> Array:
     """A part of a split array as matrices: a view where its strides allow."""
-    if apart:
+    if per_sample:
         return b.xp.reshape(part, (*part.shape[:3], math.prod(part.shape[3:])))
-    turned = b.xp.permute_dims(part, _order(spec, by_cell=spec.last))
+    turned = b.xp.permute_dims(part, _axes_order(spec, by_cell=spec.last))
     shape = tuple(turned.shape)
     if spec.last:
-        return _flip(b, b.xp.reshape(turned, (shape[0], math.prod(shape[1:-1]), shape[-1])))
+        return _transposed(b, b.xp.reshape(turned, (shape[0], math.prod(shape[1:-1]), shape[-1])))
     return b.xp.reshape(turned, (*shape[:2], math.prod(shape[2:])))
 
 
@@ -73,13 +73,13 @@ def _cells(b: Backend, spec: Conv, matrices: Array, shape: Shape) -> Array:
     """Matrices as a part of a split array. `shape`: the tile's."""
     groups, channels = matrices.shape[:2]
     if spec.last:
-        cells = b.xp.reshape(_flip(b, matrices), (groups, *shape, channels))
+        cells = b.xp.reshape(_transposed(b, matrices), (groups, *shape, channels))
     else:
         cells = b.xp.reshape(matrices, (groups, channels, *shape))
-    return b.xp.permute_dims(cells, _back(_order(spec, by_cell=spec.last)))
+    return b.xp.permute_dims(cells, _inverse_order(_axes_order(spec, by_cell=spec.last)))
 
 
-def _times(
+def _product(
     b: Backend,
     weight: Array,
     matrices: Array,
@@ -92,48 +92,50 @@ def _times(
     """weight @ matrices + plus; `by_cell`: stored as its transpose. `out`: as `blas.matmul`'s."""
     if not by_cell:
         return blas.matmul(b, weight, matrices, plus, whole=whole, out=out)
-    plus, out = (None if a is None else _flip(b, a) for a in (plus, out))
-    return _flip(b, blas.matmul(b, _flip(b, matrices), _flip(b, weight), plus, whole=whole, out=out))
+    plus, out = (None if a is None else _transposed(b, a) for a in (plus, out))
+    return _transposed(b, blas.matmul(b, _transposed(b, matrices), _transposed(b, weight), plus, whole=whole, out=out))
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
 def _columns_shape(spec: Conv, tile: Tile, taps: int) -> Shape:
     groups, _, channels, _ = spec.weight_shape
     samples, *windows = tile.shape
-    if tile.apart:
+    if tile.per_sample:
         return (samples, groups, channels, taps, *windows)
-    return (groups, *tile.shape, taps, channels) if spec.in_runs else (groups, channels, taps, *tile.shape)
+    return (groups, *tile.shape, taps, channels) if spec.channels_contiguous else (groups, channels, taps, *tile.shape)
 
 
 def _columns_order(spec: Conv, tile: Tile) -> Shape:
     """A split array's axes as those of columns, but for the taps."""
-    return tuple(range(spec.ndim + 3)) if tile.apart else _order(spec, by_cell=spec.in_runs)
+    return tuple(range(spec.ndim + 3)) if tile.per_sample else _axes_order(spec, by_cell=spec.channels_contiguous)
 
 
-def _slot(spec: Conv, tile: Tile, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
+def _tap_index(spec: Conv, tile: Tile, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
     """One tap's windows in an array of `_columns_shape`."""
-    if tile.apart:
+    if tile.per_sample:
         return (ALL, ALL, ALL, slot, *windows)
-    return (ALL, ALL, *windows, slot, ALL) if spec.in_runs else (ALL, ALL, slot, ALL, *windows)
+    return (ALL, ALL, *windows, slot, ALL) if spec.channels_contiguous else (ALL, ALL, slot, ALL, *windows)
 
 
 def _block_weight(b: Backend, spec: Conv, weight: Array, block: Sequence[Tap]) -> Array:
     """The block's taps of a weight by group, as (groups, filters of a group, rows of columns)."""
     part = weight[:, :, :, block[0][0] : block[-1][0] + 1]
-    part = b.xp.permute_dims(part, (0, 1, 3, 2)) if spec.in_runs else part
+    part = b.xp.permute_dims(part, (0, 1, 3, 2)) if spec.channels_contiguous else part
     return b.xp.reshape(part, (*part.shape[:2], part.shape[2] * part.shape[3]))
 
 
 @contextlib.contextmanager
-def _room(b: Backend, spec: Conv, tile: Tile, block: Sequence[Tap], dtype: Any) -> Iterator[tuple[Array, Array]]:
+def _columns_workspace(
+    b: Backend, spec: Conv, tile: Tile, block: Sequence[Tap], dtype: Any
+) -> Iterator[tuple[Array, Array]]:
     """Columns of a tile under a block of taps, yet to be filled: as they are stored, and as matrices."""
     shape, size = _columns_shape(spec, tile, len(block)), math.prod(tile.shape)
     rows = spec.weight_shape[2] * len(block)
     with blas.workspace(b, shape, dtype) as columns:
-        if tile.apart:
+        if tile.per_sample:
             yield columns, b.xp.reshape(columns, (*shape[:2], rows, math.prod(tile.window.out_lengths)))
-        elif spec.in_runs:
-            yield columns, _flip(b, b.xp.reshape(columns, (spec.groups, size, rows)))
+        elif spec.channels_contiguous:
+            yield columns, _transposed(b, b.xp.reshape(columns, (spec.groups, size, rows)))
         else:
             yield columns, b.xp.reshape(columns, (spec.groups, rows, size))
 
@@ -142,25 +144,25 @@ def _room(b: Backend, spec: Conv, tile: Tile, block: Sequence[Tap], dtype: Any) 
 def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap]) -> Iterator[Array]:
     """What the tile's windows see of the image under the block's taps, as matrices; 0 outside the image."""
     if spec.pointwise:
-        yield _matrices(b, spec, image[spec.at(tile.samples, tile.maps)], tile.apart)
+        yield _matrices(b, spec, image[spec.at(tile.samples, tile.maps)], tile.per_sample)
         return
-    with _room(b, spec, tile, block, image.dtype) as (columns, matrices):
-        implementation("im2col", _im2col, b, spec, image)(b, spec, image, tile, block, columns)
+    with _columns_workspace(b, spec, tile, block, image.dtype) as (columns, matrices):
+        kernel_or_portable("im2col", _im2col, b, spec, image)(b, spec, image, tile, block, columns)
         yield matrices
 
 
 def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
         if any(w.stop - w.start < a.out for w, a in zip(windows, tile.window.axes, strict=True)):
-            columns[_slot(spec, tile, slot, [ALL] * spec.ndim)] = 0.0
+            columns[_tap_index(spec, tile, slot, [ALL] * spec.ndim)] = 0.0
         seen = b.xp.permute_dims(image[spec.at(tile.samples, cells)], _columns_order(spec, tile))
-        columns[_slot(spec, tile, slot, windows)] = seen
+        columns[_tap_index(spec, tile, slot, windows)] = seen
 
 
 def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
-        seen = columns[_slot(spec, tile, slot, windows)]
-        image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _back(_columns_order(spec, tile)))
+        seen = columns[_tap_index(spec, tile, slot, windows)]
+        image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _inverse_order(_columns_order(spec, tile)))
 
 
 def _compute_maps(
@@ -169,8 +171,8 @@ def _compute_maps(
     at = spec.at(tile.samples, tile.maps)
     plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
     # BLAS writes to the maps as they lie, if the tile's are matrices there.
-    in_place = b.name == "numpy" and (spec.last or tile.apart or tile.shape[0] == 1)
-    out, total = _matrices(b, spec, maps[at], tile.apart) if in_place else None, None
+    in_place = b.name == "numpy" and (spec.last or tile.per_sample or tile.shape[0] == 1)
+    out, total = _matrices(b, spec, maps[at], tile.per_sample) if in_place else None, None
     blocks = blocks_of(b, spec, tile, itemsize(b, image))
     dtype = sum_dtype(b, len(blocks), image.dtype)
     for block in blocks:
@@ -178,9 +180,9 @@ def _compute_maps(
             part = _block_weight(b, spec, weight, block)
             if total is None:
                 room = out if dtype == image.dtype else None
-                total = cast(b, _times(b, part, columns, plus, by_cell=spec.last, whole=whole, out=room), dtype)
+                total = cast(b, _product(b, part, columns, plus, by_cell=spec.last, whole=whole, out=room), dtype)
             else:
-                total += _times(b, part, columns, by_cell=spec.last, whole=whole)
+                total += _product(b, part, columns, by_cell=spec.last, whole=whole)
     if total is None:  # the windows see nothing but padding
         maps[at] = 0.0 if bias is None else bias
     elif out is None:
@@ -189,26 +191,26 @@ def _compute_maps(
         out[...] = total
 
 
-def _spread_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
-    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.apart)
-    runs = spec.in_runs
+def _adjoint_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
+    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.per_sample)
+    runs = spec.channels_contiguous
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
-        part = _flip(b, _block_weight(b, spec, weight, block))
-        with _room(b, spec, tile, block, image.dtype) as (columns, out):
-            product = _times(b, part, matrices, by_cell=runs, whole=whole, out=out if b.name == "numpy" else None)
+        part = _transposed(b, _block_weight(b, spec, weight, block))
+        with _columns_workspace(b, spec, tile, block, image.dtype) as (columns, out):
+            product = _product(b, part, matrices, by_cell=runs, whole=whole, out=out if b.name == "numpy" else None)
             if b.name != "numpy":
-                columns = b.xp.reshape(_flip(b, product) if runs else product, tuple(columns.shape))
-            implementation("col2im", _col2im, b, spec, image)(b, spec, image, tile, block, columns)
+                columns = b.xp.reshape(_transposed(b, product) if runs else product, tuple(columns.shape))
+            kernel_or_portable("col2im", _col2im, b, spec, image)(b, spec, image, tile, block, columns)
 
 
 def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, whole: bool) -> None:
-    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.apart)
+    matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.per_sample)
     groups, filters, channels, _ = spec.weight_shape
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         with _columns(b, spec, image, tile, block) as columns:
-            part = blas.matmul(b, matrices, _flip(b, columns), whole=whole)
-        part = b.xp.sum(part, axis=0, dtype=b.xp.float64) if tile.apart else part
-        if spec.in_runs:
+            part = blas.matmul(b, matrices, _transposed(b, columns), whole=whole)
+        part = b.xp.sum(part, axis=0, dtype=b.xp.float64) if tile.per_sample else part
+        if spec.channels_contiguous:
             part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
         else:
             part = b.xp.reshape(part, (groups, filters, channels, len(block)))
@@ -232,7 +234,7 @@ def _depthwise_maps(b: Backend, spec: Conv, tile: Tile, image: Array, weight: Ar
     return maps
 
 
-def _depthwise_spread(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array) -> None:
+def _depthwise_adjoint(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array) -> None:
     part = maps[spec.at(tile.samples, tile.maps)]
     for tap, windows, cells in taps_of(tile.window):
         seen = part[spec.at(ALL, windows)] * _tap_weight(b, spec, weight, tap)
@@ -253,15 +255,15 @@ def _point(b: Backend, spec: Conv, weight: Array, array: Array, bias: Array | No
     shape = tuple(array.shape)
     plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
     if spec.last:
-        y = _times(b, weight, _matrices(b, spec, array), plus, by_cell=True)
+        y = _product(b, weight, _matrices(b, spec, array), plus, by_cell=True)
         return _cells(b, spec, y, shape[:-2])
     y = blas.matmul(b, weight, b.xp.reshape(array, (*shape[:3], math.prod(shape[3:]))), plus)
     return b.xp.reshape(y, (*shape[:2], weight.shape[1], *shape[3:]))
 
 
-def _opened(b: Backend, spec: Conv, array: Array) -> Array:
+def _split_view(b: Backend, spec: Conv, array: Array) -> Array:
     """A split view of an array, or of a copy where its elements do not lie in order: each is read more than once."""
-    return b.xp.reshape(blas.in_order(b, array), spec.split(tuple(array.shape)))
+    return b.xp.reshape(blas.in_c_order(b, array), spec.split(tuple(array.shape)))
 
 
 def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | None:
@@ -303,7 +305,7 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
     maps = _by_kernel("correlate", b, spec, image, weight, bias)
     if maps is not None:
         return maps
-    image, weight = _opened(b, spec, image), b.xp.reshape(weight, spec.weight_shape)
+    image, weight = _split_view(b, spec, image), b.xp.reshape(weight, spec.weight_shape)
     bias = _bias(b, spec, bias, spec.filters)
     if spec.pointwise and not spec.depthwise:
         return b.xp.reshape(_point(b, spec, weight[:, :, :, 0], image, bias), spec.maps_shape)
@@ -320,21 +322,21 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
     return b.xp.reshape(maps, spec.maps_shape)
 
 
-def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+def correlate_adjoint(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """The maps' image under `correlate`'s adjoint, plus a bias, one number a channel of the image."""
     shape = spec.window.layout.shape
     if spec.empty:
         image = b.zeros(shape, maps.dtype)
         return image if bias is None else image + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
     if _is_long(b, spec, maps.dtype):
-        return _widely(b, spread, spec, maps, weight, bias)
-    image = _by_kernel("spread", b, spec, maps, weight, bias)
+        return _widely(b, correlate_adjoint, spec, maps, weight, bias)
+    image = _by_kernel("correlate_adjoint", b, spec, maps, weight, bias)
     if image is not None:
         return image
-    maps, weight = _opened(b, spec, maps), b.xp.reshape(weight, spec.weight_shape)
+    maps, weight = _split_view(b, spec, maps), b.xp.reshape(weight, spec.weight_shape)
     bias = _bias(b, spec, bias, spec.channels)
     if spec.pointwise and not spec.depthwise:
-        return b.xp.reshape(_point(b, spec, _flip(b, weight[:, :, :, 0]), maps, bias), shape)
+        return b.xp.reshape(_point(b, spec, _transposed(b, weight[:, :, :, 0]), maps, bias), shape)
     image = b.empty(spec.split(shape), maps.dtype)
     runs = tiles_of(b, spec, itemsize(b, maps))
 
@@ -342,9 +344,9 @@ def spread(b: Backend, spec: Conv, maps: Array, weight: Array, bias: Array | Non
         image[spec.at(run[0].samples, [ALL] * spec.ndim)] = 0.0 if bias is None else bias
         for tile in run:  # rows of one sample overlap in the image: one behind the other
             if spec.depthwise:
-                _depthwise_spread(b, spec, tile, maps, weight, image)
+                _depthwise_adjoint(b, spec, tile, maps, weight, image)
             else:
-                _spread_tile(b, spec, tile, maps, weight, image, whole=len(runs) > 1)
+                _adjoint_tile(b, spec, tile, maps, weight, image, whole=len(runs) > 1)
 
     blas.in_chunks(b, compute, runs, spec.flops)
     return b.xp.reshape(image, shape)
@@ -359,10 +361,10 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
     dweight = _by_kernel("weight_gradient", b, spec, image, maps)
     if dweight is not None:
         return dweight
-    image, maps = _opened(b, spec, image), _opened(b, spec, maps)
+    image, maps = _split_view(b, spec, image), _split_view(b, spec, maps)
     tiles = [tile for run in tiles_of(b, spec, itemsize(b, image)) for tile in run]
     most = STRAND_BYTES // (math.prod(shape) * 8) if b.name == "numpy" else 1
-    strands = [tiles[cut] for cut in blas.cuts(len(tiles), max(1, min(STRANDS, most)))]
+    strands = [tiles[cut] for cut in blas.split_evenly(len(tiles), max(1, min(STRANDS, most)))]
     partial = [b.zeros(spec.weight_shape, b.xp.float64) for _ in strands]
 
     def compute(strand: int) -> None:

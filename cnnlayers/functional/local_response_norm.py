@@ -15,7 +15,17 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Layout, integer, layout, real
 
-from .common import Array, Context, accumulator, cast, floating, inference_of, on_device, opened, sum_dtype
+from ._common import (
+    Array,
+    Context,
+    accumulator_dtype,
+    cast,
+    check_backward,
+    check_floating,
+    inference_of,
+    on_device,
+    sum_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,10 @@ def local_response_norm_forward(
     Source: Krizhevsky, Sutskever and Hinton 2012, section 3.3; the window as torch.nn.functional.local_response_norm.
     """
     b = backends.of(x)
-    floating(b, x, "x")
+    check_floating(b, x, "x")
     lay = layout(tuple(x.shape), data_format, least=0)
     spec = Response(lay, integer(size, "size", 1), real(alpha, "alpha"), real(beta, "beta"), real(k, "k"))
-    y = _local_response_norm_forward(b, spec, cast(b, x, accumulator(b, x.dtype)))
+    y = _local_response_norm_forward(b, spec, cast(b, x, accumulator_dtype(b, x.dtype)))
     return cast(b, y, x.dtype), Context("local_response_norm", b, x.dtype, lay.shape, spec, {"x": x})
 
 
@@ -93,7 +103,7 @@ local_response_norm = inference_of(local_response_norm_forward)
 def local_response_norm_backward(dy: Array, ctx: Context) -> Array:
     """dx of `local_response_norm`: dy / d**beta - 2 * alpha * beta / size * x * (sum of dy * x / d**(beta + 1) over the
     windows that hold the cell). dy: y's shape; dx: x's shape and dtype."""
-    b, dy = opened("local_response_norm", dy, ctx)
+    b, dy = check_backward("local_response_norm", dy, ctx)
     x = ctx.arrays["x"]
-    dx = _local_response_norm_backward(b, ctx.spec, dy, cast(b, x, accumulator(b, ctx.dtype)))
+    dx = _local_response_norm_backward(b, ctx.spec, dy, cast(b, x, accumulator_dtype(b, ctx.dtype)))
     return cast(b, dx, ctx.dtype)

@@ -1,0 +1,73 @@
+"""Dropout, in its inverted form: what is not dropped is divided by the probability of not being dropped, in training.
+
+The context has one bool an element. What is dropped is 0, also where it was NaN or infinite.
+
+Sources: torch.nn.functional.dropout; https://cs231n.github.io/neural-networks-2/#reg.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import flag, real
+
+from ._common import (
+    Array,
+    Context,
+    accumulator_dtype,
+    cast,
+    check_backward,
+    check_floating,
+    inference_of,
+    masked,
+    on_device,
+)
+
+
+def _scaled(b: Backend, array: Array, mask: Array, p: float) -> Array:
+    """The kept values, divided by the probability of keeping one."""
+    if p == 1:  # nothing is kept, and 1 / 0 would warn
+        return b.zeros(tuple(array.shape), array.dtype)
+    return masked(b, array * (1 / (1 - p)), mask)
+
+
+@on_device
+def dropout_forward(x: Array, p: float = 0.5, *, training: bool = False, rng: Any = None) -> tuple[Array, Context]:
+    """In training, each element is 0 with probability p, else x / (1 - p); otherwise y is x itself.
+
+    x: any shape; floating. p: the probability of dropping, 0 to 1.
+    rng: the backend's random Generator, which moves on, or a seed, the same mask every time; None draws afresh.
+    y: x's shape and dtype. `dropout_forward` also gives the context, which keeps one bool an element, and nothing where
+    y is x.
+
+    Raises ValueError: p outside [0, 1], a negative seed. TypeError: another dtype or kind. Source:
+    torch.nn.functional.dropout.
+    """
+    b = backends.of(x)
+    check_floating(b, x, "x")
+    p = real(p, "p")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
+    backends.check_rng(b, rng)
+    if not flag(training, "training") or p == 0:
+        return x, Context("dropout", b, x.dtype, tuple(x.shape))
+    mask = b.array(backends.uniform(b, tuple(x.shape), rng) >= p, b.xp.bool)
+    y = cast(b, _scaled(b, cast(b, x, accumulator_dtype(b, x.dtype)), mask, p), x.dtype)
+    return y, Context("dropout", b, x.dtype, tuple(x.shape), p, {"mask": mask})
+
+
+dropout = inference_of(dropout_forward)
+
+
+@on_device
+def dropout_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `dropout`: dy / (1 - p) where x was kept, else 0; dy itself where y was x.
+
+    dy: y's shape. dx: x's shape and dtype.
+    """
+    b, dy = check_backward("dropout", dy, ctx)
+    if ctx.spec is None:
+        return cast(b, dy, ctx.dtype)
+    return cast(b, _scaled(b, dy, ctx.arrays["mask"], ctx.spec), ctx.dtype)

@@ -1,0 +1,95 @@
+"""Linear maps of the last axis: y = x @ weight.T + bias. Products are BLAS's, sums are float32 (float64 for float64).
+
+Source: torch.nn.functional.linear.
+"""
+
+from __future__ import annotations
+
+import math
+
+from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import flag
+
+from ._common import (
+    Array,
+    Context,
+    accumulator_dtype,
+    cast,
+    check_backward,
+    check_floating,
+    check_parameter,
+    common_backend,
+    inference_of,
+    on_device,
+)
+from .blas import matmul, single_threaded_blas
+
+
+def _rows(b: Backend, array: Array) -> Array:
+    """The array as a matrix of its last axes."""
+    shape = tuple(array.shape)
+    return b.xp.reshape(array, (math.prod(shape[:-1]), shape[-1]))
+
+
+def _transposed(b: Backend, matrix: Array) -> Array:
+    return b.xp.permute_dims(matrix, (1, 0))
+
+
+def _linear_forward(b: Backend, spec: None, x: Array, weight: Array, bias: Array | None) -> Array:
+    dtype = accumulator_dtype(b, x.dtype)
+    weight, bias = cast(b, weight, dtype), None if bias is None else cast(b, bias, dtype)
+    y = matmul(b, _rows(b, cast(b, x, dtype)), _transposed(b, weight), bias)
+    return cast(b, b.xp.reshape(y, (*x.shape[:-1], weight.shape[0])), x.dtype)
+
+
+def _linear_backward(
+    b: Backend, spec: None, dy: Array, x: Array, weight: Array, needs_dx: bool
+) -> tuple[Array | None, Array]:
+    rows = _rows(b, dy)
+    with single_threaded_blas(b):
+        dx = b.xp.reshape(matmul(b, rows, cast(b, weight, dy.dtype)), tuple(x.shape)) if needs_dx else None
+        return dx, matmul(b, _transposed(b, rows), _rows(b, cast(b, x, dy.dtype)))
+
+
+@on_device
+def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Context]:
+    """y = x @ weight.T + bias, on the last axis of x.
+
+    x: (..., in), at least one axis; floating. weight: (out, in). bias: (out,) or None.
+    y: (..., out), x's dtype. `linear_forward` also gives the context, which keeps x, weight and bias as they are.
+
+    Raises ValueError: shapes that do not go together. TypeError: another dtype, arrays of different owners. Source:
+    torch.nn.functional.linear.
+    """
+    b = common_backend(x=x, weight=weight, bias=bias)
+    check_floating(b, x, "x")
+    check_floating(b, weight, "weight")
+    shape = tuple(x.shape)
+    if not shape:
+        raise ValueError("x must have at least one axis, got a 0-d array")
+    if weight.ndim != 2 or weight.shape[1] != shape[-1]:
+        raise ValueError(f"weight must be (out, {shape[-1]}) for x of shape {shape}, got shape {tuple(weight.shape)}")
+    check_parameter(b, bias, "bias", (weight.shape[0],))
+    y = _linear_forward(b, None, x, weight, bias)
+    arrays = {"x": x, "weight": weight, "bias": bias}
+    return y, Context("linear", b, x.dtype, (*shape[:-1], weight.shape[0]), None, arrays)
+
+
+linear = inference_of(linear_forward)
+
+
+@on_device
+def linear_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+    """dx = dy @ weight, dweight = dy.T @ x and dbias = dy, both summed over all axes but the last; None without a bias.
+
+    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's. needs_dx: as `conv_backward`'s.
+    """
+    b, dy = check_backward("linear", dy, ctx)
+    x: Array = ctx.arrays["x"]
+    weight: Array = ctx.arrays["weight"]
+    bias = ctx.arrays["bias"]
+    dx, dweight = _linear_backward(b, None, dy, x, weight, flag(needs_dx, "needs_dx"))
+    dbias = None
+    if bias is not None:
+        dbias = cast(b, b.xp.sum(_rows(b, dy), axis=0, dtype=b.xp.float64), bias.dtype)
+    return None if dx is None else cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias

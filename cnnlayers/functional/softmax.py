@@ -1,0 +1,92 @@
+"""Softmax along one axis.
+
+y has x's shape and dtype; half types are computed in float32, sums are float64. The context has y.
+
+Source: torch.nn.functional.softmax.
+"""
+
+from __future__ import annotations
+
+from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import integer
+
+from ._common import Array, Context, cast, check_backward, inference_of, on_device
+from .activations import checked_backend, in_wide_dtype
+
+
+@on_device
+def softmax_forward(x: Array, axis: int = 1) -> tuple[Array, Context]:
+    """Softmax: y = exp(x) / sum(exp(x)), the sum along one axis.
+
+    Parameters
+    ----------
+    x : array
+        At least one axis, floating.
+    axis : int
+        The axis that sums to 1; a negative one counts from the end.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype. The maximum is subtracted first, so large values do no harm.
+    ctx : Context
+        For `softmax_backward`; `softmax` returns y alone. It refers to y: do not change y in place before the backward.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype, or axis is not an integer.
+    ValueError
+        x has no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.softmax(np.array([[1000.0, 1000.0]]))
+    array([[0.5, 0.5]])
+
+    References
+    ----------
+    torch.nn.functional.softmax
+    """
+    b = checked_backend(x)
+    axis = integer(axis, "axis")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {axis}")
+    if x.size == 0:
+        y = b.zeros(tuple(x.shape), x.dtype)
+    else:
+        wide = in_wide_dtype(b, x)
+        powers = b.xp.exp(wide - b.xp.max(wide, axis=axis, keepdims=True))
+        y = cast(b, powers / _sum(b, powers, axis), x.dtype)
+    return y, Context("softmax", b, x.dtype, tuple(x.shape), axis, {"y": y})
+
+
+def _sum(b: Backend, array: Array, axis: int) -> Array:
+    """The sum along an axis, taken in float64, in the array's dtype."""
+    return cast(b, b.xp.sum(array, axis=axis, keepdims=True, dtype=b.xp.float64), array.dtype)
+
+
+softmax = inference_of(softmax_forward)
+
+
+@on_device
+def softmax_backward(dy: Array, ctx: Context) -> Array:
+    """dx of `softmax`: y * (dy - sum(dy * y)), the sum along its axis.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `softmax_forward`.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
+    b, dy = check_backward("softmax", dy, ctx)
+    y = cast(b, ctx.arrays["y"], dy.dtype)
+    return cast(b, y * (dy - _sum(b, dy * y, ctx.spec)), ctx.dtype)
