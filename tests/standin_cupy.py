@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import standin_cuda, standin_kernels
+from . import simt, standin_cuda, standin_kernels
 from .standin_cuda import Device, MemoryPointer, synchronises
 
 # NumPy's names that CuPy 14's root and arrays do not have, and keywords that its functions do not take.
@@ -250,9 +250,11 @@ _Generator.__module__ = "cupy.random"
 
 @contextlib.contextmanager
 def installed() -> Iterator[types.ModuleType]:
-    """`import cupy` gives the stand-in inside the block, and the library finds it usable."""
+    """`import cupy` gives the stand-in in the block, and the library finds it usable. Without a C++ compiler there is
+    no emulator, and array code runs in place of the kernels."""
     import sys
 
+    from cnnlayers import kernels
     from cnnlayers.backends import cupy_probe
 
     before = sys.modules.get("cupy")
@@ -260,7 +262,8 @@ def installed() -> Iterator[types.ModuleType]:
     standin_cuda.launches.clear()
     cupy_probe.forget()
     try:
-        yield cupy
+        with kernels.mode("off") if simt.unavailable() else contextlib.nullcontext():
+            yield cupy
     finally:
         cupy_probe.forget()
         if before is None:
