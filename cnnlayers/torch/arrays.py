@@ -6,6 +6,7 @@ import contextlib
 import importlib
 from typing import Any
 
+import numpy
 import torch
 
 from cnnlayers import backends
@@ -21,12 +22,14 @@ def array_of(tensor: torch.Tensor) -> Array:
     there is no CuPy.
     """
     tensor = tensor.detach()
+    if tensor.is_cpu and tensor.layout is torch.strided and tensor.dtype is not torch.bfloat16 and not tensor.is_neg():
+        return tensor.numpy()
     if tensor.is_neg():  # by a mark alone, as z.conj().imag is: its memory has the other sign
         tensor = tensor.resolve_neg()
     if tensor.layout != torch.strided or tensor.device.type not in DEVICES:
         raise TypeError(f"a tensor must be dense, on the CPU or a CUDA device, got {tensor.layout}, {tensor.device}")
     if tensor.device.type == "cpu":
-        return backends.to_numpy(tensor) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        return backends.to_numpy(tensor)
     cupy = _cupy()
     if tensor.dtype == torch.bfloat16:
         return cupy.from_dlpack(tensor.view(torch.int16)).view(importlib.import_module("ml_dtypes").bfloat16)
@@ -35,19 +38,19 @@ def array_of(tensor: torch.Tensor) -> Array:
 
 def tensor_of(array: Array) -> torch.Tensor:
     """An array's own memory as a tensor."""
-    b = backends.of(array)
-    bits = array.view("int16") if backends.dtype_name(b, array) == "bfloat16" else array
-    tensor = torch.from_numpy(bits) if b.name == "numpy" else torch.from_dlpack(bits)
+    on_host = type(array) is numpy.ndarray
+    bits = array.view("int16") if array.dtype.kind == "V" else array  # bfloat16 is no kind of NumPy's own
+    tensor = torch.from_numpy(bits) if on_host else torch.from_dlpack(bits)
     return tensor if bits is array else tensor.view(torch.bfloat16)
 
 
 def fresh_tensor_of(array: Array, inputs: list[Array]) -> torch.Tensor:
     """An op's result as a contiguous tensor that shares no memory with the op's inputs: a copy where it would."""
-    b = backends.of(array)
-    if not array.flags.c_contiguous:
-        return tensor_of(b.xp.ascontiguousarray(array))
-    own = b.name == "numpy" and array.flags.owndata and all(array is not a for a in inputs)
-    if not own and any(b.xp.may_share_memory(array, a) for a in inputs):
+    flags, on_host = array.flags, type(array) is numpy.ndarray
+    if not flags.c_contiguous:
+        return tensor_of(backends.of(array).xp.ascontiguousarray(array))
+    new = on_host and flags.owndata and all(array is not a for a in inputs)
+    if not new and any(backends.of(array).xp.may_share_memory(array, a) for a in inputs):
         array = array.copy()
     tensor = tensor_of(array)
     return tensor if array.size else tensor.new_empty(array.shape)  # NumPy's strides are 0 where there are no cells

@@ -45,17 +45,26 @@ class Op:
 
     def filled(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """All arguments: PyTorch leaves those at their default away."""
-        return args + self.defaults[len(args) :]
+        return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
 
     def _on_arrays(self, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        tensors = [args[i] for i in self.tensors if args[i] is not None]
-        with on_stream_of(tensors[0]):
-            arrays = [array_of(a) if isinstance(a, torch.Tensor) else a for a in args]
-            found = run(*(tuple(a) if type(a) is list else a for a in arrays))
-            inputs = [arrays[i] for i in self.tensors if arrays[i] is not None]
-            if not self.several:
-                return fresh_tensor_of(found, inputs)
-            return tuple(tensors[0].new_empty(0) if a is None else fresh_tensor_of(a, inputs) for a in found)
+        first = next(args[i] for i in self.tensors if args[i] is not None)
+        if first.is_cpu:
+            return self._converted(run, args, first)
+        with on_stream_of(first):
+            return self._converted(run, args, first)
+
+    def _converted(self, run: Callable[..., Any], args: tuple[Any, ...], first: torch.Tensor) -> Any:
+        given: list[Any] = [tuple(a) if type(a) is list else a for a in args]
+        inputs = []
+        for i in self.tensors:
+            if given[i] is not None:
+                given[i] = array_of(given[i])
+                inputs.append(given[i])
+        found = run(*given)
+        if not self.several:
+            return fresh_tensor_of(found, inputs)
+        return tuple(first.new_empty(0) if a is None else fresh_tensor_of(a, inputs) for a in found)
 
     def _batched(self, rule: Rule) -> Callable[..., Any]:
         def run(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
@@ -66,9 +75,11 @@ class Op:
 
     def wants_gradient(self, args: tuple[Any, ...]) -> bool:
         """Whether autograd must record a call."""
-        return torch.is_grad_enabled() and any(
-            i < len(args) and args[i] is not None and args[i].requires_grad for i in self.tensors
-        )
+        if torch.is_grad_enabled():
+            for i in self.tensors:
+                if i < len(args) and args[i] is not None and args[i].requires_grad:
+                    return True
+        return False
 
     def below_autograd(self, keyset: Any, args: tuple[Any, ...]) -> Any:
         """The op without autograd's part, on a level of torch.func or in plain use."""
