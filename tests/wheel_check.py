@@ -36,6 +36,11 @@ def main(wheel: Path) -> None:
         subprocess.run([*pip, str(wheel)], check=True)
         subprocess.run([python, "-c", SCRIPT], check=True, cwd=folder)
         subprocess.run([str(Path(folder) / "bin" / "cnnlayers"), "info"], check=True, cwd=folder)
+        # A user's file, checked with the installed package's types; its wrong calls must be errors.
+        user = Path(folder) / "typed_use.py"
+        user.write_text((root / "tests" / "typed_use.py").read_text())
+        mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", folder]
+        subprocess.run([*mypy, str(user)], check=True, cwd=folder)
 
 
 if __name__ == "__main__":

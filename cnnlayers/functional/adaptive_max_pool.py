@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, adaptive_window
+from cnnlayers.specs.arguments import DataFormat, OutputSize
 
 from ._common import (
     Array,
@@ -90,7 +90,7 @@ def _windows_over(b: Backend, where: int, ndim: int, axis: AdaptiveAxis) -> list
 
 
 @on_device
-def adaptive_max_pool(x: Array, output_size: Any, *, data_format: str = "channels_first") -> Array:
+def adaptive_max_pool(x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first") -> Array:
     """Max pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out); inference.
 
     x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
@@ -106,7 +106,7 @@ def adaptive_max_pool(x: Array, output_size: Any, *, data_format: str = "channel
 
 @on_device
 def adaptive_max_pool_forward(
-    x: Array, output_size: Any, *, data_format: str = "channels_first"
+    x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first"
 ) -> tuple[Array, Context]:
     """`adaptive_max_pool` for training: the context keeps the window-local argmax. Arguments and errors as there."""
     b = backends.of(x)

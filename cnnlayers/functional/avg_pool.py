@@ -20,7 +20,7 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, pool_window, taps
-from cnnlayers.specs.arguments import flag, integer
+from cnnlayers.specs.arguments import DataFormat, OutputSize, Padding, Size, flag, integer
 
 from ._common import (
     Array,
@@ -140,15 +140,15 @@ def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
 @on_device
 def avg_pool_forward(
     x: Array,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Average pooling: y = (sum of a window's cells) / (their number).
 
@@ -195,13 +195,13 @@ _sum_pool_backward = in_planes(in_accumulator_dtype(window_adjoint))
 @on_device
 def sum_pool_forward(
     x: Array,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     ceil_mode: bool = False,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no
     array."""
@@ -280,7 +280,7 @@ def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> 
 
 @on_device
 def adaptive_avg_pool_forward(
-    x: Array, output_size: Any, *, data_format: str = "channels_first"
+    x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first"
 ) -> tuple[Array, Context]:
     """Average pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out).
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from cnnlayers.backends import Backend
 from cnnlayers.specs import conv_window, transposed_window
-from cnnlayers.specs.arguments import Shape, flag, integer, layout, sizes
+from cnnlayers.specs.arguments import DataFormat, Padding, Shape, Size, flag, integer, layout, sizes
 
 from ._common import (
     Array,
@@ -38,7 +38,7 @@ from .conv_im2col import correlate, correlate_adjoint, weight_gradient
 from .conv_tiling import Conv, interned
 
 
-def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: str, by_channel: int) -> Shape:
+def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat, by_channel: int) -> Shape:
     """Check a weight's shape and give its kernel. `by_channel`: the weight's axis that goes with x's channels."""
     lay = layout(x, data_format)
     meaning = "(filters, channels / groups, *kernel)" if by_channel else "(channels, filters / groups, *kernel)"
@@ -105,12 +105,12 @@ def conv_forward(
     x: Array,
     weight: Array,
     bias: Array | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
     groups: int = 1,
     *,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """y[n, f, o] = bias[f] + the sum over c and t of weight[f, c, t] * x[n, c, o * stride + t * dilation - before].
 
@@ -171,13 +171,13 @@ def conv_transpose_forward(
     x: Array,
     weight: Array,
     bias: Array | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: Padding = 0,
+    output_padding: Size = 0,
+    dilation: Size = 1,
     groups: int = 1,
     *,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """y[n, f, i] = bias[f] + the sum of weight[c, f, t] * x[n, c, o], o * stride + t * dilation - before being i.
 

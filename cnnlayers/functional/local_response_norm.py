@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs.arguments import Layout, integer, layout, real
+from cnnlayers.specs.arguments import DataFormat, Layout, integer, layout, real
 
 from ._common import (
     Array,
@@ -78,7 +78,7 @@ def local_response_norm_forward(
     alpha: float = 1e-4,
     beta: float = 0.75,
     k: float = 1.0,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Local response normalisation: y = x / (k + alpha / size * sum of x**2 over `size` adjacent channels)**beta.
 

@@ -24,7 +24,7 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Axis, Window, pool_window, taps
-from cnnlayers.specs.arguments import real
+from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
 from ._common import Array, Context, cast, check_backward, check_floating, check_memory, inference_of, on_device
 from .avg_pool import axis_index, resized, window_adjoint, window_slices, window_sums
@@ -145,14 +145,14 @@ def _exponent(norm_type: Any) -> float:
 @on_device
 def lp_pool_forward(
     x: Array,
-    kernel_size: Any,
+    kernel_size: Size,
     norm_type: float = 2.0,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     ceil_mode: bool = False,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Lp pooling: y = (sum of abs(x)**p over a window) ** (1/p), with p = norm_type > 0.
 

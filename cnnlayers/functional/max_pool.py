@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, pool_window, taps, window_taps
-from cnnlayers.specs.arguments import choice, flag
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, MaxPoolSpec, Window, max_pool_spec, taps, window_taps
+from cnnlayers.specs.arguments import DataFormat, Padding, Size, Ties
 
 from ._common import (
     Array,
@@ -41,17 +40,6 @@ from ._common import (
 from .avg_pool import axis_index
 from .plane_chunks import in_planes
 from .window_arrays import first_taps, on_axis, window_ends, window_starts
-
-TIES = ("first", "all", "split")
-
-
-@dataclass(frozen=True)
-class Max:
-    """A max pool: its windows, who gets the gradient among equal maxima, and whether indices are wanted."""
-
-    window: Window
-    ties: str = "first"
-    indices: bool = False
 
 
 def _argmax_dtype(b: Backend, kernel: tuple[int, ...]) -> Any:
@@ -200,7 +188,7 @@ def flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtype
 
 # ------------------------------------------------------------------------------------------------------------ max_pool
 @in_planes
-def _max_pool_forward(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None, Array | None]:
+def _max_pool_forward(b: Backend, spec: MaxPoolSpec, x: Array) -> tuple[Array, Array | None, Array | None]:
     """y, what backward needs, and the indices if they are wanted."""
     y, argmax = maxima(b, spec.window, x, save=spec.ties == "first" or spec.indices)
     indices = flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
@@ -208,7 +196,7 @@ def _max_pool_forward(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | N
 
 
 @in_planes
-def _max_pool(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None]:
+def _max_pool(b: Backend, spec: MaxPoolSpec, x: Array) -> tuple[Array, Array | None]:
     """y, and the indices if they are wanted."""
     y, argmax = maxima(b, spec.window, x, save=spec.indices)
     return y, flat_cells(b, spec.window, argmax, b.xp.int64) if spec.indices else None
@@ -216,7 +204,7 @@ def _max_pool(b: Backend, spec: Max, x: Array) -> tuple[Array, Array | None]:
 
 @in_planes
 @in_accumulator_dtype
-def _max_pool_backward(b: Backend, spec: Max, dy: Array, saved: Array) -> Array:
+def _max_pool_backward(b: Backend, spec: MaxPoolSpec, dy: Array, saved: Array) -> Array:
     if spec.ties == "split":
         dy = dy / _number_of_ties(b, spec.window, saved, dy.dtype)
     dx = b.zeros(spec.window.layout.shape, dy.dtype)
@@ -240,23 +228,13 @@ def _number_of_ties(b: Backend, window: Window, bits: Array, dtype: Any) -> Arra
     return b.xp.where(number == 0, b.zeros((), dtype) + 1, number)
 
 
-def _max_spec(
-    x: Array,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    ceil_mode: bool,
-    ties: str,
-    return_indices: bool,
-    data_format: str,
-) -> tuple[Backend, Max]:
+def _checked_spec(x: Array, *options: Any) -> tuple[Backend, MaxPoolSpec]:
+    """x's backend, and the spec of these arguments, which are `max_pool`'s after x."""
     b = backends.of(x)
     check_numeric(b, x, "x")
-    choice(ties, "ties", TIES)
-    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
-    check_memory(b, x, window.out_shape)
-    return b, Max(window, ties, flag(return_indices, "return_indices"))
+    spec = max_pool_spec(tuple(x.shape), *options)
+    check_memory(b, x, spec.window.out_shape)
+    return b, spec
 
 
 def _as_bytes(b: Backend, x: Array) -> Array:
@@ -264,20 +242,59 @@ def _as_bytes(b: Backend, x: Array) -> Array:
     return cast(b, x, b.xp.uint8) if backends.dtype_name(b, x) == "bool" else x
 
 
+@overload
+def max_pool(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: Ties = "first",
+    return_indices: Literal[False] = False,
+    data_format: DataFormat = "channels_first",
+) -> Array: ...
+@overload
+def max_pool(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: Ties = "first",
+    return_indices: Literal[True],
+    data_format: DataFormat = "channels_first",
+) -> tuple[Array, Array]: ...
+@overload
+def max_pool(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: Ties = "first",
+    return_indices: bool,
+    data_format: DataFormat = "channels_first",
+) -> Array | tuple[Array, Array]: ...
 @on_device
 def max_pool(
     x: Array,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     ceil_mode: bool = False,
-    ties: str = "first",
+    ties: Ties = "first",
     return_indices: bool = False,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> Array | tuple[Array, Array]:
-    """Max pooling: y = max of a window's cells; inference, without an argmax.
+    """MaxPoolSpec pooling: y = max of a window's cells; inference, without an argmax.
 
     x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating, integer or
     bool. kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
@@ -290,29 +307,68 @@ def max_pool(
     Raises ValueError: a bad size or tie rule, padding not smaller than the effective kernel, a window larger than the
     padded input; TypeError: another dtype or kind. Source: torch.nn.functional.max_pool2d.
     """
-    b, spec = _max_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
+    b, spec = _checked_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
     run = kernel_or_portable("max_pool", _max_pool, b, spec, x)
     y, indices = run(b, spec, _as_bytes(b, x))
     y = cast(b, y, x.dtype)
     return (y, indices) if return_indices else y
 
 
+@overload
+def max_pool_forward(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: Ties = "first",
+    return_indices: Literal[False] = False,
+    data_format: DataFormat = "channels_first",
+) -> tuple[Array, Context]: ...
+@overload
+def max_pool_forward(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: Ties = "first",
+    return_indices: Literal[True],
+    data_format: DataFormat = "channels_first",
+) -> tuple[tuple[Array, Array], Context]: ...
+@overload
+def max_pool_forward(
+    x: Array,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    ceil_mode: bool = False,
+    ties: Ties = "first",
+    return_indices: bool,
+    data_format: DataFormat = "channels_first",
+) -> tuple[Array | tuple[Array, Array], Context]: ...
 @on_device
 def max_pool_forward(
     x: Array,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     ceil_mode: bool = False,
-    ties: str = "first",
+    ties: Ties = "first",
     return_indices: bool = False,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array | tuple[Array, Array], Context]:
     """`max_pool` for training: also gives the context, which keeps a byte an output to 256 taps (ties "first"), or a
     bit a tap, and not x. Arguments and errors as `max_pool`'s."""
-    b, spec = _max_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
+    b, spec = _checked_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
     run = kernel_or_portable("max_pool_forward", _max_pool_forward, b, spec, x)
     y, saved, indices = run(b, spec, _as_bytes(b, x))
     ctx = Context("max_pool", b, x.dtype, spec.window.out_shape, spec, {"saved": saved})

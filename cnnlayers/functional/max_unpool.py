@@ -8,11 +8,11 @@ GPU they are dropped. Source: torch.nn.functional.max_unpool2d (whose repeated i
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Window, unpool_window
+from cnnlayers.specs.arguments import DataFormat, Padding, Size
 
 from ._common import (
     Array,
@@ -108,12 +108,12 @@ def _check_indices(b: Backend, window: Window, indices: Array) -> None:
 def max_unpool_forward(
     x: Array,
     indices: Array,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Padding = 0,
     *,
-    output_size: Any = None,
-    data_format: str = "channels_first",
+    output_size: Size | None = None,
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Max unpooling: y[indices] = x in each sample's and channel's plane, zero elsewhere.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers.backends import Backend
-from cnnlayers.specs.arguments import flag, grouped, layout, real, trailing
+from cnnlayers.specs.arguments import DataFormat, Size, flag, grouped, layout, real, trailing
 
 from . import row_chunks
 from ._common import (
@@ -161,7 +161,7 @@ def batch_norm_forward(
     eps: float = 1e-5,
     unbiased: bool = True,
     comm: Any = None,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Batch normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, for each channel.
 
@@ -221,7 +221,7 @@ def group_norm_forward(
     beta: Array | None = None,
     *,
     eps: float = 1e-5,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Group normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, mean and variance of each sample's groups
     of C / num_groups adjacent channels.
@@ -258,7 +258,7 @@ def instance_norm_forward(
     beta: Array | None = None,
     *,
     eps: float = 1e-5,
-    data_format: str = "channels_first",
+    data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
     """Instance normalisation: `group_norm` with a group for each channel. Arguments, shapes and errors as there; one
     value per instance, as (N, C) always has, is a ValueError.
@@ -283,7 +283,7 @@ def instance_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None
 # ------------------------------------------------------------------------------------------------------ layer and RMS
 @on_device
 def layer_norm_forward(
-    x: Array, normalized_shape: Any, gamma: Array | None = None, beta: Array | None = None, *, eps: float = 1e-5
+    x: Array, normalized_shape: Size, gamma: Array | None = None, beta: Array | None = None, *, eps: float = 1e-5
 ) -> tuple[Array, Context]:
     """Layer normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, mean and variance over the last axes.
 
@@ -313,7 +313,7 @@ def layer_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
 
 @on_device
 def rms_norm_forward(
-    x: Array, normalized_shape: Any, gamma: Array | None = None, *, eps: float | None = None
+    x: Array, normalized_shape: Size, gamma: Array | None = None, *, eps: float | None = None
 ) -> tuple[Array, Context]:
     """RMS normalisation: y = x / sqrt(mean(x**2) + eps) * gamma, the mean over the last axes.
 

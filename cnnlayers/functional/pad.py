@@ -18,7 +18,7 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Pad, pad_spec
-from cnnlayers.specs.arguments import Pair, real
+from cnnlayers.specs.arguments import DataFormat, PadMode, Pair, Sides, real
 
 from ._common import (
     Array,
@@ -160,7 +160,7 @@ def _fill(b: Backend, x: Array, value: Any) -> Any:
 
 @on_device
 def pad_forward(
-    x: Array, padding: Any, mode: str = "constant", value: Any = 0, *, data_format: str = "channels_first"
+    x: Array, padding: Sides, mode: PadMode = "constant", value: Any = 0, *, data_format: DataFormat = "channels_first"
 ) -> tuple[Array, Context]:
     """Pad or crop the spatial axes: y[i] = extended x[i - before] on each.
 

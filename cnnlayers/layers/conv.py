@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
 from cnnlayers.specs import conv_window
-from cnnlayers.specs.arguments import choice, entries_of, flag, grouped, integer, sizes
+from cnnlayers.specs.arguments import DataFormat, Padding, Size, choice, entries_of, flag, grouped, integer, sizes
 
 from .base import Layer, generator, shape_of, uniform
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class _Conv(Layer):
@@ -19,7 +20,7 @@ class _Conv(Layer):
 
     _accepts_needs_dx = True
 
-    def _weights(self, first: int, second: int, kernel_size: Any, ndim: int | None, biases: int, rng: Any) -> None:
+    def _weights(self, first: int, second: int, kernel_size: Size, ndim: int | None, biases: int, rng: Any) -> None:
         entries = entries_of(kernel_size, "kernel_size")
         axes = integer(ndim, "ndim", 1) if ndim is not None else 2 if entries is None else len(entries)
         if not 1 <= axes <= 3:
@@ -45,17 +46,17 @@ class Conv(_Conv):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         *,
         ndim: int | None = None,
         rng: Any = None,
-        data_format: str = "channels_first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.in_channels = integer(in_channels, "in_channels", 0)
@@ -109,18 +110,18 @@ class ConvTranspose(_Conv):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        output_padding: Size = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: Any = 1,
+        dilation: Size = 1,
         padding_mode: str = "zeros",
         *,
         ndim: int | None = None,
         rng: Any = None,
-        data_format: str = "channels_first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.in_channels = integer(in_channels, "in_channels", 0)

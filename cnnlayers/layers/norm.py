@@ -12,7 +12,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
-from cnnlayers.specs.arguments import entries_of, flag, grouped, integer, real
+from cnnlayers.specs.arguments import DataFormat, Size, entries_of, flag, grouped, integer, real
 
 from .base import Layer, full, shape_of
 
@@ -20,7 +20,7 @@ from .base import Layer, full, shape_of
 class _Norm(Layer):
     """Scale and shift by parameters of one shape."""
 
-    data_format: str = "channels_first"
+    data_format: DataFormat = "channels_first"
 
     def _affine(self, shape: tuple[int, ...], affine: bool, bias: bool, name: str = "affine") -> None:
         affine, bias = flag(affine, name), flag(bias, "bias")
@@ -62,7 +62,7 @@ class BatchNorm(_Norm):
         bias: bool = True,
         unbiased: bool = True,
         comm: Any = None,
-        data_format: str = "channels_first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.num_features, self.eps = integer(num_features, "num_features", 0), eps
@@ -115,7 +115,7 @@ class GroupNorm(_Norm):
         affine: bool = True,
         *,
         bias: bool = True,
-        data_format: str = "channels_first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.num_channels = integer(num_channels, "num_channels", 0)
@@ -145,7 +145,7 @@ class InstanceNorm(_Norm):
         track_running_stats: bool = False,
         *,
         bias: bool = True,
-        data_format: str = "channels_first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         if flag(track_running_stats, "track_running_stats"):
@@ -166,7 +166,7 @@ class LayerNorm(_Norm):
     _op_backward = staticmethod(F.layer_norm_backward)
 
     def __init__(
-        self, normalized_shape: Any, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
+        self, normalized_shape: Size, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
     ) -> None:
         super().__init__()
         self.normalized_shape, self.eps = _shape(normalized_shape), eps
@@ -185,7 +185,7 @@ class RMSNorm(_Norm):
 
     _op_backward = staticmethod(F.rms_norm_backward)
 
-    def __init__(self, normalized_shape: Any, eps: float | None = None, elementwise_affine: bool = True) -> None:
+    def __init__(self, normalized_shape: Size, eps: float | None = None, elementwise_affine: bool = True) -> None:
         super().__init__()
         self.normalized_shape, self.eps = _shape(normalized_shape), eps
         self.elementwise_affine = elementwise_affine
@@ -207,7 +207,7 @@ class LocalResponseNorm(Layer):
         beta: float = 0.75,
         k: float = 1.0,
         *,
-        data_format: str = "channels_first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.size, self.alpha, self.beta, self.k, self.data_format = size, alpha, beta, k, data_format
@@ -218,7 +218,7 @@ class LocalResponseNorm(Layer):
         )
 
 
-def _shape(normalized_shape: Any) -> tuple[int, ...]:
+def _shape(normalized_shape: Size) -> tuple[int, ...]:
     entries = entries_of(normalized_shape, "normalized_shape")
     wanted = (normalized_shape,) if entries is None else entries
     return tuple(integer(v, "normalized_shape", 0) for v in wanted)

@@ -10,11 +10,12 @@ from typing import Any
 
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
+from cnnlayers.specs.arguments import DataFormat, PadMode, Sides
 
 from .base import Layer, shape_of
 
 
-def _per_axis(padding: Any, ndim: int) -> Any:
+def _per_axis(padding: Sides, ndim: int) -> Any:
     """PyTorch's flat tuple as (before, after) pairs, first axis first; any other form as it is."""
     if not isinstance(padding, tuple | list) or len(padding) != 2 * ndim:
         return padding
@@ -25,10 +26,10 @@ def _per_axis(padding: Any, ndim: int) -> Any:
 
 class _Pad(Layer):
     _op_backward = staticmethod(F.pad_backward)
-    _mode: str
+    _mode: PadMode
     value: float = 0
 
-    def __init__(self, padding: Any, *, data_format: str = "channels_first") -> None:
+    def __init__(self, padding: Sides, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
         self.padding, self.data_format = padding, data_format
 
@@ -42,7 +43,7 @@ class ConstantPad(_Pad):
 
     _mode = "constant"
 
-    def __init__(self, padding: Any, value: float = 0, *, data_format: str = "channels_first") -> None:
+    def __init__(self, padding: Sides, value: float = 0, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__(padding, data_format=data_format)
         self.value = value
 

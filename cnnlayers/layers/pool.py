@@ -6,7 +6,7 @@ from typing import Any
 
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
-from cnnlayers.specs.arguments import flag
+from cnnlayers.specs.arguments import DataFormat, OutputSize, Padding, Size, Ties, flag
 
 from .base import Layer
 
@@ -18,15 +18,15 @@ class MaxPool(Layer):
 
     def __init__(
         self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        dilation: Size = 1,
         return_indices: bool = False,
         ceil_mode: bool = False,
         *,
-        ties: str = "first",
-        data_format: str = "channels_first",
+        ties: Ties = "first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
@@ -54,15 +54,15 @@ class AvgPool(Layer):
 
     def __init__(
         self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
         *,
-        dilation: Any = 1,
-        data_format: str = "channels_first",
+        dilation: Size = 1,
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
@@ -91,13 +91,13 @@ class SumPool(Layer):
 
     def __init__(
         self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        dilation: Size = 1,
         *,
         ceil_mode: bool = False,
-        data_format: str = "channels_first",
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
@@ -123,13 +123,13 @@ class LpPool(Layer):
     def __init__(
         self,
         norm_type: float,
-        kernel_size: Any,
-        stride: Any = None,
+        kernel_size: Size,
+        stride: Size | None = None,
         ceil_mode: bool = False,
         *,
-        padding: Any = 0,
-        dilation: Any = 1,
-        data_format: str = "channels_first",
+        padding: Padding = 0,
+        dilation: Size = 1,
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.norm_type = norm_type
@@ -154,7 +154,7 @@ class AdaptiveAvgPool(Layer):
 
     _op_backward = staticmethod(F.adaptive_avg_pool_backward)
 
-    def __init__(self, output_size: Any, *, data_format: str = "channels_first") -> None:
+    def __init__(self, output_size: OutputSize, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
         self.output_size, self.data_format = output_size, data_format
 
@@ -167,7 +167,9 @@ class AdaptiveMaxPool(Layer):
 
     _op_backward = staticmethod(F.adaptive_max_pool_backward)
 
-    def __init__(self, output_size: Any, return_indices: bool = False, *, data_format: str = "channels_first") -> None:
+    def __init__(
+        self, output_size: OutputSize, return_indices: bool = False, *, data_format: DataFormat = "channels_first"
+    ) -> None:
         super().__init__()
         if flag(return_indices, "return_indices"):
             raise ValueError("return_indices=True is not offered by AdaptiveMaxPool: MaxPool gives indices")
@@ -182,7 +184,7 @@ class GlobalAvgPool(Layer):
 
     _op_backward = staticmethod(F.adaptive_avg_pool_backward)
 
-    def __init__(self, *, data_format: str = "channels_first") -> None:
+    def __init__(self, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
         self.data_format = data_format
 
@@ -195,7 +197,7 @@ class GlobalMaxPool(Layer):
 
     _op_backward = staticmethod(F.adaptive_max_pool_backward)
 
-    def __init__(self, *, data_format: str = "channels_first") -> None:
+    def __init__(self, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
         self.data_format = data_format
 
@@ -209,12 +211,17 @@ class MaxUnpool(Layer):
     _op_backward = staticmethod(F.max_unpool_backward)
 
     def __init__(
-        self, kernel_size: Any, stride: Any = None, padding: Any = 0, *, data_format: str = "channels_first"
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        *,
+        data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding, self.data_format = kernel_size, stride, padding, data_format
 
-    def _forward(self, x: Array, indices: Array, output_size: Any = None) -> tuple[Any, Any]:
+    def _forward(self, x: Array, indices: Array, output_size: Size | None = None) -> tuple[Any, Any]:
         return F.max_unpool_forward(
             x,
             indices,

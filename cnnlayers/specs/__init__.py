@@ -8,7 +8,7 @@ in "channels_last". Only the standard library is used; arrays of these numbers a
 from .arguments import Layout, Pair, Shape
 from .conv import conv_window, transposed_window
 from .padding import PAD_MODES, Pad, pad_spec
-from .pooling import adaptive_window, pool_window, unpool_window
+from .pooling import MaxPoolSpec, adaptive_window, max_pool_spec, pool_window, unpool_window
 from .windows import AdaptiveAxis, AdaptiveWindow, Axis, Window, effective, out_length, taps, window_taps
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "AdaptiveWindow",
     "Axis",
     "Layout",
+    "MaxPoolSpec",
     "Pad",
     "Pair",
     "Shape",
@@ -24,6 +25,7 @@ __all__ = [
     "adaptive_window",
     "conv_window",
     "effective",
+    "max_pool_spec",
     "out_length",
     "pad_spec",
     "pool_window",

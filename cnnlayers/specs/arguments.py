@@ -11,10 +11,19 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, cast
 
 Shape: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = tuple[int, int]
+
+# What public functions take.
+Size: TypeAlias = SupportsIndex | Sequence[SupportsIndex]  # cells: for all spatial axes, or one number each
+Padding: TypeAlias = Size | Sequence[tuple[int, int]] | Literal["valid", "same", "same_lower", "full"]
+Sides: TypeAlias = Size | Sequence[tuple[int, int]]  # padding in numbers alone
+OutputSize: TypeAlias = SupportsIndex | Sequence[SupportsIndex | None] | None
+DataFormat: TypeAlias = Literal["channels_first", "channels_last"]
+Ties: TypeAlias = Literal["first", "all", "split"]
+PadMode: TypeAlias = Literal["constant", "edge", "reflect", "symmetric", "wrap", "replicate", "circular"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

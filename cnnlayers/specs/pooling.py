@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
-from .arguments import Layout, Shape, cached, entries_of, flag, integer, layout, pairs, sizes
+from .arguments import Layout, Shape, Ties, cached, choice, entries_of, flag, integer, layout, pairs, sizes
 from .windows import (
     AdaptiveAxis,
     AdaptiveWindow,
@@ -92,3 +93,30 @@ def adaptive_window(shape: Shape, output_size: Any, data_format: str) -> Adaptiv
         length if e is None else integer(e, "output_size", 1) for e, length in zip(entries, lay.lengths, strict=True)
     ]
     return AdaptiveWindow(lay, tuple(AdaptiveAxis(length, o) for length, o in zip(lay.lengths, out, strict=True)))
+
+
+# ---------------------------------------------------------------------------------------------------------- max pooling
+@dataclass(frozen=True)
+class MaxPoolSpec:
+    """A max pool: its windows, which of several equal maxima get the gradient, and whether indices are returned."""
+
+    window: Window
+    ties: Ties = "first"
+    indices: bool = False
+
+
+def max_pool_spec(
+    shape: Shape,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    ties: Any,
+    return_indices: bool,
+    data_format: str,
+) -> MaxPoolSpec:
+    """The spec of `max_pool`'s arguments."""
+    choice(ties, "ties", get_args(Ties))
+    window = pool_window(shape, kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    return MaxPoolSpec(window, ties, flag(return_indices, "return_indices"))

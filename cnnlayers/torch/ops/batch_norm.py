@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Context
 from cnnlayers.functional.norm_math import Norm, Rows, batch_rows
-from cnnlayers.specs.arguments import layout
+from cnnlayers.specs.arguments import DataFormat, layout
 
 from .batching import LOOP, Rule
 from .library import Op
@@ -39,7 +39,7 @@ def number_of(comm: Any) -> int:
     return known
 
 
-def _rows(shape: Shape, eps: float, data_format: str) -> Rows:
+def _rows(shape: Shape, eps: float, data_format: DataFormat) -> Rows:
     return batch_rows(layout(tuple(shape), data_format, least=0), eps)
 
 

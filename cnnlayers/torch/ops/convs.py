@@ -14,6 +14,7 @@ from cnnlayers.functional.conv import _weight_shape
 from cnnlayers.functional.conv_tiling import Conv
 from cnnlayers.functional.conv_tiling import interned as shared
 from cnnlayers.specs import conv_window, transposed_window
+from cnnlayers.specs.arguments import DataFormat
 
 from .batching import LOOP, Rule
 from .library import Op
@@ -81,7 +82,7 @@ def _conv(
     auto: str,
     dilation: Shape,
     groups: int,
-    data_format: str,
+    data_format: DataFormat,
 ) -> Any:
     sizes = one_or_all(stride), sides(padding, auto, x.ndim - 2), one_or_all(dilation)
     return F.conv(x, weight, bias, *sizes, groups, data_format=data_format)
@@ -95,7 +96,7 @@ def _conv_spec(
     auto: str,
     dilation: Shape,
     groups: int,
-    data_format: str,
+    data_format: DataFormat,
 ) -> Any:
     kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, by_channel=1)
     sizes = one_or_all(stride), sides(padding, auto, len(x) - 2), one_or_all(dilation)
@@ -117,7 +118,7 @@ def _conv_transpose(
     output_padding: Shape,
     dilation: Shape,
     groups: int,
-    data_format: str,
+    data_format: DataFormat,
 ) -> Any:
     sizes = one_or_all(stride), sides(padding, "", x.ndim - 2), one_or_all(output_padding), one_or_all(dilation)
     return F.conv_transpose(x, weight, bias, *sizes, groups, data_format=data_format)
@@ -131,7 +132,7 @@ def _conv_transpose_spec(
     output_padding: Shape,
     dilation: Shape,
     groups: int,
-    data_format: str,
+    data_format: DataFormat,
 ) -> Any:
     kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, by_channel=0)
     sizes = one_or_all(stride), sides(padding, "", len(x) - 2), one_or_all(output_padding), one_or_all(dilation)

@@ -17,7 +17,7 @@ from cnnlayers import functional as F
 from cnnlayers.functional._common import Context
 from cnnlayers.functional.local_response_norm import Response
 from cnnlayers.functional.norm_math import Norm, Rows, group_rows, instance_rows, trailing_rows
-from cnnlayers.specs.arguments import grouped, integer, layout, trailing
+from cnnlayers.specs.arguments import DataFormat, grouped, integer, layout, trailing
 
 from .batching import LOOP, Rule
 from .library import Op, differentiable_by_x
@@ -121,7 +121,7 @@ def _threefold(rule: Rule) -> Rule:
     return Rule(rule.samples, (0, 0, 0), rule.stacked)
 
 
-def _groups(shape: Shape, groups: int, eps: float, data_format: str) -> Rows:
+def _groups(shape: Shape, groups: int, eps: float, data_format: DataFormat) -> Rows:
     lay = layout(tuple(shape), data_format, least=0)
     return group_rows(lay, grouped(lay.channels, groups), eps)
 
@@ -217,11 +217,11 @@ rms_norm_backward.last("rms_norm")
 
 
 # ------------------------------------------------------------------------------------------------- local_response_norm
-def _response(shape: Shape, size: int, alpha: float, beta: float, k: float, data_format: str) -> Response:
+def _response(shape: Shape, size: int, alpha: float, beta: float, k: float, data_format: DataFormat) -> Response:
     return Response(layout(tuple(shape), data_format, least=0), integer(size, "size", 1), alpha, beta, k)
 
 
-def _local_response_norm(x: Any, size: int, alpha: float, beta: float, k: float, data_format: str) -> Any:
+def _local_response_norm(x: Any, size: int, alpha: float, beta: float, k: float, data_format: DataFormat) -> Any:
     return F.local_response_norm(x, size, alpha=alpha, beta=beta, k=k, data_format=data_format)
 
 

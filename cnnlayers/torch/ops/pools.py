@@ -11,8 +11,8 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Context
 from cnnlayers.functional.lp_pool import lp_pool_spec
-from cnnlayers.functional.max_pool import Max
-from cnnlayers.specs import unpool_window
+from cnnlayers.specs import MaxPoolSpec, unpool_window
+from cnnlayers.specs.arguments import DataFormat
 
 from .batching import LOOP, Rule
 from .library import Op, differentiable_by_x
@@ -71,7 +71,9 @@ def _max_pool_forward(x: Any, *args: Any) -> Any:
 
 def _max_pool_backward(dy: Any, saved: Any, shape: Shape, *options: Any) -> Any:
     window, ties = _max_window(shape, options), options[-2]
-    context = Context("max_pool", backends.of(dy), dy.dtype, window.out_shape, Max(window, ties), {"saved": saved})
+    context = Context(
+        "max_pool", backends.of(dy), dy.dtype, window.out_shape, MaxPoolSpec(window, ties), {"saved": saved}
+    )
     return F.max_pool_backward(dy, context)
 
 
@@ -115,18 +117,18 @@ _saves_an_output(max_pool, max_pool_forward, max_pool_backward, slice(1, -1))
 ADAPTIVE = f"SymInt[1] output_size, {FORMAT}"
 
 
-def _adaptive_max_pool_forward(x: Any, output_size: Shape, data_format: str) -> Any:
+def _adaptive_max_pool_forward(x: Any, output_size: Shape, data_format: DataFormat) -> Any:
     y, context = F.adaptive_max_pool_forward(x, one_or_all(output_size), data_format=data_format)
     return y, context.arrays["argmax"]
 
 
-def _adaptive_max_pool_backward(dy: Any, argmax: Any, shape: Shape, output_size: Shape, data_format: str) -> Any:
+def _adaptive_max_pool_backward(dy: Any, argmax: Any, shape: Shape, output_size: Shape, data_format: DataFormat) -> Any:
     spec, y_shape = adaptive(shape, output_size, data_format)
     context = Context("adaptive_max_pool", backends.of(dy), dy.dtype, tuple(y_shape), spec, {"argmax": argmax})
     return F.adaptive_max_pool_backward(dy, context)
 
 
-def _fake_adaptive_max_pool_forward(x: torch.Tensor, output_size: Shape, data_format: str) -> Any:
+def _fake_adaptive_max_pool_forward(x: torch.Tensor, output_size: Shape, data_format: DataFormat) -> Any:
     known = x.shape[0], *map(int, x.shape[1:])  # the argmax's type depends on the widest window
     spec, _ = adaptive((1, *known[1:]), [int(n) for n in output_size], data_format)
     out = (x.shape[0], *spec.out_shape[1:])

@@ -12,7 +12,7 @@ from cnnlayers import functional as F
 from cnnlayers.functional._common import Context
 from cnnlayers.functional.avg_pool import Average
 from cnnlayers.specs import Window, adaptive_window, pool_window
-from cnnlayers.specs.arguments import layout
+from cnnlayers.specs.arguments import DataFormat, PadMode, layout
 from cnnlayers.specs.padding import pad_spec
 
 from .batching import Rule
@@ -44,7 +44,7 @@ def window_arguments(axes: int, kernel: Shape, stride: Shape, padding: Shape, au
     return one_or_all(kernel), one_or_all(stride), sides(padding, auto, axes), one_or_all(dilation)
 
 
-def window_of(shape: Shape, sizes: Sequence[Any], ceil: bool, data_format: str) -> Window:
+def window_of(shape: Shape, sizes: Sequence[Any], ceil: bool, data_format: DataFormat) -> Window:
     """The windows of a pool on an array of this shape. `sizes`: kernel_size to dilation, as an op takes them."""
     kernel, stride, padding, dilation = window_arguments(len(shape) - 2, *sizes)
     return pool_window(tuple(shape), kernel, stride, padding, dilation, ceil, data_format)
@@ -98,7 +98,7 @@ def _avg_pool(
     ceil: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-    data_format: str,
+    data_format: DataFormat,
 ) -> Any:
     sizes = window_arguments(x.ndim - 2, kernel, stride, padding, auto, dilation)
     return F.avg_pool(
@@ -125,7 +125,7 @@ def _sum_pool(
     auto: str,
     dilation: Shape,
     ceil: bool,
-    data_format: str,
+    data_format: DataFormat,
 ) -> Any:
     sizes = window_arguments(x.ndim - 2, kernel, stride, padding, auto, dilation)
     return F.sum_pool(x, *sizes, ceil_mode=ceil, data_format=data_format)
@@ -137,7 +137,7 @@ def _sum(shape: Shape, *options: Any) -> tuple[Any, Shape]:
     return window, window.out_shape
 
 
-def adaptive(shape: Shape, output_size: Shape, data_format: str) -> tuple[Any, Shape]:
+def adaptive(shape: Shape, output_size: Shape, data_format: DataFormat) -> tuple[Any, Shape]:
     """The windows of an adaptive pool and the shape of y; sizes that a trace leaves open need no windows."""
     sizes = one_or_all(output_size)
     if all(type(n) is int for n in (*shape, *output_size)):
@@ -147,7 +147,7 @@ def adaptive(shape: Shape, output_size: Shape, data_format: str) -> tuple[Any, S
     return None, lay.with_spatial(list(output_size) * (len(lay.spatial) if len(output_size) == 1 else 1))
 
 
-def _adaptive_avg_pool(x: Any, output_size: Shape, data_format: str) -> Any:
+def _adaptive_avg_pool(x: Any, output_size: Shape, data_format: DataFormat) -> Any:
     return F.adaptive_avg_pool(x, one_or_all(output_size), data_format=data_format)
 
 
@@ -162,11 +162,11 @@ adaptive_avg_pool = _linear("adaptive_avg_pool", f"SymInt[1] output_size, {FORMA
 
 
 # ------------------------------------------------------------------------------------------------------------- padding
-def _pad(x: Any, padding: Shape, mode: str, value: float, data_format: str) -> Any:
+def _pad(x: Any, padding: Shape, mode: PadMode, value: float, data_format: DataFormat) -> Any:
     return F.pad(x, sides(padding, "", x.ndim - 2), mode, value, data_format=data_format)
 
 
-def _padded(shape: Shape, padding: Shape, mode: str, value: float, data_format: str) -> tuple[Any, Shape]:
+def _padded(shape: Shape, padding: Shape, mode: PadMode, value: float, data_format: DataFormat) -> tuple[Any, Shape]:
     spec = pad_spec(tuple(shape), sides(padding, "", len(shape) - 2), mode, data_format)
     return spec, spec.out_shape
 
