@@ -177,7 +177,8 @@ class Layout:
             out[axis] = length
         if channels is not None:
             out[self.channel] = channels
-        if math.prod(max(n, 1) for n in out) >= MOST_ELEMENTS:
+        # A symbol of torch.export is left out: comparing it would restrict the sizes that the export is good for.
+        if math.prod(max(n, 1) for n in out if type(n) is int) >= MOST_ELEMENTS:
             raise ValueError(
                 f"the result for x of shape {self.shape} would have shape {tuple(out)}, more than the 2**59 elements"
                 " that fit into an array: look at kernel_size, stride, padding, dilation and output_size"
