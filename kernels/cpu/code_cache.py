@@ -128,7 +128,7 @@ def _variables(function: Any) -> list[tuple[str, Any]]:
 
 
 def _code(function: Any) -> tuple[Any, ...]:
-    """All that a kernel's source and its surroundings say."""
+    """The parts of the key that come from a kernel's source, its module's constants and its enclosing function."""
     sources = _sources(function.__module__)
     constants = [_constants(module) for module in sources]
     return function.__module__, function.__qualname__, sources, constants, _variables(function)

@@ -12,7 +12,7 @@ from cnnlayers.backends import Backend
 
 from . import batch_norm_blocked, layer_norm_loops, norm_loops
 from .norm_arguments import accumulator, converted, gradient, parameter, refuses
-from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of
+from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of, run_over_pieces
 from .parallel import parallel_chunks
 
 __all__ = [
@@ -36,24 +36,17 @@ def _layer_norm_backward(
     """`(dx, dgamma, dbeta)` of layer and RMS norm."""
     rows = norm.rows
     if not dy.size:
-        return _empty(norm, dy)
+        zeros = np.zeros(rows.parameter)
+        return _gradients(norm, np.empty(dy.shape, dy.dtype), zeros, zeros)
     weight = parameter(gamma, 1.0, rows.parameter, accumulator(x.dtype))
     dx, sum_dy_xhat, sum_dy = per_cell_backward(dy, x, weight, mean, rstd, rows.count)
-    return (
-        dx,
-        gradient(sum_dy_xhat, rows.parameter, norm.gamma_dtype),
-        gradient(sum_dy, rows.parameter, norm.beta_dtype),
-    )
+    return _gradients(norm, dx, sum_dy_xhat, sum_dy)
 
 
-def _empty(norm: Any, dy: Array) -> tuple[Array, Array | None, Array | None]:
-    """The gradients of an empty array."""
-    zeros, shape = np.zeros(norm.rows.parameter), norm.rows.parameter
-    return (
-        np.empty(dy.shape, dy.dtype),
-        gradient(zeros, shape, norm.gamma_dtype),
-        gradient(zeros, shape, norm.beta_dtype),
-    )
+def _gradients(norm: Any, dx: Array, sum_dy_xhat: Array, sum_dy: Array) -> tuple[Array, Array | None, Array | None]:
+    """`(dx, dgamma, dbeta)`, None for a missing parameter."""
+    shape = norm.rows.parameter
+    return dx, gradient(sum_dy_xhat, shape, norm.gamma_dtype), gradient(sum_dy, shape, norm.beta_dtype)
 
 
 layer_norm_backward = rms_norm_backward = _layer_norm_backward
@@ -66,7 +59,8 @@ def _channel_norm_backward(
     None."""
     rows = norm.rows
     if not dy.size:
-        return _empty(norm, dy)
+        zeros = np.zeros(rows.parameter)
+        return _gradients(norm, np.empty(dy.shape, dy.dtype), zeros, zeros)
     x = dy if x is None else x  # only dgamma depends on x, and there is no gamma
     layout = channel_layout(rows, x)
     weight = layout.per_channel(gamma, 1.0)
@@ -78,15 +72,10 @@ def _channel_norm_backward(
         sum_dy_xhat, sum_dy = (s.reshape(-1, layout.length).sum(axis=1) for s in sums)
     else:
         g, source = (layout.to_memory_order(a, accumulator(dy.dtype)) for a in (dy, x))
-        flat, sum_dy_xhat, sum_dy = (_backward_with_fixed_stats if norm.use_running_stats else _backward_through_stats)(
-            layout, g, source, weight, mean, rstd
-        )
+        backward = _backward_with_fixed_stats if norm.use_running_stats else _backward_through_stats
+        flat, sum_dy_xhat, sum_dy = backward(layout, g, source, weight, mean, rstd)
     dx = layout.from_memory_order(flat, dy)
-    return (
-        dx,
-        gradient(sum_dy_xhat, rows.parameter, norm.gamma_dtype),
-        gradient(sum_dy, rows.parameter, norm.beta_dtype),
-    )
+    return _gradients(norm, dx, sum_dy_xhat, sum_dy)
 
 
 batch_norm_backward = group_norm_backward = instance_norm_backward = _channel_norm_backward
@@ -139,11 +128,7 @@ def _backward_through_stats(
     x_factor = rstd * row_dy_xhat / n
     factors = shift, gamma, x_factor, row_dy / n - (mean - shift) * x_factor, rstd
     loop_factors = [partition.broadcast_to_loops(a, x.dtype) for a in factors]
-    parallel_chunks(
-        partition.number_of_pieces,
-        3 * x.nbytes,
-        functools.partial(partition.loops.input_gradient, dy, x, dx, *loop_factors, *partition.loop_arguments),
-    )
+    run_over_pieces(partition, 3 * x.nbytes, partition.loops.input_gradient, dy, x, dx, *loop_factors)
     return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
 
 
@@ -154,14 +139,9 @@ def _backward_with_fixed_stats(
     partition, dx = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype)
     mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
     sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, mean.astype(x.dtype), mean, rstd)
-    loop_factors = [
-        partition.broadcast_to_loops(a, x.dtype) for a in (np.zeros_like(rstd), rstd * gamma, np.zeros_like(rstd))
-    ]
-    parallel_chunks(
-        partition.number_of_pieces,
-        2 * x.nbytes,
-        functools.partial(partition.loops.scale_shift, dy, dx, *loop_factors, *partition.loop_arguments),
-    )
+    zeros = np.zeros_like(rstd)
+    loop_factors = [partition.broadcast_to_loops(a, x.dtype) for a in (zeros, rstd * gamma, zeros)]
+    run_over_pieces(partition, 2 * x.nbytes, partition.loops.scale_shift, dy, dx, *loop_factors)
     return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
 
 
@@ -171,12 +151,6 @@ def _gradient_sums(
     """The sums of dy * xhat and of dy, over each piece of each channel."""
     sum_dy, sum_dy_xhat = np.zeros((2, partition.number_of_sums))
     loop_shift = partition.broadcast_to_loops(shift, x.dtype)
-    parallel_chunks(
-        partition.number_of_pieces,
-        2 * x.nbytes,
-        functools.partial(
-            partition.loops.gradient_sums, dy, x, loop_shift, sum_dy, sum_dy_xhat, *partition.loop_arguments
-        ),
-    )
+    run_over_pieces(partition, 2 * x.nbytes, partition.loops.gradient_sums, dy, x, loop_shift, sum_dy, sum_dy_xhat)
     sum_dy = partition.by_channel(sum_dy)
     return (partition.by_channel(sum_dy_xhat) - (mean - shift) * sum_dy) * rstd, sum_dy

@@ -23,7 +23,7 @@ from cnnlayers.backends import Backend
 
 from . import batch_norm_blocked, layer_norm_loops, norm_loops
 from .norm_arguments import accumulator, converted, parameter, refuses, row_shape
-from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of
+from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of, run_over_pieces
 from .parallel import parallel_chunks
 
 __all__ = [
@@ -121,12 +121,8 @@ def _forward_by_own_stats(
     if layout.parameters_per_cell:
         gamma, beta = (np.repeat(p.astype(dtype), layout.length) for p in (gamma, beta))
         y, mean, rstd = per_cell_forward(x.transpose(layout.axis_order), gamma, beta, rows.eps, True, rows.count)
-        return (
-            layout.from_memory_order(y, x),
-            mean.reshape(shape),
-            rstd,
-            rstd.reshape(shape),
-        )  # batch norm alone needs var
+        var = rstd  # not computed: batch norm alone needs it, and never comes here
+        return layout.from_memory_order(y, x), mean.reshape(shape), var, rstd.reshape(shape)
     source = layout.to_memory_order(x, dtype)
     y = backends.result(source.shape, source.dtype)
     block = layout.channels_per_block(source.itemsize)
@@ -167,11 +163,7 @@ def _forward_by_running_stats(
 def _moments(layout: ChannelLayout, partition: Partition, x: Array) -> tuple[Array, Array]:
     """Mean and variance of each row, combined from those of its pieces (Chan, Golub and LeVeque 1979)."""
     means, squares = np.zeros((2, partition.number_of_sums))
-    parallel_chunks(
-        partition.number_of_pieces,
-        x.nbytes,
-        functools.partial(partition.loops.moments, x, means, squares, *partition.loop_arguments),
-    )
+    run_over_pieces(partition, x.nbytes, partition.loops.moments, x, means, squares)
     means, squares, counts = partition.by_channel(means), partition.by_channel(squares), partition.cell_counts
     n = x.size / layout.rows
     mean = np.sum(means * counts, axis=layout.row_axes, keepdims=True) / n
@@ -184,8 +176,4 @@ def _scale_shift(partition: Partition, x: Array, y: Array, gamma: Array, beta: A
     shift = mean.astype(x.dtype)
     scale = rstd * gamma
     factors = [partition.broadcast_to_loops(a, x.dtype) for a in (shift, scale, beta - (mean - shift) * scale)]
-    parallel_chunks(
-        partition.number_of_pieces,
-        2 * x.nbytes,
-        functools.partial(partition.loops.scale_shift, x, y, *factors, *partition.loop_arguments),
-    )
+    run_over_pieces(partition, 2 * x.nbytes, partition.loops.scale_shift, x, y, *factors)

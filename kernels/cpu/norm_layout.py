@@ -8,6 +8,7 @@ pieces; one of group or instance norm over the channels of a group and pieces. A
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 from . import channels_last_norm, norm_loops
 from .norm_arguments import converted
+from .parallel import parallel_chunks
 
 Array = Any
 PIECE_BYTES = 300_000  # of x in a piece, about
@@ -265,3 +267,9 @@ def partition_of(layout: ChannelLayout, itemsize: int) -> Partition:
     lines //= fold
     pieces = max(1, min(lines, lines * fold * channels * inner * itemsize // PIECE_BYTES))
     return ChannelsLastPieces(samples, layout.groups, layout.group_size, lines, fold, inner, pieces)
+
+
+def run_over_pieces(partition: Partition, nbytes: int, loop: Any, *arrays: Array) -> None:
+    """Run a loop of `partition.loops` on these arrays, over chunks of all pieces. nbytes: read and written in all."""
+    run = functools.partial(loop, *arrays, *partition.loop_arguments)
+    parallel_chunks(partition.number_of_pieces, nbytes, run)

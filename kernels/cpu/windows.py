@@ -21,8 +21,6 @@ Array = Any
 AnyAxis: TypeAlias = Axis | AdaptiveAxis
 AnyWindow: TypeAlias = Window | AdaptiveWindow
 MAX_TAPS = 2**24  # of a window: a table has a number for each
-
-
 MISSING_AXIS = Axis(1, 1, 1)  # for a spatial axis that the array lacks: one window of one cell
 
 
