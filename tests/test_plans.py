@@ -272,7 +272,7 @@ def test_inference_makes_no_table_of_backward() -> None:
 
 
 def test_a_spec_of_a_long_axis_is_small() -> None:
-    for made in (AdaptiveAxis(10**7, 10**7 - 1), Axis(10**7, 10**7, 3, 1, 1, 1, 1)):
+    for made in (AdaptiveAxis(10**5, 10**5 - 1), Axis(10**5, 10**5, 3, 1, 1, 1, 1)):
         tracemalloc.start()
         values = [getattr(made, name) for name in dir(made) if not name.startswith("_")]
         _, most = tracemalloc.get_traced_memory()
