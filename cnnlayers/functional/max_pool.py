@@ -294,7 +294,7 @@ def max_pool(
     return_indices: bool = False,
     data_format: DataFormat = "channels_first",
 ) -> Array | tuple[Array, Array]:
-    """MaxPoolSpec pooling: y = max of a window's cells; inference, without an argmax.
+    """Max pooling: y = max of a window's cells; inference, without an argmax.
 
     x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating, integer or
     bool. kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
