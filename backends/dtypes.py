@@ -11,7 +11,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # dtypes are endless: strings of every length, structures
 def _name(xp: Any, dtype: Any) -> str:
     if getattr(dtype, "name", None) == "bfloat16":
         return "bfloat16"

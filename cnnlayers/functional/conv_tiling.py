@@ -112,7 +112,7 @@ class Conv:
         return (samples, *spatial, ALL, ALL) if self.last else (samples, ALL, ALL, *spatial)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
 def interned(spec: Conv) -> Conv:
     """The first one equal to this: what it has worked out of itself serves later calls."""
     return spec

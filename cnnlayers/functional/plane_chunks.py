@@ -92,7 +92,7 @@ def _whole(b: Backend, part: Array, layout: Layout, units: int) -> Array:
     return b.empty((*part.shape[:at], units, *part.shape[at + 1 :]), part.dtype)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
 def _of(spec: Any, layout: Layout, units: int, merges: bool) -> Any:
     """The spec on so many planes, or samples."""
     shape = (units, 1, *layout.shape[2:]) if merges else (units, *layout.shape[1:])

@@ -68,7 +68,7 @@ def channel_sums(b: Backend, spec: Any, array: Array) -> Array:
     return sums
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
 def _axes(window: Any) -> Array:
     """The sizes of three spatial axes, (3, 6). The columns are LENGTH to BEFORE."""
     rows = [(1, 1, 1, 1, 1, 0)] * (3 - len(window.axes))

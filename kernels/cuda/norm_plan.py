@@ -183,7 +183,7 @@ def pack_of(shape: Rows | Columns, itemsize: int, *addresses: int) -> int:
     return pack
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)  # by number: plans of norms have a fixed size
 def make_plan(
     device: Device,
     shape: Rows | Columns,
