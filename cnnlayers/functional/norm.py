@@ -129,7 +129,7 @@ def _batch_norm_forward(
     running_var: Array | None,
 ) -> tuple[Array, Array | None, Array]:
     """y, mean and rstd by the batch's statistics, the running ones updated where there are any, or by the running ones
-    where `norm.given`."""
+    where `norm.use_running_stats`."""
     rows = norm.rows
     if norm.use_running_stats:
         # Copies: the context must not follow later updates in place.
