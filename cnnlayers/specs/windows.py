@@ -155,8 +155,8 @@ class Windows(Generic[A]):
     def out_lengths(self) -> Shape:
         return tuple(a.out for a in self.axes)
 
-    @property
-    def out_shape(self) -> Shape:
+    @cached_property
+    def out_shape(self) -> Shape:  # every pool asks for it twice
         return self.layout.with_spatial(self.out_lengths)
 
     @property
