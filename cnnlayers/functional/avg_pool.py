@@ -1,7 +1,7 @@
 """Average, sum and adaptive average pooling: everything that adds up windows.
 
 Rules of the family: a window's sum is taken axis by axis (first spatial axis first), each over slices of the array, in
-float32 for half types; in float64 where more than `common.SHORT` cells, or in backward windows, are added up. Cells
+float32 for half types; in float64 where more than SHORT cells, or in backward windows, are added up. Cells
 outside the input add nothing.
 The divisor of an average counts the cells inside the input and its declared padding, never ceil mode's overhang; a
 window that meets no cell gives 0 and passes no gradient. Backward is the sum's adjoint, axis by axis in the other
@@ -23,6 +23,7 @@ from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive
 from cnnlayers.specs.arguments import DataFormat, OutputSize, Padding, Size, flag, integer
 
 from ._common import (
+    SHORT,
     Array,
     Context,
     cast,
@@ -59,37 +60,39 @@ def resized(array: Array, where: int, length: int) -> tuple[int, ...]:
 
 
 # ----------------------------------------------------------------------------------------------------- sums of windows
-def window_slices(axis: Axis) -> Iterator[tuple[int, slice]]:
-    """Of an axis with few windows: each window that meets the input, and its cells there."""
+def loops_over_windows(axis: Axis) -> bool:
+    """Whether a loop over the axis's windows is shorter than one over taps: for one window, and for long kernels."""
+    return axis.out == 1 or axis.out < axis.kernel > SHORT
+
+
+def window_parts(axis: Axis) -> Iterator[tuple[slice, slice]]:
+    """Windows and the cells that they see: of all windows the cells under one tap, tap by tap, or where the loop is
+    over windows all cells of one window."""
+    if not loops_over_windows(axis):
+        for _, windows, cells in taps(axis):
+            yield windows, cells
+        return
     for window in range(axis.out):
         start = window * axis.stride - axis.before
         first = start + max(0, -(start // axis.dilation)) * axis.dilation
         stop = min(start + axis.dilation * (axis.kernel - 1) + 1, axis.length)
         if first < stop:
-            yield window, slice(first, stop, axis.dilation)
+            yield slice(window, window + 1), slice(first, stop, axis.dilation)
 
 
 def _sum_axis(b: Backend, x: Array, where: int, axis: Axis, dtype: Any) -> Array:
-    """Window sums along one axis, in `dtype`; the loop is over taps or over windows, whichever are fewer."""
-    y = b.zeros(resized(x, where, axis.out), dtype)
-    if axis.out < axis.kernel:
-        for window, cells in window_slices(axis):
-            part = x[axis_index(where, cells)]
-            y[axis_index(where, slice(window, window + 1))] = b.xp.sum(part, axis=where, keepdims=True, dtype=dtype)
-        return y
-    for _, windows, cells in taps(axis):
-        y[axis_index(where, windows)] += x[axis_index(where, cells)]
+    """Window sums along one axis, in `dtype`."""
+    y, by_window = b.zeros(resized(x, where, axis.out), dtype), loops_over_windows(axis)
+    for windows, cells in window_parts(axis):
+        part = x[axis_index(where, cells)]
+        y[axis_index(where, windows)] += b.xp.sum(part, axis=where, keepdims=True, dtype=dtype) if by_window else part
     return y
 
 
 def _axis_adjoint(b: Backend, dy: Array, where: int, axis: Axis, dtype: Any) -> Array:
     """The adjoint: each cell adds up the windows over it."""
     dx = b.zeros(resized(dy, where, axis.length), dtype)
-    if axis.out < axis.kernel:
-        for window, cells in window_slices(axis):
-            dx[axis_index(where, cells)] += dy[axis_index(where, slice(window, window + 1))]
-        return dx
-    for _, windows, cells in taps(axis):
+    for windows, cells in window_parts(axis):
         dx[axis_index(where, cells)] += dy[axis_index(where, windows)]
     return dx
 

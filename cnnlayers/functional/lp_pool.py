@@ -17,17 +17,16 @@ Conventions are those of torch.nn.functional.lp_pool2d, which lacks the abs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import Axis, Window, pool_window, taps
+from cnnlayers.specs import Axis, Window, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
 from ._common import Array, Context, cast, check_backward, check_floating, check_memory, inference_of, on_device
-from .avg_pool import axis_index, resized, window_adjoint, window_slices, window_sums
+from .avg_pool import axis_index, loops_over_windows, resized, window_adjoint, window_parts, window_sums
 from .plane_chunks import in_planes
 
 POWER = 6.0  # float64 holds every power up to this one of 1e-45 and 3e38, float32's smallest and largest numbers
@@ -69,27 +68,26 @@ def _gradient(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
 
 
 # -------------------------------------------------------------------------------------------- by the window's largest
-def _pieces(axis: Axis) -> Iterator[tuple[slice, slice]]:
-    """Windows and their cells: one cell of each, tap by tap, or, of few windows, one window with all its cells."""
-    if axis.out < axis.kernel:
-        for window, cells in window_slices(axis):
-            yield slice(window, window + 1), cells
-    else:
-        for _, windows, cells in taps(axis):
-            yield windows, cells
+def _slope(b: Backend, inner: Array, outer: Array, p: float) -> Array:
+    """(inner / outer)**(p - 1) of 0 <= inner <= outer. Below p = 2 the quotient may leave float64's range and the power
+    not: then roots of both powers are multiplied, and squared."""
+    if p >= 2:
+        return _power(b, inner / outer, p - 1)
+    root = inner ** ((p - 1) / 2) * outer ** ((1 - p) / 2)
+    return root * root
 
 
 def _axis_norms(b: Backend, x: Array, where: int, axis: Axis, p: float) -> Array:
     """The norms of windows along one axis, of numbers that are not negative."""
     largest, sums = (b.zeros(resized(x, where, axis.out), x.dtype) for _ in range(2))
-    by_window = axis.out < axis.kernel
-    for windows, cells in _pieces(axis):
+    by_window = loops_over_windows(axis)
+    for windows, cells in window_parts(axis):
         at, values = axis_index(where, windows), x[axis_index(where, cells)]
         values = b.xp.max(values, axis=where, keepdims=True) if by_window else values
         largest[at] = b.xp.maximum(largest[at], values)
     one = b.full((), 1.0, x.dtype)
     scale = b.xp.where((largest == 0) | b.xp.isinf(largest), one, largest)
-    for windows, cells in _pieces(axis):
+    for windows, cells in window_parts(axis):
         at = axis_index(where, windows)
         powers = _power(b, x[axis_index(where, cells)] / scale[at], p)
         sums[at] += b.xp.sum(powers, axis=where, keepdims=True) if by_window else powers
@@ -111,9 +109,9 @@ def _scaled_gradient(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
         dy, outer = b.xp.where(outer == 0, zero, dy), b.xp.where(outer == 0, one, outer)
         finite = b.xp.where(b.xp.isinf(inner), one, inner)
         dx = b.zeros(tuple(inner.shape), x.dtype)
-        for windows, cells in _pieces(axis):
+        for windows, cells in window_parts(axis):
             at, seen = axis_index(where, windows), axis_index(where, cells)
-            dx[seen] += dy[at] * _power(b, finite[seen] / outer[at], spec.p - 1)
+            dx[seen] += dy[at] * _slope(b, finite[seen], outer[at], spec.p)
         dy = b.xp.where(inner == 0, zero, dx)
     return b.xp.where(b.xp.isinf(x), b.full((), math.nan, x.dtype), dy)
 
