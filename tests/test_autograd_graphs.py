@@ -12,7 +12,7 @@ from cnnlayers.autograd import functional as TF
 from . import standin_cupy
 
 hypothesis = pytest.importorskip("hypothesis")
-given, settings, st = hypothesis.use_running_stats, hypothesis.settings, hypothesis.strategies
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 SHAPES = [(2, 3), (3,), (1, 3), (2, 1), (), (4, 2, 3), (3, 2)]
 BINARY = [
