@@ -214,17 +214,17 @@ class _TrioCase:
     def __init__(self, trio: tuple[Any, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.op, self.forward, self.backward = trio
         self.title = f"{_name(self.op)}_backward"
-        self.use_running_stats: dict[Key, Any] = dict(enumerate(args))
-        self.use_running_stats.update(options)
-        self.slots = _candidates(self.op, self.use_running_stats)
+        self.arguments: dict[Key, Any] = dict(enumerate(args))
+        self.arguments.update(options)
+        self.slots = _candidates(self.op, self.arguments)
         self.names = [name for name, key in self.slots if key is not None]
-        self.points = [_float64(self.use_running_stats[key]) for _, key in self.slots if key is not None]
+        self.points = [_float64(self.arguments[key]) for _, key in self.slots if key is not None]
 
     def _arguments(self, points: Sequence[Host]) -> dict[Key, Any]:
         """Copies of everything, with the points in their places."""
         keys = [key for _, key in self.slots if key is not None]
-        values = {**self.use_running_stats, **dict(zip(keys, points, strict=False))}
-        return {key: _copy(value, self.use_running_stats[key]) for key, value in values.items()}
+        values = {**self.arguments, **dict(zip(keys, points, strict=False))}
+        return {key: _copy(value, self.arguments[key]) for key, value in values.items()}
 
     @staticmethod
     def _call(function: Callable[..., Any], arguments: dict[Key, Any]) -> Any:

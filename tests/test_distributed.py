@@ -34,7 +34,7 @@ class World:
     """Ranks that are threads; `Comm` has as much of mpi4py's communicator as the library calls."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.use_running_stats = size, [None] * size
+        self.size, self.values = size, [None] * size
         self.barrier = threading.Barrier(size, timeout=60)
 
     def run(self, work: Callable[[Ranks], Any]) -> list[Any]:
@@ -71,9 +71,9 @@ class Comm:
         return self.world.size
 
     def allgather(self, value: Any) -> list[Any]:
-        self.world.use_running_stats[self.rank] = value
+        self.world.values[self.rank] = value
         self.world.barrier.wait()
-        found = list(self.world.use_running_stats)
+        found = list(self.world.values)
         self.world.barrier.wait()
         return found
 

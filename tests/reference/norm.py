@@ -31,12 +31,12 @@ class Norm:
 
     def __init__(self, rows, gamma=None, beta=None, eps=1e-5, centred=True, given=None):
         self.rows, self.gamma, self.beta, self.eps = rows, gamma, beta, eps
-        self.centred, self.use_running_stats = centred, given
+        self.centred, self.running = centred, given
 
     def statistics(self, x, r):
         cells = [float(x[cell]) for cell, _ in self.rows[r]]
-        if self.use_running_stats is not None:
-            return float(self.use_running_stats[0][r]), float(self.use_running_stats[1][r])
+        if self.running is not None:
+            return float(self.running[0][r]), float(self.running[1][r])
         mean = math.fsum(cells) / len(cells) if self.centred else 0.0
         return mean, math.fsum((v - mean) ** 2 for v in cells) / len(cells)
 
@@ -65,7 +65,7 @@ class Norm:
                 dxhat = dy[cell] * (1.0 if self.gamma is None else self.gamma[place])
                 for j, (other, _) in enumerate(row):
                     slope = float(i == j)
-                    if self.use_running_stats is None:
+                    if self.running is None:
                         slope -= (float(self.centred) + xhat[i] * xhat[j]) / n
                     dx[other] += dxhat * rstd * slope
         return dx, dgamma, dbeta
