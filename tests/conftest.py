@@ -97,8 +97,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.nodeid not in left_out]
 
 
-def pytest_report_header() -> list[str]:
-    return [f"not collected: {file}, because {needed} is not installed" for file, needed in LACKING.items()]
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    lines = [f"not collected: {file}, because {needed} is not installed" for file, needed in LACKING.items()]
+    if config.getoption("sample"):
+        most = ", ".join(f"{number} on {implementation}" for implementation, number in SAMPLE.items())
+        lines.append(f"a sample: of each test at most {most} (make test-all runs every case)")
+    return lines
 
 
 @dataclass(frozen=True)

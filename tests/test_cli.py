@@ -277,14 +277,14 @@ def test_whoever_stops_reading_ends_the_run_quietly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", ["--help", "info", "train --help"])
 def test_a_reader_that_is_gone_at_once(words: str) -> None:
     line = f"{sys.executable} -m cnnlayers {words} | true"
-    ran = subprocess.run(["bash", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ran.stderr == ""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_output_that_cannot_be_written() -> None:
     line = f"{sys.executable} -m cnnlayers info > /dev/full"
-    ran = subprocess.run(["bash", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 1
     assert re.fullmatch(r"cnnlayers: .*No space left.*\n", ran.stderr)
 

@@ -156,7 +156,7 @@ def test_the_number_of_array_operations_depends_on_the_window_alone(name: str, m
         return count[0]
 
     monkeypatch.setattr(standin_cupy, "_unwrap", counting)
-    assert operations((2, 3, 6, 9)) == operations((7, 5, 12, 15)) > 0
+    assert operations((2, 3, 9, 12)) == operations((7, 5, 12, 15)) > 0  # at least as many windows as taps on each axis
 
 
 def test_the_result_stays_on_the_device_of_x() -> None:
