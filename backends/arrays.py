@@ -171,7 +171,9 @@ def _from_torch_bfloat16(tensor: Any) -> numpy.ndarray:
     try:
         import ml_dtypes  # NumPy's only bfloat16
     except ImportError:
-        raise TypeError("NumPy has no bfloat16 of its own: pass tensor.float(), or install ml_dtypes") from None
+        raise TypeError(
+            "NumPy has no bfloat16 of its own: pass tensor.float(), or install ml_dtypes (cnnlayers[torch] does)"
+        ) from None
     bits: numpy.ndarray = tensor.view(sys.modules["torch"].int16).numpy()
     return bits.view(ml_dtypes.bfloat16)
 

@@ -34,8 +34,19 @@ def _machine() -> int:
         return 4 << 30
 
 
-# (limit, use) of a container: control groups 2, then 1.
-_GROUPS = [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
+# Of a container: limit, use, statistics, and there the part of the use that is files' pages, which the system gives
+# back when memory is needed. Control groups 2, then 1.
+_GROUPS = [
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+]
+
+
+def _group_available(group: Path, limit: str, use: str, statistics: str, files: str) -> int:
+    """Bytes that a container may still allocate. Raises OSError or ValueError where it has no limit."""
+    unused = int((group / limit).read_text()) - int((group / use).read_text())
+    reclaimable = dict(line.split() for line in (group / statistics).read_text().splitlines())
+    return unused + int(reclaimable.get(files, 0))
 
 
 def available_memory() -> int | None:
@@ -46,10 +57,9 @@ def available_memory() -> int | None:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 found.append(int(line.split()[1]) * 1024)
-    for limit, use in _GROUPS:
+    for names in _GROUPS:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"
-            group = Path("/sys/fs/cgroup")
-            found.append(int((group / limit).read_text()) - int((group / use).read_text()))
+            found.append(_group_available(Path("/sys/fs/cgroup"), *names))
     if not found:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -58,9 +58,13 @@ class PlanCache:
         return plan
 
     def _within_limits(self, plans: dict[Any, _Entry]) -> dict[Any, _Entry]:
-        """The plans without the oldest ones, as many as the limits require."""
-        excess, number = sum(entry.nbytes for entry in plans.values()) - self.limit, len(plans) - self.entries
-        if excess > 0 or number > 0:
+        """The plans; when they pass a limit, without the oldest ones, down to nine tenths of the limits.
+
+        A program whose shapes never repeat passes a limit at every call otherwise, and each time its plans are sorted.
+        """
+        nbytes = sum(entry.nbytes for entry in plans.values())
+        if nbytes > self.limit or len(plans) > self.entries:
+            excess, number = nbytes - self.limit * 9 // 10, len(plans) - self.entries * 9 // 10
             for key, entry in sorted(plans.items(), key=lambda item: item[1].used):
                 if excess <= 0 and number <= 0:
                     break

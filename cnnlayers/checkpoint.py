@@ -67,6 +67,8 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     folder, name = os.path.split(target)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"there is no folder {folder} to save {name} in")
+    if os.path.isdir(target):
+        raise IsADirectoryError(f"{target} is a folder: give the name of a file to save in")
     unfinished = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.unfinished")
     try:
         with open(unfinished, "xb") as file:

@@ -95,7 +95,7 @@ def _setting(read: Callable[[], str]) -> str:
     try:
         return read()
     except ValueError as error:
-        return f"none: {error}"
+        return f"not valid: {error}"
 
 
 def _kernels() -> Iterator[str]:

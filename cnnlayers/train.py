@@ -120,14 +120,16 @@ class Run:
         rows = {"training": self.rows, "validation": self.held, "test": self.dataset.test}
         split = ", ".join(f"{len(rows[name]):,} {name}" for name in rows)
         b, first = backends.of(self.dataset.x), len(self.records) + 1
-        cells = "×".join(map(str, self.dataset.shape))
+        channels, height, width = self.dataset.shape
+        size = f"{height}×{width} pixels, {channels} channel{'s' if channels > 1 else ''}"
         names = ", ".join(self.dataset.classes[:SHOWN_CLASSES])
         more = len(self.dataset.classes) - SHOWN_CLASSES
         workers = f"{backends.num_threads()} threads" if b.name == "numpy" else str(b.device)
         several = f", {self.ranks.size} processes" if self.ranks.size > 1 else ""
-        done = f"epochs {first} to {epochs}" if first <= epochs else f"all {epochs} epochs are done"
+        done = f"epochs {first} to {epochs}" if first < epochs else f"epoch {epochs}"
+        done = done if first <= epochs else f"all {epochs} epochs are done"
         return [
-            ("data", f"{self.dataset.name}: {split} pictures of {cells} cells"),
+            ("data", f"{self.dataset.name}: {split} pictures of {size}"),
             ("classes", f"{len(self.dataset.classes)}: {names}" + (f" and {more} more" if more > 0 else "")),
             ("model", f"{self.settings.model}, {self.parameters:,} parameters"),
             ("training", f"{self.settings.optimizer}, learning rate {self.rate:g}, batches of "

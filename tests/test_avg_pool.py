@@ -345,7 +345,7 @@ def test_a_power_below_1_has_no_slope_at_0(impl: Impl) -> None:
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"divisor_override": 0}, ValueError, "divisor_override must be any int but 0"),
+        ({"divisor_override": 0}, ValueError, "divisor_override must be any int but 0, got 0"),
         ({"divisor_override": 2.0}, TypeError, "divisor_override must be an int, got 2.0"),
         ({"divisor_override": True}, TypeError, "divisor_override must be an int, got True"),
         ({"count_include_pad": 1}, TypeError, "count_include_pad must be True or False, got 1"),

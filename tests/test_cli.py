@@ -188,7 +188,7 @@ def test_a_run(trained: tuple[Path, subprocess.CompletedProcess]) -> None:
     header, epochs = header[:-6], header[-6:]
     text = " ".join(" ".join(header).split())
     assert re.match(
-        r"data digits: 1,222 training, 216 validation, 359 test pictures of 1×8×8 cells classes 10: 0,", text
+        r"data digits: 1,222 training, 216 validation, 359 test pictures of 8×8 pixels, 1 channel classes 10: 0,", text
     )
     assert "model three-layer, 134,282 parameters" in text
     assert "training adam, learning rate 0.003, batches of 64, seed 1, epochs 1 to 6" in text
@@ -294,7 +294,7 @@ def test_what_the_output_cannot_write_is_shown_by_its_numbers(
 ) -> None:
     ran = command("train", "--epochs", "6", "--resume", cwd=trained[0], PYTHONIOENCODING="ascii")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "1\\xd78\\xd78" in ran.stdout
+    assert "8\\xd78 pixels" in " ".join(ran.stdout.split())
 
 
 def test_make_help_shows_every_text_whole() -> None:

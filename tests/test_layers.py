@@ -550,6 +550,44 @@ def test_a_layer_has_one_place():
         Residual(None)
 
 
+@pytest.mark.filterwarnings("error")
+def test_residual_is_quiet_and_layers_inside_are_not():
+    class Halves(layers.Layer):
+        def _forward(self, x):
+            return x / np.zeros((), x.dtype), True
+
+    with pytest.warns(RuntimeWarning, match="divide by zero"):
+        Residual(Halves())(np.ones(3, "float32"))
+    with np.errstate(all="raise"):
+        net = Residual(ReLU())
+        assert np.isinf(net(np.full(3, 3e38, "float32"))).all()
+        assert np.isinf(net.backward(np.full(3, 3e38, "float32"))).all()
+
+
+def test_params_are_assigned_together_and_none_comes_or_goes(rng):
+    net = Sequential(Linear(3, 2, rng=1))
+    weight, bias = net.params["0.weight"], net.params["0.bias"]
+    net.params.update({"0.weight": np.zeros((2, 3))})
+    net.params.update([("0.bias", np.ones(2))])
+    assert not weight.any()
+    assert bias.all()
+    params = net.params
+    params |= {"0.bias": np.zeros(2)}
+    assert not bias.any()
+    with pytest.raises(KeyError, match=r"no parameter .0\.wieght.; there are 0\.weight, 0\.bias"):
+        net.params.update({"0.bias": np.ones(2), "0.wieght": np.ones((2, 3))})
+    assert not bias.any()
+    for change in (
+        lambda p: p.pop("0.bias"),
+        lambda p: p.popitem(),
+        lambda p: p.clear(),
+        lambda p: p.setdefault("1.bias", bias),
+        lambda p: p.__delitem__("0.bias"),
+    ):
+        with pytest.raises(TypeError, match="none can be added or removed"):
+            change(net.params)
+
+
 def test_residual_shapes_must_agree(rng):
     with pytest.raises(ValueError, match=r"\(4, 8, 8, 8\) and \(4, 3, 8, 8\)"):
         Residual(Conv(3, 8, 3, padding=1))(images(rng))

@@ -460,3 +460,8 @@ def test_random_numbers_by_backend(impl: Impl) -> None:
     assert drawn.max() < 1
     assert abs(drawn.mean() - 0.5) < 0.03
     impl.same(backends.uniform(b, (3, 1000), 5), drawn)
+
+
+def test_mse_loss_squares_in_float64():
+    tall = np.array([2e19] + [0] * 99, "float32")  # its square is beyond float32, the mean is not
+    assert float(F.mse_loss(tall, np.zeros_like(tall))) == pytest.approx(4e36, rel=1e-6)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import re
 import sys
+import weakref
 from collections import deque
 
 import numpy as np
@@ -327,6 +330,28 @@ def test_the_type_and_the_object_of_the_error_stay() -> None:
     with pytest.raises(KeyboardInterrupt) as interrupt:
         Sequential(Raising(KeyboardInterrupt()))(X)  # type: ignore[arg-type]
     assert interrupt.value.args == ()
+
+
+def test_an_error_keeps_no_layer_alive_and_pickles_none() -> None:
+    net = Sequential(Sequential(Linear(300, 300)))
+    with pytest.raises(ValueError, match=r"layer 0\.0 \(Linear\)") as e:
+        net(np.ones((2, 5), "float32"))
+    error = e.value.with_traceback(None)
+    assert len(pickle.dumps(error)) < 1000
+    twin = pickle.loads(pickle.dumps(error))
+    assert twin.args == error.args
+    with pytest.raises(ValueError, match=r"^layer 0 \(Raising\): layer 0\.0 \(Linear\)"):
+        Sequential(Raising(twin))(X)
+    layer = weakref.ref(net[0][0])
+    del net, e
+    gc.collect()
+    assert layer() is None
+
+
+def test_python_names_the_function_that_was_called() -> None:
+    for op in (F.softmax, F.gelu, F.linear, F.batch_norm, F.mse_loss):
+        with pytest.raises(TypeError, match=rf"^{op.__name__}\(\) got an unexpected keyword argument 'dim'"):
+            op(X, X, dim=1)
 
 
 def test_an_error_in_backward_names_the_layer() -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import backends, kernels
+from cnnlayers.backends import memory
 from cnnlayers.backends.plans import HEADER, KEY, LIMIT, PLANS, PlanCache, planned, size_of
 from cnnlayers.functional.window_arrays import first_taps, tap_counts, window_ends, window_starts
 from cnnlayers.kernels.cpu import jit as cpu_kernels
@@ -58,11 +60,14 @@ def test_a_plan_is_made_once_and_shared() -> None:
 
 
 def test_the_least_recently_used_plans_go_first() -> None:
-    cache = PlanCache(limit=3 * (1000 + KEY + HEADER), largest=2000 + KEY)
-    for name in "abcad":
+    size = 1000 + KEY + HEADER
+    cache = PlanCache(limit=20 * size, largest=2000 + KEY)
+    for name in "abcdefghijklmnopqrstab":
         cache.get(zeros, 1000, name)
-    assert kept(cache) == ["a", "c", "d"]
     assert cache.nbytes == cache.limit
+    cache.get(zeros, 1000, "u")
+    assert kept(cache) == [*"abfghijklmnopqrstu"]
+    assert cache.nbytes == 0.9 * cache.limit
 
 
 def test_a_plan_that_is_too_large_is_not_kept() -> None:
@@ -73,10 +78,19 @@ def test_a_plan_that_is_too_large_is_not_kept() -> None:
 
 
 def test_no_more_than_so_many_plans_are_kept() -> None:
-    cache = PlanCache(entries=5)
+    cache = PlanCache(entries=10)
     for i in range(20):
         cache.get(zeros, i)
-    assert kept(cache) == [15, 16, 17, 18, 19]
+        assert len(cache) <= 10
+    assert kept(cache) == [*range(10, 20)]
+
+
+def test_shapes_that_never_repeat_sort_the_plans_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, sorts = PlanCache(entries=100), []
+    monkeypatch.setattr("builtins.sorted", lambda *a, kept=sorted, **o: sorts.append(1) or kept(*a, **o))
+    for i in range(500):
+        cache.get(zeros, i)
+    assert 0 < len(sorts) <= 40
 
 
 def test_an_error_is_not_kept() -> None:
@@ -394,3 +408,16 @@ def test_a_result_that_memory_cannot_hold_is_an_error_at_once(
 def test_the_memory_that_is_free_is_known_or_unknown() -> None:
     free = backends.available_memory()
     assert free is None or 0 < free < 2**50
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"limit": "1000\n", "use": "900\n", "stat": "anon 500\ninactive_file 300\nactive_file 100\n"},
+        {"limit": "1000\n", "use": "600\n", "stat": "anon 600\n"},
+    ],
+)
+def test_pages_of_files_count_as_free_in_a_container(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert memory._group_available(tmp_path, "limit", "use", "stat", "inactive_file") == 400

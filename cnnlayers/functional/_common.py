@@ -221,11 +221,18 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
 def inference_of(forward: Callable[P, tuple[Any, Context]]) -> Callable[P, Any]:
     """The inference form of an op whose forward saves nothing that costs: the same call, without the context."""
 
+    name = forward.__name__.removesuffix("_forward")
+
     @functools.wraps(forward)
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return forward(*args, **kwargs)[0]
+        try:
+            return forward(*args, **kwargs)[0]
+        except TypeError as error:  # Python's own, of a wrong argument, names the function that was called inside
+            if str(error).startswith(f"{name}_forward() "):
+                error.args = (name + str(error).removeprefix(f"{name}_forward"),)
+            raise
 
-    run.__name__ = run.__qualname__ = forward.__name__.removesuffix("_forward")
+    run.__name__ = run.__qualname__ = name
     signature = inspect.signature(forward).replace(return_annotation="Array")
     vars(run)["__signature__"] = signature
     return run

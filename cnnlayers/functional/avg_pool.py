@@ -169,7 +169,7 @@ def avg_pool_forward(
     b = backends.of(x)
     check_floating(b, x, "x")
     if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
-        raise ValueError("divisor_override must be any int but 0")
+        raise ValueError("divisor_override must be any int but 0, got 0")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     override = None if divisor_override is None else int(divisor_override)
     spec = Average(window, flag(count_include_pad, "count_include_pad"), override)

@@ -59,6 +59,24 @@ class Parameters(dict[str, Array]):
         if value is not self[name]:  # `params[name] -= step` has written already
             self[name][...] = _checked(name, self[name], value)
 
+    def update(self, *others: Any, **more: Array) -> None:
+        """Assign to several names. Nothing is written unless all the names are there."""
+        values = dict[str, Array](*others, **more)
+        for name in values:
+            if name not in self:
+                self[name] = values[name]  # raises
+        for name, value in values.items():
+            self[name] = value
+
+    def __ior__(self, other: Any) -> Parameters:  # type: ignore[misc, override]
+        self.update(other)
+        return self
+
+    def _fixed(self, *args: Any, **options: Any) -> Any:
+        raise TypeError("a layer has the parameters that it has: none can be added or removed")
+
+    __delitem__ = pop = popitem = clear = setdefault = _fixed
+
 
 class Layer:
     """The base of all layers. One of your own writes `_forward(x) -> (y, ctx)` and `_backward(dy, ctx) -> dx`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,22 @@ from cnnlayers.functional._common import Array, cast
 
 from .base import Layer
 
-LAYER = "_cnnlayers_layer"  # the attribute of an exception for the layer it comes from, and its message there
+ORIGIN = "_cnnlayers_origin"  # the attribute of an exception for its `_Origin`
+
+
+class _Origin:
+    """The layer that an exception comes from, and its message there. It keeps no layer alive, and pickles none."""
+
+    def __init__(self, layer: Layer | None = None, message: str = "") -> None:
+        self._layer = None if layer is None else weakref.ref(layer)
+        self.message = message
+
+    @property
+    def layer(self) -> Layer | None:
+        return None if self._layer is None else self._layer()
+
+    def __reduce__(self) -> tuple[type[_Origin], tuple[None, str]]:
+        return _Origin, (None, self.message)
 
 
 class _Container(Layer):
@@ -52,10 +68,10 @@ class _Container(Layer):
         try:
             return step(*args, **options)
         except Exception as error:
-            origin, _ = getattr(error, LAYER, (None, ""))
+            origin = getattr(error, ORIGIN, _Origin()).layer
             if not any(at is origin for _, at in layer._walk()):
                 with contextlib.suppress(AttributeError):  # an exception without room for it
-                    setattr(error, LAYER, (layer, str(error)))
+                    setattr(error, ORIGIN, _Origin(layer, str(error)))
             raise
 
     def _name_layer(self, error: BaseException) -> None:
@@ -63,7 +79,8 @@ class _Container(Layer):
 
         Containers around this one call this again, and theirs is the longer name.
         """
-        layer, message = getattr(error, LAYER, (None, ""))
+        origin = getattr(error, ORIGIN, _Origin())
+        layer, message = origin.layer, origin.message
         name = next((prefix.rstrip(".") for prefix, at in self._walk() if at is layer and prefix), None)
         if layer is None or name is None:
             return
@@ -111,6 +128,11 @@ class Sequential(_Container):
         return dy
 
 
+@backends.quiet
+def _sum(x: Array, y: Array) -> Array:
+    return x + y
+
+
 class Residual(_Container):
     """body(x) + shortcut(x); without a shortcut, body(x) + x. The two must have one shape."""
 
@@ -118,7 +140,6 @@ class Residual(_Container):
         super().__init__()
         self._adopt(body=body, **({} if shortcut is None else {"shortcut": shortcut}))
 
-    @backends.quiet
     def _forward(self, x: Array) -> tuple[Any, Any]:
         body, shortcut = self._children["body"], self._children.get("shortcut")
         y = self._call(body, body.forward, x)
@@ -127,11 +148,10 @@ class Residual(_Container):
             raise ValueError(
                 f"body and shortcut must give one shape, to be added: got {tuple(y.shape)} and {tuple(beside.shape)}"
             )
-        return y + beside, True
+        return _sum(y, beside), True
 
-    @backends.quiet
     def _backward(self, dy: Array, ctx: Any) -> Array:
         body, shortcut = self._children["body"], self._children.get("shortcut")
         dx = self._call(body, body.backward, dy)
         beside = dy if shortcut is None else self._call(shortcut, shortcut.backward, dy)
-        return dx + cast(backends.of(dx), beside, dx.dtype)
+        return _sum(dx, cast(backends.of(dx), beside, dx.dtype))
