@@ -238,11 +238,12 @@ def warmup(call: Callable[..., Any], /, *args: Any, dtype: Any = "float32", **op
         # The CPU computes with them: ones, because there may be a NaN in memory that nobody has set.
         inputs[0] = b.full(tuple(inputs[0]), 1, kind) if b.name == "numpy" else b.empty(tuple(inputs[0]), kind)
     ready: set[Any] = set()
-    with assigned(_ready, lambda: ready), numpy.errstate(all="ignore"):
+    with assigned(_ready, lambda: ready):
         _run_through(call, inputs, options)
     return len(ready)
 
 
+@backends.quiet
 def _run_through(call: Any, args: list[Any], options: dict[str, Any]) -> None:
     """The call, and its backward where it has one, with y for dy."""
     if hasattr(call, "backward"):

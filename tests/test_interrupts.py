@@ -465,6 +465,7 @@ def test_warmup_ends() -> None:
 
     for _ in at_every_event(work, [*BACKENDS, kernels.__file__]):
         assert kernels._ready.get() is None
+        assert set(np.geterr().values()) != {"ignore"}
 
 
 def test_the_choice_of_the_process_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
