@@ -21,10 +21,36 @@ RELAXED = frozenset({"reassoc", "nsz", "contract"})
 def unavailable() -> str | None:
     """Why CPU kernels cannot run here; None if they can."""
     try:
-        importlib.import_module("numba")
+        numba: Any = importlib.import_module("numba")
     except ImportError as error:  # not installed, or built for another NumPy
         return f"Numba cannot be imported ({error}): pip install 'cnnlayers[cpu]'"
+    if numba.config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, and vectors must be compiled"
+    if not _has_vector_units():
+        return "this CPU (or NUMBA_CPU_NAME) has no fused multiply-add and no conversion of float16"
     return None
+
+
+# What the vectors of vectors.py need: without a unit for it LLVM calls a slow function for each lane.
+VECTOR_CODE = """
+declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
+define <8 x float> @f(<8 x float> %x, <8 x half> %y) {
+  %z = fpext <8 x half> %y to <8 x float>
+  %w = call <8 x float> @llvm.fma.v8f32(<8 x float> %x, <8 x float> %z, <8 x float> %x)
+  ret <8 x float> %w
+}
+"""
+
+
+def _has_vector_units() -> bool:
+    """Whether Numba's target computes VECTOR_CODE without calling a function."""
+    llvm: Any = importlib.import_module("llvmlite.binding")
+    triple, cpu, features = (
+        importlib.import_module("numba.core.registry").cpu_target.target_context.codegen().magic_tuple()
+    )
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features)
+    assembly = machine.emit_assembly(llvm.parse_assembly(VECTOR_CODE))
+    return not any(name in assembly for name in ("fmaf", "extendhfsf2", "gnu_h2f"))
 
 
 def kernel(*, relaxed: bool = False) -> Callable[[F], F]:

@@ -1,0 +1,433 @@
+"""kernels/cpu/vectors.py: each operation against NumPy, for each dtype, and what happens outside of an array."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnlayers.kernels.cpu import jit
+
+pytestmark = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))
+if jit.unavailable() is None:
+    from numba import njit
+
+    from cnnlayers.kernels.cpu import vectors as v
+
+FLOATS = ["float16", "bfloat16", "float32", "float64"]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 3.5]
+N = 16
+ONLY_X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other CPUs all have the units")
+
+
+def dtype_of(name: str) -> Any:
+    return pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else np.dtype(name)
+
+
+def floats(name: str, number: int, seed: int = 0) -> Any:
+    """Random numbers, with special ones among them."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(number)
+    x[rng.permutation(number)[: number // 2]] = rng.choice(SPECIAL, number // 2)
+    return x.astype(dtype_of(name))
+
+
+def wide(x: Any) -> Any:
+    """What the lanes hold."""
+    return x.astype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def same(a: Any, b: Any) -> None:
+    """The same numbers, signs of zeros too; a NaN is a NaN."""
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a.astype(np.float64), b.astype(np.float64))
+    np.testing.assert_array_equal(np.signbit(a)[~np.isnan(a)], np.signbit(b)[~np.isnan(b)])
+
+
+def compiled(*names: str) -> Any:
+    """A kernel that stores what an operation makes of vectors from x, y and z."""
+    operation = getattr(v, names[0])
+    load, store = v.load, v.store
+
+    def one(x: Any, y: Any, z: Any, out: Any) -> None:
+        store(out, 0, operation(load(x, 0)))
+
+    def two(x: Any, y: Any, z: Any, out: Any) -> None:
+        store(out, 0, operation(load(x, 0), load(y, 0)))
+
+    def three(x: Any, y: Any, z: Any, out: Any) -> None:
+        store(out, 0, operation(load(x, 0), load(y, 0), load(z, 0)))
+
+    return njit({"one": one, "two": two, "three": three}[names[1]])
+
+
+# ------------------------------------------------------------------------------------------------------- loads, stores
+@pytest.mark.parametrize("name", FLOATS)
+def test_loads_and_stores(name: str) -> None:
+    x = floats(name, 40)
+    load, store, load_first, store_first = v.load, v.store, v.load_first, v.store_first
+
+    @njit
+    def copy(x: Any, out: Any, part: Any, rest: Any, at: int, count: int) -> None:
+        store(out, at, load(x, at))
+        store(part, 0, load_first(x, at, count))
+        store_first(rest, at, load(x, at), count)
+
+    for at, count in ((0, 0), (3, 1), (24, 15), (7, 16)):
+        out, part, rest = np.zeros_like(x), np.ones(N, x.dtype), np.full_like(x, 7)
+        copy(*map(v.as_bits, (x, out, part, rest)), at, count)
+        same(out[at : at + N], x[at : at + N])
+        assert not out[:at].any()
+        assert not out[at + N :].any()
+        same(part, np.concatenate([x[at : at + count], np.zeros(N - count, x.dtype)]))
+        expected = np.full_like(x, 7)
+        expected[at : at + count] = x[at : at + count]
+        same(rest, expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect, for a page that cannot be read")
+def test_the_first_lanes_do_not_touch_what_lies_behind() -> None:
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    whole = np.frombuffer(memory, np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    assert protect(whole.ctypes.data + page, page, 0) == 0
+    load_first, store_first = v.load_first, v.store_first
+
+    @njit
+    def double(x: Any, at: int, count: int) -> None:
+        value = load_first(x, at, count)
+        store_first(x, at, value, count)
+
+    try:
+        for dtype in (np.float32, np.float64, np.uint16, np.int16):
+            x = whole[:page].view(dtype)
+            for count in range(N + 1):
+                double(x, x.size - count, count)
+    finally:
+        assert protect(whole.ctypes.data + page, page, 3) == 0
+
+
+@pytest.mark.parametrize("name", ["uint8", "int8", "uint16", "int16", "int32", "int64", "uint64"])
+def test_integers(name: str) -> None:
+    info = np.iinfo(name)
+    x = np.random.default_rng(0).integers(max(info.min, -(2**31)), min(info.max, 2**31 - 1), 40).astype(name)
+    load, load_first, store, store_first = v.load_int, v.load_int_first, v.store, v.store_first
+
+    @njit
+    def copy(x: Any, lanes: Any, part: Any, out: Any, at: int, count: int) -> None:
+        store(lanes, 0, load(x, at))
+        store(part, 0, load_first(x, at, count))
+        store(out, at, load(x, at))
+        store_first(out, 0, load(x, 0), count)
+
+    lanes, part, out = np.empty(N, np.int32), np.empty(N, np.int32), np.zeros_like(x)
+    copy(x, lanes, part, out, 9, 5)
+    np.testing.assert_array_equal(lanes, x[9 : 9 + N].astype(np.int32))
+    np.testing.assert_array_equal(part, np.r_[x[9:14].astype(np.int32), np.zeros(N - 5, np.int32)])
+    np.testing.assert_array_equal(out, np.r_[x[:5], np.zeros(4, name), x[9:25], np.zeros(15, name)])
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_stores_past_the_caches(name: str) -> None:
+    x = floats(name, 64)
+    raw = np.zeros(64 * 8 + 128, np.uint8)
+    start = -raw.ctypes.data % 128
+    out = raw[start : start + x.nbytes].view(x.dtype)
+    load, stream, fence = v.load, v.stream, v.fence
+
+    @njit
+    def copy(x: Any, out: Any) -> None:
+        for i in range(0, 64, 16):
+            stream(out, i, load(x, i))
+        fence()
+
+    copy(v.as_bits(x), v.as_bits(out))
+    same(out, x)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_types_round_to_nearest_and_keep_nan(name: str) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 2**32, 1 << 14, np.uint32).view(np.float32)
+    x = np.concatenate([x, rng.standard_normal(1 << 14).astype(np.float32)])
+    out = np.empty(x.size, dtype_of(name))
+    load, store = v.load, v.store
+
+    @njit
+    def convert(x: Any, out: Any) -> None:
+        for i in range(0, x.size, 16):
+            store(out, i, load(x, i))
+
+    convert(x, v.as_bits(out))
+    with np.errstate(all="ignore"):
+        expected = x.astype(out.dtype)
+    nan = np.isnan(x)
+    np.testing.assert_array_equal(np.isnan(out.astype(np.float32)), nan)
+    np.testing.assert_array_equal(v.as_bits(out)[~nan], v.as_bits(expected)[~nan])
+
+
+def test_masks_as_bits() -> None:
+    load, store, less, load_bits, store_bits, select = v.load, v.store, v.less, v.load_bits, v.store_bits, v.select
+
+    @njit
+    def pack(x: Any, y: Any, bits: Any, out: Any) -> None:
+        store_bits(bits, 1, less(load(x, 0), load(y, 0)))
+        store(out, 0, select(load_bits(bits, 1), load(x, 0), load(y, 0)))
+
+    x, y = np.random.default_rng(0).standard_normal((2, N)).astype(np.float32)
+    bits, out = np.zeros(4, np.uint8), np.empty(N, np.float32)
+    pack(x, y, bits, out)
+    np.testing.assert_array_equal(bits, np.r_[0, np.packbits(x < y, bitorder="little"), 0])
+    np.testing.assert_array_equal(out, np.minimum(x, y))
+
+
+# ---------------------------------------------------------------------------------------------------------- operations
+ARITHMETIC = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "evens": lambda x, y: np.r_[x, y][::2],
+    "odds": lambda x, y: np.r_[x, y][1::2],
+    "interleave_low": lambda x, y: np.stack([x[:8], y[:8]], 1).reshape(-1),
+    "interleave_high": lambda x, y: np.stack([x[8:], y[8:]], 1).reshape(-1),
+    "maximum": lambda x, y: np.where((y > x) | np.isnan(y) & ~np.isnan(x), y, x),
+    "minimum": lambda x, y: np.where((y < x) | np.isnan(y) & ~np.isnan(x), y, x),
+}
+UNARY = {"absolute": np.abs, "square_root": np.sqrt, "reverse": lambda x: x[::-1]}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("operation", [*ARITHMETIC, *UNARY])
+def test_arithmetic(operation: str, name: str) -> None:
+    kernel = compiled(operation, "two" if operation in ARITHMETIC else "one")
+    for seed in range(20):
+        x, y = floats(name, N, seed), floats(name, N, seed + 100)
+        out = np.empty(N, wide(x).dtype)
+        kernel(*map(v.as_bits, (x, y, x)), out)
+        with np.errstate(all="ignore"):
+            values = (wide(x), wide(y)) if operation in ARITHMETIC else (wide(x),)
+            same(out, (ARITHMETIC | UNARY)[operation](*values))
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_fma_is_rounded_once(name: str) -> None:
+    rng = np.random.default_rng(0)
+    x, y, z = rng.standard_normal((3, N)).astype(dtype_of(name))
+    z = (-x * y).astype(x.dtype)  # cancels, so that a second rounding shows
+    out = np.empty(N, wide(x).dtype)
+    compiled("fma", "three")(*map(v.as_bits, (x, y, z)), out)
+    if name == "float64":
+        from fractions import Fraction
+
+        exact = [float(Fraction(a) * Fraction(b) + Fraction(c)) for a, b, c in zip(x, y, z, strict=True)]
+    else:
+        exact = wide(x).astype(np.float64) * wide(y) + wide(z)
+    same(out, np.asarray(exact).astype(out.dtype))
+
+
+COMPARISONS = {
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "equal": np.equal,
+    "exceeds": lambda x, y: (x > y) | np.isnan(x) & ~np.isnan(y),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_comparisons(comparison: str, name: str) -> None:
+    compare, load, store_bits, is_nan = getattr(v, comparison), v.load, v.store_bits, v.is_nan
+
+    @njit
+    def kernel(x: Any, y: Any, bits: Any) -> None:
+        store_bits(bits, 0, compare(load(x, 0), load(y, 0)))
+        store_bits(bits, 2, is_nan(load(x, 0)))
+
+    for seed in range(20):
+        x, y, bits = floats(name, N, seed), floats(name, N, seed + 100), np.empty(4, np.uint8)
+        kernel(v.as_bits(x), v.as_bits(y), bits)
+        expected = np.r_[COMPARISONS[comparison](wide(x), wide(y)), np.isnan(wide(x))]
+        np.testing.assert_array_equal(bits, np.packbits(expected, bitorder="little"))
+
+
+INTEGER = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "bit_and": np.bitwise_and,
+    "bit_or": np.bitwise_or,
+    "shift_left": lambda x, y: x << y,
+    "shift_right": lambda x, y: (x.view(np.uint32) >> y.view(np.uint32)).view(np.int32),
+    "evens": ARITHMETIC["evens"],
+    "interleave_high": ARITHMETIC["interleave_high"],
+}
+
+
+@pytest.mark.parametrize("operation", INTEGER)
+def test_integer_operations(operation: str) -> None:
+    rng, out = np.random.default_rng(0), np.empty(N, np.int32)
+    x = rng.integers(-(2**31), 2**31, N).astype(np.int32)
+    y = rng.integers(0, 32, N).astype(np.int32) if "shift" in operation else x[::-1].copy()
+    compiled(operation, "two")(x, y, x, out)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(out, INTEGER[operation](x, y))
+
+
+def test_masks_conversions_and_constants() -> None:
+    @njit
+    def kernel(x: Any, i: Any, f32: Any, f64: Any, ints: Any, bits: Any, count: int) -> None:
+        value, first = v.load(x, 0), v.first_lanes(count)
+        v.store(f64, 0, v.to_float64(value))
+        v.store(f32, 0, v.to_float32(v.to_float64(value)))
+        v.store(f32, 16, v.to_float32(v.load(i, 0)))
+        v.store(f32, 32, v.broadcast(x, 2.5))
+        v.store(f64, 16, v.to_float64(v.load(i, 0)))
+        v.store(ints, 0, v.add(v.integers(count), v.lane_numbers()))
+        v.store(ints, 16, v.bit_not(v.load(i, 0)))
+        small = v.less(value, v.broadcast(x, 0))
+        v.store_bits(bits, 0, first)
+        v.store_bits(bits, 2, v.bit_and(first, v.bit_not(small)))
+        v.store_bits(bits, 4, v.bit_or(first, small))
+
+    rng = np.random.default_rng(0)
+    x, i = rng.standard_normal(N).astype(np.float32), rng.integers(-(2**31), 2**31, N).astype(np.int32)
+    f32, f64, ints, bits = np.empty(48, np.float32), np.empty(32), np.empty(32, np.int32), np.empty(6, np.uint8)
+    kernel(x, i, f32, f64, ints, bits, 5)
+    np.testing.assert_array_equal(f32, np.r_[x, i.astype(np.float32), np.full(N, 2.5, np.float32)])
+    np.testing.assert_array_equal(f64, np.r_[x.astype(float), i.astype(float)])
+    np.testing.assert_array_equal(ints, np.r_[5 + np.arange(N), ~i])
+    first, small = np.arange(N) < 5, x < 0
+    np.testing.assert_array_equal(bits, np.packbits(np.r_[first, first & ~small, first | small], bitorder="little"))
+
+
+def test_slide_lane_total_and_any_lane() -> None:
+    @njit
+    def kernel(x: Any, y: Any, i: Any, out: Any, sums: Any) -> None:
+        a, b = v.load(x, 0), v.load(y, 0)
+        v.store(out, 0, v.slide(a, b, 0))
+        v.store(out, 16, v.slide(a, b, 5))
+        v.store(out, 32, v.slide(a, b, 16))
+        sums[0], sums[1], sums[2] = v.total(a), v.total(v.load(i, 0)), v.lane(a, 11)
+        sums[3], sums[4] = v.any_lane(v.less(a, b)), v.any_lane(v.less(a, a))
+
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((2, N)) * 10.0 ** rng.integers(-9, 9, N)).astype(np.float32)
+    i, out, sums = rng.integers(-(2**31), 2**31, N).astype(np.int32), np.empty(48, np.float32), np.empty(5)
+    kernel(x, y, i, out, sums)
+    np.testing.assert_array_equal(out, np.r_[x, np.r_[x, y][5:21], y])
+    halves = x.astype(np.float64)
+    while halves.size > 1:
+        halves = halves[: halves.size // 2] + halves[halves.size // 2 :]
+    assert sums.tolist() == [halves[0], i.sum(dtype=np.int64), x[11], (x < y).any(), False]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+def test_other_arrays_and_kinds_are_refused_when_compiled() -> None:
+    load, add, equal, select = v.load, v.add, v.equal, v.select
+
+    @njit
+    def wrong_array(x: Any) -> None:
+        load(x, 0)
+
+    @njit
+    def wrong_kinds(x: Any, y: Any) -> None:
+        add(load(x, 0), load(y, 0))
+
+    @njit
+    def wrong_select(x: Any, y: Any) -> None:
+        select(equal(load(x, 0), load(x, 0)), load(x, 0), load(y, 0))
+
+    from numba.core.errors import TypingError
+
+    x = np.zeros(64, np.float32)
+    for bad in (x.reshape(4, 16), x[::2], np.zeros(64, np.int64)):
+        with pytest.raises((TypeError, TypingError), match="vectors are loaded from flat contiguous arrays"):
+            wrong_array(bad)
+    with pytest.raises((TypeError, TypingError), match="vectors of one kind"):
+        wrong_kinds(x, np.zeros(64))
+    with pytest.raises((TypeError, TypingError), match="two vectors of one kind"):
+        wrong_select(x, np.zeros(64))
+
+
+OUTSIDE = """
+import numpy as np
+from numba import njit
+from cnnlayers.kernels.cpu import vectors as v
+
+@njit
+def whole(x, i): v.store(x, i, v.load(x, i))
+@njit
+def stored(x, i): v.store(x, i, v.load(x, 0))
+@njit
+def part(x, i, n): v.store_first(x, 0, v.load_first(x, i, n), 1)
+@njit
+def stored_part(x, i, n): v.store_first(x, i, v.load(x, 0), n)
+@njit
+def ints(x, i): v.store(x, 0, v.load_int(x, i))
+@njit
+def bits(x, i): v.store_bits(x, 0, v.load_bits(x, i))
+
+for dtype in (np.float32, np.float64, np.uint16, np.int16):
+    x = np.zeros(20, dtype)
+    whole(x, 0), whole(x, 4), stored(x, 4), part(x, 19, 1), part(x, 25, 0), stored_part(x, 17, 3)
+    for call in (lambda: whole(x, 5), lambda: whole(x, -1), lambda: stored(x, 5), lambda: part(x, 18, 3),
+                 lambda: stored_part(x, 18, 3), lambda: stored_part(x, -1, 1)):
+        try:
+            call()
+            print("no error")
+        except IndexError:
+            pass
+b = np.zeros(20, np.uint8)
+ints(b, 4), bits(b, 18)
+for call in (lambda: ints(b, 5), lambda: bits(b, 19)):
+    try:
+        call()
+        print("no error")
+    except IndexError:
+        pass
+print("done")
+"""
+
+
+def test_with_bounds_checks_an_access_outside_is_an_index_error() -> None:
+    env = os.environ | {"NUMBA_BOUNDSCHECK": "1"}
+    ran = subprocess.run([sys.executable, "-c", OUTSIDE], env=env, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        pytest.param("NUMBA_CPU_NAME", "generic", "no fused multiply-add", marks=ONLY_X86),
+        ("NUMBA_DISABLE_JIT", "1", "NUMBA_DISABLE_JIT is set"),
+    ],
+)
+def test_the_portable_code_runs_where_vectors_cannot(name: str, value: str, reason: str) -> None:
+    code = """
+import numpy as np
+from cnnlayers import functional as F, kernels
+from cnnlayers.kernels.cpu import jit
+print(jit.unavailable())
+assert F.max_pool(np.arange(16.0).reshape(1, 1, 4, 4), 2).ravel().tolist() == [5, 7, 13, 15]
+try:
+    with kernels.mode("require"):
+        F.max_pool(np.zeros((1, 1, 4, 4)), 2)
+except kernels.KernelUnavailable as error:
+    print(error)
+"""
+    env = os.environ | {name: value, "NUMBA_CPU_FEATURES": "", "CNNLAYERS_KERNELS": "auto"}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count(reason) == 2, ran.stdout
