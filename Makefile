@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-all bench lint types wheel kernels gpu format clean
+.PHONY: help demo test test-all bench lint types wheel kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -55,23 +55,27 @@ kernels: $(VENV)/.test $(VENV)/.nvrtc  ## print the table of the CUDA kernels: r
 
 # The python3 that is there, without network or pip: NumPy, CuPy, pytest and hypothesis must be installed. No .venv is
 # made and nothing is installed; in .gpu links stand as the package would.
-SANITIZER := $(shell command -v compute-sanitizer)
-ON_GPU    := -m pytest -q -p no:cacheprovider tests -k
-gpu:             ## on a machine with an NVIDIA GPU: every test on CuPy itself, offline, and compute-sanitizer if it is there
+.PHONY: gpu-links
+gpu-links:
 	@rm -rf .gpu && mkdir -p .gpu/cnnlayers
 	@for f in *; do [ $$f = cnnlayers ] || ln -s ../$$f .gpu/; done
 	@for f in cnnlayers/*; do ln -s ../../$$f .gpu/cnnlayers/; done
 	@for d in backends kernels bench; do ln -s ../../$$d .gpu/cnnlayers/$$d; done
-	cd .gpu && $(PYTHON) -c 'from cnnlayers import backends; raise SystemExit(backends.available()["cupy"])'
-	cd .gpu && $(PYTHON) $(ON_GPU) "gpu and not standin"
-ifneq ($(SANITIZER),)
-	cd .gpu && for tool in memcheck racecheck; do \
-		$(SANITIZER) --tool $$tool --error-exitcode 1 $(PYTHON) $(ON_GPU) \
-			"gpu and not standin and (max_pool or pad or norm) and not hundred and not 31 and not graph" || exit 1; \
-	done
-else
-	@echo "compute-sanitizer is not installed: memory and race checks did not run"
-endif
+
+OUT    ?= gpu-report
+ON_GPU := cd .gpu && $(PYTHON) -c 'from cnnlayers import backends; raise SystemExit(backends.available()["cupy"])' && \
+	CALLED_FROM=$(CURDIR) $(PYTHON) -m tests.gpu_stages --out $(OUT)
+gpu-smoke: gpu-links     ## on an NVIDIA GPU, offline, in 90 seconds: CuPy as it is used, every kernel once
+	$(ON_GPU) smoke
+
+gpu: gpu-links           ## on an NVIDIA GPU, offline, in five minutes: every test on CuPy itself
+	$(ON_GPU) tests
+
+gpu-sanitize: gpu-links  ## on an NVIDIA GPU: compute-sanitizer's memcheck and racecheck over a call of each op
+	$(ON_GPU) sanitize
+
+gpu-report: gpu-links    ## on an NVIDIA GPU: all of this and the benchmark, most informative first, into OUT=gpu-report
+	$(ON_GPU) report
 
 format: $(VENV)/.dev  ## let ruff format and sort
 	$(BIN)/ruff check --fix .

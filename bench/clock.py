@@ -3,7 +3,7 @@ them all; a block's first call is not counted.
 
 On the CPU a pause precedes each block: the threads of OpenBLAS and OpenMP spin for some 30 ms after their last work,
 and would steal a core from whoever comes next. On a GPU events stand around every call, the L2 is overwritten between
-calls, and the queue is filled ahead: where the host could not keep ahead, the row says so.
+calls by other, clean data, and the queue is filled ahead: where the host could not keep ahead, the row says so.
 """
 
 from __future__ import annotations
@@ -88,11 +88,15 @@ class EventClock:
 
     def __init__(self, b: Backend) -> None:
         self.cuda = b.xp.cuda
-        cache = int(b.device.attributes["L2CacheSize"])
-        self.flushed = b.xp.zeros(max(4 * cache, 1 << 26), b.xp.uint8)
+        size = max(2 * int(b.device.attributes["L2CacheSize"]), 1 << 26)
+        self.set, self.read = b.xp.zeros(size, b.xp.uint8), b.xp.zeros(size // 4, b.xp.float32)
+        self.sum = b.xp.zeros((), b.xp.float32)
 
     def flush(self) -> None:
-        self.flushed += 1
+        """Fill the L2 with clean data: what a memset leaves in it is written back while other data is read. Otherwise
+        the write-back would take place in the call that is timed."""
+        self.set.data.memset_async(0, self.set.nbytes)
+        self.read.sum(out=self.sum)
 
     def block(self, contestant: Contestant, call: Call, copies: int, runs: int) -> Block:
         """A queue of flushes gives the host its start; if that was too short it is doubled, twice."""

@@ -83,8 +83,6 @@ class Row:
             None if bound is None or value is None else value >= bound
             for bound, value in ((target.ratio, self.ratio(self.reference)), (target.share, self.share()))
         ]
-        if target.most_us is not None:
-            found.append(self.times[OURS].median * 1e6 <= target.most_us)
         judged = [f for f in found if f is not None]
         return all(judged) if judged else None
 

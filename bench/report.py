@@ -60,7 +60,6 @@ def aim(target: Target | None) -> str:
         return NOTHING
     parts = [f"{target.ratio:g}×"] if target.ratio is not None else []
     parts += [percent(target.share)] if target.share is not None else []
-    parts += [f"{target.most_us:g} µs"] if target.most_us is not None else []
     return ", ".join(parts) or NOTHING
 
 

@@ -78,6 +78,7 @@ def plan(
     *,
     quick: bool = False,
     minutes: float | None = None,
+    main: bool = False,
 ) -> Plan:
     """What a command line asks for. device None: the GPU where CuPy can use one, else the CPU.
 
@@ -86,7 +87,7 @@ def plan(
     """
     device = device or ("gpu" if backends.available()["cupy"] is None else "cpu")
     b = backends.use(BACKENDS[device])
-    cases = chosen(device, ops, quick)
+    cases = chosen(device, ops, quick, main)
     contestants, absent = peers.found(device, asked)
     out = out or machine.results()
     if out.exists() and not out.is_dir():

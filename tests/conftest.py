@@ -68,6 +68,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sample(n): --sample runs n of its cases on each implementation but numpy")
     config.addinivalue_line("markers", "whole: a case that --sample leaves out")
+    config.addinivalue_line("markers", "smoke: on a GPU, what is asked first (make gpu-smoke)")
+    config.addinivalue_line("markers", "sanitize: few calls, for compute-sanitizer (make gpu-sanitize)")
 
 
 def _beyond_the_sample(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:

@@ -247,5 +247,12 @@ class MemoryPointer:
     def __sub__(self, offset: int) -> MemoryPointer:
         return self + -offset
 
+    def memset_async(self, value: int, size: int, stream: Stream | None = None) -> None:
+        """Set the first `size` bytes, on the current stream."""
+        flat = self._array.reshape(-1).view(np.uint8)
+        if not 0 <= self._offset <= self._offset + size <= flat.size:
+            raise CUDARuntimeError(f"cudaErrorInvalidValue: memset of {size} bytes beyond the array's end")
+        flat[self._offset : self._offset + size] = value
+
     def argument(self) -> simt.Pointer:
         return simt.Pointer(self._array, self._offset)

@@ -71,8 +71,6 @@ def test_the_gpus_cases_come_in_three_dtypes() -> None:
     found = {c.dtype: c.targets for c in cases.GPU if (c.op, c.title) == ("max_pool", "2×2 s2")}
     assert found["float32"][FORWARD] == Target(1.3, 0.9)
     assert found["float16"][INFERENCE] == found["bfloat16"][INFERENCE] == Target(1.8, 0.9)
-    (hardest,) = [c for c in cases.GPU if c.targets.get(FORWARD, Target()).most_us and c.dtype == "float16"]
-    assert (hardest.shape, hardest.targets[FORWARD].most_us) == ((32, 64, 112, 112), 22.0)
 
 
 def test_the_sweep_goes_from_ten_thousand_to_a_hundred_million() -> None:
@@ -310,6 +308,18 @@ def test_events() -> None:
         assert len(events.block(waiting, lambda i: None, 1, 4).times) == 4
 
 
+def test_the_cache_is_filled_with_clean_data() -> None:
+    """A memset, then a read of something else that is larger than the cache."""
+    with standin_cupy.installed() as cupy:
+        b = backends.of(cupy.zeros(1))
+        events = EventClock(b)
+        assert events.read.nbytes == events.set.nbytes >= 2 * b.device.attributes["L2CacheSize"]
+        events.set[...], events.read[...] = 7, 2
+        events.flush()
+        assert not events.set.any()
+        assert float(events.sum) == 2 * events.read.size
+
+
 def test_the_queue_is_filled_until_the_host_keeps_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     with standin_cupy.installed() as cupy:
         events = EventClock(backends.of(cupy.zeros(1)))
@@ -348,8 +358,6 @@ POOL_BYTES = 4 * math.prod(POOL.shape)
         (Target(2.1), False),
         (Target(1.0, 0.9), False),
         (Target(1.0, 0.5), True),
-        (Target(most_us=1000.0), True),
-        (Target(most_us=999.0), False),
     ],
 )
 def test_targets_met(target: Target | None, met: bool | None) -> None:

@@ -6,6 +6,8 @@ Each test runs on the stand-in as well, with smaller numbers: there it proves th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -325,6 +327,7 @@ extern "C" __global__ void pack(double* out, signed char i1, short i2, int i4, l
 """
 
 
+@pytest.mark.smoke
 def test_arguments_are_packed_as_the_stand_in_packs_them(cupy):
     """Typed scalars, a struct, views, null, and Python's numbers: int64, float64 and bool."""
     kernel = cupy.RawKernel(PACKING, "pack")
@@ -345,6 +348,7 @@ def test_arguments_that_the_stand_in_refuses(cupy, wrong):
         kernel((1,), (1,), (cupy.zeros(1, np.float64), wrong))
 
 
+@pytest.mark.smoke
 def test_what_the_launchers_ask_of_cupy_is_there(cupy):
     """Attributes and methods, under these names."""
     has = cupy.cuda.Device().attributes
@@ -369,14 +373,44 @@ def test_an_error_of_the_compiler_comes_with_file_and_line(cupy, tmp_path, monke
 
 
 # --------------------------------------------------------------------------------------------------------- all kernels
-def test_every_kernel_compiles_and_serves(cupy):
-    """All representative calls, and what the driver says of their kernels: no local memory, blocks that fit."""
-    calls = tuple(c for c in kernel_calls.CALLS if real(cupy) or math.prod(c.shape) < 200)
-    for call in calls:
-        for dtype in call.dtypes[:4] if real(cupy) else call.dtypes[:1]:
-            list(call.run(cupy, dtype, cupy.ones))
+def by_op(dtypes: slice, some: slice = slice(None)) -> pytest.MarkDecorator:
+    """The representative calls of each op, or some of them, in these of their dtypes; on the stand-in small ones."""
+    groups: dict[str, list[Any]] = {}
+    for call in kernel_calls.CALLS:
+        groups.setdefault(call.op + call.options.get("data_format", "").removeprefix("channels"), []).append(call)
+    params = []
+    for kind, (op, calls) in itertools.product(("standin", "gpu"), groups.items()):
+        for n, call in enumerate(calls[some]):
+            if kind == "gpu" or math.prod(call.shape) < 200:
+                served = call.dtypes[dtypes] if kind == "gpu" else call.dtypes[:1]
+                params.append(pytest.param(kind, call, served, id=f"{kind}-{op}-{n}"))
+    return pytest.mark.parametrize(("cupy", "call", "dtypes"), params, indirect=["cupy"])
+
+
+def compiled_and_served(cupy: Any, call: kernel_calls.Call, dtypes: tuple[str, ...]) -> None:
+    """The call runs, and the driver says of its kernels: no local memory, blocks that fit."""
+    for dtype in dtypes:
+        list(call.run(cupy, dtype, cupy.ones))
     if real(cupy):
-        for kernel in kernel_calls.asked_by(calls, wide=False):
+        cupy.cuda.Device().synchronize()
+        for kernel in kernel_calls.asked_by((dataclasses.replace(call, dtypes=dtypes),), wide=False):
             compiled = compiler.kernel(kernel.stem, kernel.name)
             assert compiled.local_size_bytes == 0, kernel
             assert compiled.max_threads_per_block >= kernel.threads, kernel
+
+
+@pytest.mark.smoke
+@by_op(slice(1))
+def test_every_kernel_compiles_and_serves(cupy, call, dtypes):
+    compiled_and_served(cupy, call, dtypes)
+
+
+@by_op(slice(1, 4))
+def test_every_kernel_compiles_and_serves_other_dtypes(cupy, call, dtypes):
+    compiled_and_served(cupy, call, dtypes)
+
+
+@pytest.mark.sanitize
+@by_op(slice(1), slice(1))
+def test_a_call_of_each_op(cupy, call, dtypes):
+    compiled_and_served(cupy, call, dtypes)
