@@ -6,7 +6,7 @@ here imports CuPy before it is asked for.
 
 from .arrays import all_plain, asarray, native, of, on_device_of, plain, quiet, to_numpy
 from .block import Block, Exclusive, assigned
-from .dtypes import FLOATS, INTEGERS, dtype_name, name_of_dtype
+from .dtypes import COMPLEX, FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import available_memory, result, workspace
 from .plans import planned
 from .random import check_rng, uniform
@@ -14,6 +14,7 @@ from .selection import Backend, BackendUnavailable, available, current, use, usi
 from .threads import num_threads, run_chunks, single_threaded_blas
 
 __all__ = [
+    "COMPLEX",
     "FLOATS",
     "INTEGERS",
     "Backend",

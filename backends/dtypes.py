@@ -8,6 +8,7 @@ from typing import Any
 from .selection import Backend
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+COMPLEX = ("complex64", "complex128")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -15,7 +16,7 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 def _name(xp: Any, dtype: Any) -> str:
     if getattr(dtype, "name", None) == "bfloat16":
         return "bfloat16"
-    for name in (*FLOATS, *INTEGERS, "bool"):
+    for name in (*FLOATS, *COMPLEX, *INTEGERS, "bool"):
         if getattr(xp, name, None) is not None and dtype == getattr(xp, name):
             return name
     return str(dtype)

@@ -50,7 +50,7 @@ maximum mean meshgrid min minimum moveaxis multiply negative nextafter nonzero n
 pow prod real reciprocal remainder repeat reshape result_type roll round searchsorted sign signbit sin sinh sort sqrt
 square squeeze stack std subtract sum take take_along_axis tan tanh tensordot tile tril triu trunc unique_all
 unique_counts unique_inverse unique_values var where zeros_like
-bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float32 float64
+bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float32 float64 complex64 complex128
 e inf nan newaxis pi
 """
 # New arrays come from Backend.empty, zeros, full, arange and array: CuPy's functions take no device.

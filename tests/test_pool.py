@@ -208,7 +208,7 @@ def test_bad_arrays(name: str) -> None:
         for bad in (
             [[[1.0, 2.0]]],
             None,
-            np.zeros((1, 1, 4), complex),
+            np.zeros((1, 1, 4), complex if name == "max_pool" else "clongdouble"),
             np.array([[["a"]]]),
             np.zeros((1, 1, 4), object),
         ):

@@ -72,23 +72,53 @@ def check_floating(b: Backend, array: Array, name: str) -> Array:
     if array is None:
         raise TypeError(f"{name} must be an array, got None")
     if backends.dtype_name(b, array) not in backends.FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {backends.dtype_name(b, array)}")
+        got = backends.dtype_name(b, array)
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {got}{_only_linear(got)}")
     return array
+
+
+def _only_linear(dtype: str) -> str:
+    linear = "pad, avg_pool, sum_pool, adaptive_avg_pool, conv, conv_transpose and linear"
+    return f": of all ops, only {linear} take complex arrays" if dtype in backends.COMPLEX else ""
+
+
+def check_linear(b: Backend, array: Array, name: str) -> Array:
+    """`array`, if it has a floating or complex dtype, as linear ops take it. TypeError otherwise, and for None."""
+    if array is not None and is_complex(b, array.dtype):
+        return array
+    return check_floating(b, array, name)
+
+
+def check_weighted(b: Backend, x: Array, **parameters: Array | None) -> None:
+    """TypeError unless x and the parameters that are given are floating or complex, and real where x is real."""
+    check_linear(b, x, "x")
+    for name, array in parameters.items():
+        if array is not None and is_complex(b, array.dtype) and not is_complex(b, x.dtype):
+            raise TypeError(
+                f"{name} must be real for an x of {x.dtype}, as y has x's dtype, got {array.dtype}: make x complex, or"
+                f" pass {name}.real"
+            )
+        if array is not None or name == "weight":
+            check_linear(b, array, name)
 
 
 def check_numeric(b: Backend, array: Array, name: str) -> Array:
     """`array`, if it has a floating, integer or bool dtype. TypeError otherwise."""
-    if backends.dtype_name(b, array) not in (*backends.FLOATS, *backends.INTEGERS, "bool"):
-        raise TypeError(f"{name} must be floating, integer or bool, got {backends.dtype_name(b, array)}")
+    got = backends.dtype_name(b, array)
+    if got not in (*backends.FLOATS, *backends.INTEGERS, "bool"):
+        raise TypeError(f"{name} must be floating, integer or bool, got {got}{_only_linear(got)}")
     return array
 
 
 def check_parameter(b: Backend, array: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
     """A floating parameter of exactly this shape, or None. TypeError or ValueError otherwise."""
-    if array is not None:
-        check_floating(b, array, name)
-        if tuple(array.shape) != tuple(shape):
-            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+    return None if array is None else check_shape(check_floating(b, array, name), name, shape)
+
+
+def check_shape(array: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
+    """An array of exactly this shape, or None. ValueError otherwise."""
+    if array is not None and tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
     return array
 
 
@@ -137,8 +167,11 @@ def check_backward(
         raise ValueError(f"dy must have y's shape {ctx.y_shape}, got {tuple(dy.shape)}")
     if integers and dy.dtype == ctx.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
         return b, dy
+    if is_complex(b, ctx.dtype) and (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
+        return b, cast(b, dy, ctx.dtype)
     if not (is_float(b, dy.dtype) and is_float(b, ctx.dtype)):
         wanted = "be floating" if is_float(b, ctx.dtype) else f"have x's dtype {ctx.dtype}"
+        wanted = "be complex or floating" if is_complex(b, ctx.dtype) else wanted
         bools = "; bool has no gradient" if backends.name_of_dtype(b, ctx.dtype) == "bool" else ""
         raise TypeError(f"dy must {wanted}, got {dy.dtype}{bools}")
     return b, cast(b, dy, ctx.dtype if exact else accumulator_dtype(b, ctx.dtype))
@@ -147,6 +180,11 @@ def check_backward(
 def is_float(b: Backend, dtype: Any) -> bool:
     """Whether a dtype is one of the floating ones the library computes in."""
     return backends.name_of_dtype(b, dtype) in backends.FLOATS
+
+
+def is_complex(b: Backend, dtype: Any) -> bool:
+    """Whether a dtype is one of the complex ones, which the linear ops take."""
+    return backends.name_of_dtype(b, dtype) in backends.COMPLEX
 
 
 def accumulator_dtype(b: Backend, dtype: Any) -> Any:
@@ -178,8 +216,10 @@ def sum_dtype(b: Backend, number: int, dtype: Any) -> Any:
 
 def sum_widely(b: Backend, dy: Array, number: int) -> Array:
     """A gradient in the dtype in which backward adds up to so many of its values, one after another, at a cell: float64
-    for more than LONG, for portable code and kernels alike."""
-    return cast(b, dy, b.xp.float64) if number > LONG and is_float(b, dy.dtype) else dy
+    (or complex128) for more than LONG, for portable code and kernels alike."""
+    if number <= LONG or not (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
+        return dy
+    return cast(b, dy, b.xp.float64 if is_float(b, dy.dtype) else b.xp.complex128)
 
 
 def kernel_or_portable(

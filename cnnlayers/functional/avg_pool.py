@@ -28,14 +28,14 @@ from ._common import (
     Context,
     cast,
     check_backward,
-    check_floating,
+    check_linear,
     check_memory,
     in_accumulator_dtype,
     inference_of,
-    kernel_or_portable,
     on_device,
     sum_dtype,
 )
+from .complex_arrays import run_planes
 from .plane_chunks import in_planes
 from .window_arrays import on_axis, tap_counts, window_ends, window_starts
 
@@ -167,15 +167,15 @@ def avg_pool_forward(
     TypeError: another dtype or kind. Source: torch.nn.functional.avg_pool2d.
     """
     b = backends.of(x)
-    check_floating(b, x, "x")
+    check_linear(b, x, "x")
     if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
         raise ValueError("divisor_override must be any int but 0, got 0")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     override = None if divisor_override is None else int(divisor_override)
     spec = Average(window, flag(count_include_pad, "count_include_pad"), override)
     check_memory(b, x, window.out_shape)
-    run = kernel_or_portable("avg_pool_forward", _avg_pool_forward, b, spec, x)
-    return run(b, spec, x), Context("avg_pool", b, x.dtype, window.out_shape, spec)
+    y = run_planes("avg_pool_forward", _avg_pool_forward, b, spec, x)
+    return y, Context("avg_pool", b, x.dtype, window.out_shape, spec)
 
 
 avg_pool = inference_of(avg_pool_forward)
@@ -186,8 +186,7 @@ def avg_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `avg_pool`: each cell gathers dy / divisor of the windows over it. dy: y's shape; dx: x's shape and
     dtype."""
     b, dy = check_backward("avg_pool", dy, ctx, exact=True)
-    run = kernel_or_portable("avg_pool_backward", _avg_pool_backward, b, ctx.spec, dy)
-    return run(b, ctx.spec, dy)
+    return run_planes("avg_pool_backward", _avg_pool_backward, b, ctx.spec, dy)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sum
@@ -209,11 +208,11 @@ def sum_pool_forward(
     """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no
     array."""
     b = backends.of(x)
-    check_floating(b, x, "x")
+    check_linear(b, x, "x")
     window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     check_memory(b, x, window.out_shape)
-    run = kernel_or_portable("sum_pool_forward", _sum_pool_forward, b, window, x)
-    return run(b, window, x), Context("sum_pool", b, x.dtype, window.out_shape, window)
+    y = run_planes("sum_pool_forward", _sum_pool_forward, b, window, x)
+    return y, Context("sum_pool", b, x.dtype, window.out_shape, window)
 
 
 sum_pool = inference_of(sum_pool_forward)
@@ -223,8 +222,7 @@ sum_pool = inference_of(sum_pool_forward)
 def sum_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `sum_pool`: each cell gathers dy of the windows over it. dy: y's shape; dx: x's shape and dtype."""
     b, dy = check_backward("sum_pool", dy, ctx, exact=True)
-    run = kernel_or_portable("sum_pool_backward", _sum_pool_backward, b, ctx.spec, dy)
-    return run(b, ctx.spec, dy)
+    return run_planes("sum_pool_backward", _sum_pool_backward, b, ctx.spec, dy)
 
 
 # ---------------------------------------------------------------------------------------------------- adaptive average
@@ -293,11 +291,11 @@ def adaptive_avg_pool_forward(
     Source: torch.nn.functional.adaptive_avg_pool2d.
     """
     b = backends.of(x)
-    check_floating(b, x, "x")
+    check_linear(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
     check_memory(b, x, spec.out_shape)
-    run = kernel_or_portable("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
-    return run(b, spec, x), Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
+    y = run_planes("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
+    return y, Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
 
 
 adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
@@ -308,5 +306,4 @@ def adaptive_avg_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `adaptive_avg_pool`: each cell gathers dy / (cells of the window). dy: y's shape; dx: x's shape and
     dtype."""
     b, dy = check_backward("adaptive_avg_pool", dy, ctx, exact=True)
-    run = kernel_or_portable("adaptive_avg_pool_backward", _adaptive_avg_pool_backward, b, ctx.spec, dy)
-    return run(b, ctx.spec, dy)
+    return run_planes("adaptive_avg_pool_backward", _adaptive_avg_pool_backward, b, ctx.spec, dy)

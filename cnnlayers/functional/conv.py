@@ -25,15 +25,17 @@ from ._common import (
     accumulator_dtype,
     cast,
     check_backward,
-    check_floating,
     check_memory,
-    check_parameter,
+    check_shape,
+    check_weighted,
     common_backend,
     inference_of,
+    is_complex,
     kernel_or_portable,
     on_device,
 )
 from .blas import single_threaded_blas
+from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
 from .conv_im2col import correlate, correlate_adjoint, weight_gradient
 from .conv_tiling import Conv, interned
 
@@ -57,10 +59,9 @@ def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat,
 
 
 def _arrays(x: Array, weight: Array, bias: Array | None) -> Backend:
-    """The owner of the call's arrays; TypeError where one is missing or not floating."""
+    """The owner of the call's arrays; TypeError where one is missing, or of a dtype that does not go with x's."""
     b = common_backend(x=x, weight=weight, bias=bias)
-    check_floating(b, x, "x")
-    check_floating(b, weight, "weight")
+    check_weighted(b, x, weight=weight, bias=bias)
     return b
 
 
@@ -71,9 +72,9 @@ def _computed(b: Backend, x: Array, *arrays: Array | None) -> list[Any]:
 
 
 def _channel_sums(b: Backend, spec: Conv, array: Array) -> Array:
-    """The sum of an image or of maps over all but the channels, in float64."""
+    """The sum of an image or of maps over all but the channels, in float64 (or complex128)."""
     others = tuple(axis for axis in range(array.ndim) if axis != spec.window.layout.channel)
-    return b.xp.sum(array, axis=others, dtype=b.xp.float64)
+    return b.xp.sum(array, axis=others, dtype=b.xp.complex128 if is_complex(b, array.dtype) else b.xp.float64)
 
 
 def _gradients(
@@ -82,9 +83,10 @@ def _gradients(
     weight: Array = ctx.arrays["weight"]
     bias, dbias = ctx.arrays["bias"], None
     if bias is not None:
-        sums = kernel_or_portable("channel_sums", _channel_sums, b, ctx.spec, dy)
-        dbias = cast(b, sums(b, ctx.spec, dy), bias.dtype)
-    return None if dx is None else cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias
+        real = not is_complex(b, dy.dtype)
+        sums = kernel_or_portable("channel_sums", _channel_sums, b, ctx.spec, dy) if real else _channel_sums
+        dbias = cast_gradient(b, sums(b, ctx.spec, dy), bias.dtype)
+    return None if dx is None else cast(b, dx, ctx.dtype), cast_gradient(b, dweight, weight.dtype), dbias
 
 
 # ---------------------------------------------------------------------------------------------------------- convolution
@@ -132,9 +134,9 @@ def conv_forward(
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
     window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
     spec = interned(Conv(window, weight.shape[0], groups))
-    check_parameter(b, bias, "bias", (spec.filters,))
+    check_shape(bias, "bias", (spec.filters,))
     check_memory(b, x, spec.maps_shape)
-    y = _conv_forward(b, spec, x, weight, bias)
+    y = run_weighted(_conv_forward, b, spec, x, weight, bias)
     return y, Context("conv", b, x.dtype, spec.maps_shape, spec, {"x": x, "weight": weight, "bias": bias})
 
 
@@ -150,7 +152,8 @@ def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Ar
     """
     b, dy = check_backward("conv", dy, ctx)
     x, weight = ctx.arrays["x"], ctx.arrays["weight"]
-    return _gradients(b, ctx, *_conv_backward(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)
+    found = run_weighted_backward(_conv_backward, b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx"))
+    return _gradients(b, ctx, *found, dy)
 
 
 # ----------------------------------------------------------------------------------------------- transposed convolution
@@ -202,9 +205,10 @@ def conv_transpose_forward(
         tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters
     )
     spec = interned(Conv(window, weight.shape[0], groups))
-    check_parameter(b, bias, "bias", (filters,))
+    check_shape(bias, "bias", (filters,))
     check_memory(b, x, window.layout.shape)
-    y, arrays = _conv_transpose_forward(b, spec, x, weight, bias), {"x": x, "weight": weight, "bias": bias}
+    y = run_weighted(_conv_transpose_forward, b, spec, x, conjugate(b, weight), bias)
+    arrays = {"x": x, "weight": weight, "bias": bias}
     return y, Context("conv_transpose", b, x.dtype, window.layout.shape, spec, arrays)
 
 
@@ -220,5 +224,7 @@ def conv_transpose_backward(
     dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's. needs_dx: as `conv_backward`'s.
     """
     b, dy = check_backward("conv_transpose", dy, ctx)
-    x, weight = ctx.arrays["x"], ctx.arrays["weight"]
-    return _gradients(b, ctx, *_conv_transpose_backward(b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx")), dy)
+    x, weight = ctx.arrays["x"], conjugate(b, ctx.arrays["weight"])
+    needs_dx = flag(needs_dx, "needs_dx")
+    dx, dweight = run_weighted_backward(_conv_transpose_backward, b, ctx.spec, dy, x, weight, needs_dx)
+    return _gradients(b, ctx, dx, conjugate(b, dweight), dy)

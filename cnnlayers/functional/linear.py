@@ -16,13 +16,15 @@ from ._common import (
     accumulator_dtype,
     cast,
     check_backward,
-    check_floating,
-    check_parameter,
+    check_shape,
+    check_weighted,
     common_backend,
     inference_of,
+    is_complex,
     on_device,
 )
 from .blas import matmul, single_threaded_blas
+from .complex_arrays import cast_gradient, run_weighted, run_weighted_backward
 
 
 def _rows(b: Backend, array: Array) -> Array:
@@ -62,15 +64,14 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     torch.nn.functional.linear.
     """
     b = common_backend(x=x, weight=weight, bias=bias)
-    check_floating(b, x, "x")
-    check_floating(b, weight, "weight")
+    check_weighted(b, x, weight=weight, bias=bias)
     shape = tuple(x.shape)
     if not shape:
         raise ValueError("x must have at least one axis, got a 0-d array")
     if weight.ndim != 2 or weight.shape[1] != shape[-1]:
         raise ValueError(f"weight must be (out, {shape[-1]}) for x of shape {shape}, got shape {tuple(weight.shape)}")
-    check_parameter(b, bias, "bias", (weight.shape[0],))
-    y = _linear_forward(b, None, x, weight, bias)
+    check_shape(bias, "bias", (weight.shape[0],))
+    y = run_weighted(_linear_forward, b, None, x, weight, bias)
     arrays = {"x": x, "weight": weight, "bias": bias}
     return y, Context("linear", b, x.dtype, (*shape[:-1], weight.shape[0]), None, arrays)
 
@@ -88,8 +89,9 @@ def linear_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[
     x: Array = ctx.arrays["x"]
     weight: Array = ctx.arrays["weight"]
     bias = ctx.arrays["bias"]
-    dx, dweight = _linear_backward(b, None, dy, x, weight, flag(needs_dx, "needs_dx"))
+    dx, dweight = run_weighted_backward(_linear_backward, b, None, dy, x, weight, flag(needs_dx, "needs_dx"))
     dbias = None
     if bias is not None:
-        dbias = cast(b, b.xp.sum(_rows(b, dy), axis=0, dtype=b.xp.float64), bias.dtype)
-    return None if dx is None else cast(b, dx, ctx.dtype), cast(b, dweight, weight.dtype), dbias
+        wide = b.xp.complex128 if is_complex(b, dy.dtype) else b.xp.float64
+        dbias = cast_gradient(b, b.xp.sum(_rows(b, dy), axis=0, dtype=wide), bias.dtype)
+    return None if dx is None else cast(b, dx, ctx.dtype), cast_gradient(b, dweight, weight.dtype), dbias

@@ -29,10 +29,11 @@ from ._common import (
     check_numeric,
     in_accumulator_dtype,
     inference_of,
-    kernel_or_portable,
+    is_complex,
     on_device,
     sum_widely,
 )
+from .complex_arrays import run_planes
 
 
 def _span(axis: int, cells: slice) -> tuple[Any, ...]:
@@ -108,6 +109,23 @@ def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
     return b.xp.asarray(y[_kept(spec)], copy=True) if cropped else y
 
 
+def _pad_planes(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
+    return run_planes("pad_forward", _pad_forward, b, spec, x, value)
+
+
+def _pad_complex(b: Backend, spec: Pad, x: Array, value: complex) -> Array:
+    """Padding of a complex array: as two real planes, whose border is then given the imaginary part of the value."""
+    if b.name not in ("numpy", "cupy"):  # whose parts cannot be read and written without a loss of infinities and NaN
+        return _pad_forward(b, spec, x, value)
+    y = _pad_planes(b, spec, x, value.real)
+    if repr(value.real) != repr(value.imag):  # which tells -0 from 0
+        inside, _ = _shared(spec)
+        for axis in spec.layout.spatial:
+            for border in (slice(0, inside[axis].start), slice(inside[axis].stop, None)):
+                y.imag[_span(axis, border)] = value.imag
+    return y
+
+
 def _pad_backward(b: Backend, spec: Pad, dy: Array) -> Array:
     if spec.mode != "constant":
         return _folded(b, spec, dy)
@@ -151,11 +169,12 @@ def _fill(b: Backend, x: Array, value: Any) -> Any:
         if number != int(number) or not low <= number <= high:
             raise ValueError(f"value must be a whole number from {low} to {high} for {name}, got {value!r}")
         return bool(number) if name == "bool" else int(number)
-    number = float(value) if isinstance(value, bool) else real(value, "value", finite=False)
     largest = 3.3895313892515355e38 if name == "bfloat16" else float(b.xp.finfo(x.dtype).max)
-    if largest < abs(number) < float("inf"):
+    parts = (value.real, value.imag) if name in backends.COMPLEX and hasattr(value, "imag") else (value,)
+    numbers = [float(v) if isinstance(v, bool) else real(v, "value", finite=False) for v in parts]
+    if any(largest < abs(number) < float("inf") for number in numbers):
         raise ValueError(f"value must lie within {name}'s range of ±{largest:g}, got {value!r}")
-    return number
+    return complex(*numbers) if name in backends.COMPLEX else numbers[0]
 
 
 @on_device
@@ -165,10 +184,10 @@ def pad_forward(
     """Pad or crop the spatial axes: y[i] = extended x[i - before] on each.
 
     x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last", one to three spatial axes; any floating
-    dtype, integers, bool.
+    dtype, complex, integers, bool.
     padding: an int, one per spatial axis, or a (before, after) pair per axis, in cells; negative entries crop.
     mode: "constant", "edge" ("replicate"), "reflect", "symmetric" or "wrap" ("circular").
-    value: what constant cells hold; it must fit x's dtype.
+    value: what constant cells hold; it must fit x's dtype, and may be complex for a complex x.
     y: x's dtype. `pad_forward` also gives the context, which keeps no array.
 
     Raises ValueError: reflect padding not smaller than its axis, wrap or symmetric padding larger than it, edge padding
@@ -176,13 +195,14 @@ def pad_forward(
     TypeError: another dtype or kind. Source: numpy.pad; backward is the adjoint.
     """
     b = backends.of(x)
-    check_numeric(b, x, "x")
+    if not is_complex(b, x.dtype):
+        check_numeric(b, x, "x")
     spec = pad_spec(tuple(x.shape), padding, mode, data_format)
     fill = _fill(b, x, value)
     if spec.mode != "constant" and fill != 0:
         raise ValueError(f"value belongs to mode 'constant', got {value!r} with mode {mode!r}")
     check_memory(b, x, spec.out_shape)
-    y = kernel_or_portable("pad_forward", _pad_forward, b, spec, x)(b, spec, x, fill)
+    y = (_pad_complex if is_complex(b, x.dtype) else _pad_planes)(b, spec, x, fill)
     return y, Context("pad", b, x.dtype, tuple(y.shape), spec)
 
 
@@ -198,5 +218,4 @@ def pad_backward(dy: Array, ctx: Context) -> Array:
     b, dy = check_backward("pad", dy, ctx, exact=True, integers=True)
     if ctx.spec.mode == "edge":
         dy = sum_widely(b, dy, math.prod(1 + sum(grow) for grow in ctx.spec.grow))
-    dx = kernel_or_portable("pad_backward", _pad_backward, b, ctx.spec, dy)(b, ctx.spec, dy)
-    return cast(b, dx, ctx.dtype)
+    return cast(b, run_planes("pad_backward", _pad_backward, b, ctx.spec, dy), ctx.dtype)
