@@ -11,18 +11,20 @@ from . import backends, functional, kernels, layers
 
 if TYPE_CHECKING:
     from .checkpoint import load, save
+    from .operators import linear_operator
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backends", "functional", "kernels", "layers", "load", "save"]
+__all__ = ["__version__", "backends", "functional", "kernels", "layers", "linear_operator", "load", "save"]
 
 _LATER = ("autograd", "bench", "cs231n", "data", "models", "optim", "testing")
+_FUNCTIONS = {"linear_operator": "operators", "load": "checkpoint", "save": "checkpoint"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in ("load", "save"):
-        return getattr(importlib.import_module(f"{__name__}.checkpoint"), name)
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

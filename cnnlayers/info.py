@@ -25,6 +25,7 @@ EXTRAS = {
     "cuda13": {"cupy-cuda13x": "cupy"},
     "cuda12": {"cupy-cuda12x": "cupy"},
     "mpi": {"mpi4py": "mpi4py"},
+    "scipy": {"scipy": "scipy"},
     "torch": {"torch": "torch"},
 }
 

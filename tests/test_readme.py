@@ -19,8 +19,13 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)\)")
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_block_runs(block, capsys):
-    if "import torch" in block:
-        pytest.importorskip("torch")
+    for package in ("torch", "scipy"):
+        if (
+            f"import {package}" in block
+            or f"from {package}" in block
+            or (package == "scipy" and "linear_operator" in block)
+        ):
+            pytest.importorskip(package)
     exec(compile(block, "a page of the documentation", "exec"), {})
     if "print(" in block:
         assert capsys.readouterr().out.strip()

@@ -143,6 +143,11 @@ def conv_forward(
 conv = inference_of(conv_forward)
 
 
+def conv_dx(b: Backend, spec: Conv, dy: Array, weight: Array) -> Array:
+    """dx of `conv` alone, for a dy of the dtype that x would have."""
+    return run_weighted(_conv_transpose_forward, b, spec, dy, weight, None)
+
+
 @on_device
 def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
     """dx, dweight and dbias (None without a bias) of `conv`: its adjoints, and dy summed over all but the channels.
@@ -213,6 +218,11 @@ def conv_transpose_forward(
 
 
 conv_transpose = inference_of(conv_transpose_forward)
+
+
+def conv_transpose_dx(b: Backend, spec: Conv, dy: Array, weight: Array) -> Array:
+    """dx of `conv_transpose` alone, for a dy of the dtype that x would have."""
+    return run_weighted(_conv_forward, b, spec, dy, conjugate(b, weight), None)
 
 
 @on_device

@@ -24,7 +24,7 @@ from ._common import (
     on_device,
 )
 from .blas import matmul, single_threaded_blas
-from .complex_arrays import cast_gradient, run_weighted, run_weighted_backward
+from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
 
 
 def _rows(b: Backend, array: Array) -> Array:
@@ -77,6 +77,11 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 
 
 linear = inference_of(linear_forward)
+
+
+def linear_dx(b: Backend, spec: None, dy: Array, weight: Array) -> Array:
+    """dx of `linear` alone, for a dy of the dtype that x would have."""
+    return run_weighted(_linear_forward, b, spec, dy, _transposed(b, conjugate(b, weight)), None)
 
 
 @on_device
