@@ -4,11 +4,11 @@ An op runs where its arrays live (`of`); the selected backend (`current`) only s
 here imports CuPy before it is asked for.
 """
 
-from .arrays import all_plain, asarray, native, of, on_device_of, plain, quiet, to_numpy
+from .arrays import all_numpy, all_plain, asarray, native, of, on_device_of, plain, quiet, to_numpy
 from .block import Block, Exclusive, assigned
 from .dtypes import COMPLEX, FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import available_memory, result, workspace
-from .plans import planned
+from .plans import PLANS, planned
 from .random import check_rng, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, run_chunks, single_threaded_blas
@@ -17,10 +17,12 @@ __all__ = [
     "COMPLEX",
     "FLOATS",
     "INTEGERS",
+    "PLANS",
     "Backend",
     "BackendUnavailable",
     "Block",
     "Exclusive",
+    "all_numpy",
     "all_plain",
     "asarray",
     "assigned",

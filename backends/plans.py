@@ -47,11 +47,19 @@ class PlanCache:
     def get(self, make: Callable[..., Any], *args: Any) -> Any:
         """`make(*args)`, or the plan that is kept of it. An exception of `make` is not kept."""
         key = (make, args)
+        plan = self.find(key)
+        return self.keep(key, make(*args)) if plan is None else plan
+
+    def find(self, key: Any) -> Any:
+        """The plan that is kept under this key, or None."""
         entry = self._plans.get(key)
-        if entry is not None:
-            entry.used = next(self._uses)
-            return entry.plan
-        plan = make(*args)
+        if entry is None:
+            return None
+        entry.used = next(self._uses)
+        return entry.plan
+
+    def keep(self, key: Any, plan: Any) -> Any:
+        """The plan, which from now on is found under this key, unless it is too large."""
         size = KEY + size_of(plan)
         if size <= self.largest:
             self._plans = self._within_limits({**self._plans, key: _Entry(plan, size, next(self._uses))})

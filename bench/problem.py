@@ -65,7 +65,7 @@ def problem(case: Case, b: Backend, cache: int = 0, seed: int = 0) -> Problem:
         return Problem(case, b, [x], {}, [b.xp.arange(case.shape[0]) % CLASSES])
     inputs = [x, *(some(x_shape) for _ in range(copies - 1))]
     made = Problem(case, b, inputs, _parameters(case, some))
-    made.y_shape = tuple(trio(case.op, "_forward")(x, **made.parameters, **made.options(FORWARD))[1].y_shape)
+    made.y_shape = tuple(trio(case.op, "_forward")(x, **made.parameters, **made.options(FORWARD))[1].plan.y_shape)
     made.gradients = [some(made.y_shape) for _ in inputs]
     return made
 

@@ -39,7 +39,8 @@ class UnsuitableData(Exception):
 @dataclass(frozen=True)
 class Entry:
     """Where an op's kernel lives: `module`, imported at first use. It has a launcher of the op's own name, and
-    `refuses(op, spec, *arrays)`: None, or the reason it cannot serve.
+    `refuses(op, spec, *arrays)`: None, or the reason it cannot serve. On NumPy the reason lies in the spec and in the
+    arrays' shapes and dtypes, for which it is asked once.
 
     `needs`: a module whose `unavailable()` says why none of this kind can run here, or None."""
 
@@ -146,6 +147,11 @@ def winograd(name: str) -> Block[str]:
     """Run a block, in this thread or async task only, with Winograd's form "auto" (where it is faster) or "off". Raises
     ValueError for another name."""
     return _winograd.block(name)
+
+
+def warming_up() -> bool:
+    """Whether this is inside `warmup`."""
+    return _ready.get() is not None
 
 
 @functools.cache

@@ -18,6 +18,7 @@ import cnnlayers.functional as F
 from cnnlayers import backends, kernels
 from cnnlayers.backends import memory
 from cnnlayers.backends.plans import HEADER, KEY, LIMIT, PLANS, PlanCache, planned, size_of
+from cnnlayers.functional import _common, activations
 from cnnlayers.functional.window_arrays import first_taps, tap_counts, window_ends, window_starts
 from cnnlayers.kernels.cpu import jit as cpu_kernels
 from cnnlayers.specs import AdaptiveAxis, Axis, pool_window
@@ -421,3 +422,118 @@ def test_pages_of_files_count_as_free_in_a_container(tmp_path: Path, files: dict
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert memory._group_available(tmp_path, "limit", "use", "stat", "inactive_file") == 400
+
+
+# ------------------------------------------------------------------------------------------ the plans of whole calls
+X = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8)
+
+
+def plans_of(call: Callable[[], Any]) -> int:
+    """How many plans of calls are kept for a call on top of those before it."""
+    before = len(PLANS)
+    with kernels.mode("off"):
+        call()
+    return len(PLANS) - before
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: F.max_pool(x, 3, 2, padding=1),
+        lambda x: F.avg_pool_forward(x, (2, 2)),
+        lambda x: F.pad(x, ((1, 0), (2, 2)), "reflect"),
+        lambda x: F.batch_norm(x, training=True, momentum=0.5),
+        lambda x: F.conv(x, np.ones((2, 1, 3, 3), np.float32)),
+        lambda x: F.softmax_cross_entropy(x.reshape(8, 8), np.zeros(8, int)),
+    ],
+)
+def test_a_call_is_checked_once_for_its_shapes_dtypes_and_options(
+    call: Callable[[np.ndarray], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(
+        _common.Plan,
+        "__init__",
+        lambda plan, *args, made=made, init=_common.Plan.__init__: (made.append(args[0]), init(plan, *args))[1],
+    )
+    with kernels.mode("off"):
+        for x in (X, X.copy(), -X):
+            call(x)
+        assert len(made) == 1
+        call(X.astype(np.float64))
+        assert len(made) == 2
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, np.float32(1), (True, 1), (1.0, 1), [1.0, 1], ((1, True), (1, 1))])
+def test_an_option_that_equals_one_that_was_right_is_still_refused(wrong: Any) -> None:
+    for right in (1, (1, 1), [1, 1], ((1, 1), (1, 1))):
+        F.max_pool(X, 3, padding=right)
+    with pytest.raises(TypeError):
+        F.max_pool(X, 3, padding=wrong)
+    with pytest.raises(TypeError):
+        F.max_pool(X, wrong if not isinstance(wrong, tuple | list) else (True, 1))
+
+
+def test_flags_and_numbers_that_are_equal_are_different_options() -> None:
+    F.avg_pool(X, 2, count_include_pad=True, divisor_override=1)
+    with pytest.raises(TypeError, match="count_include_pad"):
+        F.avg_pool(X, 2, count_include_pad=1, divisor_override=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="divisor_override"):
+        F.avg_pool(X, 2, divisor_override=True)
+    with pytest.raises(TypeError, match="divisor_override"):
+        F.avg_pool(X, 2, divisor_override=1.0)  # type: ignore[arg-type]
+
+
+def test_minus_zero_is_an_option_of_its_own() -> None:
+    slopes = [F.leaky_relu(np.array([-3.0]), slope) for slope in (0.0, -0.0, 0.0)]
+    assert [bool(np.signbit(y[0])) for y in slopes] == [True, False, True]
+
+
+def test_shapes_and_dtypes_of_every_array_are_told_apart() -> None:
+    gamma, wrong = np.ones(1, np.float32), np.ones(2, np.float32)
+    F.group_norm(X, 1, gamma, gamma)
+    for arrays in ((wrong, gamma), (gamma, wrong)):
+        with pytest.raises(ValueError, match="shape"):
+            F.group_norm(X, 1, *arrays)
+    with pytest.raises(TypeError, match="byte order"):
+        F.group_norm(X, 1, gamma.astype(gamma.dtype.newbyteorder("S")), gamma)
+    with pytest.raises(TypeError, match="beta"):
+        F.group_norm(X, 1, gamma, gamma.astype(int))
+
+
+def test_what_a_call_finds_in_its_arrays_is_checked_each_time() -> None:
+    running = np.zeros(1, np.float32)
+    F.batch_norm(X, running_mean=running, running_var=running.copy(), training=True)
+    running.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        F.batch_norm(X, running_mean=running, running_var=np.ones(1, np.float32), training=True)
+    F.softmax_cross_entropy(X.reshape(8, 8), np.zeros(8, int))
+    with pytest.raises(ValueError, match="labels"):
+        F.softmax_cross_entropy(X.reshape(8, 8), np.full(8, 8))
+
+
+def test_memory_is_asked_for_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_common, "LARGE", 16)
+    F.max_pool(X, 2)
+    monkeypatch.setattr(backends, "available_memory", lambda: 10)
+    with pytest.raises(MemoryError, match=r"result of shape \(1, 1, 4, 4\)"):
+        F.max_pool(X, 2)
+
+
+def test_a_plan_serves_each_mode_and_warmup_by_itself() -> None:
+    _, ctx = F.relu_forward(X)
+    for mode in ("off", "auto", "off"):
+        with kernels.mode(mode):
+            F.relu_backward(X, ctx)
+    steps = {mode: function for (step, mode), function in ctx.plan.steps.items() if step == "relu_backward"}
+    assert steps["off"] is activations._relu_backward
+    if cpu_kernels.unavailable() is None:
+        assert steps["auto"] is not steps["off"]
+        assert kernels.warmup(F.relu, X) == kernels.warmup(F.relu, X) > 0
+
+
+@pytest.mark.parametrize("name", ["numpy.int64", "list"])
+def test_options_of_other_types_are_checked_each_time_and_not_kept(name: str) -> None:
+    F.max_pool(X, 2)
+    kernel: Any = np.int64(2) if name == "numpy.int64" else [2, 2]
+    assert plans_of(lambda: F.max_pool(X, kernel)) == 0

@@ -31,7 +31,7 @@ class Cache:
 
     def as_given(self, *gradients: Array) -> tuple[Array, ...]:
         """The parameters' gradients in the shapes that the parameters came in."""
-        reshape = self.ctx.backend.xp.reshape
+        reshape = self.ctx.plan.backend.xp.reshape
         return tuple(reshape(g, shape) for g, shape in zip(gradients, self.shapes, strict=True))
 
 
@@ -84,7 +84,7 @@ def upstream(dout: Any, cache: Any) -> Array:
     """`dout` as a floating array of the cache's backend. TypeError unless `cache` is a forward's."""
     if not isinstance(cache, Cache):
         raise TypeError(f"cache must be the one that the forward returned, got {type(cache).__name__}")
-    b = cache.ctx.backend
+    b = cache.ctx.plan.backend
     dout = beside(b, dout, "dout")
     found = common_backend(dout=dout)
     integers = backends.dtype_name(found, dout) in (*backends.INTEGERS, "bool")

@@ -6,11 +6,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
+from cnnlayers.specs.arguments import is_key
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +19,79 @@ SHORT = 32  # values of a sum in their own dtype: more lose digits
 LONG = 1024  # the same where float64 would be dear, and so many values are rare
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+LARGE = 1 << 30  # bytes of a result for which memory is checked first
+TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
+
+
+class Plan:
+    """What the shapes, dtypes and options of a call decide, once they are checked. Calls that agree in them share one
+    (`plan_of`), so change none.
+
+    `op`: its name; `backend`: its arrays'; `dtype`: x's; `y_shape`; `spec`: what kernels and portable code get.
+    """
+
+    __slots__ = ("backend", "complex", "computed", "dtype", "op", "spec", "steps", "y_shape")
+
+    def __init__(self, op: str, backend: Backend, dtype: Any, y_shape: tuple[int, ...], spec: Any = None) -> None:
+        self.op, self.backend, self.dtype, self.y_shape, self.spec = op, backend, dtype, y_shape, spec
+        # What sums are kept in; None for integers and bool, which have no gradient.
+        self.computed = accumulator_dtype(backend, dtype) if is_float(backend, dtype) else None
+        self.complex = is_complex(backend, dtype)
+        if self.complex:
+            self.computed = dtype
+        self.steps: dict[tuple[str, str], Callable[..., Any]] = {}
+
+    def run(self, step: str, portable: Callable[..., R], *arrays: Any) -> R:
+        """What the kernel of a step computes, if one serves in the mode in force, else the portable function; both are
+        called `(b, spec, *arrays)`. The dtypes and shapes of a step's arrays follow from the plan."""
+        key = (step, kernels.current_mode())
+        function = self.steps.get(key)
+        if function is None or kernels.warming_up():
+            function = kernels.find(step, self.backend, self.spec, *arrays) or portable
+            if self.backend.name == "numpy":  # elsewhere a kernel may look at more than dtypes and shapes
+                self.steps[key] = function
+        result: R = function(self.backend, self.spec, *arrays)
+        return result
+
+    def check_memory(self) -> None:
+        """MemoryError where y cannot fit in the memory that is free. A system that promises more memory than it has
+        would end the process instead. CuPy checks by itself."""
+        size = math.prod(self.y_shape)
+        if size < LARGE // 8 or self.backend.name != "numpy":
+            return
+        nbytes = size * _bytes(backends.name_of_dtype(self.backend, self.dtype))
+        if nbytes < LARGE:
+            return
+        needed, free = nbytes + TABLES * max(self.y_shape), backends.available_memory()
+        if free is not None and needed > free:
+            raise MemoryError(
+                f"a result of shape {self.y_shape} and dtype {self.dtype} needs about {needed / 1e9:.1f} GB with its"
+                f" tables, and {free / 1e9:.1f} GB of memory are free: ask for a smaller output, or work on a part of x"
+                " at a time"
+            )
+
+
+def plan_of(make: Callable[..., Plan], arrays: tuple[Array | None, ...], *options: Any) -> Plan:
+    """`make(*arrays, *options)`: the checks of a call that depend on shapes, dtypes and options alone, and their plan.
+
+    The plans of NumPy arrays are kept. The types of the options belong to the key, because 1, 1.0 and True are equal,
+    and so do the signs of floats. An option that may equal another of its type (a list, a NumPy number, (True, 2)) is
+    checked anew each time.
+    """
+    key = None
+    if backends.all_numpy(arrays) and is_key(options):
+        shapes = [None if a is None else (a.shape, a.dtype) for a in arrays]
+        signs = [math.copysign(1.0, v) for v in options if type(v) is float]
+        key = (make, options, *map(type, options), *shapes, *signs)
+    plan: Plan | None = None if key is None else backends.PLANS.find(key)
+    if plan is None:
+        plan = make(*arrays, *options)
+        if key is not None:
+            backends.PLANS.keep(key, plan)
+    plan.check_memory()
+    return plan
+
+
 class Context:
     """What a forward keeps for its backward: opaque to callers but for `nbytes`. It may be used more than once.
 
@@ -27,21 +99,29 @@ class Context:
     place before its last backward.
     """
 
-    op: str
-    backend: Backend
-    dtype: Any  # x's
-    y_shape: tuple[int, ...]
-    spec: Any = None
-    arrays: Mapping[str, Array | None] = field(default_factory=dict)
+    __slots__ = ("arrays", "plan")
+
+    def __init__(self, plan: Plan, arrays: Mapping[str, Array | None] | None = None) -> None:
+        self.plan = plan
+        self.arrays = arrays or {}
+
+    @property
+    def spec(self) -> Any:
+        return self.plan.spec
+
+    @property
+    def dtype(self) -> Any:
+        """x's."""
+        return self.plan.dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays kept alive for backward; an array that is kept twice counts once."""
         kept = {id(a): a for a in self.arrays.values() if a is not None}
-        return sum(int(a.size) * itemsize(self.backend, a) for a in kept.values())
+        return sum(int(a.size) * itemsize(self.plan.backend, a) for a in kept.values())
 
     def __repr__(self) -> str:
-        return f"<{self.op} context: y {self.y_shape}, {self.nbytes:,} bytes kept>"
+        return f"<{self.plan.op} context: y {self.plan.y_shape}, {self.nbytes:,} bytes kept>"
 
 
 def itemsize(b: Backend, array: Array) -> int:
@@ -156,25 +236,26 @@ def check_backward(
     integer dy of x's dtype will do as well. Raises TypeError (another op's context, another owner, a dtype without a
     gradient), ValueError (the shape).
     """
-    if not isinstance(ctx, Context) or ctx.op != op:
-        got = f"{ctx.op}_forward's" if isinstance(ctx, Context) else type(ctx).__name__
+    if not isinstance(ctx, Context) or ctx.plan.op != op:
+        got = f"{ctx.plan.op}_forward's" if isinstance(ctx, Context) else type(ctx).__name__
         raise TypeError(f"{op}_backward needs the context of {op}_forward, got {got}")
-    b = backends.of(dy, name="dy")
-    if b != ctx.backend:
-        kept = ctx.backend
+    plan, b = ctx.plan, backends.of(dy, name="dy")
+    if b is not plan.backend and b != plan.backend:
+        kept = plan.backend
         raise TypeError(f"dy must have x's owner: dy is {b.name} on {b.device}, x was {kept.name} on {kept.device}")
-    if tuple(dy.shape) != ctx.y_shape:
-        raise ValueError(f"dy must have y's shape {ctx.y_shape}, got {tuple(dy.shape)}")
-    if integers and dy.dtype == ctx.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
+    if tuple(dy.shape) != plan.y_shape:
+        raise ValueError(f"dy must have y's shape {plan.y_shape}, got {tuple(dy.shape)}")
+    wanted = plan.dtype if exact else plan.computed
+    if plan.computed is not None and dy.dtype == wanted:
         return b, dy
-    if is_complex(b, ctx.dtype) and (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
-        return b, cast(b, dy, ctx.dtype)
-    if not (is_float(b, dy.dtype) and is_float(b, ctx.dtype)):
-        wanted = "be floating" if is_float(b, ctx.dtype) else f"have x's dtype {ctx.dtype}"
-        wanted = "be complex or floating" if is_complex(b, ctx.dtype) else wanted
-        bools = "; bool has no gradient" if backends.name_of_dtype(b, ctx.dtype) == "bool" else ""
-        raise TypeError(f"dy must {wanted}, got {dy.dtype}{bools}")
-    return b, cast(b, dy, ctx.dtype if exact else accumulator_dtype(b, ctx.dtype))
+    if integers and dy.dtype == plan.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
+        return b, dy
+    if plan.computed is None or not (is_float(b, dy.dtype) or (plan.complex and is_complex(b, dy.dtype))):
+        kind = f"have x's dtype {plan.dtype}" if plan.computed is None else "be floating"
+        kind = "be complex or floating" if plan.complex else kind
+        bools = "; bool has no gradient" if backends.name_of_dtype(b, plan.dtype) == "bool" else ""
+        raise TypeError(f"dy must {kind}, got {dy.dtype}{bools}")
+    return b, cast(b, dy, wanted)
 
 
 def is_float(b: Backend, dtype: Any) -> bool:
@@ -192,23 +273,6 @@ def accumulator_dtype(b: Backend, dtype: Any) -> Any:
     return b.xp.float64 if dtype == b.xp.float64 else b.xp.float32
 
 
-LARGE = 1 << 30  # bytes of a result for which memory is checked first
-TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
-
-
-def check_memory(b: Backend, x: Array, shape: tuple[int, ...]) -> None:
-    """MemoryError where a result of this shape and x's dtype cannot fit in the memory that is free. A system that
-    promises more memory than it has would end the process instead. CuPy checks by itself."""
-    if math.prod(shape) < LARGE // 8 or b.name != "numpy" or math.prod(shape) * itemsize(b, x) < LARGE:
-        return
-    needed, free = math.prod(shape) * itemsize(b, x) + TABLES * max(shape), backends.available_memory()
-    if free is not None and needed > free:
-        raise MemoryError(
-            f"a result of shape {tuple(shape)} and dtype {x.dtype} needs about {needed / 1e9:.1f} GB with its tables,"
-            f" and {free / 1e9:.1f} GB of memory are free: ask for a smaller output, or work on a part of x at a time"
-        )
-
-
 def sum_dtype(b: Backend, number: int, dtype: Any) -> Any:
     """The dtype in which so many values of a floating dtype are added up, one after another."""
     return dtype if number <= SHORT else b.xp.float64
@@ -220,13 +284,6 @@ def sum_widely(b: Backend, dy: Array, number: int) -> Array:
     if number <= LONG or not (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
         return dy
     return cast(b, dy, b.xp.float64 if is_float(b, dy.dtype) else b.xp.complex128)
-
-
-def kernel_or_portable(
-    name: str, portable: Callable[..., R], b: Backend, spec: Any, *arrays: Array
-) -> Callable[..., R]:
-    """The kernel that serves this call, else the portable function; both are called `(b, spec, *arrays)`."""
-    return kernels.find(name, b, spec, *arrays) or portable
 
 
 def in_accumulator_dtype(portable: Callable[..., Array]) -> Callable[..., Array]:
@@ -248,12 +305,13 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0] if args else next(iter(kwargs.values()), None)
-        calls: Any = quiet  # for the type checker, which does not follow arguments that are made anew
-        with backends.on_device_of(first):
-            if backends.all_plain(args) and backends.all_plain(kwargs.values()):
-                return quiet(*args, **kwargs)
-            result: R = calls(*map(backends.plain, args), **{k: backends.plain(v) for k, v in kwargs.items()})
-            return result
+        if not (backends.all_plain(args) and backends.all_plain(kwargs.values())):
+            calls: Any = functools.partial(quiet, *map(backends.plain, args))
+            options = {key: backends.plain(value) for key, value in kwargs.items()}
+            with backends.on_device_of(first):
+                result: R = calls(**options)
+                return result
+        return quiet(*args, **kwargs)
 
     return run
 

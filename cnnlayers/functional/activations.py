@@ -18,14 +18,15 @@ from cnnlayers.specs.arguments import real
 from ._common import (
     Array,
     Context,
+    Plan,
     accumulator_dtype,
     cast,
     check_backward,
     check_floating,
     inference_of,
-    kernel_or_portable,
     masked,
     on_device,
+    plan_of,
 )
 from .erf import erfc
 
@@ -38,11 +39,11 @@ def in_wide_dtype(b: Backend, array: Array) -> Array:
     return cast(b, array, accumulator_dtype(b, array.dtype))
 
 
-def checked_backend(x: Array) -> Backend:
-    """x's backend, once x is known to be floating."""
+def plan_of_same_shape(x: Array, op: str, spec: Any = None) -> Plan:
+    """The plan of an op whose y has the shape of x, which must be floating."""
     b = backends.of(x)
     check_floating(b, x, "x")
-    return b
+    return Plan(op, b, x.dtype, tuple(x.shape), spec)
 
 
 # ----------------------------------------------------------------------------------------------------------------- relu
@@ -62,9 +63,7 @@ def _relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
 @on_device
 def relu(x: Array) -> Array:
     """y = 0 where x <= 0, else x: NaN stays NaN. As `relu_forward`, but nothing is saved."""
-    b = backends.of(x)
-    check_floating(b, x, "x")
-    return kernel_or_portable("relu", _relu, b, None, x)(b, None, x)
+    return plan_of(plan_of_same_shape, (x,), "relu").run("relu", _relu, x)
 
 
 @on_device
@@ -75,10 +74,9 @@ def relu_forward(x: Array) -> tuple[Array, Context]:
 
     Raises TypeError: another dtype. Source: torch.nn.functional.relu.
     """
-    b = backends.of(x)
-    check_floating(b, x, "x")
-    y, passes = kernel_or_portable("relu_forward", _relu_forward, b, None, x)(b, None, x)
-    return y, Context("relu", b, x.dtype, tuple(x.shape), None, {"passes": passes})
+    plan = plan_of(plan_of_same_shape, (x,), "relu")
+    y, passes = plan.run("relu_forward", _relu_forward, x)
+    return y, Context(plan, {"passes": passes})
 
 
 @on_device
@@ -87,12 +85,15 @@ def relu_backward(dy: Array, ctx: Context) -> Array:
 
     dy: y's shape. dx: x's shape and dtype.
     """
-    b, dy = check_backward("relu", dy, ctx, exact=True)
-    passes: Array = ctx.arrays["passes"]
-    return kernel_or_portable("relu_backward", _relu_backward, b, None, dy, passes)(b, None, dy, passes)
+    _, dy = check_backward("relu", dy, ctx, exact=True)
+    return ctx.plan.run("relu_backward", _relu_backward, dy, ctx.arrays["passes"])
 
 
 # ----------------------------------------------------------------------------------------------------------- leaky relu
+def _leaky_relu_plan(x: Array, negative_slope: Any) -> Plan:
+    return plan_of_same_shape(x, "leaky_relu", real(negative_slope, "negative_slope"))
+
+
 @on_device
 def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, Context]:
     """Leaky ReLU: y = x where x > 0, else negative_slope * x.
@@ -129,12 +130,10 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     ----------
     torch.nn.functional.leaky_relu
     """
-    b = checked_backend(x)
-    slope = real(negative_slope, "negative_slope")
+    plan = plan_of(_leaky_relu_plan, (x,), negative_slope)
+    b = plan.backend
     positive = b.array(x > b.zeros((), x.dtype), b.xp.bool)
-    return _leaky(b, in_wide_dtype(b, x), positive, slope, x.dtype), Context(
-        "leaky_relu", b, x.dtype, tuple(x.shape), slope, {"positive": positive}
-    )
+    return _leaky(b, in_wide_dtype(b, x), positive, plan.spec, x.dtype), Context(plan, {"positive": positive})
 
 
 def _leaky(b: Backend, x: Array, positive: Array, slope: float, dtype: Any) -> Array:
@@ -190,6 +189,13 @@ def _finite_x(b: Backend, x: Array) -> Array:
     return b.xp.clip(x, -1e4, 1e4)  # keeps NaN
 
 
+def _gelu_plan(x: Array, approximate: Any) -> Plan:
+    plan = plan_of_same_shape(x, "gelu", approximate)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+    return plan
+
+
 @on_device
 def gelu_forward(x: Array, approximate: Literal["none", "tanh"] = "none") -> tuple[Array, Context]:
     """GELU: y = x * P(X <= x) for a standard normal X, that is x / 2 * (1 + erf(x / sqrt(2))).
@@ -226,13 +232,12 @@ def gelu_forward(x: Array, approximate: Literal["none", "tanh"] = "none") -> tup
     ----------
     Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415; torch.nn.functional.gelu
     """
-    b = checked_backend(x)
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+    plan = plan_of(_gelu_plan, (x,), approximate)
+    b = plan.backend
     wide = in_wide_dtype(b, x)
     inner = _gelu(b, _finite_x(b, wide), approximate)
     y = b.xp.where(wide > 1e4, wide, inner)
-    return b.array(cast(b, y, x.dtype), x.dtype), Context("gelu", b, x.dtype, tuple(x.shape), approximate, {"x": x})
+    return b.array(cast(b, y, x.dtype), x.dtype), Context(plan, {"x": x})
 
 
 gelu = inference_of(gelu_forward)
@@ -292,12 +297,13 @@ def sigmoid_forward(x: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.sigmoid
     """
-    b = checked_backend(x)
+    plan = plan_of(plan_of_same_shape, (x,), "sigmoid")
+    b = plan.backend
     wide = in_wide_dtype(b, x)
     small = b.xp.exp(-b.xp.abs(wide))  # in (0, 1]: never overflows
     y = b.xp.where(wide < 0, small, b.xp.ones_like(small)) / (1.0 + small)
     y = b.array(cast(b, y, x.dtype), x.dtype)
-    return y, Context("sigmoid", b, x.dtype, tuple(x.shape), None, {"y": y})
+    return y, Context(plan, {"y": y})
 
 
 sigmoid = inference_of(sigmoid_forward)
@@ -356,9 +362,10 @@ def tanh_forward(x: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.tanh
     """
-    b = checked_backend(x)
+    plan = plan_of(plan_of_same_shape, (x,), "tanh")
+    b = plan.backend
     y = b.array(cast(b, b.xp.tanh(in_wide_dtype(b, x)), x.dtype), x.dtype)
-    return y, Context("tanh", b, x.dtype, tuple(x.shape), None, {"y": y})
+    return y, Context(plan, {"y": y})
 
 
 tanh = inference_of(tanh_forward)

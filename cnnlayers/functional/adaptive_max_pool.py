@@ -7,7 +7,6 @@ Source: torch.nn.functional.adaptive_max_pool2d.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 
 from cnnlayers import backends
@@ -18,14 +17,14 @@ from cnnlayers.specs.arguments import DataFormat, OutputSize
 from ._common import (
     Array,
     Context,
+    Plan,
     cast,
     check_backward,
     check_floating,
-    check_memory,
     in_accumulator_dtype,
-    kernel_or_portable,
     masked,
     on_device,
+    plan_of,
     sum_widely,
 )
 from .avg_pool import axis_index
@@ -89,6 +88,13 @@ def _windows_over(b: Backend, where: int, ndim: int, axis: AdaptiveAxis) -> list
     ]
 
 
+def _plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> Plan:
+    b = backends.of(x)
+    check_floating(b, x, "x")
+    spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    return Plan("adaptive_max_pool", b, x.dtype, spec.out_shape, spec)
+
+
 @on_device
 def adaptive_max_pool(x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first") -> Array:
     """Max pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out); inference.
@@ -97,11 +103,7 @@ def adaptive_max_pool(x: Array, output_size: OutputSize, *, data_format: DataFor
     axis. The first maximum of a window gets its gradient; NaN wins. y: x's dtype. Raises ValueError for a bad size,
     TypeError for another dtype or kind. Source: torch.nn.functional.adaptive_max_pool2d.
     """
-    b = backends.of(x)
-    check_floating(b, x, "x")
-    spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    check_memory(b, x, spec.out_shape)
-    return kernel_or_portable("adaptive_max_pool", _adaptive_max_pool, b, spec, x)(b, spec, x)
+    return plan_of(_plan, (x,), output_size, data_format).run("adaptive_max_pool", _adaptive_max_pool, x)
 
 
 @on_device
@@ -109,20 +111,15 @@ def adaptive_max_pool_forward(
     x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first"
 ) -> tuple[Array, Context]:
     """`adaptive_max_pool` for training: the context keeps the window-local argmax. Arguments and errors as there."""
-    b = backends.of(x)
-    check_floating(b, x, "x")
-    spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    check_memory(b, x, spec.out_shape)
-    run = kernel_or_portable("adaptive_max_pool_forward", _adaptive_max_pool_forward, b, spec, x)
-    y, argmax = run(b, spec, x)
-    return y, Context("adaptive_max_pool", b, x.dtype, spec.out_shape, spec, {"argmax": argmax})
+    plan = plan_of(_plan, (x,), output_size, data_format)
+    y, argmax = plan.run("adaptive_max_pool_forward", _adaptive_max_pool_forward, x)
+    return y, Context(plan, {"argmax": argmax})
 
 
 @on_device
 def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
     b, dy = check_backward("adaptive_max_pool", dy, ctx, exact=True)
-    argmax = ctx.arrays["argmax"]
-    dy = sum_widely(b, dy, math.prod(a.overlap for a in ctx.spec.axes))
-    run = kernel_or_portable("adaptive_max_pool_backward", _adaptive_max_pool_backward, b, ctx.spec, dy, argmax)
-    return cast(b, run(b, ctx.spec, dy, argmax), ctx.dtype)
+    dy = sum_widely(b, dy, ctx.spec.overlap)
+    dx = ctx.plan.run("adaptive_max_pool_backward", _adaptive_max_pool_backward, dy, ctx.arrays["argmax"])
+    return cast(b, dx, ctx.dtype)

@@ -26,13 +26,14 @@ from ._common import (
     SHORT,
     Array,
     Context,
+    Plan,
     cast,
     check_backward,
     check_linear,
-    check_memory,
     in_accumulator_dtype,
     inference_of,
     on_device,
+    plan_of,
     sum_dtype,
 )
 from .complex_arrays import run_planes
@@ -140,6 +141,17 @@ def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
     return window_adjoint(b, spec.window, _divided(b, spec, dy))
 
 
+def _avg_pool_plan(x: Array, include_pad: Any, override: Any, *options: Any) -> Plan:
+    """The plan of an average pool. options: the arguments of `pool_window`."""
+    b = backends.of(x)
+    check_linear(b, x, "x")
+    if override is not None and integer(override, "divisor_override") == 0:
+        raise ValueError("divisor_override must be any int but 0, got 0")
+    window = pool_window(tuple(x.shape), *options)
+    spec = Average(window, flag(include_pad, "count_include_pad"), None if override is None else int(override))
+    return Plan("avg_pool", b, x.dtype, window.out_shape, spec)
+
+
 @on_device
 def avg_pool_forward(
     x: Array,
@@ -166,16 +178,9 @@ def avg_pool_forward(
     Raises ValueError: a bad size, padding not smaller than the effective kernel, a window larger than the padded input;
     TypeError: another dtype or kind. Source: torch.nn.functional.avg_pool2d.
     """
-    b = backends.of(x)
-    check_linear(b, x, "x")
-    if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
-        raise ValueError("divisor_override must be any int but 0, got 0")
-    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
-    override = None if divisor_override is None else int(divisor_override)
-    spec = Average(window, flag(count_include_pad, "count_include_pad"), override)
-    check_memory(b, x, window.out_shape)
-    y = run_planes("avg_pool_forward", _avg_pool_forward, b, spec, x)
-    return y, Context("avg_pool", b, x.dtype, window.out_shape, spec)
+    options = kernel_size, stride, padding, dilation, ceil_mode, data_format
+    plan = plan_of(_avg_pool_plan, (x,), count_include_pad, divisor_override, *options)
+    return run_planes(plan, "avg_pool_forward", _avg_pool_forward, x), Context(plan)
 
 
 avg_pool = inference_of(avg_pool_forward)
@@ -185,13 +190,21 @@ avg_pool = inference_of(avg_pool_forward)
 def avg_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `avg_pool`: each cell gathers dy / divisor of the windows over it. dy: y's shape; dx: x's shape and
     dtype."""
-    b, dy = check_backward("avg_pool", dy, ctx, exact=True)
-    return run_planes("avg_pool_backward", _avg_pool_backward, b, ctx.spec, dy)
+    _, dy = check_backward("avg_pool", dy, ctx, exact=True)
+    return run_planes(ctx.plan, "avg_pool_backward", _avg_pool_backward, dy)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sum
 _sum_pool_forward = in_planes(in_accumulator_dtype(window_sums))
 _sum_pool_backward = in_planes(in_accumulator_dtype(window_adjoint))
+
+
+def _sum_pool_plan(x: Array, *options: Any) -> Plan:
+    """The plan of a sum pool. options: the arguments of `pool_window`."""
+    b = backends.of(x)
+    check_linear(b, x, "x")
+    window = pool_window(tuple(x.shape), *options)
+    return Plan("sum_pool", b, x.dtype, window.out_shape, window)
 
 
 @on_device
@@ -207,12 +220,8 @@ def sum_pool_forward(
 ) -> tuple[Array, Context]:
     """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no
     array."""
-    b = backends.of(x)
-    check_linear(b, x, "x")
-    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
-    check_memory(b, x, window.out_shape)
-    y = run_planes("sum_pool_forward", _sum_pool_forward, b, window, x)
-    return y, Context("sum_pool", b, x.dtype, window.out_shape, window)
+    plan = plan_of(_sum_pool_plan, (x,), kernel_size, stride, padding, dilation, ceil_mode, data_format)
+    return run_planes(plan, "sum_pool_forward", _sum_pool_forward, x), Context(plan)
 
 
 sum_pool = inference_of(sum_pool_forward)
@@ -221,8 +230,8 @@ sum_pool = inference_of(sum_pool_forward)
 @on_device
 def sum_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `sum_pool`: each cell gathers dy of the windows over it. dy: y's shape; dx: x's shape and dtype."""
-    b, dy = check_backward("sum_pool", dy, ctx, exact=True)
-    return run_planes("sum_pool_backward", _sum_pool_backward, b, ctx.spec, dy)
+    _, dy = check_backward("sum_pool", dy, ctx, exact=True)
+    return run_planes(ctx.plan, "sum_pool_backward", _sum_pool_backward, dy)
 
 
 # ---------------------------------------------------------------------------------------------------- adaptive average
@@ -279,6 +288,13 @@ def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> 
     return dy
 
 
+def _adaptive_avg_pool_plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> Plan:
+    b = backends.of(x)
+    check_linear(b, x, "x")
+    spec = adaptive_window(tuple(x.shape), output_size, data_format)
+    return Plan("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
+
+
 @on_device
 def adaptive_avg_pool_forward(
     x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first"
@@ -290,12 +306,8 @@ def adaptive_avg_pool_forward(
     kind.
     Source: torch.nn.functional.adaptive_avg_pool2d.
     """
-    b = backends.of(x)
-    check_linear(b, x, "x")
-    spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    check_memory(b, x, spec.out_shape)
-    y = run_planes("adaptive_avg_pool_forward", _adaptive_avg_pool_forward, b, spec, x)
-    return y, Context("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
+    plan = plan_of(_adaptive_avg_pool_plan, (x,), output_size, data_format)
+    return run_planes(plan, "adaptive_avg_pool_forward", _adaptive_avg_pool_forward, x), Context(plan)
 
 
 adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
@@ -305,5 +317,5 @@ adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
 def adaptive_avg_pool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `adaptive_avg_pool`: each cell gathers dy / (cells of the window). dy: y's shape; dx: x's shape and
     dtype."""
-    b, dy = check_backward("adaptive_avg_pool", dy, ctx, exact=True)
-    return run_planes("adaptive_avg_pool_backward", _adaptive_avg_pool_backward, b, ctx.spec, dy)
+    _, dy = check_backward("adaptive_avg_pool", dy, ctx, exact=True)
+    return run_planes(ctx.plan, "adaptive_avg_pool_backward", _adaptive_avg_pool_backward, dy)

@@ -16,11 +16,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cnnlayers import backends
+from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Layout
 
-from ._common import Array, cast, is_complex, kernel_or_portable
+from ._common import Array, Plan, cast, is_complex
 
 
 def _in_one_memory(b: Backend) -> bool:
@@ -89,16 +89,17 @@ def _of_planes(spec: Any) -> Any:
     return dataclasses.replace(spec, window=windows) if hasattr(spec, "window") else windows
 
 
-def run_planes(name: str, portable: Callable[..., Array], b: Backend, spec: Any, x: Array, *rest: Any) -> Array:
-    """What the kernel of this name or the portable code computes of (b, spec, x, *rest), x being real or complex; for
-    ops that compute each plane by itself."""
-    if not is_complex(b, x.dtype):
-        return kernel_or_portable(name, portable, b, spec, x)(b, spec, x, *rest)
+def run_planes(plan: Plan, step: str, portable: Callable[..., Array], x: Array, *rest: Any) -> Array:
+    """What `plan.run` computes, x being real or complex; for ops that compute each plane by itself."""
+    if not plan.complex:
+        return plan.run(step, portable, x, *rest)
+    b, spec = plan.backend, plan.spec
     first = getattr(spec, "window", spec).layout.channel == 1
     samples, channels, *others = x.shape
     z = b.xp.reshape(x, (samples * channels, *others, 1)) if first else x
     planes, real = _pairs(b, z, -1), _of_planes(spec)
-    y = _unpaired(b, kernel_or_portable(name, portable, b, real, planes)(b, real, planes, *rest), -1)
+    run = kernels.find(step, b, real, planes) or portable
+    y = _unpaired(b, run(b, real, planes, *rest), -1)
     return b.xp.reshape(y, (samples, channels, *y.shape[1:-1])) if first else y
 
 
@@ -147,11 +148,10 @@ def _bias_pairs(b: Backend, bias: Array | None) -> Array | None:
     return b.xp.reshape(b.xp.stack([bias, b.xp.zeros_like(bias)], axis=1), (-1,))
 
 
-def run_weighted(
-    real: Callable[..., Array], b: Backend, spec: Any, x: Array, weight: Array, bias: Array | None
-) -> Array:
+def run_weighted(plan: Plan, real: Callable[..., Array], x: Array, weight: Array, bias: Array | None) -> Array:
     """`real(b, spec, x, weight, bias)`, a convolution's or linear map's forward, for real and complex arrays."""
-    if not is_complex(b, x.dtype):
+    b, spec = plan.backend, plan.spec
+    if not plan.complex:
         return real(b, spec, x, weight, bias)
     if not is_complex(b, weight.dtype):
         parts = zip(_parts(b, x), _bias_parts(b, bias), strict=True)
@@ -162,16 +162,16 @@ def run_weighted(
 
 
 def run_weighted_backward(
+    plan: Plan,
     real: Callable[..., tuple[Array | None, Array]],
-    b: Backend,
-    spec: Any,
     dy: Array,
     x: Array,
     weight: Array,
     needs_dx: bool,
 ) -> tuple[Array | None, Array]:
     """`real(b, spec, dy, x, weight, needs_dx)`, the backward to `run_weighted`: dx and dweight."""
-    if not is_complex(b, x.dtype):
+    b, spec = plan.backend, plan.spec
+    if not plan.complex:
         return real(b, spec, dy, x, weight, needs_dx)
     if not is_complex(b, weight.dtype):
         found = [real(b, spec, *parts, weight, needs_dx) for parts in zip(_parts(b, dy), _parts(b, x), strict=True)]

@@ -22,17 +22,17 @@ from cnnlayers.specs.arguments import DataFormat, Padding, Shape, Size, flag, in
 from ._common import (
     Array,
     Context,
+    Plan,
     accumulator_dtype,
     cast,
     check_backward,
-    check_memory,
     check_shape,
     check_weighted,
     common_backend,
     inference_of,
     is_complex,
-    kernel_or_portable,
     on_device,
+    plan_of,
 )
 from .blas import single_threaded_blas
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
@@ -83,9 +83,8 @@ def _gradients(
     weight: Array = ctx.arrays["weight"]
     bias, dbias = ctx.arrays["bias"], None
     if bias is not None:
-        real = not is_complex(b, dy.dtype)
-        sums = kernel_or_portable("channel_sums", _channel_sums, b, ctx.spec, dy) if real else _channel_sums
-        dbias = cast_gradient(b, sums(b, ctx.spec, dy), bias.dtype)
+        sums = _channel_sums(b, ctx.spec, dy) if ctx.plan.complex else ctx.plan.run("channel_sums", _channel_sums, dy)
+        dbias = cast_gradient(b, sums, bias.dtype)
     return None if dx is None else cast(b, dx, ctx.dtype), cast_gradient(b, dweight, weight.dtype), dbias
 
 
@@ -100,6 +99,18 @@ def _conv_backward(
     x, weight = _computed(b, x, weight)
     with single_threaded_blas(b):
         return correlate_adjoint(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, x, dy)
+
+
+def _conv_plan(
+    x: Array, weight: Array, bias: Array | None, stride: Any, padding: Any, dilation: Any, groups: Any, data_format: Any
+) -> Plan:
+    b = _arrays(x, weight, bias)
+    groups = integer(groups, "groups", 1)
+    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
+    window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
+    spec = interned(Conv(window, weight.shape[0], groups))
+    check_shape(bias, "bias", (spec.filters,))
+    return Plan("conv", b, x.dtype, spec.maps_shape, spec)
 
 
 @on_device
@@ -129,15 +140,9 @@ def conv_forward(
     Raises ValueError: shapes that do not go together, groups that do not divide, a window larger than the padded x, a
     size below 1. TypeError: another dtype or kind, arrays of different owners. Source: torch.nn.functional.conv2d.
     """
-    b = _arrays(x, weight, bias)
-    groups = integer(groups, "groups", 1)
-    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
-    window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
-    spec = interned(Conv(window, weight.shape[0], groups))
-    check_shape(bias, "bias", (spec.filters,))
-    check_memory(b, x, spec.maps_shape)
-    y = run_weighted(_conv_forward, b, spec, x, weight, bias)
-    return y, Context("conv", b, x.dtype, spec.maps_shape, spec, {"x": x, "weight": weight, "bias": bias})
+    plan = plan_of(_conv_plan, (x, weight, bias), stride, padding, dilation, groups, data_format)
+    y = run_weighted(plan, _conv_forward, x, weight, bias)
+    return y, Context(plan, {"x": x, "weight": weight, "bias": bias})
 
 
 conv = inference_of(conv_forward)
@@ -157,7 +162,7 @@ def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Ar
     """
     b, dy = check_backward("conv", dy, ctx)
     x, weight = ctx.arrays["x"], ctx.arrays["weight"]
-    found = run_weighted_backward(_conv_backward, b, ctx.spec, dy, x, weight, flag(needs_dx, "needs_dx"))
+    found = run_weighted_backward(ctx.plan, _conv_backward, dy, x, weight, flag(needs_dx, "needs_dx"))
     return _gradients(b, ctx, *found, dy)
 
 
@@ -172,6 +177,29 @@ def _conv_transpose_backward(
     x, weight = _computed(b, x, weight)
     with single_threaded_blas(b):
         return correlate(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, dy, x)
+
+
+def _conv_transpose_plan(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: Any,
+    data_format: Any,
+) -> Plan:
+    b = _arrays(x, weight, bias)
+    groups = integer(groups, "groups", 1)
+    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=0)
+    filters = weight.shape[1] * groups
+    window = transposed_window(
+        tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters
+    )
+    spec = interned(Conv(window, weight.shape[0], groups))
+    check_shape(bias, "bias", (filters,))
+    return Plan("conv_transpose", b, x.dtype, window.layout.shape, spec)
 
 
 @on_device
@@ -202,19 +230,10 @@ def conv_transpose_forward(
     name, a size below 1. TypeError: another dtype or kind, arrays of different owners. Source:
     torch.nn.functional.conv_transpose2d.
     """
-    b = _arrays(x, weight, bias)
-    groups = integer(groups, "groups", 1)
-    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=0)
-    filters = weight.shape[1] * groups
-    window = transposed_window(
-        tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters
-    )
-    spec = interned(Conv(window, weight.shape[0], groups))
-    check_shape(bias, "bias", (filters,))
-    check_memory(b, x, window.layout.shape)
-    y = run_weighted(_conv_transpose_forward, b, spec, x, conjugate(b, weight), bias)
-    arrays = {"x": x, "weight": weight, "bias": bias}
-    return y, Context("conv_transpose", b, x.dtype, window.layout.shape, spec, arrays)
+    options = stride, padding, output_padding, dilation, groups, data_format
+    plan = plan_of(_conv_transpose_plan, (x, weight, bias), *options)
+    y = run_weighted(plan, _conv_transpose_forward, x, conjugate(plan.backend, weight), bias)
+    return y, Context(plan, {"x": x, "weight": weight, "bias": bias})
 
 
 conv_transpose = inference_of(conv_transpose_forward)
@@ -236,5 +255,5 @@ def conv_transpose_backward(
     b, dy = check_backward("conv_transpose", dy, ctx)
     x, weight = ctx.arrays["x"], conjugate(b, ctx.arrays["weight"])
     needs_dx = flag(needs_dx, "needs_dx")
-    dx, dweight = run_weighted_backward(_conv_transpose_backward, b, ctx.spec, dy, x, weight, needs_dx)
+    dx, dweight = run_weighted_backward(ctx.plan, _conv_transpose_backward, dy, x, weight, needs_dx)
     return _gradients(b, ctx, dx, conjugate(b, dweight), dy)

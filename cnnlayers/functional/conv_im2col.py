@@ -30,7 +30,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Shape
 
 from . import blas
-from ._common import LONG, Array, cast, itemsize, kernel_or_portable, sum_dtype
+from ._common import LONG, Array, cast, itemsize, sum_dtype
 from .conv_tiling import ALL, Conv, Tap, Tile, blocks_of, taps_of, tiles_of
 
 STRANDS = 16  # partial weight gradients made side by side,
@@ -147,7 +147,7 @@ def _columns(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[T
         yield _matrices(b, spec, image[spec.at(tile.samples, tile.maps)], tile.per_sample)
         return
     with _columns_workspace(b, spec, tile, block, image.dtype) as (columns, matrices):
-        kernel_or_portable("im2col", _im2col, b, spec, image)(b, spec, image, tile, block, columns)
+        (kernels.find("im2col", b, spec, image) or _im2col)(b, spec, image, tile, block, columns)
         yield matrices
 
 
@@ -200,7 +200,7 @@ def _adjoint_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array
             product = _product(b, part, matrices, by_cell=runs, whole=whole, out=out if b.name == "numpy" else None)
             if b.name != "numpy":
                 columns = b.xp.reshape(_transposed(b, product) if runs else product, tuple(columns.shape))
-            kernel_or_portable("col2im", _col2im, b, spec, image)(b, spec, image, tile, block, columns)
+            (kernels.find("col2im", b, spec, image) or _col2im)(b, spec, image, tile, block, columns)
 
 
 def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, whole: bool) -> None:

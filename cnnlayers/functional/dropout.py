@@ -16,6 +16,7 @@ from cnnlayers.specs.arguments import flag, real
 from ._common import (
     Array,
     Context,
+    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -23,6 +24,7 @@ from ._common import (
     inference_of,
     masked,
     on_device,
+    plan_of,
 )
 
 
@@ -31,6 +33,17 @@ def _scaled(b: Backend, array: Array, mask: Array, p: float) -> Array:
     if p == 1:  # nothing is kept, and 1 / 0 would warn
         return b.zeros(tuple(array.shape), array.dtype)
     return masked(b, array * (1 / (1 - p)), mask)
+
+
+def _plan(x: Array, p: Any, training: Any) -> Plan:
+    """The plan of a dropout. Its spec is p, None where nothing is to be dropped."""
+    b = backends.of(x)
+    check_floating(b, x, "x")
+    p = real(p, "p")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
+    drops = flag(training, "training") and p > 0
+    return Plan("dropout", b, x.dtype, tuple(x.shape), p if drops else None)
 
 
 @on_device
@@ -45,17 +58,14 @@ def dropout_forward(x: Array, p: float = 0.5, *, training: bool = False, rng: An
     Raises ValueError: p outside [0, 1], a negative seed. TypeError: another dtype or kind. Source:
     torch.nn.functional.dropout.
     """
-    b = backends.of(x)
-    check_floating(b, x, "x")
-    p = real(p, "p")
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
+    plan = plan_of(_plan, (x,), p, training)
+    b = plan.backend
     backends.check_rng(b, rng)
-    if not flag(training, "training") or p == 0:
-        return x, Context("dropout", b, x.dtype, tuple(x.shape))
-    mask = b.array(backends.uniform(b, tuple(x.shape), rng) >= p, b.xp.bool)
-    y = cast(b, _scaled(b, cast(b, x, accumulator_dtype(b, x.dtype)), mask, p), x.dtype)
-    return y, Context("dropout", b, x.dtype, tuple(x.shape), p, {"mask": mask})
+    if plan.spec is None:
+        return x, Context(plan)
+    mask = b.array(backends.uniform(b, tuple(x.shape), rng) >= plan.spec, b.xp.bool)
+    y = cast(b, _scaled(b, cast(b, x, accumulator_dtype(b, x.dtype)), mask, plan.spec), x.dtype)
+    return y, Context(plan, {"mask": mask})
 
 
 dropout = inference_of(dropout_forward)

@@ -13,6 +13,7 @@ from cnnlayers.specs.arguments import flag
 from ._common import (
     Array,
     Context,
+    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -22,6 +23,7 @@ from ._common import (
     inference_of,
     is_complex,
     on_device,
+    plan_of,
 )
 from .blas import matmul, single_threaded_blas
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
@@ -53,6 +55,18 @@ def _linear_backward(
         return dx, matmul(b, _transposed(b, rows), _rows(b, cast(b, x, dy.dtype)))
 
 
+def _plan(x: Array, weight: Array, bias: Array | None) -> Plan:
+    b = common_backend(x=x, weight=weight, bias=bias)
+    check_weighted(b, x, weight=weight, bias=bias)
+    shape = tuple(x.shape)
+    if not shape:
+        raise ValueError("x must have at least one axis, got a 0-d array")
+    if weight.ndim != 2 or weight.shape[1] != shape[-1]:
+        raise ValueError(f"weight must be (out, {shape[-1]}) for x of shape {shape}, got shape {tuple(weight.shape)}")
+    check_shape(bias, "bias", (weight.shape[0],))
+    return Plan("linear", b, x.dtype, (*shape[:-1], weight.shape[0]))
+
+
 @on_device
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Context]:
     """y = x @ weight.T + bias, on the last axis of x.
@@ -63,17 +77,9 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
     Raises ValueError: shapes that do not go together. TypeError: another dtype, arrays of different owners. Source:
     torch.nn.functional.linear.
     """
-    b = common_backend(x=x, weight=weight, bias=bias)
-    check_weighted(b, x, weight=weight, bias=bias)
-    shape = tuple(x.shape)
-    if not shape:
-        raise ValueError("x must have at least one axis, got a 0-d array")
-    if weight.ndim != 2 or weight.shape[1] != shape[-1]:
-        raise ValueError(f"weight must be (out, {shape[-1]}) for x of shape {shape}, got shape {tuple(weight.shape)}")
-    check_shape(bias, "bias", (weight.shape[0],))
-    y = run_weighted(_linear_forward, b, None, x, weight, bias)
-    arrays = {"x": x, "weight": weight, "bias": bias}
-    return y, Context("linear", b, x.dtype, (*shape[:-1], weight.shape[0]), None, arrays)
+    plan = plan_of(_plan, (x, weight, bias))
+    y = run_weighted(plan, _linear_forward, x, weight, bias)
+    return y, Context(plan, {"x": x, "weight": weight, "bias": bias})
 
 
 linear = inference_of(linear_forward)
@@ -94,7 +100,7 @@ def linear_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[
     x: Array = ctx.arrays["x"]
     weight: Array = ctx.arrays["weight"]
     bias = ctx.arrays["bias"]
-    dx, dweight = run_weighted_backward(_linear_backward, b, None, dy, x, weight, flag(needs_dx, "needs_dx"))
+    dx, dweight = run_weighted_backward(ctx.plan, _linear_backward, dy, x, weight, flag(needs_dx, "needs_dx"))
     dbias = None
     if bias is not None:
         wide = b.xp.complex128 if is_complex(b, dy.dtype) else b.xp.float64

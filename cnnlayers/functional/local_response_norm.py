@@ -10,6 +10,7 @@ context keeps x alone: d is worked out again. A NaN spreads to the cells whose w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
@@ -18,12 +19,13 @@ from cnnlayers.specs.arguments import DataFormat, Layout, integer, layout, real
 from ._common import (
     Array,
     Context,
-    accumulator_dtype,
+    Plan,
     cast,
     check_backward,
     check_floating,
     inference_of,
     on_device,
+    plan_of,
     sum_dtype,
 )
 
@@ -70,6 +72,14 @@ def _local_response_norm_backward(b: Backend, spec: Response, dy: Array, x: Arra
     return direct - 2.0 * spec.alpha * spec.beta / spec.size * x * gathered
 
 
+def _plan(x: Array, size: Any, alpha: Any, beta: Any, k: Any, data_format: DataFormat) -> Plan:
+    b = backends.of(x)
+    check_floating(b, x, "x")
+    lay = layout(tuple(x.shape), data_format, least=0)
+    spec = Response(lay, integer(size, "size", 1), real(alpha, "alpha"), real(beta, "beta"), real(k, "k"))
+    return Plan("local_response_norm", b, x.dtype, lay.shape, spec)
+
+
 @on_device
 def local_response_norm_forward(
     x: Array,
@@ -88,12 +98,10 @@ def local_response_norm_forward(
     for another dtype or kind.
     Source: Krizhevsky, Sutskever and Hinton 2012, section 3.3; the window as torch.nn.functional.local_response_norm.
     """
-    b = backends.of(x)
-    check_floating(b, x, "x")
-    lay = layout(tuple(x.shape), data_format, least=0)
-    spec = Response(lay, integer(size, "size", 1), real(alpha, "alpha"), real(beta, "beta"), real(k, "k"))
-    y = _local_response_norm_forward(b, spec, cast(b, x, accumulator_dtype(b, x.dtype)))
-    return cast(b, y, x.dtype), Context("local_response_norm", b, x.dtype, lay.shape, spec, {"x": x})
+    plan = plan_of(_plan, (x,), size, alpha, beta, k, data_format)
+    b = plan.backend
+    y = _local_response_norm_forward(b, plan.spec, cast(b, x, plan.computed))
+    return cast(b, y, x.dtype), Context(plan, {"x": x})
 
 
 local_response_norm = inference_of(local_response_norm_forward)
@@ -105,5 +113,5 @@ def local_response_norm_backward(dy: Array, ctx: Context) -> Array:
     windows that hold the cell). dy: y's shape; dx: x's shape and dtype."""
     b, dy = check_backward("local_response_norm", dy, ctx)
     x = ctx.arrays["x"]
-    dx = _local_response_norm_backward(b, ctx.spec, dy, cast(b, x, accumulator_dtype(b, ctx.dtype)))
+    dx = _local_response_norm_backward(b, ctx.spec, dy, cast(b, x, ctx.plan.computed))
     return cast(b, dx, ctx.dtype)

@@ -18,6 +18,7 @@ from cnnlayers.specs.arguments import real
 from ._common import (
     Array,
     Context,
+    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -25,17 +26,37 @@ from ._common import (
     common_backend,
     inference_of,
     on_device,
+    plan_of,
 )
 
 
+def _factor(dy: Any, ctx: Any) -> Array:
+    """dy as an array, where it is a number."""
+    if isinstance(ctx, Context) and ctx.plan.computed is not None and isinstance(dy, Real):
+        return ctx.plan.backend.full((), real(dy, "dy", finite=False), ctx.plan.computed)
+    return backends.plain(dy)
+
+
 # ------------------------------------------------------------------------------------------------ softmax cross-entropy
-def _labels(b: Backend, labels: Array, rows: int, classes: int) -> Array:
-    """The labels as int64, in range; CuPy's are not looked at, because that would stall the device."""
+def _cross_entropy_plan(x: Array, labels: Array) -> Plan:
+    b = common_backend(x=x, labels=labels)
+    check_floating(b, x, "x")
+    if x.ndim != 2:
+        raise ValueError(f"x must be (N, K), a row of scores for each sample, got shape {tuple(x.shape)}")
+    if 0 in tuple(x.shape):
+        raise ValueError(
+            f"the loss of nothing is not defined: x must have rows and classes, got shape {tuple(x.shape)}"
+        )
     got = "None" if labels is None else backends.dtype_name(b, labels)
     if got not in backends.INTEGERS:
         raise TypeError(f"labels must be an array of integers, got {got}")
-    if tuple(labels.shape) != (rows,):
-        raise ValueError(f"labels must have shape ({rows},), one for each row of x, got {tuple(labels.shape)}")
+    if tuple(labels.shape) != (x.shape[0],):
+        raise ValueError(f"labels must have shape ({x.shape[0]},), one for each row of x, got {tuple(labels.shape)}")
+    return Plan("softmax_cross_entropy", b, x.dtype, ())
+
+
+def _labels(b: Backend, labels: Array, classes: int) -> Array:
+    """The labels as int64, in range; CuPy's are not looked at, because that would stall the device."""
     if b.name != "cupy":
         low, high = int(b.xp.min(labels)), int(b.xp.max(labels))  # before the cast: a uint64 may be beyond int64
         if low < 0 or high >= classes:
@@ -100,18 +121,11 @@ def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Conte
     stall the device, a label out of range makes the loss and its row's gradient NaN instead). TypeError: another dtype,
     arrays of different owners. Source: torch.nn.functional.cross_entropy.
     """
-    b = common_backend(x=x, labels=labels)
-    check_floating(b, x, "x")
-    if x.ndim != 2:
-        raise ValueError(f"x must be (N, K), a row of scores for each sample, got shape {tuple(x.shape)}")
-    if 0 in tuple(x.shape):
-        raise ValueError(
-            f"the loss of nothing is not defined: x must have rows and classes, got shape {tuple(x.shape)}"
-        )
-    labels = _labels(b, labels, *x.shape)
+    plan = plan_of(_cross_entropy_plan, (x, labels))
+    b = plan.backend
+    labels = _labels(b, labels, x.shape[1])
     loss, top, rest = _loss_forward(b, None, x, labels)
-    saved = {"x": x, "labels": labels, "top": top, "rest": rest}
-    return cast(b, loss, x.dtype), Context("softmax_cross_entropy", b, x.dtype, (), None, saved)
+    return cast(b, loss, x.dtype), Context(plan, {"x": x, "labels": labels, "top": top, "rest": rest})
 
 
 softmax_cross_entropy = inference_of(softmax_cross_entropy_forward)
@@ -125,9 +139,7 @@ def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
     """
     saved = ctx.arrays.get("x") if isinstance(ctx, Context) else None
     with backends.on_device_of(saved):
-        if isinstance(ctx, Context) and isinstance(dy, Real):
-            dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator_dtype(ctx.backend, ctx.dtype))
-        b, dy = check_backward("softmax_cross_entropy", backends.plain(dy), ctx)
+        b, dy = check_backward("softmax_cross_entropy", _factor(dy, ctx), ctx)
         arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "rest")]
         return cast(b, _loss_backward(b, None, dy, *arrays), ctx.dtype)
 
@@ -135,6 +147,17 @@ def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
 # --------------------------------------------------------------------------------------------------- mean squared error
 def _difference(b: Backend, x: Array, target: Array, dtype: Any) -> Array:
     return cast(b, x, dtype) - cast(b, target, dtype)
+
+
+def _mse_plan(x: Array, target: Array) -> Plan:
+    b = common_backend(x=x, target=target)
+    check_floating(b, x, "x")
+    check_floating(b, target, "target")
+    if tuple(target.shape) != tuple(x.shape):
+        raise ValueError(f"target must have x's shape {tuple(x.shape)}, got {tuple(target.shape)}")
+    if x.size == 0:
+        raise ValueError(f"the loss of nothing is not defined: x must have elements, got shape {tuple(x.shape)}")
+    return Plan("mse_loss", b, x.dtype, ())
 
 
 @on_device
@@ -174,19 +197,11 @@ def mse_loss_forward(x: Array, target: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.mse_loss
     """
-    b = common_backend(x=x, target=target)
-    check_floating(b, x, "x")
-    check_floating(b, target, "target")
-    if tuple(target.shape) != tuple(x.shape):
-        raise ValueError(f"target must have x's shape {tuple(x.shape)}, got {tuple(target.shape)}")
-    if x.size == 0:
-        raise ValueError(f"the loss of nothing is not defined: x must have elements, got shape {tuple(x.shape)}")
-    difference = cast(b, _difference(b, x, target, accumulator_dtype(b, x.dtype)), b.xp.float64)
-    loss = b.xp.mean(difference * difference)
-    arrays = {"x": x, "target": target}
-    return b.array(cast(b, b.array(loss, b.xp.float64), x.dtype), x.dtype), Context(
-        "mse_loss", b, x.dtype, (), None, arrays
-    )
+    plan = plan_of(_mse_plan, (x, target))
+    b = plan.backend
+    difference = cast(b, _difference(b, x, target, plan.computed), b.xp.float64)
+    loss = b.array(b.xp.mean(difference * difference), b.xp.float64)
+    return b.array(cast(b, loss, x.dtype), x.dtype), Context(plan, {"x": x, "target": target})
 
 
 mse_loss = inference_of(mse_loss_forward)
@@ -210,9 +225,7 @@ def mse_loss_backward(dy: Any, ctx: Context) -> Array:
     """
     kept = ctx.arrays.get("x") if isinstance(ctx, Context) else None
     with backends.on_device_of(kept):
-        if isinstance(ctx, Context) and isinstance(dy, Real):
-            dy = ctx.backend.full((), real(dy, "dy", finite=False), accumulator_dtype(ctx.backend, ctx.dtype))
-        b, dy = check_backward("mse_loss", backends.plain(dy), ctx)
+        b, dy = check_backward("mse_loss", _factor(dy, ctx), ctx)
         x: Array = ctx.arrays["x"]
         difference = _difference(b, x, ctx.arrays["target"], dy.dtype)
         return cast(b, difference * (dy * (2.0 / x.size)), ctx.dtype)

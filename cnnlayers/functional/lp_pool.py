@@ -25,7 +25,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Axis, Window, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
-from ._common import Array, Context, cast, check_backward, check_floating, check_memory, inference_of, on_device
+from ._common import Array, Context, Plan, cast, check_backward, check_floating, inference_of, on_device, plan_of
 from .avg_pool import axis_index, loops_over_windows, resized, window_adjoint, window_parts, window_sums
 from .plane_chunks import in_planes
 
@@ -140,6 +140,15 @@ def _exponent(norm_type: Any) -> float:
     return p
 
 
+def _lp_pool_plan(x: Array, norm_type: Any, *options: Any) -> Plan:
+    """The plan of an Lp pool. options: the arguments of `pool_window`."""
+    b = backends.of(x)
+    check_floating(b, x, "x")
+    p = _exponent(norm_type)
+    window = pool_window(tuple(x.shape), *options)
+    return Plan("lp_pool", b, x.dtype, window.out_shape, lp_pool_spec(b, window, p, x.dtype))
+
+
 @on_device
 def lp_pool_forward(
     x: Array,
@@ -160,13 +169,9 @@ def lp_pool_forward(
     magnitude, max_pool(abs(x)).
     Source: torch.nn.functional.lp_pool2d (which lacks the abs).
     """
-    b = backends.of(x)
-    check_floating(b, x, "x")
-    p = _exponent(norm_type)
-    window = pool_window(tuple(x.shape), kernel_size, stride, padding, dilation, ceil_mode, data_format)
-    spec = lp_pool_spec(b, window, p, x.dtype)
-    check_memory(b, x, window.out_shape)
-    return _lp_pool_forward(b, spec, x), Context("lp_pool", b, x.dtype, window.out_shape, spec, {"x": x})
+    options = kernel_size, stride, padding, dilation, ceil_mode, data_format
+    plan = plan_of(_lp_pool_plan, (x,), norm_type, *options)
+    return _lp_pool_forward(plan.backend, plan.spec, x), Context(plan, {"x": x})
 
 
 lp_pool = inference_of(lp_pool_forward)

@@ -25,15 +25,14 @@ from cnnlayers.specs.arguments import DataFormat, Padding, Size, Ties
 from ._common import (
     Array,
     Context,
+    Plan,
     cast,
     check_backward,
-    check_memory,
     check_numeric,
     in_accumulator_dtype,
-    is_float,
-    kernel_or_portable,
     masked,
     on_device,
+    plan_of,
     select,
     sum_widely,
 )
@@ -228,18 +227,18 @@ def _number_of_ties(b: Backend, window: Window, bits: Array, dtype: Any) -> Arra
     return b.xp.where(number == 0, b.zeros((), dtype) + 1, number)
 
 
-def _checked_spec(x: Array, *options: Any) -> tuple[Backend, MaxPoolSpec]:
-    """x's backend, and the spec of these arguments, which are `max_pool`'s after x."""
+def _max_pool_plan(x: Array, *options: Any) -> Plan:
+    """The plan of these arguments, which are `max_pool`'s after x."""
     b = backends.of(x)
     check_numeric(b, x, "x")
     spec = max_pool_spec(tuple(x.shape), *options)
-    check_memory(b, x, spec.window.out_shape)
-    return b, spec
+    return Plan("max_pool", b, x.dtype, spec.window.out_shape, spec)
 
 
-def _as_bytes(b: Backend, x: Array) -> Array:
+def _as_bytes(plan: Plan, x: Array) -> Array:
     """bool as uint8, which has an order."""
-    return cast(b, x, b.xp.uint8) if backends.dtype_name(b, x) == "bool" else x
+    b = plan.backend
+    return cast(b, x, b.xp.uint8) if plan.computed is None and backends.dtype_name(b, x) == "bool" else x
 
 
 @overload
@@ -307,10 +306,10 @@ def max_pool(
     Raises ValueError: a bad size or tie rule, padding not smaller than the effective kernel, a window larger than the
     padded input; TypeError: another dtype or kind. Source: torch.nn.functional.max_pool2d.
     """
-    b, spec = _checked_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
-    run = kernel_or_portable("max_pool", _max_pool, b, spec, x)
-    y, indices = run(b, spec, _as_bytes(b, x))
-    y = cast(b, y, x.dtype)
+    options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
+    plan = plan_of(_max_pool_plan, (x,), *options)
+    y, indices = plan.run("max_pool", _max_pool, _as_bytes(plan, x))
+    y = cast(plan.backend, y, x.dtype)
     return (y, indices) if return_indices else y
 
 
@@ -368,12 +367,11 @@ def max_pool_forward(
 ) -> tuple[Array | tuple[Array, Array], Context]:
     """`max_pool` for training: also gives the context, which keeps a byte an output to 256 taps (ties "first"), or a
     bit a tap, and not x. Arguments and errors as `max_pool`'s."""
-    b, spec = _checked_spec(x, kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format)
-    run = kernel_or_portable("max_pool_forward", _max_pool_forward, b, spec, x)
-    y, saved, indices = run(b, spec, _as_bytes(b, x))
-    ctx = Context("max_pool", b, x.dtype, spec.window.out_shape, spec, {"saved": saved})
-    y = cast(b, y, x.dtype)
-    return ((y, indices) if return_indices else y), ctx
+    options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
+    plan = plan_of(_max_pool_plan, (x,), *options)
+    y, saved, indices = plan.run("max_pool_forward", _max_pool_forward, _as_bytes(plan, x))
+    y = cast(plan.backend, y, x.dtype)
+    return ((y, indices) if return_indices else y), Context(plan, {"saved": saved})
 
 
 @on_device
@@ -382,13 +380,12 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
 
     dy: y's shape (of the values, also where indices were returned). dx: x's shape and dtype.
     """
-    if getattr(getattr(ctx, "spec", None), "ties", None) == "split" and not is_float(ctx.backend, ctx.dtype):
+    if isinstance(ctx, Context) and ctx.plan.computed is None and getattr(ctx.spec, "ties", None) == "split":
         raise TypeError(
             f"max_pool's ties='split' divides gradients among equal maxima, and x was {ctx.dtype}, which cannot be"
             " divided: use ties='first' or ties='all', or a floating x"
         )
     b, dy = check_backward("max_pool", dy, ctx, exact=True, integers=True)
-    saved = ctx.arrays["saved"]
-    dy = sum_widely(b, dy, math.prod(a.overlap for a in ctx.spec.window.axes))
-    run = kernel_or_portable("max_pool_backward", _max_pool_backward, b, ctx.spec, dy, saved)
-    return cast(b, run(b, ctx.spec, dy, saved), ctx.dtype)
+    dy = sum_widely(b, dy, ctx.spec.window.overlap)
+    dx = ctx.plan.run("max_pool_backward", _max_pool_backward, dy, ctx.arrays["saved"])
+    return cast(b, dx, ctx.dtype)

@@ -8,6 +8,7 @@ GPU they are dropped. Source: torch.nn.functional.max_unpool2d (whose repeated i
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
@@ -17,14 +18,14 @@ from cnnlayers.specs.arguments import DataFormat, Padding, Size
 from ._common import (
     Array,
     Context,
+    Plan,
     cast,
     check_backward,
     check_floating,
-    check_memory,
     common_backend,
     inference_of,
-    kernel_or_portable,
     on_device,
+    plan_of,
     select,
 )
 
@@ -104,6 +105,20 @@ def _check_indices(b: Backend, window: Window, indices: Array) -> None:
         raise ValueError(f"indices must be from 0 to {plane - 1} (the output's plane), got {low} to {high}")
 
 
+def _plan(x: Array, indices: Array, *options: Any) -> Plan:
+    """The plan of an unpool. options: the arguments of `unpool_window`."""
+    for name, array in (("x", x), ("indices", indices)):
+        backends.of(array, name=name)  # common_backend passes over None
+    b = common_backend(x=x, indices=indices)
+    check_floating(b, x, "x")
+    if backends.dtype_name(b, indices) not in backends.INTEGERS:
+        raise TypeError(f"indices must be integers, got {indices.dtype}")
+    if tuple(indices.shape) != tuple(x.shape):
+        raise ValueError(f"indices must have x's shape {tuple(x.shape)}, got {tuple(indices.shape)}")
+    window = unpool_window(tuple(x.shape), *options)
+    return Plan("max_unpool", b, x.dtype, window.layout.shape, window)
+
+
 @on_device
 def max_unpool_forward(
     x: Array,
@@ -125,20 +140,10 @@ def max_unpool_forward(
     Raises ValueError: a bad shape or size, and on the CPU an index out of range (on a GPU it is dropped); TypeError:
     another dtype, kind or owner. Source: torch.nn.functional.max_unpool2d.
     """
-    for name, array in (("x", x), ("indices", indices)):
-        backends.of(array, name=name)  # owner passes over None
-    b = common_backend(x=x, indices=indices)
-    check_floating(b, x, "x")
-    if backends.dtype_name(b, indices) not in backends.INTEGERS:
-        raise TypeError(f"indices must be integers, got {indices.dtype}")
-    if tuple(indices.shape) != tuple(x.shape):
-        raise ValueError(f"indices must have x's shape {tuple(x.shape)}, got {tuple(indices.shape)}")
-    window = unpool_window(tuple(x.shape), kernel_size, stride, padding, output_size, data_format)
-    check_memory(b, x, window.layout.shape)
-    _check_indices(b, window, indices)
-    run = kernel_or_portable("max_unpool_forward", _max_unpool_forward, b, window, x, indices)
-    y, reached = run(b, window, x, indices)
-    return y, Context("max_unpool", b, x.dtype, window.layout.shape, window, {"reached": reached})
+    plan = plan_of(_plan, (x, indices), kernel_size, stride, padding, output_size, data_format)
+    _check_indices(plan.backend, plan.spec, indices)
+    y, reached = plan.run("max_unpool_forward", _max_unpool_forward, x, indices)
+    return y, Context(plan, {"reached": reached})
 
 
 max_unpool = inference_of(max_unpool_forward)
@@ -148,7 +153,5 @@ max_unpool = inference_of(max_unpool_forward)
 def max_unpool_backward(dy: Array, ctx: Context) -> Array:
     """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another one overwrote it. dy: y's shape;
     dx: x's shape and dtype."""
-    b, dy = check_backward("max_unpool", dy, ctx, exact=True)
-    reached = ctx.arrays["reached"]
-    run = kernel_or_portable("max_unpool_backward", _max_unpool_backward, b, ctx.spec, dy, reached)
-    return run(b, ctx.spec, dy, reached)
+    _, dy = check_backward("max_unpool", dy, ctx, exact=True)
+    return ctx.plan.run("max_unpool_backward", _max_unpool_backward, dy, ctx.arrays["reached"])

@@ -25,6 +25,7 @@ from . import row_chunks
 from ._common import (
     Array,
     Context,
+    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -32,8 +33,8 @@ from ._common import (
     check_parameter,
     common_backend,
     inference_of,
-    kernel_or_portable,
     on_device,
+    plan_of,
 )
 from .norm_math import Norm, Rows, Statistics, batch_rows, group_rows, instance_rows, reciprocal_std, trailing_rows
 
@@ -75,33 +76,39 @@ def _forward_own_stats(
     return y, stats.mean, stats.rstd
 
 
+def _plan(op: str, b: Backend, x: Array, norm: Norm) -> Plan:
+    return Plan(op, b, x.dtype, norm.rows.shape, norm)
+
+
 def _forward(
-    op: str, portable: Any, b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, *more: Any
+    plan: Plan, portable: Any, x: Array, gamma: Array | None, beta: Array | None, *more: Any
 ) -> tuple[Array, Context]:
-    run = kernel_or_portable(f"{op}_forward", portable, b, norm, x, gamma, beta, *more)
-    y, mean, rstd = run(b, norm, x, gamma, beta, *more)
-    for_dgamma_alone = norm.use_running_stats and gamma is None
-    kept = {"x": None if for_dgamma_alone else x, "mean": mean, "rstd": rstd, "gamma": gamma}
-    return y, Context(op, b, x.dtype, norm.rows.shape, norm, kept)
+    y, mean, rstd = plan.run(f"{plan.op}_forward", portable, x, gamma, beta, *more)
+    for_dgamma_alone = gamma is None and plan.spec.use_running_stats
+    return y, Context(plan, {"x": None if for_dgamma_alone else x, "mean": mean, "rstd": rstd, "gamma": gamma})
 
 
 def _backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
     b, dy = check_backward(op, dy, ctx, exact=True)
-    norm, kept = ctx.spec, [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
-    run = kernel_or_portable(f"{op}_backward", row_chunks.backward, b, norm, dy, *kept)
-    dx, dgamma, dbeta = run(b, norm, dy, *kept)
+    kept = [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
+    dx, dgamma, dbeta = ctx.plan.run(f"{op}_backward", row_chunks.backward, dy, *kept)
     return cast(b, dx, ctx.dtype), dgamma, dbeta
 
 
 # --------------------------------------------------------------------------------------------------------------- batch
-def _check_running(b: Backend, rows: Rows, mean: Array | None, var: Array | None, training: bool) -> None:
-    """The running statistics, if there are any, must be both, and such as can be written to where they will be."""
+def _check_running(b: Backend, rows: Rows, mean: Array | None, var: Array | None) -> None:
+    """The running statistics, if there are any, must be both, and of the right shape."""
     if (mean is None) != (var is None):
         missing = "running_mean" if mean is None else "running_var"
         raise ValueError(f"running_mean and running_var belong together, got no {missing}: give both or neither")
     for name, array in (("running_mean", mean), ("running_var", var)):
         check_parameter(b, array, name, rows.parameter)
-        if training and not getattr(getattr(array, "flags", None), "writeable", True):
+
+
+def _check_writeable(**running: Array | None) -> None:
+    """ValueError for a read-only array that training would write to."""
+    for name, array in running.items():
+        if not getattr(getattr(array, "flags", None), "writeable", True):
             raise ValueError(f"{name} is updated in training, got a read-only array: pass a copy")
 
 
@@ -148,6 +155,40 @@ def _batch_norm_forward(
     return y, stats.mean, stats.rstd
 
 
+def _batch_norm_plan(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    training: Any,
+    momentum: Any,
+    eps: Any,
+    unbiased: Any,
+    comm: Any,
+    data_format: Any,
+) -> Plan:
+    b = _owner(x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
+    rows = batch_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
+    training, unbiased, momentum = flag(training, "training"), flag(unbiased, "unbiased"), real(momentum, "momentum")
+    _check_running(b, rows, running_mean, running_var)
+    norm = _norm(
+        b,
+        rows,
+        gamma,
+        beta,
+        comm=_reducing(comm),
+        use_running_stats=running_mean is not None and not training,
+        training=training,
+        momentum=momentum,
+        unbiased=unbiased,
+    )
+    if comm is None:
+        lone = training and rows.count == 1 and rows.parameter != (0,)
+        _check_group_size(lone, rows, "channel in training", ALONE)
+    return _plan("batch_norm", b, x, norm)
+
+
 @on_device
 def batch_norm_forward(
     x: Array,
@@ -175,26 +216,11 @@ def batch_norm_forward(
     in training, a negative eps, another shape. TypeError: another dtype, owner or kind.
     Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.functional.batch_norm.
     """
-    b = _owner(x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
-    rows = batch_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
-    training, unbiased, momentum = flag(training, "training"), flag(unbiased, "unbiased"), real(momentum, "momentum")
-    _check_running(b, rows, running_mean, running_var, training)
-    given = running_mean is not None and not training
-    norm = _norm(
-        b,
-        rows,
-        gamma,
-        beta,
-        comm=_reducing(comm),
-        use_running_stats=given,
-        training=training,
-        momentum=momentum,
-        unbiased=unbiased,
-    )
-    if comm is None:
-        lone = training and rows.count == 1 and rows.parameter != (0,)
-        _check_group_size(lone, rows, "channel in training", ALONE)
-    return _forward("batch_norm", _batch_norm_forward, b, norm, x, gamma, beta, running_mean, running_var)
+    arrays = x, gamma, beta, running_mean, running_var
+    plan = plan_of(_batch_norm_plan, arrays, training, momentum, eps, unbiased, comm, data_format)
+    if training:
+        _check_writeable(running_mean=running_mean, running_var=running_var)
+    return _forward(plan, _batch_norm_forward, *arrays)
 
 
 batch_norm = inference_of(batch_norm_forward)
@@ -213,6 +239,16 @@ def batch_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
 
 
 # ------------------------------------------------------------------------------------------------- group and instance
+def _group_norm_plan(
+    x: Array, gamma: Array | None, beta: Array | None, num_groups: Any, eps: Any, data_format: Any
+) -> Plan:
+    b = _owner(x, gamma=gamma, beta=beta)
+    lay = layout(tuple(x.shape), data_format, least=0)
+    rows = group_rows(lay, grouped(lay.channels, num_groups), _eps(eps))
+    _check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
+    return _plan("group_norm", b, x, _norm(b, rows, gamma, beta))
+
+
 @on_device
 def group_norm_forward(
     x: Array,
@@ -231,11 +267,8 @@ def group_norm_forward(
     shape. TypeError: another dtype, owner or kind.
     Source: Wu and He 2018, https://arxiv.org/abs/1803.08494.
     """
-    b = _owner(x, gamma=gamma, beta=beta)
-    lay = layout(tuple(x.shape), data_format, least=0)
-    rows = group_rows(lay, grouped(lay.channels, num_groups), _eps(eps))
-    _check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
-    return _forward("group_norm", _forward_own_stats, b, _norm(b, rows, gamma, beta), x, gamma, beta)
+    plan = plan_of(_group_norm_plan, (x, gamma, beta), num_groups, eps, data_format)
+    return _forward(plan, _forward_own_stats, x, gamma, beta)
 
 
 group_norm = inference_of(group_norm_forward)
@@ -249,6 +282,13 @@ def group_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
     dy: y's shape. dx: x's shape and dtype; dgamma, dbeta: (C,), the parameters' dtypes, None for what was not given.
     """
     return _backward("group_norm", dy, ctx)
+
+
+def _instance_norm_plan(x: Array, gamma: Array | None, beta: Array | None, eps: Any, data_format: Any) -> Plan:
+    b = _owner(x, gamma=gamma, beta=beta)
+    rows = instance_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
+    _check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")
+    return _plan("instance_norm", b, x, _norm(b, rows, gamma, beta))
 
 
 @on_device
@@ -265,10 +305,8 @@ def instance_norm_forward(
 
     Source: Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.
     """
-    b = _owner(x, gamma=gamma, beta=beta)
-    rows = instance_rows(layout(tuple(x.shape), data_format, least=0), _eps(eps))
-    _check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")
-    return _forward("instance_norm", _forward_own_stats, b, _norm(b, rows, gamma, beta), x, gamma, beta)
+    plan = plan_of(_instance_norm_plan, (x, gamma, beta), eps, data_format)
+    return _forward(plan, _forward_own_stats, x, gamma, beta)
 
 
 instance_norm = inference_of(instance_norm_forward)
@@ -281,6 +319,13 @@ def instance_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None
 
 
 # ------------------------------------------------------------------------------------------------------ layer and RMS
+def _layer_norm_plan(x: Array, gamma: Array | None, beta: Array | None, normalized_shape: Any, eps: Any) -> Plan:
+    b = _owner(x, gamma=gamma, beta=beta)
+    shape = tuple(x.shape)
+    rows = trailing_rows(shape, trailing(shape, normalized_shape), _eps(eps))
+    return _plan("layer_norm", b, x, _norm(b, rows, gamma, beta))
+
+
 @on_device
 def layer_norm_forward(
     x: Array, normalized_shape: Size, gamma: Array | None = None, beta: Array | None = None, *, eps: float = 1e-5
@@ -292,10 +337,8 @@ def layer_norm_forward(
     eps, another shape. TypeError: another dtype, owner or kind.
     Source: Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
     """
-    b = _owner(x, gamma=gamma, beta=beta)
-    shape = tuple(x.shape)
-    rows = trailing_rows(shape, trailing(shape, normalized_shape), _eps(eps))
-    return _forward("layer_norm", _forward_own_stats, b, _norm(b, rows, gamma, beta), x, gamma, beta)
+    plan = plan_of(_layer_norm_plan, (x, gamma, beta), normalized_shape, eps)
+    return _forward(plan, _forward_own_stats, x, gamma, beta)
 
 
 layer_norm = inference_of(layer_norm_forward)
@@ -311,6 +354,14 @@ def layer_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
     return _backward("layer_norm", dy, ctx)
 
 
+def _rms_norm_plan(x: Array, gamma: Array | None, normalized_shape: Any, eps: Any) -> Plan:
+    b = _owner(x, gamma=gamma)
+    small = _eps(float(b.xp.finfo(accumulator_dtype(b, x.dtype)).eps) if eps is None else eps)
+    shape = tuple(x.shape)
+    rows = trailing_rows(shape, trailing(shape, normalized_shape), small, centred=False)
+    return _plan("rms_norm", b, x, _norm(b, rows, gamma, None))
+
+
 @on_device
 def rms_norm_forward(
     x: Array, normalized_shape: Size, gamma: Array | None = None, *, eps: float | None = None
@@ -321,11 +372,8 @@ def rms_norm_forward(
     float64, 2**-23 for float32 and half types, as PyTorch's.
     Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
-    b = _owner(x, gamma=gamma)
-    small = _eps(float(b.xp.finfo(accumulator_dtype(b, x.dtype)).eps) if eps is None else eps)
-    shape = tuple(x.shape)
-    rows = trailing_rows(shape, trailing(shape, normalized_shape), small, centred=False)
-    return _forward("rms_norm", _forward_own_stats, b, _norm(b, rows, gamma, None), x, gamma, None)
+    plan = plan_of(_rms_norm_plan, (x, gamma), normalized_shape, eps)
+    return _forward(plan, _forward_own_stats, x, gamma, None)
 
 
 rms_norm = inference_of(rms_norm_forward)

@@ -23,14 +23,15 @@ from cnnlayers.specs.arguments import DataFormat, PadMode, Pair, Sides, real
 from ._common import (
     Array,
     Context,
+    Plan,
     cast,
     check_backward,
-    check_memory,
     check_numeric,
     in_accumulator_dtype,
     inference_of,
     is_complex,
     on_device,
+    plan_of,
     sum_widely,
 )
 from .complex_arrays import run_planes
@@ -109,15 +110,12 @@ def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
     return b.xp.asarray(y[_kept(spec)], copy=True) if cropped else y
 
 
-def _pad_planes(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
-    return run_planes("pad_forward", _pad_forward, b, spec, x, value)
-
-
-def _pad_complex(b: Backend, spec: Pad, x: Array, value: complex) -> Array:
+def _pad_complex(plan: Plan, x: Array, value: complex) -> Array:
     """Padding of a complex array: as two real planes, whose border is then given the imaginary part of the value."""
+    b, spec = plan.backend, plan.spec
     if b.name not in ("numpy", "cupy"):  # whose parts cannot be read and written without a loss of infinities and NaN
         return _pad_forward(b, spec, x, value)
-    y = _pad_planes(b, spec, x, value.real)
+    y = run_planes(plan, "pad_forward", _pad_forward, x, value.real)
     if repr(value.real) != repr(value.imag):  # which tells -0 from 0
         inside, _ = _shared(spec)
         for axis in spec.layout.spatial:
@@ -159,6 +157,8 @@ def _add_edge(b: Backend, work: Array, axis: int, border: slice, shown: slice, *
 
 def _fill(b: Backend, x: Array, value: Any) -> Any:
     """`value` as a Python number that x's dtype can hold. TypeError for no number, ValueError for one out of range."""
+    if type(value) is int and value == 0:
+        return value
     name = backends.dtype_name(b, x)
     if name in backends.INTEGERS or name == "bool":
         low, high = (0, 1) if name == "bool" else (b.xp.iinfo(x.dtype).min, b.xp.iinfo(x.dtype).max)
@@ -175,6 +175,14 @@ def _fill(b: Backend, x: Array, value: Any) -> Any:
     if any(largest < abs(number) < float("inf") for number in numbers):
         raise ValueError(f"value must lie within {name}'s range of ±{largest:g}, got {value!r}")
     return complex(*numbers) if name in backends.COMPLEX else numbers[0]
+
+
+def _plan(x: Array, padding: Sides, mode: PadMode, data_format: DataFormat) -> Plan:
+    b = backends.of(x)
+    if not is_complex(b, x.dtype):
+        check_numeric(b, x, "x")
+    spec = pad_spec(tuple(x.shape), padding, mode, data_format)
+    return Plan("pad", b, x.dtype, spec.out_shape, spec)
 
 
 @on_device
@@ -194,16 +202,12 @@ def pad_forward(
     of an axis without cells, more cropped than there is, a value that the dtype cannot hold or given to another mode.
     TypeError: another dtype or kind. Source: numpy.pad; backward is the adjoint.
     """
-    b = backends.of(x)
-    if not is_complex(b, x.dtype):
-        check_numeric(b, x, "x")
-    spec = pad_spec(tuple(x.shape), padding, mode, data_format)
-    fill = _fill(b, x, value)
-    if spec.mode != "constant" and fill != 0:
+    plan = plan_of(_plan, (x,), padding, mode, data_format)
+    fill = _fill(plan.backend, x, value)
+    if fill != 0 and plan.spec.mode != "constant":
         raise ValueError(f"value belongs to mode 'constant', got {value!r} with mode {mode!r}")
-    check_memory(b, x, spec.out_shape)
-    y = (_pad_complex if is_complex(b, x.dtype) else _pad_planes)(b, spec, x, fill)
-    return y, Context("pad", b, x.dtype, tuple(y.shape), spec)
+    y = _pad_complex(plan, x, fill) if plan.complex else plan.run("pad_forward", _pad_forward, x, fill)
+    return y, Context(plan)
 
 
 pad = inference_of(pad_forward)
@@ -218,4 +222,4 @@ def pad_backward(dy: Array, ctx: Context) -> Array:
     b, dy = check_backward("pad", dy, ctx, exact=True, integers=True)
     if ctx.spec.mode == "edge":
         dy = sum_widely(b, dy, math.prod(1 + sum(grow) for grow in ctx.spec.grow))
-    return cast(b, run_planes("pad_backward", _pad_backward, b, ctx.spec, dy), ctx.dtype)
+    return cast(b, run_planes(ctx.plan, "pad_backward", _pad_backward, dy), ctx.dtype)

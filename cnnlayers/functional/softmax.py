@@ -7,11 +7,20 @@ Source: torch.nn.functional.softmax.
 
 from __future__ import annotations
 
+from typing import Any
+
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import integer
 
-from ._common import Array, Context, cast, check_backward, inference_of, on_device
-from .activations import checked_backend, in_wide_dtype
+from ._common import Array, Context, Plan, cast, check_backward, inference_of, on_device, plan_of
+from .activations import in_wide_dtype, plan_of_same_shape
+
+
+def _plan(x: Array, axis: Any) -> Plan:
+    plan = plan_of_same_shape(x, "softmax", integer(axis, "axis"))
+    if not -x.ndim <= plan.spec < x.ndim:
+        raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {plan.spec}")
+    return plan
 
 
 @on_device
@@ -50,17 +59,15 @@ def softmax_forward(x: Array, axis: int = 1) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.softmax
     """
-    b = checked_backend(x)
-    axis = integer(axis, "axis")
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {axis}")
+    plan = plan_of(_plan, (x,), axis)
+    b, axis = plan.backend, plan.spec
     if x.size == 0:
         y = b.zeros(tuple(x.shape), x.dtype)
     else:
         wide = in_wide_dtype(b, x)
         powers = b.xp.exp(wide - b.xp.max(wide, axis=axis, keepdims=True))
         y = cast(b, powers / _sum(b, powers, axis), x.dtype)
-    return y, Context("softmax", b, x.dtype, tuple(x.shape), axis, {"y": y})
+    return y, Context(plan, {"y": y})
 
 
 def _sum(b: Backend, array: Array, axis: int) -> Array:

@@ -42,21 +42,25 @@ def cached(make: F) -> F:
 
     @functools.wraps(make)
     def run(*args: Any, **options: Any) -> Any:
-        if options or not all(map(_is_key, args)):
+        if options or not is_key(args):
             return make(*args, **options)
         return with_cache(*args)
 
     return cast(F, run)
 
 
-KEY_TYPES = frozenset({int, str, bool, type(None), float})
+_KEY_TYPES = frozenset({int, str, bool, type(None), float, tuple})
 
 
-def _is_key(value: Any) -> bool:
-    """Whether no value of another type equals this one."""
-    if type(value) is not tuple:
-        return type(value) in KEY_TYPES
-    return all(type(v) is int or (type(v) is tuple and _is_key(v)) for v in value)
+def is_key(values: tuple[Any, ...]) -> bool:
+    """Whether these values, together with their types, are like no others: numbers, strings, None, and tuples of ints
+    or of such tuples."""
+    kinds = {*map(type, values)}
+    return kinds <= _KEY_TYPES and (tuple not in kinds or all(_of_ints(v) for v in values if type(v) is tuple))
+
+
+def _of_ints(entries: tuple[Any, ...]) -> bool:
+    return all(type(v) is int or (type(v) is tuple and _of_ints(v)) for v in entries)
 
 
 def integer(value: Any, name: str, least: int | None = None) -> int:

@@ -159,6 +159,11 @@ class Windows(Generic[A]):
     def out_shape(self) -> Shape:  # every pool asks for it twice
         return self.layout.with_spatial(self.out_lengths)
 
+    @cached_property
+    def overlap(self) -> int:
+        """The most windows that can lie over one cell."""
+        return math.prod(a.overlap for a in self.axes)
+
     @property
     def kernel(self) -> Shape:
         return tuple(a.kernel for a in self.axes)

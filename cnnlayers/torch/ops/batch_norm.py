@@ -9,7 +9,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context
+from cnnlayers.functional._common import Context, Plan
 from cnnlayers.functional.norm_math import Norm, Rows, batch_rows
 from cnnlayers.specs.arguments import DataFormat, layout
 
@@ -69,7 +69,9 @@ def _backward(
         _rows(dy.shape, eps, data_format), gamma, beta_like, **more, momentum=momentum, unbiased=unbiased
     )
     saved = {"x": x, "mean": mean, "rstd": rstd, "gamma": gamma}
-    return F.batch_norm_backward(dy, Context("batch_norm", backends.of(dy), dy.dtype, tuple(dy.shape), norm, saved))
+    return F.batch_norm_backward(
+        dy, Context(Plan("batch_norm", backends.of(dy), dy.dtype, tuple(dy.shape), norm), saved)
+    )
 
 
 def _fake_backward(dy: torch.Tensor, x: Any, gamma: Any, beta_like: Any, *rest: Any) -> Any:
