@@ -553,7 +553,7 @@ WRONG_CONV = [
     ((X, W), {"dilation": 3}, ValueError, "more than the padded input has"),
     ((X, W), {"data_format": "NCHW"}, ValueError, "data_format"),
     ((X.astype(int), W), {}, TypeError, "x must be float"),
-    ((X, W.astype(complex)), {}, TypeError, "weight must be real for an x of float64"),
+    ((X, W.astype(complex)), {}, TypeError, "weight must be real for an x of float32"),
     ((X, W.astype(int)), {}, TypeError, "weight must be float"),
     ((X, W, np.zeros(6, int)), {}, TypeError, "bias must be float"),
     ((X.tolist(), W), {}, TypeError, "x must be an array"),
