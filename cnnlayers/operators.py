@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, Context
+from cnnlayers.functional._common import Array, Context, Plan
 from cnnlayers.functional.conv import conv_dx, conv_transpose_dx
 from cnnlayers.functional.linear import linear_dx
 from cnnlayers.specs.arguments import Shape, entries_of, integer
@@ -85,7 +84,7 @@ def linear_operator(
     forward = getattr(F, name)
     y, ctx = getattr(F, f"{name}_forward")(b.zeros(dims, getattr(b.xp, kind)), *args, **options)
     dimsd = tuple(y.shape)
-    adjoint = _adjoint(name, dataclasses.replace(ctx, arrays={"weight": ctx.arrays.get("weight")}))
+    adjoint = _adjoint(name, Context(ctx.plan, {"weight": ctx.arrays.get("weight")}))
 
     def apply(function: Callable[[Array], Array], source: Shape, vector: Array) -> Array:
         if backends.of(vector, name="the vector") != b:
@@ -174,17 +173,23 @@ def _module(b: Backend) -> Any:
         ) from error
 
 
+def _plan_for(ctx: Context, dtype: Any) -> Plan:
+    """A context's plan, for an x of this dtype."""
+    plan = ctx.plan
+    return plan if plan.dtype == dtype else Plan(plan.op, plan.backend, dtype, plan.y_shape, plan.spec)
+
+
 def _adjoint(name: str, ctx: Context) -> Callable[[Array], Array]:
     """dx as a function of dy, in dy's dtype. For ops with a weight without the weight's gradient."""
     if name not in DX:
         backward = getattr(F, f"{name}_backward")
-        return lambda dy: backward(dy, dataclasses.replace(ctx, dtype=dy.dtype))
+        return lambda dy: backward(dy, Context(_plan_for(ctx, dy.dtype), ctx.arrays))
     weight: Any = ctx.arrays["weight"]
 
     @backends.quiet
     def dx(dy: Array) -> Array:
         with backends.on_device_of(dy):
-            return DX[name](ctx.backend, ctx.spec, dy, weight)
+            return DX[name](_plan_for(ctx, dy.dtype), dy, weight)
 
     return dx
 

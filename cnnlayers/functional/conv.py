@@ -148,9 +148,9 @@ def conv_forward(
 conv = inference_of(conv_forward)
 
 
-def conv_dx(b: Backend, spec: Conv, dy: Array, weight: Array) -> Array:
-    """dx of `conv` alone, for a dy of the dtype that x would have."""
-    return run_weighted(_conv_transpose_forward, b, spec, dy, weight, None)
+def conv_dx(plan: Plan, dy: Array, weight: Array) -> Array:
+    """dx of `conv` alone, for a dy of the plan's dtype."""
+    return run_weighted(plan, _conv_transpose_forward, dy, weight, None)
 
 
 @on_device
@@ -239,9 +239,9 @@ def conv_transpose_forward(
 conv_transpose = inference_of(conv_transpose_forward)
 
 
-def conv_transpose_dx(b: Backend, spec: Conv, dy: Array, weight: Array) -> Array:
-    """dx of `conv_transpose` alone, for a dy of the dtype that x would have."""
-    return run_weighted(_conv_forward, b, spec, dy, conjugate(b, weight), None)
+def conv_transpose_dx(plan: Plan, dy: Array, weight: Array) -> Array:
+    """dx of `conv_transpose` alone, for a dy of the plan's dtype."""
+    return run_weighted(plan, _conv_forward, dy, conjugate(plan.backend, weight), None)
 
 
 @on_device

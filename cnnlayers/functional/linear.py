@@ -85,9 +85,10 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 linear = inference_of(linear_forward)
 
 
-def linear_dx(b: Backend, spec: None, dy: Array, weight: Array) -> Array:
-    """dx of `linear` alone, for a dy of the dtype that x would have."""
-    return run_weighted(_linear_forward, b, spec, dy, _transposed(b, conjugate(b, weight)), None)
+def linear_dx(plan: Plan, dy: Array, weight: Array) -> Array:
+    """dx of `linear` alone, for a dy of the plan's dtype."""
+    b = plan.backend
+    return run_weighted(plan, _linear_forward, dy, _transposed(b, conjugate(b, weight)), None)
 
 
 @on_device
