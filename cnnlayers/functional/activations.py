@@ -62,17 +62,51 @@ def _relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
 
 @on_device
 def relu(x: Array) -> Array:
-    """y = 0 where x <= 0, else x: NaN stays NaN. As `relu_forward`, but nothing is saved."""
+    """Rectified linear unit: y = x where x > 0, else 0.
+
+    This form saves nothing; `relu_forward` is for training.
+
+    Parameters
+    ----------
+    x : array
+        Any shape, floating.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype. NaN stays NaN.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.relu(np.array([-2.0, 3.0]))
+    array([0., 3.])
+
+    References
+    ----------
+    torch.nn.functional.relu
+    """
     return plan_of(plan_of_same_shape, (x,), "relu").run("relu", _relu, x)
 
 
 @on_device
 def relu_forward(x: Array) -> tuple[Array, Context]:
-    """y = 0 where x <= 0, else x: NaN stays NaN; and the context, which keeps one bool an element.
+    """`relu` for training: y and the context.
 
-    x: any shape; floating. y: x's shape and dtype.
+    The parameter and errors are those of `relu`.
 
-    Raises TypeError: another dtype. Source: torch.nn.functional.relu.
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `relu_backward`. It has one bool an element.
     """
     plan = plan_of(plan_of_same_shape, (x,), "relu")
     y, passes = plan.run("relu_forward", _relu_forward, x)
@@ -81,9 +115,19 @@ def relu_forward(x: Array) -> tuple[Array, Context]:
 
 @on_device
 def relu_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `relu`: dy where x was not <= 0, else 0.
+    """dx of `relu`: dy where x was positive or NaN, else 0.
 
-    dy: y's shape. dx: x's shape and dtype.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `relu_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
     """
     _, dy = check_backward("relu", dy, ctx, exact=True)
     return ctx.plan.run("relu_backward", _relu_backward, dy, ctx.arrays["passes"])

@@ -97,11 +97,45 @@ def _plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> Plan:
 
 @on_device
 def adaptive_max_pool(x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first") -> Array:
-    """Max pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out); inference.
+    """Max pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out).
 
-    x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
-    axis. The first maximum of a window gets its gradient; NaN wins. y: x's dtype. Raises ValueError for a bad size,
-    TypeError for another dtype or kind. Source: torch.nn.functional.adaptive_max_pool2d.
+    This form saves nothing; `adaptive_max_pool_forward` is for training.
+
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating.
+    output_size : int, None or sequence of them
+        Windows, for all spatial axes or one per axis; None keeps an axis.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        (N, C, *output_size), or channels last; x's dtype.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, or another number of axes.
+    TypeError
+        Another dtype or kind of argument.
+
+    Notes
+    -----
+    The first maximum of a window gets its gradient; a NaN is larger than every number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.adaptive_max_pool(np.array([[[1.0, 5.0, 2.0, 4.0, 3.0]]]), 2)
+    array([[[5., 4.]]])
+
+    References
+    ----------
+    torch.nn.functional.adaptive_max_pool2d
     """
     return plan_of(_plan, (x,), output_size, data_format).run("adaptive_max_pool", _adaptive_max_pool, x)
 
@@ -110,7 +144,17 @@ def adaptive_max_pool(x: Array, output_size: OutputSize, *, data_format: DataFor
 def adaptive_max_pool_forward(
     x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first"
 ) -> tuple[Array, Context]:
-    """`adaptive_max_pool` for training: the context keeps the window-local argmax. Arguments and errors as there."""
+    """`adaptive_max_pool` for training: y and the context.
+
+    Parameters and errors are those of `adaptive_max_pool`.
+
+    Returns
+    -------
+    y : array
+        As `adaptive_max_pool` gives it.
+    ctx : Context
+        For `adaptive_max_pool_backward`. It has the place of each maximum in its window, not x.
+    """
     plan = plan_of(_plan, (x,), output_size, data_format)
     y, argmax = plan.run("adaptive_max_pool_forward", _adaptive_max_pool_forward, x)
     return y, Context(plan, {"argmax": argmax})
@@ -118,7 +162,20 @@ def adaptive_max_pool_forward(
 
 @on_device
 def adaptive_max_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `adaptive_max_pool`: dy at each window's first maximum. dy: y's shape; dx: x's shape and dtype."""
+    """dx of `adaptive_max_pool`: dy at each window's first maximum, added where windows overlap.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `adaptive_max_pool_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
     b, dy = check_backward("adaptive_max_pool", dy, ctx, exact=True)
     dy = sum_widely(b, dy, ctx.spec.overlap)
     dx = ctx.plan.run("adaptive_max_pool_backward", _adaptive_max_pool_backward, dy, ctx.arrays["argmax"])

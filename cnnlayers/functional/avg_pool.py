@@ -167,16 +167,54 @@ def avg_pool_forward(
 ) -> tuple[Array, Context]:
     """Average pooling: y = (sum of a window's cells) / (their number).
 
-    x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating.
-    kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
-    padding: an int, one per axis, (before, after) pairs, "valid", "same", "same_lower" or "full"; zeros are added.
-    ceil_mode: also windows that overhang the end, if they start inside the input or its left padding.
-    count_include_pad: whether declared padding counts in the divisor. divisor_override: any int but 0, below
-    2**31 in size, in its place.
-    y: x's dtype. The context keeps no array.
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating or
+        complex.
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full". Padding
+        cells are zeros.
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    count_include_pad : bool
+        Whether cells of the declared padding count in the divisor. The overhang of ceil mode never does.
+    divisor_override : int or None
+        The divisor of all windows, any int but 0 and below 2**31 in size.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
 
-    Raises ValueError: a bad size, padding not smaller than the effective kernel, a window larger than the padded input;
-    TypeError: another dtype or kind. Source: torch.nn.functional.avg_pool2d.
+    Returns
+    -------
+    y : array
+        (N, C, *windows), or channels last; x's dtype. Half types are summed in float32, long sums in float64.
+    ctx : Context
+        For `avg_pool_backward`; `avg_pool` returns y alone. It has no array.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, padding not smaller than the effective kernel, a window larger than the padded input, another
+        number of axes.
+    TypeError
+        Another dtype or kind of argument.
+
+    Notes
+    -----
+    A window that meets no cell gives 0. A NaN makes its windows NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.avg_pool(np.array([[[1.0, 5.0, 2.0, 4.0]]]), 2)
+    array([[[3., 3.]]])
+
+    References
+    ----------
+    torch.nn.functional.avg_pool2d
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, data_format
     plan = plan_of(_avg_pool_plan, (x,), count_include_pad, divisor_override, *options)
@@ -188,8 +226,20 @@ avg_pool = inference_of(avg_pool_forward)
 
 @on_device
 def avg_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `avg_pool`: each cell gathers dy / divisor of the windows over it. dy: y's shape; dx: x's shape and
-    dtype."""
+    """dx of `avg_pool`: each cell adds dy / divisor of the windows over it.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `avg_pool_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
     _, dy = check_backward("avg_pool", dy, ctx, exact=True)
     return run_planes(ctx.plan, "avg_pool_backward", _avg_pool_backward, dy)
 
@@ -218,8 +268,49 @@ def sum_pool_forward(
     ceil_mode: bool = False,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """Sum pooling: y = sum of a window's cells. Arguments, shapes and errors as `avg_pool`'s; the context keeps no
-    array."""
+    """Sum pooling: y = the sum of a window's cells.
+
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating or
+        complex.
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full". Padding
+        cells are zeros.
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        (N, C, *windows), or channels last; x's dtype. Half types are summed in float32, long sums in float64.
+    ctx : Context
+        For `sum_pool_backward`; `sum_pool` returns y alone. It has no array.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, padding not smaller than the effective kernel, a window larger than the padded input, another
+        number of axes.
+    TypeError
+        Another dtype or kind of argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.sum_pool(np.array([[[1.0, 5.0, 2.0, 4.0]]]), 2)
+    array([[[6., 6.]]])
+
+    References
+    ----------
+    torch.nn.functional.avg_pool2d with divisor_override=1
+    """
     plan = plan_of(_sum_pool_plan, (x,), kernel_size, stride, padding, dilation, ceil_mode, data_format)
     return run_planes(plan, "sum_pool_forward", _sum_pool_forward, x), Context(plan)
 
@@ -229,7 +320,20 @@ sum_pool = inference_of(sum_pool_forward)
 
 @on_device
 def sum_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `sum_pool`: each cell gathers dy of the windows over it. dy: y's shape; dx: x's shape and dtype."""
+    """dx of `sum_pool`: each cell adds dy of the windows over it.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `sum_pool_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
     _, dy = check_backward("sum_pool", dy, ctx, exact=True)
     return run_planes(ctx.plan, "sum_pool_backward", _sum_pool_backward, dy)
 
@@ -301,10 +405,40 @@ def adaptive_avg_pool_forward(
 ) -> tuple[Array, Context]:
     """Average pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out).
 
-    x: (N, C, *spatial) or (N, *spatial, C); floating. output_size: cells, an int or one per spatial axis; None keeps an
-    axis. y: x's dtype; the context keeps no array. Raises ValueError for a bad size, TypeError for another dtype or
-    kind.
-    Source: torch.nn.functional.adaptive_avg_pool2d.
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating or
+        complex.
+    output_size : int, None or sequence of them
+        Windows, for all spatial axes or one per axis; None keeps an axis.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        (N, C, *output_size), or channels last; x's dtype.
+    ctx : Context
+        For `adaptive_avg_pool_backward`; `adaptive_avg_pool` returns y alone. It has no array.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, or another number of axes.
+    TypeError
+        Another dtype or kind of argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.adaptive_avg_pool(np.array([[[1.0, 5.0, 3.0, 4.0, 2.0]]]), 2)
+    array([[[3., 3.]]])
+
+    References
+    ----------
+    torch.nn.functional.adaptive_avg_pool2d
     """
     plan = plan_of(_adaptive_avg_pool_plan, (x,), output_size, data_format)
     return run_planes(plan, "adaptive_avg_pool_forward", _adaptive_avg_pool_forward, x), Context(plan)
@@ -315,7 +449,19 @@ adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
 
 @on_device
 def adaptive_avg_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `adaptive_avg_pool`: each cell gathers dy / (cells of the window). dy: y's shape; dx: x's shape and
-    dtype."""
+    """dx of `adaptive_avg_pool`: each cell adds dy / (cells of the window) of the windows over it.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `adaptive_avg_pool_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
     _, dy = check_backward("adaptive_avg_pool", dy, ctx, exact=True)
     return run_planes(ctx.plan, "adaptive_avg_pool_backward", _adaptive_avg_pool_backward, dy)

@@ -125,20 +125,57 @@ def conv_forward(
     *,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """y[n, f, o] = bias[f] + the sum over c and t of weight[f, c, t] * x[n, c, o * stride + t * dilation - before].
+    """Convolution (cross-correlation), with groups.
 
-    c runs over the channels of f's group, t over the kernel's taps; o, t and the options are per spatial axis.
+        y[n, f, o] = bias[f] + sum over c, t of weight[f, c, t] * x[n, c, o * stride + t * dilation - before]
 
-    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last", one to three spatial axes; floating.
-    weight: (F, C / groups, *kernel) in both formats; floating. bias: (F,) or None.
-    stride, dilation: an int, or one per spatial axis, at least 1.
-    padding: an int, one per axis, a (before, after) pair per axis, or "valid", "same", "same_lower", "full".
-    groups: the channels are cut into this many groups, the filters too, and each group sees its own.
-    y: (N, F, *windows), or channels last; x's dtype. `conv_forward` also gives the context, which keeps x, weight and
-    bias as they are, not copies of them.
+    c runs over the channels of f's group and t over the taps; o, t and the options are per spatial axis.
 
-    Raises ValueError: shapes that do not go together, groups that do not divide, a window larger than the padded x, a
-    size below 1. TypeError: another dtype or kind, arrays of different owners. Source: torch.nn.functional.conv2d.
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating or
+        complex.
+    weight : array
+        (F, C / groups, *kernel) in both formats; floating, or complex for a complex x.
+    bias : array or None
+        (F,).
+    stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis, at least 1.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full". Padding cells
+        are zeros.
+    groups : int
+        x's channels and the filters are divided into this many groups; filters see the channels of their own group.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        (N, F, *windows), or channels last; x's dtype. Half types are summed in float32.
+    ctx : Context
+        For `conv_backward`; `conv` returns y alone. It refers to x and weight: do not change them in place before the
+        backward.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not go together, groups that do not divide, a window larger than the padded x, a size below 1.
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> x, weight = np.array([[[1.0, 2.0, 4.0]]]), np.array([[[-1.0, 1.0]]])
+    >>> F.conv(x, weight, np.array([10.0]))
+    array([[[11., 12.]]])
+
+    References
+    ----------
+    torch.nn.functional.conv2d
     """
     plan = plan_of(_conv_plan, (x, weight, bias), stride, padding, dilation, groups, data_format)
     y = run_weighted(plan, _conv_forward, x, weight, bias)
@@ -155,10 +192,25 @@ def conv_dx(plan: Plan, dy: Array, weight: Array) -> Array:
 
 @on_device
 def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
-    """dx, dweight and dbias (None without a bias) of `conv`: its adjoints, and dy summed over all but the channels.
+    """Gradients of `conv`: the adjoints of its sum, and for the bias dy summed over all but the channels.
 
-    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's.
-    needs_dx: False where x is no layer's output, but data: then dx is None, and a third of the work left out.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `conv_forward`; it may serve more than once.
+    needs_dx : bool
+        False where x is data, no layer's output: dx is then None, and its work is left out.
+
+    Returns
+    -------
+    dx : array or None
+        x's shape and dtype; None with needs_dx=False.
+    dweight : array
+        weight's shape and dtype.
+    dbias : array or None
+        bias's shape and dtype; None without a bias.
     """
     b, dy = check_backward("conv", dy, ctx)
     x, weight = ctx.arrays["x"], ctx.arrays["weight"]
@@ -215,20 +267,59 @@ def conv_transpose_forward(
     *,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """y[n, f, i] = bias[f] + the sum of weight[c, f, t] * x[n, c, o], o * stride + t * dilation - before being i.
+    """Transposed convolution: the adjoint of a convolution, with groups.
 
-    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last", one to three spatial axes; floating.
-    weight: (C, F / groups, *kernel) in both formats; floating. bias: (F,) or None.
-    stride, dilation: an int, or one per spatial axis, at least 1.
-    padding: an int, one per axis, or a (before, after) pair per axis, in cells that are cut off y.
-    output_padding: an int or one per axis, smaller than the stride or the dilation: cells more at the end of y.
-    y: (N, F, *out), or channels last, with
-    out = (length - 1) * stride + dilation * (kernel - 1) + 1 + output_padding - before - after; x's dtype.
-    `conv_transpose_forward` also gives the context, which keeps x, weight and bias as they are, not copies of them.
+        y[n, f, i] = bias[f] + sum over c, o, t of weight[c, f, t] * x[n, c, o]
 
-    Raises ValueError: shapes that do not go together, groups that do not divide, an output without cells, padding by
-    name, a size below 1. TypeError: another dtype or kind, arrays of different owners. Source:
-    torch.nn.functional.conv_transpose2d.
+    where o * stride + t * dilation - before = i.
+
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating or
+        complex.
+    weight : array
+        (C, F / groups, *kernel) in both formats; floating, or complex for a complex x.
+    bias : array or None
+        (F,).
+    stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis, at least 1.
+    padding : int, sequence of int or of pairs
+        Cells that are cut off y: an int, one per axis or a (before, after) pair per axis.
+    output_padding : int or sequence of int
+        Cells more at the end of y, fewer than the stride or the dilation.
+    groups : int
+        x's channels and the filters are divided into this many groups.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        (N, F, *out), or channels last, with
+        out = (length - 1) * stride + dilation * (kernel - 1) + 1 + output_padding - before - after; x's dtype.
+    ctx : Context
+        For `conv_transpose_backward`; `conv_transpose` returns y alone. It refers to x and weight: do not change them
+        in place before the backward.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not go together, groups that do not divide, an output without cells, padding by name, a size
+        below 1.
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.conv_transpose(np.array([[[1.0, 2.0]]]), np.array([[[1.0, 10.0]]]), stride=2)
+    array([[[ 1., 10.,  2., 20.]]])
+
+    References
+    ----------
+    torch.nn.functional.conv_transpose2d
     """
     options = stride, padding, output_padding, dilation, groups, data_format
     plan = plan_of(_conv_transpose_plan, (x, weight, bias), *options)
@@ -248,9 +339,25 @@ def conv_transpose_dx(plan: Plan, dy: Array, weight: Array) -> Array:
 def conv_transpose_backward(
     dy: Array, ctx: Context, *, needs_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None]:
-    """dx, dweight and dbias (None without a bias) of `conv_transpose`: dx is the convolution of dy.
+    """Gradients of `conv_transpose`: dx is the convolution of dy.
 
-    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's. needs_dx: as `conv_backward`'s.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `conv_transpose_forward`; it may serve more than once.
+    needs_dx : bool
+        False where x is data, no layer's output: dx is then None, and its work is left out.
+
+    Returns
+    -------
+    dx : array or None
+        x's shape and dtype; None with needs_dx=False.
+    dweight : array
+        weight's shape and dtype.
+    dbias : array or None
+        bias's shape and dtype; None without a bias.
     """
     b, dy = check_backward("conv_transpose", dy, ctx)
     x, weight = ctx.arrays["x"], conjugate(b, ctx.arrays["weight"])

@@ -48,15 +48,45 @@ def _plan(x: Array, p: Any, training: Any) -> Plan:
 
 @on_device
 def dropout_forward(x: Array, p: float = 0.5, *, training: bool = False, rng: Any = None) -> tuple[Array, Context]:
-    """In training, each element is 0 with probability p, else x / (1 - p); otherwise y is x itself.
+    """Dropout: in training y = 0 with probability p, else x / (1 - p), for each element; otherwise y is x itself.
 
-    x: any shape; floating. p: the probability of dropping, 0 to 1.
-    rng: the backend's random Generator, which moves on, or a seed, the same mask every time; None draws afresh.
-    y: x's shape and dtype. `dropout_forward` also gives the context, which keeps one bool an element, and nothing where
-    y is x.
+    Parameters
+    ----------
+    x : array
+        Any shape, floating.
+    p : float
+        The probability of dropping an element, from 0 to 1.
+    training : bool
+        Whether anything is dropped.
+    rng : Generator, int or None
+        The backend's random Generator, which advances; or a seed, which gives the same mask every time; None for a new
+        mask.
 
-    Raises ValueError: p outside [0, 1], a negative seed. TypeError: another dtype or kind. Source:
-    torch.nn.functional.dropout.
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `dropout_backward`; `dropout` returns y alone. It has one bit an element, and nothing where y is x.
+
+    Raises
+    ------
+    ValueError
+        p outside [0, 1], a negative seed.
+    TypeError
+        Another dtype or kind of argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> y = F.dropout(np.ones(1000), 0.25, training=True, rng=0)
+    >>> np.unique(y).round(4)
+    array([0.    , 1.3333])
+
+    References
+    ----------
+    torch.nn.functional.dropout
     """
     plan = plan_of(_plan, (x,), p, training)
     b = plan.backend
@@ -75,7 +105,17 @@ dropout = inference_of(dropout_forward)
 def dropout_backward(dy: Array, ctx: Context) -> Array:
     """dx of `dropout`: dy / (1 - p) where x was kept, else 0; dy itself where y was x.
 
-    dy: y's shape. dx: x's shape and dtype.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `dropout_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
     """
     b, dy = check_backward("dropout", dy, ctx)
     if ctx.spec is None:

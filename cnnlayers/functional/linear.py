@@ -69,13 +69,42 @@ def _plan(x: Array, weight: Array, bias: Array | None) -> Plan:
 
 @on_device
 def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Context]:
-    """y = x @ weight.T + bias, on the last axis of x.
+    """Linear map of the last axis: y = x @ weight.T + bias.
 
-    x: (..., in), at least one axis; floating. weight: (out, in). bias: (out,) or None.
-    y: (..., out), x's dtype. `linear_forward` also gives the context, which keeps x, weight and bias as they are.
+    Parameters
+    ----------
+    x : array
+        (..., in), at least one axis; floating or complex.
+    weight : array
+        (out, in); floating, or complex for a complex x.
+    bias : array or None
+        (out,).
 
-    Raises ValueError: shapes that do not go together. TypeError: another dtype, arrays of different owners. Source:
-    torch.nn.functional.linear.
+    Returns
+    -------
+    y : array
+        (..., out), x's dtype.
+    ctx : Context
+        For `linear_backward`; `linear` returns y alone. It refers to x and weight: do not change them in place before
+        the backward.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not go together.
+    TypeError
+        Another dtype, arrays of different owners.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.linear(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5]))
+    array([[11.5]])
+
+    References
+    ----------
+    torch.nn.functional.linear
     """
     plan = plan_of(_plan, (x, weight, bias))
     y = run_weighted(plan, _linear_forward, x, weight, bias)
@@ -93,9 +122,28 @@ def linear_dx(plan: Plan, dy: Array, weight: Array) -> Array:
 
 @on_device
 def linear_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
-    """dx = dy @ weight, dweight = dy.T @ x and dbias = dy, both summed over all axes but the last; None without a bias.
+    """Gradients of `linear`: dx = dy @ weight, dweight = dy.T @ x, dbias = the sum of dy.
 
-    dy: y's shape. dx: x's dtype; dweight and dbias: their parameter's. needs_dx: as `conv_backward`'s.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `linear_forward`; it may serve more than once.
+    needs_dx : bool
+        False where x is data, no layer's output: dx is then None, and its work is left out.
+
+    Returns
+    -------
+    dx : array or None
+        x's shape and dtype; None with needs_dx=False.
+    dweight : array
+        weight's shape and dtype.
+    dbias : array or None
+        bias's shape and dtype; None without a bias.
+
+    Notes ----- Products and sums run over all axes but the last. With complex arrays dx = dy @ conj(weight), dweight =
+    dy.T @ conj(x).
     """
     b, dy = check_backward("linear", dy, ctx)
     x: Array = ctx.arrays["x"]

@@ -90,13 +90,45 @@ def local_response_norm_forward(
     k: float = 1.0,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """Local response normalisation: y = x / (k + alpha / size * sum of x**2 over `size` adjacent channels)**beta.
+    """Local response normalisation: y = x / (k + alpha / size * s)**beta.
 
-    x: (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating. size: channels in a
-    window, 1 and more; of an even one the larger half lies before. alpha, beta, k: finite numbers.
-    y: x's dtype. The context keeps x. Raises ValueError for a size below 1 or a number that is not finite, TypeError
-    for another dtype or kind.
-    Source: Krizhevsky, Sutskever and Hinton 2012, section 3.3; the window as torch.nn.functional.local_response_norm.
+    s is the sum of x**2 over `size` neighbouring channels.
+
+    Parameters
+    ----------
+    x : array
+        (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating.
+    size : int
+        Channels in a window, at least 1; of an even number the larger half lies before.
+    alpha, beta, k : float
+        Finite numbers.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `local_response_norm_backward`; `local_response_norm` returns y alone. It refers to x.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, or a number that is not finite.
+    TypeError
+        Another dtype or kind of argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.local_response_norm(np.array([[1.0, 2.0]]), 1, alpha=1.0, beta=1.0)
+    array([[0.5, 0.4]])
+
+    References
+    ----------
+    Krizhevsky, Sutskever and Hinton 2012, section 3.3; torch.nn.functional.local_response_norm
     """
     plan = plan_of(_plan, (x,), size, alpha, beta, k, data_format)
     b = plan.backend
@@ -109,8 +141,25 @@ local_response_norm = inference_of(local_response_norm_forward)
 
 @on_device
 def local_response_norm_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `local_response_norm`: dy / d**beta - 2 * alpha * beta / size * x * (sum of dy * x / d**(beta + 1) over the
-    windows that hold the cell). dy: y's shape; dx: x's shape and dtype."""
+    """dx of `local_response_norm`.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `local_response_norm_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+
+    Notes
+    -----
+    With d = k + alpha / size * s: dx = dy / d**beta - 2 * alpha * beta / size * x * (the sum of dy * x / d**(beta + 1)
+    over the windows that hold the cell).
+    """
     b, dy = check_backward("local_response_norm", dy, ctx)
     x = ctx.arrays["x"]
     dx = _local_response_norm_backward(b, ctx.spec, dy, cast(b, x, ctx.plan.computed))

@@ -111,15 +111,41 @@ def _loss_backward(b: Backend, spec: None, dy: Array, x: Array, labels: Array, t
 
 @on_device
 def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Context]:
-    """The mean over rows n of -log(softmax(x[n])[labels[n]]), with softmax(z)[k] = exp(z[k]) / sum over j of exp(z[j]).
+    """Cross-entropy of a softmax: the mean over rows n of -log(softmax(x[n])[labels[n]]).
 
-    x: (N, K), scores ("logits"); floating. labels: (N,), integers from 0 to K - 1.
-    y: a 0-d array of x's dtype. `softmax_cross_entropy_forward` also gives the context, which keeps x, the labels (as
-    int64) and two numbers a row.
+    Parameters
+    ----------
+    x : array
+        (N, K), scores ("logits"), floating.
+    labels : array
+        (N,), integers from 0 to K - 1.
 
-    Raises ValueError: no rows or no classes, labels of another shape or out of range (on CuPy, where looking would
-    stall the device, a label out of range makes the loss and its row's gradient NaN instead). TypeError: another dtype,
-    arrays of different owners. Source: torch.nn.functional.cross_entropy.
+    Returns
+    -------
+    loss : array
+        0-d, of x's dtype.
+    ctx : Context
+        For `softmax_cross_entropy_backward`; `softmax_cross_entropy` returns the loss alone. It refers to x, and has
+        the labels as int64 and two numbers a row.
+
+    Raises
+    ------
+    ValueError
+        No rows or no classes, labels of another shape or, on the CPU, out of range. On a GPU, where looking would stall
+        the device, a label out of range makes the loss and its row's gradient NaN.
+    TypeError
+        Another dtype, arrays of different owners.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> float(F.softmax_cross_entropy(np.array([[0.0, 0.0]]), np.array([1])).round(4))
+    0.6931
+
+    References
+    ----------
+    torch.nn.functional.cross_entropy
     """
     plan = plan_of(_cross_entropy_plan, (x, labels))
     b = plan.backend
@@ -133,9 +159,19 @@ softmax_cross_entropy = inference_of(softmax_cross_entropy_forward)
 
 @backends.quiet
 def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
-    """dx of `softmax_cross_entropy`: dy * (softmax(x) - 1 at the label) / N.
+    """dx of `softmax_cross_entropy`: dy * (softmax(x), less 1 at the label) / N.
 
-    dy: a 0-d array or a number, the factor of the whole gradient. dx: x's shape and dtype.
+    Parameters
+    ----------
+    dy : array or float
+        0-d: the factor of the whole gradient.
+    ctx : Context
+        From `softmax_cross_entropy_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
     """
     saved = ctx.arrays.get("x") if isinstance(ctx, Context) else None
     with backends.on_device_of(saved):

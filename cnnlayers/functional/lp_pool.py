@@ -161,13 +161,50 @@ def lp_pool_forward(
     ceil_mode: bool = False,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """Lp pooling: y = (sum of abs(x)**p over a window) ** (1/p), with p = norm_type > 0.
+    """Lp pooling: y = (sum of abs(x)**p over a window) ** (1 / p), with p = norm_type.
 
-    Other arguments, shapes and errors as `avg_pool`'s. The result is finite where the norm is, however far its powers
-    leave the dtype's range. The gradient at x = 0, and of a window whose y is 0, is 0. The context keeps x.
-    Raises ValueError also for a norm_type that is not positive and finite: with infinity the norm is the largest
-    magnitude, max_pool(abs(x)).
-    Source: torch.nn.functional.lp_pool2d (which lacks the abs).
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating.
+    norm_type : float
+        The exponent p, positive and finite.
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full". Padding
+        cells are zeros.
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        (N, C, *windows), or channels last; x's dtype. It is finite where the norm is, however far the powers leave the
+        dtype's range.
+    ctx : Context
+        For `lp_pool_backward`; `lp_pool` returns y alone. It refers to x: do not change x in place before the backward.
+
+    Raises
+    ------
+    ValueError
+        As `avg_pool`, and a norm_type that is not positive and finite: with infinity the norm is the largest
+        magnitude, max_pool(abs(x)).
+    TypeError
+        Another dtype or kind of argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.lp_pool(np.array([[[3.0, 4.0, -6.0, 8.0]]]), 2)
+    array([[[ 5., 10.]]])
+
+    References
+    ----------
+    torch.nn.functional.lp_pool2d, which lacks the abs.
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, data_format
     plan = plan_of(_lp_pool_plan, (x,), norm_type, *options)
@@ -179,7 +216,24 @@ lp_pool = inference_of(lp_pool_forward)
 
 @on_device
 def lp_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `lp_pool`: dy * sign(x) * (abs(x) / y)**(p - 1), gathered. dy: y's shape; dx: x's shape and dtype."""
+    """dx of `lp_pool`: each cell adds dy * sign(x) * (abs(x) / y)**(p - 1) of the windows over it.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `lp_pool_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+
+    Notes
+    -----
+    The gradient is 0 at x = 0, and that of a window whose y is 0.
+    """
     b, dy = check_backward("lp_pool", dy, ctx, exact=True)
     x = ctx.arrays["x"]
     return _lp_pool_backward(b, ctx.spec, dy, x)

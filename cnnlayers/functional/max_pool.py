@@ -293,18 +293,61 @@ def max_pool(
     return_indices: bool = False,
     data_format: DataFormat = "channels_first",
 ) -> Array | tuple[Array, Array]:
-    """Max pooling: y = max of a window's cells; inference, without an argmax.
+    """Max pooling: y = the largest cell of each window.
 
-    x: (N, C, *spatial) or, with "channels_last", (N, *spatial, C); one to three spatial axes; floating, integer or
-    bool. kernel_size, stride (None: kernel_size), dilation: cells, an int or one per spatial axis.
-    padding: an int, one per axis, (before, after) pairs, "valid", "same", "same_lower" or "full"; it never wins.
-    ceil_mode: also windows that overhang the end, if they start inside the input or its left padding.
-    ties: whose the gradient is among equal maxima (NaNs are equal): the "first", "all", or "split" equally.
-    return_indices: give `(y, indices)`; indices are int64, flat in the unpadded spatial plane.
-    y: x's dtype; a window with a NaN gives that NaN.
+    This form saves nothing; `max_pool_forward` is for training.
 
-    Raises ValueError: a bad size or tie rule, padding not smaller than the effective kernel, a window larger than the
-    padded input; TypeError: another dtype or kind. Source: torch.nn.functional.max_pool2d.
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating,
+        integer or bool.
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full". Padding never
+        is the maximum.
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    ties : {"first", "all", "split"}
+        Who gets the gradient among equal maxima: the first in C order, all of them, or each an equal part.
+    return_indices : bool
+        Give `(y, indices)`.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        (N, C, *windows), or channels last; x's dtype.
+    indices : array
+        With return_indices: int64, y's shape, each maximum's place in the flat, unpadded spatial plane.
+
+    Raises
+    ------
+    ValueError
+        A size below 1, padding not smaller than the effective kernel, a window larger than the padded input, another
+        number of axes.
+    TypeError
+        Another dtype or kind of argument.
+
+    Notes
+    -----
+    A NaN is larger than every number, and -0.0 and 0.0 are equal. y has the bits of the cell that `indices` names. A
+    window that meets no cell (dilation can do that) gives -inf, an integer dtype's lowest value, and index -1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.max_pool(np.array([[[1.0, 5.0, 2.0, 4.0]]]), 2)
+    array([[[5., 4.]]])
+    >>> F.max_pool(np.array([[[1.0, 5.0, 2.0, 4.0]]]), 2, return_indices=True)[1]
+    array([[[1, 3]]])
+
+    References
+    ----------
+    torch.nn.functional.max_pool2d
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
     plan = plan_of(_max_pool_plan, (x,), *options)
@@ -365,8 +408,18 @@ def max_pool_forward(
     return_indices: bool = False,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array | tuple[Array, Array], Context]:
-    """`max_pool` for training: also gives the context, which keeps a byte an output to 256 taps (ties "first"), or a
-    bit a tap, and not x. Arguments and errors as `max_pool`'s."""
+    """`max_pool` for training: y, or `(y, indices)`, and the context.
+
+    Parameters, results and errors are those of `max_pool`.
+
+    Returns
+    -------
+    y : array
+        Or `(y, indices)` with return_indices.
+    ctx : Context
+        For `max_pool_backward`. It has the place of each maximum in its window, one byte an output to 256 taps (ties
+        "first"), or one bit a tap ("all", "split"); not x.
+    """
     options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
     plan = plan_of(_max_pool_plan, (x,), *options)
     y, saved, indices = plan.run("max_pool_forward", _max_pool_forward, _as_bytes(plan, x))
@@ -376,9 +429,23 @@ def max_pool_forward(
 
 @on_device
 def max_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `max_pool`: each cell gathers, in C order, dy of the windows whose maximum it is, by the tie rule.
+    """dx of `max_pool`: each cell gets dy of the windows whose maximum it is, by the tie rule.
 
-    dy: y's shape (of the values, also where indices were returned). dx: x's shape and dtype.
+    Parameters
+    ----------
+    dy : array
+        y's shape (of the values, also where indices were returned), floating.
+    ctx : Context
+        From `max_pool_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+
+    Notes
+    -----
+    A cell adds its windows in C order, half types in float32: the bits are the same wherever this runs.
     """
     if isinstance(ctx, Context) and ctx.plan.computed is None and getattr(ctx.spec, "ties", None) == "split":
         raise TypeError(

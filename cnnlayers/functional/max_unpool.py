@@ -130,15 +130,48 @@ def max_unpool_forward(
     output_size: Size | None = None,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """Max unpooling: y[indices] = x in each sample's and channel's plane, zero elsewhere.
+    """Max unpooling: y[indices] = x in the plane of each sample and channel, and 0 elsewhere.
 
-    x: (N, C, *spatial) or (N, *spatial, C); floating. indices: x's shape, any integer dtype, flat in y's spatial
-    plane, as `max_pool` gives them. kernel_size, stride (None: kernel_size), padding: those of the pool that is
-    undone, in cells, numbers only. output_size: y's spatial sizes (or its whole shape), within a stride of (L - 1) *
-    stride - padding + kernel_size, the default. y: x's dtype. The context keeps where each entry went.
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating.
+    indices : array
+        x's shape, any integer dtype: places in y's flat spatial plane, as `max_pool` gives them. Of entries with the
+        same index the last in C order wins; -1, of a window that meets no cell, is left out.
+    kernel_size, stride, padding : int or sequence of int
+        Those of the pool that is undone, in cells.
+    output_size : sequence of int or None
+        y's spatial sizes, or its whole shape, less than a stride away from the default
+        (L - 1) * stride - 2 * padding + kernel_size.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
 
-    Raises ValueError: a bad shape or size, and on the CPU an index out of range (on a GPU it is dropped); TypeError:
-    another dtype, kind or owner. Source: torch.nn.functional.max_unpool2d.
+    Returns
+    -------
+    y : array
+        (N, C, *output_size), or channels last; x's dtype.
+    ctx : Context
+        For `max_unpool_backward`; `max_unpool` returns y alone. It has the place of every entry.
+
+    Raises
+    ------
+    ValueError
+        A bad size, indices of another shape, and on the CPU an index out of range (a GPU drops it).
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> y, indices = F.max_pool(np.array([[[1.0, 5.0, 2.0, 4.0]]]), 2, return_indices=True)
+    >>> F.max_unpool(y, indices, 2)
+    array([[[0., 5., 0., 4.]]])
+
+    References
+    ----------
+    torch.nn.functional.max_unpool2d
     """
     plan = plan_of(_plan, (x, indices), kernel_size, stride, padding, output_size, data_format)
     _check_indices(plan.backend, plan.spec, indices)
@@ -151,7 +184,19 @@ max_unpool = inference_of(max_unpool_forward)
 
 @on_device
 def max_unpool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another one overwrote it. dy: y's shape;
-    dx: x's shape and dtype."""
+    """dx of `max_unpool`: dy at the cell that each entry reached, 0 where another entry overwrote it.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `max_unpool_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    """
     _, dy = check_backward("max_unpool", dy, ctx, exact=True)
     return ctx.plan.run("max_unpool_backward", _max_unpool_backward, dy, ctx.arrays["reached"])

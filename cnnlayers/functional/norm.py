@@ -206,15 +206,58 @@ def batch_norm_forward(
 ) -> tuple[Array, Context]:
     """Batch normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, for each channel.
 
-    x: (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating.
-    gamma, beta, running_mean, running_var: (C,), floating, or None.
-    training: mean and variance are the batch's, and the running ones (both or neither) are updated in place: new =
-    (1 - momentum) * old + momentum * batch, any real momentum, the variance unbiased (over n - 1) unless unbiased is
-    False. An empty batch leaves them as they are. In evaluation they serve; without them, the batch's do.
-    comm: an mpi4py communicator, or another with its `allreduce`: the batch is that of all ranks, and all must call.
-    y: x's dtype. Raises ValueError: one value per channel in training, one running array without the other or read-only
-    in training, a negative eps, another shape. TypeError: another dtype, owner or kind.
-    Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.functional.batch_norm.
+    Parameters
+    ----------
+    x : array
+        (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating.
+    gamma, beta : array or None
+        (C,): the scale and shift, floating; None for neither.
+    running_mean, running_var : array or None
+        (C,), floating, both or neither. In training they are updated in place:
+        new = (1 - momentum) * old + momentum * batch. In evaluation they are the mean and variance.
+    training : bool
+        Use the mean and variance of the batch. Without running statistics evaluation does so, too.
+    momentum : float
+        The weight of the batch in the running statistics, any real number.
+    eps : float
+        Added to the variance, not negative.
+    unbiased : bool
+        Whether the running variance divides by n - 1; the variance that normalises always divides by n.
+    comm : communicator or None
+        mpi4py's, or another with its `allreduce`: the batch is that of all ranks, and all of them must call.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `batch_norm_backward`; `batch_norm` returns y alone. It refers to x and gamma, and has mean and 1 / sqrt(var
+        + eps) of each channel.
+
+    Raises
+    ------
+    ValueError
+        One value per channel in training, one running array without the other or read-only in training, a negative eps,
+        another shape.
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
+    NaN makes its whole channel NaN. An empty batch leaves the running statistics as they are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.batch_norm(np.array([[1.0], [3.0]]), training=True, eps=0.0)
+    array([[-1.],
+           [ 1.]])
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.functional.batch_norm
     """
     arrays = x, gamma, beta, running_mean, running_var
     plan = plan_of(_batch_norm_plan, arrays, training, momentum, eps, unbiased, comm, data_format)
@@ -228,12 +271,32 @@ batch_norm = inference_of(batch_norm_forward)
 
 @on_device
 def batch_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
-    """`(dx, dgamma, dbeta)` of `batch_norm`, with xhat = (x - mean) * rstd, rstd = 1 / sqrt(var + eps):
+    """Gradients of `batch_norm`.
 
-    dbeta = sum(dy), dgamma = sum(dy * xhat), dx = gamma * rstd * (dy - dbeta / n - xhat * dgamma / n) over the batch's
-    n cells a channel; dx = gamma * rstd * dy where running statistics served.
-    dy: y's shape. dx: x's shape and dtype; dgamma, dbeta: (C,), the parameters' dtypes, None for what was not given.
-    With comm all ranks must call: dx has the sums of all of them, dgamma and dbeta are this rank's own part.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `batch_norm_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    dgamma, dbeta : array or None
+        (C,), of the parameters' dtypes; None for what was not given.
+
+    Notes
+    -----
+    With xhat = (x - mean) * rstd, rstd = 1 / sqrt(var + eps) and n cells in a channel:
+
+        dbeta = sum(dy)
+        dgamma = sum(dy * xhat)
+        dx = gamma * rstd * (dy - dbeta / n - xhat * dgamma / n)
+
+    and dx = gamma * rstd * dy where running statistics were used. With comm all ranks must call: the sums inside dx are
+    those of all ranks, dgamma and dbeta are this rank's own part.
     """
     return _backward("batch_norm", dy, ctx)
 
@@ -259,13 +322,48 @@ def group_norm_forward(
     eps: float = 1e-5,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """Group normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, mean and variance of each sample's groups
-    of C / num_groups adjacent channels.
+    """Group normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, for groups of channels of a sample.
 
-    x: (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating. gamma, beta: (C,).
-    y: x's dtype. Raises ValueError: num_groups that does not divide C, one value per group, a negative eps, another
-    shape. TypeError: another dtype, owner or kind.
-    Source: Wu and He 2018, https://arxiv.org/abs/1803.08494.
+    Parameters
+    ----------
+    x : array
+        (N, C), (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); floating.
+    num_groups : int
+        Each sample's channels are divided into this many groups of C / num_groups neighbours.
+    gamma, beta : array or None
+        (C,): the scale and shift, floating; None for neither.
+    eps : float
+        Added to the variance, not negative.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `group_norm_backward`; `group_norm` returns y alone. It refers to x and gamma, and has two numbers a group.
+
+    Raises
+    ------
+    ValueError
+        num_groups that does not divide C, one value per group, a negative eps, another shape.
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
+    NaN makes its whole group NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.group_norm(np.array([[1.0, 3.0, 5.0, 9.0]]), 2, eps=0.0)
+    array([[-1.,  1., -1.,  1.]])
+
+    References
+    ----------
+    Wu and He 2018, https://arxiv.org/abs/1803.08494; torch.nn.functional.group_norm
     """
     plan = plan_of(_group_norm_plan, (x, gamma, beta), num_groups, eps, data_format)
     return _forward(plan, _forward_own_stats, x, gamma, beta)
@@ -276,10 +374,27 @@ group_norm = inference_of(group_norm_forward)
 
 @on_device
 def group_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
-    """`(dx, dgamma, dbeta)` of `group_norm`: with dxhat = dy * gamma, and n cells in a group,
+    """Gradients of `group_norm`.
 
-    dx = rstd * (dxhat - sum(dxhat) / n - xhat * sum(dxhat * xhat) / n), both sums over the group.
-    dy: y's shape. dx: x's shape and dtype; dgamma, dbeta: (C,), the parameters' dtypes, None for what was not given.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `group_norm_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    dgamma, dbeta : array or None
+        (C,), of the parameters' dtypes; None for what was not given.
+
+    Notes
+    -----
+    With dxhat = dy * gamma and n cells in a group, both sums over the group:
+
+        dx = rstd * (dxhat - sum(dxhat) / n - xhat * sum(dxhat * xhat) / n)
     """
     return _backward("group_norm", dy, ctx)
 
@@ -300,10 +415,49 @@ def instance_norm_forward(
     eps: float = 1e-5,
     data_format: DataFormat = "channels_first",
 ) -> tuple[Array, Context]:
-    """Instance normalisation: `group_norm` with a group for each channel. Arguments, shapes and errors as there; one
-    value per instance, as (N, C) always has, is a ValueError.
+    """Instance normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, for each channel of a sample.
 
-    Source: Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C), with more than one cell in a plane;
+        floating.
+    gamma, beta : array or None
+        (C,): the scale and shift, floating; None for neither.
+    eps : float
+        Added to the variance, not negative.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `instance_norm_backward`; `instance_norm` returns y alone. It refers to x and gamma, and has two numbers a
+        plane.
+
+    Raises
+    ------
+    ValueError
+        One value per plane, as (N, C) always has, a negative eps, another shape.
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
+    NaN makes its whole plane NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.instance_norm(np.array([[[1.0, 3.0], [5.0, 9.0]]]), eps=0.0)
+    array([[[-1.,  1.],
+            [-1.,  1.]]])
+
+    References
+    ----------
+    Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022; torch.nn.functional.instance_norm
     """
     plan = plan_of(_instance_norm_plan, (x, gamma, beta), eps, data_format)
     return _forward(plan, _forward_own_stats, x, gamma, beta)
@@ -314,7 +468,22 @@ instance_norm = inference_of(instance_norm_forward)
 
 @on_device
 def instance_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
-    """`(dx, dgamma, dbeta)` of `instance_norm`; shapes and dtypes as `group_norm_backward`'s."""
+    """Gradients of `instance_norm`: as `group_norm_backward`'s, with one channel a group.
+
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `instance_norm_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    dgamma, dbeta : array or None
+        (C,), of the parameters' dtypes; None for what was not given.
+    """
     return _backward("instance_norm", dy, ctx)
 
 
@@ -330,12 +499,47 @@ def _layer_norm_plan(x: Array, gamma: Array | None, beta: Array | None, normaliz
 def layer_norm_forward(
     x: Array, normalized_shape: Size, gamma: Array | None = None, beta: Array | None = None, *, eps: float = 1e-5
 ) -> tuple[Array, Context]:
-    """Layer normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, mean and variance over the last axes.
+    """Layer normalisation: y = (x - mean) / sqrt(var + eps) * gamma + beta, over the last axes.
 
-    x: any shape of one axis and more; floating. normalized_shape: an int or a tuple, the lengths of the last axes.
-    gamma, beta: of that shape. y: x's dtype. Raises ValueError: a normalized_shape that x does not end with, a negative
-    eps, another shape. TypeError: another dtype, owner or kind.
-    Source: Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
+    Parameters
+    ----------
+    x : array
+        Any shape of at least one axis, floating.
+    normalized_shape : int or sequence of int
+        The lengths of the last axes, which share a mean and a variance.
+    gamma, beta : array or None
+        normalized_shape: the scale and shift, floating; None for neither.
+    eps : float
+        Added to the variance, not negative.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `layer_norm_backward`; `layer_norm` returns y alone. It refers to x and gamma, and has two numbers a row.
+
+    Raises
+    ------
+    ValueError
+        A normalized_shape that x's shape does not end with, a negative eps, another shape.
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
+    NaN makes its whole row NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.layer_norm(np.array([[1.0, 3.0], [5.0, 9.0]]), 2, eps=0.0)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+
+    References
+    ----------
+    Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450; torch.nn.functional.layer_norm
     """
     plan = plan_of(_layer_norm_plan, (x, gamma, beta), normalized_shape, eps)
     return _forward(plan, _forward_own_stats, x, gamma, beta)
@@ -346,10 +550,21 @@ layer_norm = inference_of(layer_norm_forward)
 
 @on_device
 def layer_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
-    """`(dx, dgamma, dbeta)` of `layer_norm`: dx as `group_norm_backward`'s, its sums over the last axes.
+    """Gradients of `layer_norm`: dx as `group_norm_backward`'s, with sums over the last axes.
 
-    dy: y's shape. dx: x's shape and dtype; dgamma, dbeta: normalized_shape, the parameters' dtypes, None for what was
-    not given.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `layer_norm_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    dgamma, dbeta : array or None
+        normalized_shape, of the parameters' dtypes; None for what was not given.
     """
     return _backward("layer_norm", dy, ctx)
 
@@ -368,9 +583,42 @@ def rms_norm_forward(
 ) -> tuple[Array, Context]:
     """RMS normalisation: y = x / sqrt(mean(x**2) + eps) * gamma, the mean over the last axes.
 
-    Arguments and errors as `layer_norm`'s, but eps None is the epsilon of the dtype that x is computed in: 2**-52 for
-    float64, 2**-23 for float32 and half types, as PyTorch's.
-    Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    Parameters
+    ----------
+    x : array
+        Any shape of at least one axis, floating.
+    normalized_shape : int or sequence of int
+        The lengths of the last axes, which share a mean square.
+    gamma : array or None
+        normalized_shape: the scale, floating.
+    eps : float or None
+        Added to the mean square, not negative. None is the epsilon of the dtype that x is computed in: 2**-52 for
+        float64, 2**-23 for float32 and half types.
+
+    Returns
+    -------
+    y : array
+        x's shape and dtype.
+    ctx : Context
+        For `rms_norm_backward`; `rms_norm` returns y alone. It refers to x and gamma, and has a number a row.
+
+    Raises
+    ------
+    ValueError
+        A normalized_shape that x's shape does not end with, a negative eps, another shape.
+    TypeError
+        Another dtype or kind of argument, arrays of different owners.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.rms_norm(np.array([[3.0, 4.0, 0.0, 0.0]]), 4, eps=0.0)
+    array([[1.2, 1.6, 0. , 0. ]])
+
+    References
+    ----------
+    Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467; torch.nn.functional.rms_norm
     """
     plan = plan_of(_rms_norm_plan, (x, gamma), normalized_shape, eps)
     return _forward(plan, _forward_own_stats, x, gamma, None)
@@ -381,9 +629,25 @@ rms_norm = inference_of(rms_norm_forward)
 
 @on_device
 def rms_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None]:
-    """`(dx, dgamma)` of `rms_norm`: dx = rstd * (dxhat - xhat * sum(dxhat * xhat) / n), with dxhat = dy * gamma.
+    """Gradients of `rms_norm`.
 
-    dy: y's shape. dx: x's shape and dtype; dgamma: normalized_shape, gamma's dtype, None without gamma.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating.
+    ctx : Context
+        From `rms_norm_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+    dgamma : array or None
+        normalized_shape, of gamma's dtype; None without gamma.
+
+    Notes
+    -----
+    With dxhat = dy * gamma and n cells in a row: dx = rstd * (dxhat - xhat * sum(dxhat * xhat) / n).
     """
     dx, dgamma, _ = _backward("rms_norm", dy, ctx)
     return dx, dgamma

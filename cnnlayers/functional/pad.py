@@ -189,18 +189,47 @@ def _plan(x: Array, padding: Sides, mode: PadMode, data_format: DataFormat) -> P
 def pad_forward(
     x: Array, padding: Sides, mode: PadMode = "constant", value: Any = 0, *, data_format: DataFormat = "channels_first"
 ) -> tuple[Array, Context]:
-    """Pad or crop the spatial axes: y[i] = extended x[i - before] on each.
+    """Pad or crop the spatial axes: y[i] = extended x[i - before] on each axis.
 
-    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last", one to three spatial axes; any floating
-    dtype, complex, integers, bool.
-    padding: an int, one per spatial axis, or a (before, after) pair per axis, in cells; negative entries crop.
-    mode: "constant", "edge" ("replicate"), "reflect", "symmetric" or "wrap" ("circular").
-    value: what constant cells hold; it must fit x's dtype, and may be complex for a complex x.
-    y: x's dtype. `pad_forward` also gives the context, which keeps no array.
+    Parameters
+    ----------
+    x : array
+        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating,
+        complex, integer or bool.
+    padding : int, sequence of int or of pairs
+        Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
+    mode : {"constant", "edge", "reflect", "symmetric", "wrap"}
+        NumPy's names; "replicate" and "circular" are PyTorch's for "edge" and "wrap".
+    value : number
+        What constant cells hold; it must fit x's dtype.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
 
-    Raises ValueError: reflect padding not smaller than its axis, wrap or symmetric padding larger than it, edge padding
-    of an axis without cells, more cropped than there is, a value that the dtype cannot hold or given to another mode.
-    TypeError: another dtype or kind. Source: numpy.pad; backward is the adjoint.
+    Returns
+    -------
+    y : array
+        x's shape with the spatial axes changed; x's dtype.
+    ctx : Context
+        For `pad_backward`; `pad` returns y alone. It has no array.
+
+    Raises
+    ------
+    ValueError
+        Reflect padding not smaller than its axis, wrap or symmetric padding larger than it, edge padding of an axis
+        without cells, more cropped than there is, a value that the dtype cannot hold or that is given to another mode.
+    TypeError
+        Another dtype or kind of argument.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> F.pad(np.array([[[1.0, 2.0, 3.0]]]), 1, "reflect")
+    array([[[2., 1., 2., 3., 2.]]])
+
+    References
+    ----------
+    numpy.pad; torch.nn.functional.pad
     """
     plan = plan_of(_plan, (x,), padding, mode, data_format)
     fill = _fill(plan.backend, x, value)
@@ -215,9 +244,23 @@ pad = inference_of(pad_forward)
 
 @on_device
 def pad_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `pad`: each cell of x gathers the gradients of all the cells that showed it; cropped cells get 0.
+    """dx of `pad`, its exact adjoint: each cell of x adds dy of all the cells that showed it.
 
-    dy: y's shape. dx: x's shape and dtype.
+    Parameters
+    ----------
+    dy : array
+        y's shape, floating or complex.
+    ctx : Context
+        From `pad_forward`; it may serve more than once.
+
+    Returns
+    -------
+    dx : array
+        x's shape and dtype.
+
+    Notes
+    -----
+    Cropped cells get 0.
     """
     b, dy = check_backward("pad", dy, ctx, exact=True, integers=True)
     if ctx.spec.mode == "edge":

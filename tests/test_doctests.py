@@ -1,0 +1,80 @@
+"""The examples in the docstrings of everything public run and give what they say, and the docstrings have numpydoc's sections."""
+
+import doctest
+import inspect
+
+import numpy as np
+import pytest
+
+import cnnlayers
+from cnnlayers import functional, layers
+
+OPS = sorted(name for name in functional.__all__ if not name.endswith(("_forward", "_backward")))
+LAYERS = sorted(layers.__all__)
+PUBLIC = [
+    *((functional, name) for name in sorted(functional.__all__)),
+    *((layers, name) for name in LAYERS),
+]
+
+
+def sections(text: str) -> list[str]:
+    lines = inspect.cleandoc(text).splitlines()
+    return [line for line, rule in zip(lines, lines[1:], strict=False) if line and rule == "-" * len(line)]
+
+
+def run_examples(place, name: str) -> int:
+    """How many examples the docstring of a public name has; they are run."""
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    number = 0
+    for test in doctest.DocTestFinder(recurse=False).find(getattr(place, name), name, globs={}):
+        number += len(test.examples)
+        with np.printoptions(), cnnlayers.backends.using("numpy"):
+            runner.run(test)
+    assert not runner.failures, f"{name}: {runner.failures} of {number} examples give something else; see the output"
+    return number
+
+
+@pytest.mark.parametrize(("place", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_the_examples_of_a_docstring_give_what_they_say(place, name):
+    run_examples(place, name)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_ops_docstring_has_all_sections_and_an_example(name):
+    text = getattr(functional, name).__doc__
+    assert {"Parameters", "Returns", "Raises", "Examples", "References"} <= set(sections(text))
+    assert run_examples(functional, name) > 0
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_docstrings_of_an_ops_forward_and_backward_say_what_they_take_and_give(name):
+    forward, backward = (getattr(functional, f"{name}_{form}") for form in ("forward", "backward"))
+    assert "Returns" in sections(forward.__doc__)
+    assert {"Parameters", "Returns"} <= set(sections(backward.__doc__))
+    assert "ctx : Context" in forward.__doc__ and "ctx : Context" in backward.__doc__
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_ops_docstring_names_every_parameter(name):
+    function = getattr(functional, name)
+    text = inspect.cleandoc(function.__doc__)
+    described = {
+        part.strip()
+        for line in text.splitlines()
+        if " : " in line and not line.startswith(" ")
+        for part in line.split(" : ")[0].split(",")
+    }
+    assert set(inspect.signature(function).parameters) <= described
+
+
+def test_a_wrong_example_is_noticed():
+    class Place:
+        @staticmethod
+        def wrong():
+            """
+            >>> 1 + 1
+            3
+            """
+
+    with pytest.raises(AssertionError, match="1 of 1 examples"):
+        run_examples(Place, "wrong")
