@@ -1,7 +1,8 @@
-"""The examples in the docstrings of everything public run and give what they say, and the docstrings have numpydoc's sections."""
+"""The docstrings of everything public: their examples give what they say, and they have numpydoc's sections."""
 
 import doctest
 import inspect
+import itertools
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ PUBLIC = [
 
 def sections(text: str) -> list[str]:
     lines = inspect.cleandoc(text).splitlines()
-    return [line for line, rule in zip(lines, lines[1:], strict=False) if line and rule == "-" * len(line)]
+    return [line for line, rule in itertools.pairwise(lines) if line and rule == "-" * len(line)]
 
 
 def run_examples(place, name: str) -> int:
@@ -51,7 +52,8 @@ def test_the_docstrings_of_an_ops_forward_and_backward_say_what_they_take_and_gi
     forward, backward = (getattr(functional, f"{name}_{form}") for form in ("forward", "backward"))
     assert "Returns" in sections(forward.__doc__)
     assert {"Parameters", "Returns"} <= set(sections(backward.__doc__))
-    assert "ctx : Context" in forward.__doc__ and "ctx : Context" in backward.__doc__
+    assert "ctx : Context" in forward.__doc__
+    assert "ctx : Context" in backward.__doc__
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -65,6 +67,17 @@ def test_an_ops_docstring_names_every_parameter(name):
         for part in line.split(" : ")[0].split(",")
     }
     assert set(inspect.signature(function).parameters) <= described
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layers_docstring_says_shapes_sources_and_parameters_and_has_an_example(name):
+    layer = getattr(layers, name)
+    text = inspect.cleandoc(layer.__doc__)
+    if layer is not layers.Layer:
+        assert {"Notes", "Examples", "References"} <= set(sections(text))
+        assert run_examples(layers, name) > 0
+        missing = [p for p in inspect.signature(layer).parameters if p not in text]
+        assert not missing, f"{name}'s docstring does not name {missing}"
 
 
 def test_a_wrong_example_is_noticed():

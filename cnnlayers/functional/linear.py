@@ -142,8 +142,10 @@ def linear_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[
     dbias : array or None
         bias's shape and dtype; None without a bias.
 
-    Notes ----- Products and sums run over all axes but the last. With complex arrays dx = dy @ conj(weight), dweight =
-    dy.T @ conj(x).
+    Notes
+    -----
+    Products and sums run over all axes but the last. With complex arrays dx = dy @ conj(weight), dweight = dy.T @
+    conj(x).
     """
     b, dy = check_backward("linear", dy, ctx)
     x: Array = ctx.arrays["x"]

@@ -244,8 +244,10 @@ def batch_norm_forward(
     TypeError
         Another dtype or kind of argument, arrays of different owners.
 
-    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
-    NaN makes its whole channel NaN. An empty batch leaves the running statistics as they are.
+    Notes
+    -----
+    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    its whole channel NaN. An empty batch leaves the running statistics as they are.
 
     Examples
     --------
@@ -351,8 +353,10 @@ def group_norm_forward(
     TypeError
         Another dtype or kind of argument, arrays of different owners.
 
-    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
-    NaN makes its whole group NaN.
+    Notes
+    -----
+    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    its whole group NaN.
 
     Examples
     --------
@@ -444,8 +448,10 @@ def instance_norm_forward(
     TypeError
         Another dtype or kind of argument, arrays of different owners.
 
-    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
-    NaN makes its whole plane NaN.
+    Notes
+    -----
+    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    its whole plane NaN.
 
     Examples
     --------
@@ -526,8 +532,10 @@ def layer_norm_forward(
     TypeError
         Another dtype or kind of argument, arrays of different owners.
 
-    Notes ----- Half types are computed in float32. The variance is that of centred values, computed in a second pass. A
-    NaN makes its whole row NaN.
+    Notes
+    -----
+    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    its whole row NaN.
 
     Examples
     --------

@@ -12,9 +12,29 @@ from .base import Layer
 
 
 class LeakyReLU(Layer):
-    """x where x > 0, else negative_slope * x. `inplace` is PyTorch's and changes nothing.
+    """Leaky ReLU: x where x > 0, else negative_slope * x.
 
-    Shapes: any; y has x's. Source: torch.nn.LeakyReLU.
+    Parameters
+    ----------
+    negative_slope : float
+        The factor of values that are not positive.
+    inplace : bool
+        PyTorch's; it changes nothing: an input is never written to.
+
+    Notes
+    -----
+    x: any shape; y has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import LeakyReLU
+    >>> LeakyReLU(0.5)(np.array([-2.0, 3.0]))
+    array([-1.,  3.])
+
+    References
+    ----------
+    torch.nn.LeakyReLU
     """
 
     _op_backward = staticmethod(F.leaky_relu_backward)
@@ -28,9 +48,27 @@ class LeakyReLU(Layer):
 
 
 class GELU(Layer):
-    """x times the standard normal distribution function of x; `approximate="tanh"` is the usual approximation.
+    """GELU: x times the standard normal distribution function of x.
 
-    Shapes: any; y has x's. Source: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415; torch.nn.GELU.
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}
+        "tanh" is the usual approximation; see `functional.gelu`.
+
+    Notes
+    -----
+    x: any shape; y has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import GELU
+    >>> GELU()(np.array([-1.0, 1.0])).round(4)
+    array([-0.1587,  0.8413])
+
+    References
+    ----------
+    Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415; torch.nn.GELU
     """
 
     _op_backward = staticmethod(F.gelu_backward)
@@ -46,7 +84,23 @@ class GELU(Layer):
 
 
 class Sigmoid(Layer):
-    """1 / (1 + exp(-x)). Shapes: any; y has x's. Source: torch.nn.Sigmoid."""
+    """Logistic sigmoid: 1 / (1 + exp(-x)).
+
+    Notes
+    -----
+    x: any shape; y has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Sigmoid
+    >>> Sigmoid()(np.zeros(1))
+    array([0.5])
+
+    References
+    ----------
+    torch.nn.Sigmoid
+    """
 
     _op_backward = staticmethod(F.sigmoid_backward)
 
@@ -55,7 +109,23 @@ class Sigmoid(Layer):
 
 
 class Tanh(Layer):
-    """The hyperbolic tangent. Shapes: any; y has x's. Source: torch.nn.Tanh."""
+    """Hyperbolic tangent.
+
+    Notes
+    -----
+    x: any shape; y has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Tanh
+    >>> Tanh()(np.zeros(1))
+    array([0.])
+
+    References
+    ----------
+    torch.nn.Tanh
+    """
 
     _op_backward = staticmethod(F.tanh_backward)
 

@@ -92,7 +92,32 @@ class _Container(Layer):
 
 
 class Sequential(_Container):
-    """Layers one after another. `net[i]` is a layer, `net[i:j]` a Sequential of the same layers."""
+    """Layers one after another. `net[i]` is a layer, `net[i:j]` a Sequential of the same layers.
+
+    Parameters
+    ----------
+    *layers : Layer
+        Any number of them.
+
+    Notes
+    -----
+    x: what the first layer takes; y: what the last one gives.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Sequential
+    >>> from cnnlayers.layers import Flatten, Linear
+    >>> net = Sequential(Flatten(), Linear(12, 10))
+    >>> net(np.zeros((8, 3, 2, 2), np.float32)).shape
+    (8, 10)
+    >>> sorted(net.params)
+    ['1.bias', '1.weight']
+
+    References
+    ----------
+    torch.nn.Sequential
+    """
 
     def __init__(self, *layers: Layer) -> None:
         super().__init__()
@@ -134,7 +159,31 @@ def _sum(x: Array, y: Array) -> Array:
 
 
 class Residual(_Container):
-    """body(x) + shortcut(x); without a shortcut, body(x) + x. The two must have one shape."""
+    """Residual block: body(x) + shortcut(x).
+
+    Parameters
+    ----------
+    body : Layer
+        The layers whose output is added.
+    shortcut : Layer or None
+        None adds x itself.
+
+    Notes
+    -----
+    x: what body takes; y: what body gives, which shortcut(x) must have the shape of.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Residual
+    >>> from cnnlayers.layers import ReLU
+    >>> Residual(ReLU())(np.array([-1.0, 2.0]))
+    array([-1.,  4.])
+
+    References
+    ----------
+    He, Zhang, Ren and Sun 2015, https://arxiv.org/abs/1512.03385
+    """
 
     def __init__(self, body: Layer, shortcut: Layer | None = None) -> None:
         super().__init__()

@@ -36,10 +36,45 @@ class _Conv(Layer):
 
 
 class Conv(_Conv):
-    """A convolution (cross-correlation).
+    """Convolution (cross-correlation); see `functional.conv`.
 
-    padding_mode: "zeros", "reflect", "replicate" or "circular", of all forms of `padding`. rng: None, a seed or a NumPy
-    Generator that the initial weights are drawn from.
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and F, the channels of x and y.
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full".
+    groups : int
+        x's channels and the filters are divided into this many groups.
+    bias : bool
+        Whether the layer has a bias, (F,).
+    padding_mode : {"zeros", "reflect", "replicate", "circular"}
+        What the padding holds.
+    ndim : int or None
+        The number of spatial axes where kernel_size is an int: 2 by default.
+    rng : None, int or numpy.random.Generator
+        What the initial weights are drawn from.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, F,
+    *windows). The weight is (F, C / groups, *kernel). New weights and biases are uniform within ±1 / sqrt(C / groups *
+    taps), as PyTorch's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Conv
+    >>> Conv(3, 16, 3, padding="same")(np.zeros((8, 3, 32, 32), np.float32)).shape
+    (8, 16, 32, 32)
+
+    References
+    ----------
+    torch.nn.Conv2d
     """
 
     def __init__(
@@ -99,9 +134,45 @@ class Conv(_Conv):
 
 
 class ConvTranspose(_Conv):
-    """The transposed convolution: the adjoint of a convolution, which grows where that shrinks.
+    """Transposed convolution, the adjoint of a convolution; see `functional.conv_transpose`.
 
-    The order of the arguments is PyTorch's, dilation after bias; padding_mode must be "zeros". rng: as for `Conv`.
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and F, the channels of x and y.
+    kernel_size, stride, output_padding, dilation : int or sequence of int
+        In cells, an int or one per spatial axis.
+    padding : int, sequence of int or of pairs
+        Cells that are cut off y: an int, one per axis or a (before, after) pair per axis.
+    groups : int
+        x's channels and the filters are divided into this many groups.
+    bias : bool
+        Whether the layer has a bias, (F,).
+    padding_mode : {"zeros"}
+        PyTorch's; the order of the arguments is, too, dilation after bias.
+    ndim : int or None
+        The number of spatial axes where kernel_size is an int: 2 by default.
+    rng : None, int or numpy.random.Generator
+        What the initial weights are drawn from.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, F,
+    *out). The weight is (C, F / groups, *kernel). New weights and biases are uniform within ±1 / sqrt(F / groups *
+    taps), as PyTorch's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import ConvTranspose
+    >>> ConvTranspose(16, 3, 2, stride=2)(np.zeros((8, 16, 8, 8), np.float32)).shape
+    (8, 3, 16, 16)
+
+    References
+    ----------
+    torch.nn.ConvTranspose2d
     """
 
     _op_backward = staticmethod(F.conv_transpose_backward)

@@ -16,7 +16,33 @@ from .base import Layer, generator, uniform
 
 
 class Linear(Layer):
-    """x @ weight.T + bias on the last axis; the weight is (out, in). rng: None, a seed or a NumPy Generator."""
+    """Linear map of the last axis: x @ weight.T + bias; see `functional.linear`.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        The last axis of x and y.
+    bias : bool
+        Whether the layer has a bias, (out_features,).
+    rng : None, int or numpy.random.Generator
+        What the initial weights are drawn from.
+
+    Notes
+    -----
+    x: (..., in_features); y: (..., out_features). The weight is (out_features, in_features). New weights and biases are
+    uniform within ±1 / sqrt(in_features), as PyTorch's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Linear
+    >>> Linear(64, 10)(np.zeros((8, 64), np.float32)).shape
+    (8, 10)
+
+    References
+    ----------
+    torch.nn.Linear
+    """
 
     _op_backward = staticmethod(F.linear_backward)
     _accepts_needs_dx = True
@@ -35,7 +61,28 @@ class Linear(Layer):
 
 
 class ReLU(Layer):
-    """max(x, 0). `inplace` is PyTorch's and changes nothing: an input is never written to."""
+    """Rectified linear unit: max(x, 0).
+
+    Parameters
+    ----------
+    inplace : bool
+        PyTorch's; it changes nothing: an input is never written to.
+
+    Notes
+    -----
+    x: any shape; y has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import ReLU
+    >>> ReLU()(np.array([-2.0, 3.0]))
+    array([0., 3.])
+
+    References
+    ----------
+    torch.nn.ReLU
+    """
 
     _op_backward = staticmethod(F.relu_backward)
 
@@ -48,7 +95,28 @@ class ReLU(Layer):
 
 
 class Flatten(Layer):
-    """Joins the axes from `start_dim` to `end_dim`, both included, into one."""
+    """Joins neighbouring axes into one.
+
+    Parameters
+    ----------
+    start_dim, end_dim : int
+        The first and the last axis that are joined.
+
+    Notes
+    -----
+    x: any shape that has these axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Flatten
+    >>> Flatten()(np.zeros((8, 3, 4, 5))).shape
+    (8, 60)
+
+    References
+    ----------
+    torch.nn.Flatten
+    """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         super().__init__()
@@ -75,9 +143,31 @@ class Flatten(Layer):
 
 
 class Dropout(Layer):
-    """In training sets each value to 0 with probability p and divides the others by 1 - p; else the identity.
+    """In training sets each value to 0 with probability p and divides the others by 1 - p.
 
-    `inplace` is PyTorch's and changes nothing. rng: None, a seed or a NumPy Generator; each forward draws a new mask.
+    Parameters
+    ----------
+    p : float
+        The probability, from 0 to 1.
+    inplace : bool
+        PyTorch's; it changes nothing: an input is never written to.
+    rng : None, int or numpy.random.Generator
+        What the masks are drawn from; each forward draws a new one.
+
+    Notes
+    -----
+    x: any shape; y has it. In evaluation y is x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Dropout
+    >>> Dropout(0.5).eval()(np.ones(3))
+    array([1., 1., 1.])
+
+    References
+    ----------
+    torch.nn.Dropout
     """
 
     _op_backward = staticmethod(F.dropout_backward)

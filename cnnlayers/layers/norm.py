@@ -43,9 +43,43 @@ class _Norm(Layer):
 class BatchNorm(_Norm):
     """Normalises each channel over the batch and all spatial axes; in evaluation by its running statistics.
 
-    momentum: the weight of the newest batch in the running statistics; None averages all batches alike. unbiased:
-    whether the running variance is. comm: a communicator of ranks that share their statistics. Without
-    `track_running_stats` evaluation uses the batch's own. Empty batches are not counted.
+    Parameters
+    ----------
+    num_features : int
+        C, x's channels.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        The weight of the newest batch in the running statistics; None averages all batches alike.
+    affine, bias : bool
+        Whether the layer has a weight (gamma), and with it a bias (beta), (C,).
+    track_running_stats : bool
+        Whether there are running statistics. Without them evaluation uses the batch's own.
+    unbiased : bool
+        Whether the running variance divides by n - 1.
+    comm : communicator or None
+        Of ranks that share their statistics.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C), (N, C, *spatial), or channels last; y has its shape. Running means begin at 0, variances at 1; an empty
+    batch is not counted. A new layer's weight is 1 and its bias 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import BatchNorm
+    >>> layer = BatchNorm(3)
+    >>> layer(np.zeros((8, 3, 32, 32), np.float32)).shape
+    (8, 3, 32, 32)
+    >>> sorted(layer.state_dict())
+    ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
+
+    References
+    ----------
+    Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.BatchNorm2d
     """
 
     _op_backward = staticmethod(F.batch_norm_backward)
@@ -103,7 +137,36 @@ class BatchNorm(_Norm):
 
 
 class GroupNorm(_Norm):
-    """Normalises each sample's groups of channels."""
+    """Normalises each sample's groups of channels; see `functional.group_norm`.
+
+    Parameters
+    ----------
+    num_groups : int
+        It divides num_channels.
+    num_channels : int
+        C, x's channels.
+    eps : float
+        Added to the variance.
+    affine, bias : bool
+        Whether the layer has a weight (gamma), and with it a bias (beta), (C,).
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C), (N, C, *spatial), or channels last; y has its shape. A new layer's weight is 1 and its bias 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import GroupNorm
+    >>> GroupNorm(2, 6)(np.zeros((8, 6, 5))).shape
+    (8, 6, 5)
+
+    References
+    ----------
+    Wu and He 2018, https://arxiv.org/abs/1803.08494; torch.nn.GroupNorm
+    """
 
     _op_backward = staticmethod(F.group_norm_backward)
 
@@ -129,9 +192,36 @@ class GroupNorm(_Norm):
 
 
 class InstanceNorm(_Norm):
-    """Normalises each sample's channels one by one.
+    """Normalises each channel of a sample; see `functional.instance_norm`.
 
-    momentum and track_running_stats are PyTorch's; the latter must be False, for there are no running statistics here.
+    Parameters
+    ----------
+    num_features : int
+        C, x's channels.
+    eps : float
+        Added to the variance.
+    momentum, track_running_stats : float, bool
+        PyTorch's; the latter must be False, for there are no running statistics here.
+    affine, bias : bool
+        Whether the layer has a weight (gamma), and with it a bias (beta), (C,).
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial) or channels last, with more than one cell in a plane; y has its shape. A new layer's weight is 1
+    and its bias 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import InstanceNorm
+    >>> InstanceNorm(6)(np.zeros((8, 6, 5))).shape
+    (8, 6, 5)
+
+    References
+    ----------
+    Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022; torch.nn.InstanceNorm2d
     """
 
     _op_backward = staticmethod(F.instance_norm_backward)
@@ -161,7 +251,32 @@ class InstanceNorm(_Norm):
 
 
 class LayerNorm(_Norm):
-    """Normalises over x's last axes, which have the shape `normalized_shape`."""
+    """Normalises over the last axes; see `functional.layer_norm`.
+
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        The lengths of the last axes.
+    eps : float
+        Added to the variance.
+    elementwise_affine, bias : bool
+        Whether the layer has a weight, and with it a bias, of shape normalized_shape.
+
+    Notes
+    -----
+    x: any shape that ends with normalized_shape; y has it. A new layer's weight is 1 and its bias 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import LayerNorm
+    >>> LayerNorm(16)(np.zeros((8, 4, 16))).shape
+    (8, 4, 16)
+
+    References
+    ----------
+    Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450; torch.nn.LayerNorm
+    """
 
     _op_backward = staticmethod(F.layer_norm_backward)
 
@@ -178,9 +293,32 @@ class LayerNorm(_Norm):
 
 
 class RMSNorm(_Norm):
-    """Divides by the root mean square over x's last axes, which have the shape `normalized_shape`.
+    """Divides by the root mean square over the last axes; see `functional.rms_norm`.
 
-    eps: None is the epsilon of the dtype that x is computed in: 2**-52 for float64, 2**-23 for all others.
+    Parameters
+    ----------
+    normalized_shape : int or sequence of int
+        The lengths of the last axes.
+    eps : float or None
+        Added to the mean square. None is the epsilon of the dtype that x is computed in: 2**-52 for float64, 2**-23 for
+        all others.
+    elementwise_affine : bool
+        Whether the layer has a weight of shape normalized_shape.
+
+    Notes
+    -----
+    x: any shape that ends with normalized_shape; y has it. A new layer's weight is 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import RMSNorm
+    >>> RMSNorm(16)(np.zeros((8, 4, 16))).shape
+    (8, 4, 16)
+
+    References
+    ----------
+    Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467; torch.nn.RMSNorm
     """
 
     _op_backward = staticmethod(F.rms_norm_backward)
@@ -196,7 +334,32 @@ class RMSNorm(_Norm):
 
 
 class LocalResponseNorm(Layer):
-    """Divides each value by the energy of `size` channels around it."""
+    """Divides each value by a power of the energy of the channels around it; see `functional.local_response_norm`.
+
+    Parameters
+    ----------
+    size : int
+        Channels in a window.
+    alpha, beta, k : float
+        The factor of the energy, the power, and what is added to the energy.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C), (N, C, *spatial), or channels last; y has its shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import LocalResponseNorm
+    >>> LocalResponseNorm(5)(np.zeros((8, 6, 5))).shape
+    (8, 6, 5)
+
+    References
+    ----------
+    Krizhevsky, Sutskever and Hinton 2012, section 3.3; torch.nn.LocalResponseNorm
+    """
 
     _op_backward = staticmethod(F.local_response_norm_backward)
 

@@ -39,7 +39,33 @@ class _Pad(Layer):
 
 
 class ConstantPad(_Pad):
-    """Pads with one value; negative entries crop."""
+    """Pads with one value.
+
+    Parameters
+    ----------
+    padding : int, sequence of int or of pairs
+        Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
+    value : number
+        What the new cells hold.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
+    with the spatial axes longer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import ConstantPad
+    >>> ConstantPad(1, 7.0)(np.zeros((1, 1, 2)))
+    array([[[7., 0., 0., 7.]]])
+
+    References
+    ----------
+    torch.nn.ConstantPad2d
+    """
 
     _mode = "constant"
 
@@ -49,24 +75,120 @@ class ConstantPad(_Pad):
 
 
 class EdgePad(_Pad):
-    """Repeats the outermost cell (PyTorch's ReplicationPad)."""
+    """Repeats the outermost cell.
+
+    Parameters
+    ----------
+    padding : int, sequence of int or of pairs
+        Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
+    with the spatial axes longer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import EdgePad
+    >>> EdgePad(1)(np.array([[[1.0, 2.0]]]))
+    array([[[1., 1., 2., 2.]]])
+
+    References
+    ----------
+    torch.nn.ReplicationPad2d; numpy.pad's "edge"
+    """
 
     _mode = "edge"
 
 
 class ReflectPad(_Pad):
-    """Mirrors about the outermost cell, which is not repeated (PyTorch's ReflectionPad)."""
+    """Mirrors about the outermost cell, which is not repeated.
+
+    Parameters
+    ----------
+    padding : int, sequence of int or of pairs
+        Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
+    with the spatial axes longer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import ReflectPad
+    >>> ReflectPad(1)(np.array([[[1.0, 2.0]]]))
+    array([[[2., 1., 2., 1.]]])
+
+    References
+    ----------
+    torch.nn.ReflectionPad2d
+    """
 
     _mode = "reflect"
 
 
 class SymmetricPad(_Pad):
-    """Mirrors about the border, the outermost cell repeated."""
+    """Mirrors about the border, so that the outermost cell is repeated.
+
+    Parameters
+    ----------
+    padding : int, sequence of int or of pairs
+        Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
+    with the spatial axes longer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import SymmetricPad
+    >>> SymmetricPad(2)(np.array([[[1.0, 2.0]]]))
+    array([[[2., 1., 1., 2., 2., 1.]]])
+
+    References
+    ----------
+    numpy.pad's "symmetric"
+    """
 
     _mode = "symmetric"
 
 
 class WrapPad(_Pad):
-    """Goes on at the other end (PyTorch's CircularPad)."""
+    """Continues at the other end.
+
+    Parameters
+    ----------
+    padding : int, sequence of int or of pairs
+        Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
+    with the spatial axes longer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import WrapPad
+    >>> WrapPad(1)(np.array([[[1.0, 2.0, 3.0]]]))
+    array([[[3., 1., 2., 3., 1.]]])
+
+    References
+    ----------
+    torch.nn.CircularPad2d
+    """
 
     _mode = "wrap"

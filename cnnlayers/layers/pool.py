@@ -12,7 +12,39 @@ from .base import Layer
 
 
 class MaxPool(Layer):
-    """The maximum of each window; with `return_indices` forward gives `(y, indices)`, as `MaxUnpool` takes them."""
+    """The maximum of each window; see `functional.max_pool`.
+
+    Parameters
+    ----------
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full".
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    return_indices : bool
+        Forward gives `(y, indices)`, as `MaxUnpool` takes them.
+    ties : {"first", "all", "split"}
+        Who gets the gradient among equal maxima.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
+    *windows).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import MaxPool
+    >>> MaxPool(2)(np.zeros((8, 3, 32, 32))).shape
+    (8, 3, 16, 16)
+
+    References
+    ----------
+    torch.nn.MaxPool2d
+    """
 
     _op_backward = staticmethod(F.max_pool_backward)
 
@@ -48,7 +80,39 @@ class MaxPool(Layer):
 
 
 class AvgPool(Layer):
-    """The mean of each window, by `count_include_pad` and `divisor_override`."""
+    """The mean of each window; see `functional.avg_pool`.
+
+    Parameters
+    ----------
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full".
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    count_include_pad : bool
+        Whether cells of the declared padding count in the divisor.
+    divisor_override : int or None
+        The divisor of all windows.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
+    *windows).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import AvgPool
+    >>> AvgPool(2)(np.zeros((8, 3, 32, 32))).shape
+    (8, 3, 16, 16)
+
+    References
+    ----------
+    torch.nn.AvgPool2d
+    """
 
     _op_backward = staticmethod(F.avg_pool_backward)
 
@@ -85,7 +149,35 @@ class AvgPool(Layer):
 
 
 class SumPool(Layer):
-    """The sum of each window."""
+    """The sum of each window; see `functional.sum_pool`.
+
+    Parameters
+    ----------
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full".
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
+    *windows).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import SumPool
+    >>> SumPool(2)(np.ones((1, 1, 4))).tolist()
+    [[[2.0, 2.0]]]
+
+    References
+    ----------
+    torch.nn.AvgPool2d with divisor_override=1
+    """
 
     _op_backward = staticmethod(F.sum_pool_backward)
 
@@ -116,7 +208,37 @@ class SumPool(Layer):
 
 
 class LpPool(Layer):
-    """The p-norm of each window, p being `norm_type`."""
+    """The p-norm of each window; see `functional.lp_pool`.
+
+    Parameters
+    ----------
+    norm_type : float
+        The exponent p, positive and finite.
+    kernel_size, stride, dilation : int or sequence of int
+        In cells, an int or one per spatial axis. stride None is kernel_size.
+    padding : int, sequence or str
+        An int, one per axis, a (before, after) pair per axis, "valid", "same", "same_lower" or "full".
+    ceil_mode : bool
+        Also windows that overhang the end, if they start inside the input or its left padding.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
+    *windows).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import LpPool
+    >>> LpPool(2, 2)(np.array([[[3.0, 4.0]]]))
+    array([[[5.]]])
+
+    References
+    ----------
+    torch.nn.LPPool2d
+    """
 
     _op_backward = staticmethod(F.lp_pool_backward)
 
@@ -150,7 +272,31 @@ class LpPool(Layer):
 
 
 class AdaptiveAvgPool(Layer):
-    """Means of as many windows as `output_size` says; an entry None keeps that axis."""
+    """The mean of as many windows as `output_size` says; see `functional.adaptive_avg_pool`.
+
+    Parameters
+    ----------
+    output_size : int, None or sequence of them
+        Windows, for all spatial axes or one per axis; None keeps an axis.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
+    *output_size).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import AdaptiveAvgPool
+    >>> AdaptiveAvgPool((7, None))(np.zeros((8, 3, 32, 20))).shape
+    (8, 3, 7, 20)
+
+    References
+    ----------
+    torch.nn.AdaptiveAvgPool2d
+    """
 
     _op_backward = staticmethod(F.adaptive_avg_pool_backward)
 
@@ -163,7 +309,33 @@ class AdaptiveAvgPool(Layer):
 
 
 class AdaptiveMaxPool(Layer):
-    """Maxima of as many windows as `output_size` says. `return_indices` is PyTorch's and must be False."""
+    """The maximum of as many windows as `output_size` says; see `functional.adaptive_max_pool`.
+
+    Parameters
+    ----------
+    output_size : int, None or sequence of them
+        Windows, for all spatial axes or one per axis; None keeps an axis.
+    return_indices : bool
+        PyTorch's; it must be False.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
+    *output_size).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import AdaptiveMaxPool
+    >>> AdaptiveMaxPool(7)(np.zeros((8, 3, 32, 20))).shape
+    (8, 3, 7, 7)
+
+    References
+    ----------
+    torch.nn.AdaptiveMaxPool2d
+    """
 
     _op_backward = staticmethod(F.adaptive_max_pool_backward)
 
@@ -180,7 +352,29 @@ class AdaptiveMaxPool(Layer):
 
 
 class GlobalAvgPool(Layer):
-    """The mean of each channel; every spatial axis keeps one cell."""
+    """The mean of each channel.
+
+    Parameters
+    ----------
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C, 1,
+    ...), a cell on every spatial axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import GlobalAvgPool
+    >>> GlobalAvgPool()(np.zeros((8, 3, 32, 32))).shape
+    (8, 3, 1, 1)
+
+    References
+    ----------
+    torch.nn.AdaptiveAvgPool2d(1)
+    """
 
     _op_backward = staticmethod(F.adaptive_avg_pool_backward)
 
@@ -193,7 +387,29 @@ class GlobalAvgPool(Layer):
 
 
 class GlobalMaxPool(Layer):
-    """The maximum of each channel; every spatial axis keeps one cell."""
+    """The maximum of each channel.
+
+    Parameters
+    ----------
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C, 1,
+    ...), a cell on every spatial axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import GlobalMaxPool
+    >>> GlobalMaxPool()(np.zeros((8, 3, 32, 32))).shape
+    (8, 3, 1, 1)
+
+    References
+    ----------
+    torch.nn.AdaptiveMaxPool2d(1)
+    """
 
     _op_backward = staticmethod(F.adaptive_max_pool_backward)
 
@@ -206,7 +422,33 @@ class GlobalMaxPool(Layer):
 
 
 class MaxUnpool(Layer):
-    """Puts each value back to where `MaxPool` found it: `layer(x, indices, output_size=None)`."""
+    """Puts each value back to where `MaxPool` found it: `layer(x, indices, output_size=None)`.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding : int or sequence of int
+        Those of the pool that is undone.
+    data_format : {"channels_first", "channels_last"}
+        The order of x's and y's axes.
+
+    Notes
+    -----
+    x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
+    *output_size).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import MaxUnpool
+    >>> from cnnlayers.layers import MaxPool
+    >>> y, indices = MaxPool(2, return_indices=True)(np.array([[[1.0, 5.0]]]))
+    >>> MaxUnpool(2)(y, indices)
+    array([[[0., 5.]]])
+
+    References
+    ----------
+    torch.nn.MaxUnpool2d; see `functional.max_unpool`
+    """
 
     _op_backward = staticmethod(F.max_unpool_backward)
 
