@@ -107,10 +107,31 @@ def _not_taken(value: Any) -> str:
 
 
 def of(*arrays: Any, name: str = "x") -> Backend:
-    """The backend that owns these arrays (None entries are passed over); `name` is what an error calls a single one.
+    """The backend that owns these arrays.
 
-    Arrays of another array-API library (they answer `__array_namespace__`) give a backend with that namespace. Raises
-    TypeError for mixed owners or devices, naming each, for what is no array, and where there is none at all.
+    Parameters
+    ----------
+    *arrays : array or None
+        NumPy's, CuPy's or another array-API library's (they answer `__array_namespace__`), which give a backend with
+        that namespace. None is passed over.
+    name : str
+        What an error calls a single one.
+
+    Returns
+    -------
+    backend : Backend
+
+    Raises
+    ------
+    TypeError
+        Arrays of several owners or devices (each is named), something that is no array, or no array at all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import backends
+    >>> backends.of(np.zeros(3)).name
+    'numpy'
     """
     if len(arrays) == 1 and arrays[0] is not None:
         return _owner(arrays[0], name)
@@ -191,19 +212,61 @@ def _from_torch_bfloat16(tensor: Any) -> numpy.ndarray:
 
 
 def to_numpy(a: Any) -> numpy.ndarray:
-    """`a` as a NumPy array: itself where it is one, a view where DLPack or the buffer protocol allow, else a copy.
+    """An array as NumPy's: itself where it is one, a view where DLPack or the buffer protocol allow, else a copy.
 
-    Takes arrays of any library (DLPack, `__array__`), buffers, sequences and numbers. Raises TypeError for what is not
-    made of numbers, ValueError for a ragged sequence.
+    Parameters
+    ----------
+    a : array, buffer, sequence or number
+        Of any library that offers DLPack or `__array__`.
+
+    Returns
+    -------
+    array : numpy.ndarray
+
+    Raises
+    ------
+    TypeError
+        It is not made of numbers.
+    ValueError
+        A ragged sequence.
+
+    Examples
+    --------
+    >>> from cnnlayers import backends
+    >>> backends.to_numpy([1.0, 2.0])
+    array([1., 2.])
     """
     return _to_host(a)
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
-    """`a` as an array of the selected backend, on its device; not copied where it is there already, in this machine's
-    byte order.
+    """An array as one of the selected backend, on its device and in this machine's byte order.
 
-    Takes what `to_numpy` takes. `dtype` converts. Raises TypeError for what is not made of numbers.
+    Nothing is copied where it is there already.
+
+    Parameters
+    ----------
+    a : array, buffer, sequence or number
+        What `to_numpy` takes.
+    dtype : dtype or None
+        The dtype to convert to; None keeps a's.
+
+    Returns
+    -------
+    array : array
+        Of the selected backend.
+
+    Raises
+    ------
+    TypeError
+        It is not made of numbers.
+
+    Examples
+    --------
+    >>> from cnnlayers import backends
+    >>> with backends.using("numpy"):
+    ...     backends.asarray([1, 2], "float32")
+    array([1., 2.], dtype=float32)
     """
     b = current()
     if b.name == "cupy":

@@ -88,7 +88,24 @@ def _resolve(name: str, said_by: str) -> Backend:
 def current() -> Backend:
     """The selected backend: the innermost `using` block's, else the process's (`use`, or `CNNLAYERS_BACKEND`).
 
-    Raises ValueError for an unknown name in the variable, BackendUnavailable where it asks for CuPy and cannot have it.
+    Returns
+    -------
+    backend : Backend
+        Where new arrays are made: `.name`, `.xp` and `.device`.
+
+    Raises
+    ------
+    ValueError
+        The variable has an unknown name.
+    BackendUnavailable
+        CuPy is asked for and cannot be used; the message says why and what mends it.
+
+    Examples
+    --------
+    >>> from cnnlayers import backends
+    >>> with backends.using("numpy"):
+    ...     backends.current().name
+    'numpy'
     """
     chosen = _block.get()
     if chosen is None:
@@ -99,9 +116,19 @@ def current() -> Backend:
 
 
 def use(name: str) -> Backend:
-    """Select a backend ("numpy", "cupy" or "auto") for the process.
+    """Select a backend for the process.
 
-    Raises ValueError for an unknown name, BackendUnavailable (saying why) where CuPy cannot be used.
+    Parameters
+    ----------
+    name : {"numpy", "cupy", "auto"}
+        "auto": CuPy where a usable GPU answers, else NumPy.
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+    BackendUnavailable
+        CuPy is asked for and cannot be used; the message says why and what mends it.
     """
     backend = _resolve(name, "the backend's name")
     _process[:] = [backend]
@@ -109,10 +136,47 @@ def use(name: str) -> Backend:
 
 
 def using(name: str) -> Block[Backend]:
-    """Select a backend for the block, in this thread or async task only. Raises as `use`, when the block begins."""
+    """Select a backend for a `with` block, in this thread or async task only.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy", "auto"}
+        "auto": CuPy where a usable GPU answers, else NumPy.
+
+    Returns
+    -------
+    block : context manager
+        `with backends.using("cupy") as b:` gives the Backend.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, when the block begins.
+    BackendUnavailable
+        CuPy is asked for and cannot be used; the message says why and what mends it.
+
+    Examples
+    --------
+    >>> from cnnlayers import backends
+    >>> with backends.using("numpy") as b:
+    ...     b.zeros((2,), b.xp.float32)
+    array([0., 0.], dtype=float32)
+    """
     return assigned(_block, lambda: _resolve(name, "the backend's name"))
 
 
 def available() -> dict[str, str | None]:
-    """`{name: None, or the reason it cannot be used}`. Never raises, never hangs, prints nothing."""
+    """The backends that can be used here. It never raises, never hangs and prints nothing.
+
+    Returns
+    -------
+    reasons : dict
+        For "numpy" and "cupy" None, or the reason it cannot be used.
+
+    Examples
+    --------
+    >>> from cnnlayers import backends
+    >>> backends.available()["numpy"] is None
+    True
+    """
     return {"numpy": None, "cupy": cupy_probe.reason()}

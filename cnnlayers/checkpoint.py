@@ -29,9 +29,35 @@ DTYPES = {
 
 
 def save(layer: Layer, path: str | os.PathLike[str]) -> None:
-    """Write the layer's `state_dict` to `path`; until that has succeeded an older file there stays as it is.
+    """Write a layer's `state_dict` to a safetensors file.
 
-    Raises OSError where the file cannot be written, TypeError for what is no layer or no path.
+    Parameters
+    ----------
+    layer : Layer
+    path : str or path
+        An older file there stays as it is until the new one has been written.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    TypeError
+        What is no layer or no path.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import cnnlayers
+    >>> from cnnlayers.layers import Linear
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model.safetensors")
+    ...     cnnlayers.save(Linear(4, 2, rng=0), path)
+    ...     cnnlayers.load(Linear(4, 2), path)
+    Linear(4, 2, bias=True)
+
+    References
+    ----------
+    https://github.com/huggingface/safetensors
     """
     save_arrays(_checked(layer).state_dict(), path)
 
@@ -95,11 +121,25 @@ def _sync_folder(folder: str) -> None:
 
 
 def load(layer: Layer, path: str | os.PathLike[str]) -> Layer:
-    """Read a file that `save` (or PyTorch's safetensors) wrote into the layer, and give the layer.
+    """Read a file that `save` (or PyTorch's safetensors) wrote into a layer.
 
-    The file's arrays may be of any real dtype but the 8-bit floats and smaller; they are cast to the layer's dtypes.
-    Raises FileNotFoundError, and ValueError for a file that is damaged or whose arrays do not fit; each names the file,
-    and the layer is then as it was.
+    Parameters
+    ----------
+    layer : Layer
+    path : str or path
+        Its arrays may have any real dtype but the 8-bit floats and smaller; they are cast to the layer's.
+
+    Returns
+    -------
+    layer : Layer
+        The one that was given.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is damaged, or its arrays do not fit: the message names the file, and the layer is as it was.
     """
     _checked(layer)
     state, _ = load_arrays(path)

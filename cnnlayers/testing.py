@@ -42,21 +42,48 @@ class GradientError(AssertionError):
 def gradcheck(
     op: Any, *args: Any, step: float = 1e-3, tol: float = 1e-6, seed: int = 0, **options: Any
 ) -> dict[str, float]:
-    """Check the gradients of an op or a layer; give each one's largest relative difference, by the argument's name.
+    """Compare the gradients of an op or a layer with differences of its forward, in float64.
 
-    op: the inference function of a trio, whose `<name>_forward` and `<name>_backward` stand beside it in its module; or
-    the tuple `(op, op_forward, op_backward)`; or a layer, whose dx and every gradient in `layer.grads` are checked,
-    on copies of it.
-    args, options: what the op (or the layer's forward) is called with. Floating arrays (or None in their place) are
-    differentiated in the order of the signature, as many as the backward returns gradients; integer arrays and other
-    values are passed on. A random generator is copied for each call, so that every call draws the same.
-    step: the longest difference step, in units of an array's spread. tol: the difference allowed, relative to the
-    gradient's root mean square. seed: of the directions and dy.
+    Parameters
+    ----------
+    op : function, tuple or Layer
+        The inference function of a trio, whose `<name>_forward` and `<name>_backward` stand beside it in its module;
+        the tuple `(op, op_forward, op_backward)`; or a layer, whose dx and every gradient in `layer.grads` are checked,
+        on copies of it.
+    *args, **options
+        What the op (or the layer's forward) is called with. Floating arrays (or None in their place) are differentiated
+        in the order of the signature, as many as the backward returns gradients; integer arrays and other values are
+        passed on. A random generator is copied for each call, so that every call draws the same.
+    step : float
+        The longest difference step, in units of an array's spread.
+    tol : float
+        The difference allowed, relative to the gradient's root mean square.
+    seed : int
+        Of the random directions and dy.
 
-    Raises GradientError (an AssertionError) that names the gradient, the worst element and both values; or that says
-    which promise was broken: a gradient's shape, dtype or owner, None for what was not given, a context that serves
-    twice, arguments that are not written to, a result that repeats. TypeError where no trio is found, ValueError where
-    there is nothing to difference.
+    Returns
+    -------
+    errors : dict
+        Each gradient's largest relative difference, by its argument's name.
+
+    Raises
+    ------
+    GradientError
+        An AssertionError that names the gradient, the worst element and both values; or the promise that was broken: a
+        gradient's shape, dtype or owner, None for what was not given, a context that serves twice, arguments that are
+        not written to, a result that repeats.
+    TypeError
+        No trio was found.
+    ValueError
+        There is nothing to difference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F, testing
+    >>> x = np.random.default_rng(0).normal(size=(2, 3, 6, 6))
+    >>> testing.gradcheck(F.avg_pool, x, 2)["x"] < 1e-6
+    True
     """
     step, tol = real(step, "step"), real(tol, "tol")
     rng = numpy.random.default_rng(integer(seed, "seed", 0))

@@ -132,8 +132,27 @@ def current_mode() -> str:
 
 
 def mode(name: str) -> Block[str]:
-    """Run a block, in this thread or async task only, with kernels "auto", "off" or "require"d. Raises ValueError for
-    another name."""
+    """A `with` block in which kernels are used or not, in this thread or async task only.
+
+    Parameters
+    ----------
+    name : {"auto", "off", "require"}
+        "auto": an op uses its kernel where that can serve. "off": portable array code alone. "require": an op that has
+        a kernel and cannot use it raises KernelUnavailable.
+
+    Raises
+    ------
+    ValueError
+        Another name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F, kernels
+    >>> with kernels.mode("off"):
+    ...     F.relu(np.array([-1.0, 2.0]))
+    array([0., 2.])
+    """
     return _mode.block(name)
 
 
@@ -144,8 +163,18 @@ def winograd_allowed() -> bool:
 
 
 def winograd(name: str) -> Block[str]:
-    """Run a block, in this thread or async task only, with Winograd's form "auto" (where it is faster) or "off". Raises
-    ValueError for another name."""
+    """A `with` block in which 3×3 convolutions may take Winograd's algorithm or not, in this thread or async task only.
+
+    Parameters
+    ----------
+    name : {"auto", "off"}
+        "auto": where it is faster; it is a little less exact.
+
+    Raises
+    ------
+    ValueError
+        Another name.
+    """
     return _winograd.block(name)
 
 
@@ -213,25 +242,44 @@ def ahead(name: str) -> bool:
 
 
 def warmup(call: Callable[..., Any], /, *args: Any, dtype: Any = "float32", **options: Any) -> int:
-    """Compile ahead: every kernel that a call launches, forward and backward. Returns how many are ready.
+    """Compile ahead: every kernel that a call launches, forward and backward.
 
-        kernels.warmup(net, (64, 3, 32, 32))           # a layer or a network, in the mode it is in
-        kernels.warmup(F.max_pool, x, 3, padding=1)    # an op: inference, forward and backward
-        kernels.warmup(lambda: step(images, labels))   # any other function
+    Parameters
+    ----------
+    call : Layer or function
+        A layer or network, in the mode it is in; an op with `<name>_forward` and `<name>_backward` beside it in its
+        module, of which all three are compiled for; or any other function, which is simply called.
+    *args, **options
+        What it is called with. Only shapes, dtypes and alignment of arrays count. In place of the first array its shape
+        will do.
+    dtype : str
+        Of the array that is made for a shape.
 
-    call: a layer, an op with `<name>_forward` and `<name>_backward` beside it in its module, or any other function.
-    args, options: what it is called with. Only shapes, dtypes and alignment of arrays count. Instead of the first array
-    its shape will do: an array of `dtype` is made on the selected backend.
+    Returns
+    -------
+    ready : int
+        The number of kernels: CUDA kernels by their template arguments; on the CPU the kernels of the dispatch table by
+        the dtypes of their arrays. Whether one was ready before makes no difference. With kernels "off" it is 0.
 
-    Of a layer a copy runs, and an op gets copies of its parameters, running statistics and random generators, so that
-    all stay as they are; any other function is simply called. On the GPU the library's kernels are not launched, but
-    CuPy compiles and launches its own for array code. On the CPU the call is computed, because Numba compiles at the
-    first call; nothing warns of its numbers.
+    Raises
+    ------
+    TypeError
+        `call` cannot be called.
+    Exception
+        What the call raises, and what a failed compile does.
 
-    The count: CUDA kernels by their template arguments; on the CPU the kernels of the dispatch table by the dtypes of
-    their arrays. Whether one was ready before makes no difference. With kernels "off" nothing is compiled: 0.
+    Notes
+    -----
+    A layer is copied first, and an op gets copies of its parameters, running statistics and random generators: all stay
+    as they are. On the GPU the library's kernels are not launched, but CuPy compiles and launches its own for array
+    code. On the CPU the call is computed, because Numba compiles at the first call; nothing warns of its numbers.
 
-    Raises what the call raises, and what a failed compile does; TypeError if `call` cannot be called.
+    Examples
+    --------
+    >>> from cnnlayers import functional as F, kernels
+    >>> with kernels.mode("off"):
+    ...     kernels.warmup(F.max_pool, (8, 3, 32, 32), 2)
+    0
     """
     if not callable(call):
         raise TypeError(f"warmup takes a layer, an op or a function, then its arguments; got {call!r}")

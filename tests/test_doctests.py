@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 import cnnlayers
-from cnnlayers import functional, layers
+from cnnlayers import backends, functional, kernels, layers, testing
 
 OPS = sorted(name for name in functional.__all__ if not name.endswith(("_forward", "_backward")))
 LAYERS = sorted(layers.__all__)
 PUBLIC = [
     *((functional, name) for name in sorted(functional.__all__)),
     *((layers, name) for name in LAYERS),
+    *((backends, name) for name in ("asarray", "available", "current", "of", "to_numpy", "use", "using")),
+    *((kernels, name) for name in ("mode", "warmup", "winograd")),
+    *((cnnlayers, name) for name in ("linear_operator", "load", "save")),
+    (testing, "gradcheck"),
 ]
 
 
@@ -29,7 +33,7 @@ def run_examples(place, name: str) -> int:
     number = 0
     for test in doctest.DocTestFinder(recurse=False).find(getattr(place, name), name, globs={}):
         number += len(test.examples)
-        with np.printoptions(), cnnlayers.backends.using("numpy"):
+        with np.printoptions(), backends.using("numpy"):
             runner.run(test)
     assert not runner.failures, f"{name}: {runner.failures} of {number} examples give something else; see the output"
     return number
@@ -38,6 +42,15 @@ def run_examples(place, name: str) -> int:
 @pytest.mark.parametrize(("place", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
 def test_the_examples_of_a_docstring_give_what_they_say(place, name):
     run_examples(place, name)
+
+
+@pytest.mark.parametrize(("place", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_a_docstring_has_numpydocs_sections_after_a_summary(place, name):
+    text = inspect.cleandoc(getattr(place, name).__doc__)
+    summary, _, rest = text.partition("\n")
+    assert summary.endswith((".", ":"))
+    assert not rest.strip() or rest.startswith("\n"), "a blank line after the summary"
+    assert sections(text) or name == "Layer"
 
 
 @pytest.mark.parametrize("name", OPS)
