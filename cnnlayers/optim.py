@@ -2,8 +2,9 @@
 
 An optimiser is given `layer.params` (names -> live arrays) once and `layer.grads` at every step. Both are checked by
 name and shape before anything is updated, so a refused step leaves the weights and the optimiser's own state as they
-were. The formulas are PyTorch's, weight decay included (it is added to the gradient). State dictionaries are flat,
-names -> arrays, so that they go into a safetensors file as they are.
+were. Or it is given Tensors of `cnnlayers.autograd` once, and `step()` reads their gradients. The formulas are
+PyTorch's, weight decay included (it is added to the gradient). State dictionaries are flat, names -> arrays, so that
+they go into a safetensors file as they are.
 
 float16 and bfloat16 parameters are updated in float32: the optimiser's own arrays are float32, so is the arithmetic,
 and the new parameter alone is rounded. In float16 itself the square of a gradient below 2e-4 and Adam's eps are 0. A
@@ -13,16 +14,19 @@ step smaller than half the spacing of a parameter's values is still lost: train 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy
 
 from cnnlayers import backends
+from cnnlayers.autograd import Tensor
 from cnnlayers.backends import Backend
 from cnnlayers.functional._common import Array, accumulator_dtype, cast
 from cnnlayers.layers.base import Parameters, was_replaced
 from cnnlayers.specs.arguments import flag, real
+
+__all__ = ["SGD", "Adam", "Optimizer"]
 
 
 def _number(value: Any, name: str, least: float, below: float = math.inf) -> float:
@@ -51,17 +55,36 @@ def _real_numbers(name: str, value: Any) -> numpy.ndarray:
     return host
 
 
+def _by_name(params: Any) -> Mapping[str, Array | Tensor]:
+    """`params` by name. Tensors may come one after another: then their names are "0", "1" and so on."""
+    if isinstance(params, Tensor) or (isinstance(params, Iterable) and not hasattr(params, "keys")):
+        given = [params] if isinstance(params, Tensor) else list(params) if not hasattr(params, "dtype") else [None]
+        if all(isinstance(p, Tensor) for p in given):
+            return {str(i): p for i, p in enumerate(given)}
+    _check_mapping(params, "params", "layer.params")
+    mapping: Mapping[str, Array | Tensor] = params
+    return mapping
+
+
 class Optimizer:
-    """What the optimisers share: the parameters, the checks, and their own arrays, one set of `slots` a parameter."""
+    """What the optimisers share: the parameters, the checks, and their own arrays, one set of `slots` a parameter.
+
+    params: names -> arrays, as `layer.params`; or Tensors that require a gradient: names -> Tensors, as
+    `autograd.parameters(layer)` gives them, or a list.
+    """
 
     slots: tuple[str, ...] = ()
 
-    def __init__(self, params: Mapping[str, Array], lr: float, weight_decay: float) -> None:
-        _check_mapping(params, "params", "layer.params")
-        if not params:
-            raise ValueError("params is empty: an optimiser needs at least one parameter, as layer.params gives them")
+    def __init__(
+        self, params: Mapping[str, Array] | Mapping[str, Tensor] | Iterable[Tensor], lr: float, weight_decay: float
+    ) -> None:
         self._layer = params.layer if isinstance(params, Parameters) else None
-        self.params = dict(params)
+        named = _by_name(params)
+        if not named:
+            raise ValueError("params is empty: an optimiser needs at least one parameter, as layer.params gives them")
+        self._tensors = {name: p for name, p in named.items() if isinstance(p, Tensor)}
+        self.params: dict[str, Array] = {n: p.data if isinstance(p, Tensor) else p for n, p in named.items()}
+        self._check_tensors()
         self.lr = _number(lr, "lr", 0.0)
         self.weight_decay = _number(weight_decay, "weight_decay", 0.0)
         self.steps = 0
@@ -76,19 +99,59 @@ class Optimizer:
     def _owner(self, name: str) -> Backend:
         return backends.of(self.params[name], name=f"parameter {name!r}")
 
+    def _check_tensors(self) -> None:
+        """Raise where only some parameters are Tensors, or one cannot have a gradient, or stands there twice."""
+        if self._tensors and len(self._tensors) < len(self.params):
+            raise TypeError("params must all be Tensors, or all be arrays")
+        names: dict[int, str] = {}
+        for name, tensor in self._tensors.items():
+            if tensor._source is not tensor:
+                reason = "was computed" if tensor.requires_grad else "does not require a gradient"
+                raise ValueError(
+                    f"parameter {name!r} is a Tensor that {reason}: an optimiser changes Tensors that were made with"
+                    " requires_grad=True"
+                )
+            if id(tensor) in names:
+                raise ValueError(f"parameter {name!r} is the same Tensor as {names[id(tensor)]!r}")
+            names[id(tensor)] = name
+
+    def zero_grad(self) -> None:
+        """Set the Tensors' gradients to None, so that the next backward begins anew. There is nothing to do where the
+        parameters are arrays."""
+        for tensor in self._tensors.values():
+            tensor.grad = None
+
+    def _gradients(self, grads: Mapping[str, Array] | None) -> Mapping[str, Array]:
+        """What a step uses: `grads`, or those of the Tensors that have one."""
+        if grads is not None or not self._tensors:
+            self._check(grads, self.params)
+            return grads or {}
+        found = {name: t.grad for name, t in self._tensors.items() if t.requires_grad and t.grad is not None}
+        if not found:
+            raise RuntimeError(
+                "no Tensor has a gradient: call backward of a loss that was computed from them, then step"
+            )
+        self._check(found, found)
+        return found
+
     @backends.quiet
-    def step(self, grads: Mapping[str, Array]) -> None:
-        """Update every parameter from its gradient; `grads` has params' names and shapes, as `layer.grads` does.
+    def step(self, grads: Mapping[str, Array] | None = None) -> None:
+        """Update every parameter from its gradient.
+
+        grads: with params' names and shapes, as `layer.grads` has them. None where the parameters are Tensors: then
+        their `grad`. Tensors without a gradient, or that require none any longer, stay as they are; Adam's count of
+        steps, which it corrects its start by, is that of all parameters.
 
         Raises ValueError for a missing, unknown or misshapen gradient, TypeError for one of another owner or not
-        of real numbers, RuntimeError where the layer has put other arrays in the place of these parameters.
+        of real numbers, RuntimeError where other arrays stand in the place of these parameters, or no Tensor has a
+        gradient.
         """
         self._check_in_use()
-        self._check(grads)
+        grads = self._gradients(grads)
         lr = _number(self.lr, "lr", 0.0)
         self.steps += 1
-        for name, p in self.params.items():
-            b = self._owner(name)
+        for name in grads:
+            p, b = self.params[name], self._owner(name)
             wide = cast(b, p, accumulator_dtype(b, p.dtype))
             g = cast(b, grads[name], wide.dtype)
             self._update(b, name, wide, g + self.weight_decay * wide if self.weight_decay else g, lr)
@@ -97,21 +160,25 @@ class Optimizer:
 
     def _check_in_use(self) -> None:
         """RuntimeError where a parameter is an array that its layer no longer uses (after `to` or `map_arrays`)."""
-        if self._layer is None:
+        if self._tensors:
+            stale = [name for name, p in self.params.items() if self._tensors[name].data is not p]
+        elif self._layer is None:
             stale = [name for name, p in self.params.items() if was_replaced(p)]
         else:
             live = self._layer.params
             stale = [name for name, p in self.params.items() if live.get(name) is not p]
         if stale:
+            of_layer = "" if self._tensors else " of the layer"
             raise RuntimeError(
-                f"parameter {stale[0]!r} of the layer is another array now ({len(stale)} of {len(self.params)} are):"
-                f" a step would change the old one, which nothing uses. After to() or map_arrays() make a new"
+                f"parameter {stale[0]!r}{of_layer} is another array now ({len(stale)} of {len(self.params)} are): a"
+                f" step would change the old one, which nothing uses. After to() or map_arrays() make a new"
                 f" {type(self).__name__}(layer.params, ...); its load_state_dict(old.state_dict()) keeps the progress"
             )
 
-    def _check(self, grads: Mapping[str, Array]) -> None:
+    def _check(self, grads: Mapping[str, Array] | None, expected: Iterable[str]) -> None:
         _check_mapping(grads, "grads", "layer.grads")
-        missing = sorted(str(name) for name in self.params if grads.get(name) is None)
+        assert grads is not None
+        missing = sorted(str(name) for name in expected if grads.get(name) is None)
         unknown = sorted(str(name) for name in grads if name not in self.params)
         if missing or unknown:
             said = [f"no gradient for {', '.join(missing)}"] * bool(missing)
@@ -119,7 +186,8 @@ class Optimizer:
             raise ValueError(
                 f"{'; '.join(said)}: give layer.grads after a backward of the layer whose params these are"
             )
-        for name, p in self.params.items():
+        for name in expected:
+            p = self.params[name]
             if backends.of(grads[name], name=f"the gradient of {name!r}") != self._owner(name):
                 raise TypeError(
                     f"the gradient of {name!r} lives elsewhere than its parameter: make a new optimiser after to()"
@@ -177,7 +245,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Mapping[str, Array],
+        params: Mapping[str, Array] | Mapping[str, Tensor] | Iterable[Tensor],
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
@@ -208,7 +276,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Mapping[str, Array],
+        params: Mapping[str, Array] | Mapping[str, Tensor] | Iterable[Tensor],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

@@ -2,6 +2,7 @@
 
 from . import functional
 from .graph import no_grad
+from .layers import Parameter, parameters
 from .tensor import Tensor, concat
 
-__all__ = ["Tensor", "concat", "functional", "no_grad"]
+__all__ = ["Parameter", "Tensor", "concat", "functional", "no_grad", "parameters"]

@@ -247,6 +247,12 @@ class Tensor:
             check_floating(backends.of(self._data), self._data, "data of a Tensor that requires_grad")
         self._wanted = bool(wanted)
 
+    def _through_layer(self, layer: Any, *args: Any, **options: Any) -> Any:
+        """`layer(self, ...)`, as layers call it."""
+        from .layers import through_layer
+
+        return through_layer(layer, self, *args, **options)
+
     def detach(self) -> Tensor:
         """A Tensor of the same array, without history: gradients do not pass it."""
         return Tensor._of(self._data)

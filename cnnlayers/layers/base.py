@@ -96,11 +96,26 @@ class Layer:
         self._params: dict[str, Array] = {}
         self._buffers: dict[str, Array] = {}
         self._children: dict[str, Layer] = {}
-        self._grads: dict[str, Array] = {}
+        self._gradients: dict[str, Array] = {}
+        self._tensors: dict[str, Any] = {}  # the parameters as Tensors of cnnlayers.autograd, made when asked for
         self._ctx: Any = None
 
+    @property
+    def _grads(self) -> dict[str, Array]:
+        return self._gradients
+
+    @_grads.setter
+    def _grads(self, gradients: Mapping[str, Array]) -> None:
+        new = dict(gradients)
+        self._gradients.clear()  # the dict itself stays: Tensors of the parameters refer to it
+        self._gradients.update(new)
+
     def forward(self, x: Array, *args: Any, **options: Any) -> Any:
-        """y; the context for `backward` is kept. A context that was pending is discarded, even where this raises."""
+        """y; the context for `backward` is kept. A context that was pending is discarded, even where this raises.
+
+        Of a Tensor of cnnlayers.autograd y is a Tensor, and the graph keeps the context."""
+        if hasattr(x, "_through_layer"):
+            return x._through_layer(self, *args, **options)
         self.release()
         y, self._ctx = self._forward(backends.plain(x), *args, **options)
         return y
@@ -224,7 +239,7 @@ class Layer:
 
     # ----------------------------------------------------------------------------------------------------------- copies
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_ctx": None}
+        return {**vars(self), "_ctx": None, "_tensors": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A layer with arrays of its own and no pending context."""
