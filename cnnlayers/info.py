@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import subprocess
@@ -103,31 +104,46 @@ def _kernels() -> Iterator[str]:
     yield f"mode {_setting(kernels.current_mode)} (CNNLAYERS_KERNELS sets it)"
     allowed = _setting(lambda: "auto" if kernels.winograd_allowed() else "off")
     yield f"Winograd {allowed} (CNNLAYERS_WINOGRAD sets it)"
+    code = "cnnlayers.kernels.cpu.code_cache"
+    reasons = _reasons({entry.needs for entry in kernels.TABLE.values() if entry.needs} | {code})
     for name in backends.available():
         entries = {op: entry for (op, backend), entry in kernels.TABLE.items() if backend == name}
         ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries}
-        reasons = list(filter(None, map(_reason, sorted({entry.needs for entry in entries.values() if entry.needs}))))
-        if reasons:
-            yield from (f"{name:<8}none, {reason}" for reason in reasons)
+        missing = [reasons[needed] for needed in sorted({e.needs for e in entries.values() if e.needs} & {*reasons})]
+        if missing:
+            yield from (f"{name:<8}none, {reason}" for reason in missing)
             yield f"{'':<8}Array code serves until then: {COST}"
             continue
         said = ", ".join(sorted(ops)) or "none: every op runs as portable array code"
         yield from textwrap.wrap(f"{name:<8}{said}", WIDTH, subsequent_indent=" " * 8)
-    if not _reason("cnnlayers.kernels.cpu.jit"):
-        reason = _reason("cnnlayers.kernels.cpu.code_cache")
-        stored = f"not stored: {reason}" if reason else f"stored in {directory()} (CNNLAYERS_CACHE_DIR sets it)"
-        yield f"compiled code is {stored}"
+    if "cnnlayers.kernels.cpu.jit" not in reasons:
+        stored = f"not stored: {reasons[code]}" if code in reasons else f"stored in {directory()}"
+        yield f"compiled code is {stored}{'' if code in reasons else ' (CNNLAYERS_CACHE_DIR sets it)'}"
+        yield "A kernel is compiled at its first call, within a second or two; cnnlayers.kernels.warmup does it ahead"
 
 
-def _reason(needed: str) -> str:
-    """Why a kind of kernel cannot run here, or nothing. Asked in a process of its own: it imports what it asks for."""
-    code = f"import {needed} as kind; print(kind.unavailable() or '')"
+_PROBE = """
+import importlib, json, sys
+for name in sys.argv[1:]:
     try:
-        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        said = importlib.import_module(name).unavailable()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    print(json.dumps([name, said]), flush=True)
+"""
+
+
+def _reasons(needed: set[str]) -> dict[str, str]:
+    """Why kinds of kernels cannot run here, by the module that says so; of those that can there is nothing. One process
+    is asked, because these modules import what they ask for."""
+    said: dict[str, str | None] = dict.fromkeys(needed, "which could not be found out: its import ends Python")
+    try:
+        asked = [sys.executable, "-c", _PROBE, *sorted(needed, reverse=True)]
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
+        said.update(json.loads(line) for line in found.splitlines() if line.startswith("["))
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"which could not be found out ({type(error).__name__})"
-    said = (ran.stdout if ran.returncode == 0 else ran.stderr).strip()
-    return said.splitlines()[-1] if said else ""
+        said = dict.fromkeys(needed, f"which could not be found out ({type(error).__name__})")
+    return {name: reason for name, reason in said.items() if reason}
 
 
 def _extras() -> Iterator[str]:

@@ -128,6 +128,7 @@ def test_info() -> None:
         "mode auto",
         "extras",
         "" if jit.unavailable() else "compiled code is stored in ",
+        "" if jit.unavailable() else "cnnlayers.kernels.warmup",
     ):
         assert word in said.stdout
 
@@ -171,6 +172,21 @@ def test_info_says_what_a_missing_numba_costs(monkeypatch: pytest.MonkeyPatch, t
     assert "about four times as long" in said
     assert max(map(len, said.splitlines()[6:])) <= 150  # the first rows name CuPy's packages
     assert "compiled code" not in said
+
+
+@pytest.mark.skipif(bool(jit.unavailable()), reason=str(jit.unavailable()))
+def test_info_asks_one_process_about_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    run = subprocess.run
+    monkeypatch.setattr(info.subprocess, "run", lambda *args, **options: asked.append(args) or run(*args, **options))
+    assert "compiled code is stored" in "\n".join(info.lines())
+    assert len(asked) == 1
+
+
+def test_info_goes_on_where_a_kernels_import_ends_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("import os; os._exit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "numpy   none, which could not be found out: its import ends Python" in "\n".join(info.lines())
 
 
 @pytest.mark.skipif(bool(jit.unavailable()), reason=str(jit.unavailable()))
