@@ -1,7 +1,7 @@
-"""What is measured: data, no code that computes. A case is an op, a shape and its options; the targets stand beside it.
+"""What is measured: data, no code that computes. A case is an op, a shape and its options.
 
-Shapes are always written (N, C, H, W); a case whose options say channels_last has its arrays laid out (N, H, W, C).
-A target is what this library aims at on the machine that the group names, not a test: nothing fails for missing one.
+Shapes are always written (N, C, *spatial); a case whose options say channels_last has its arrays laid out
+(N, *spatial, C).
 """
 
 from __future__ import annotations
@@ -13,16 +13,7 @@ from typing import Any
 FORWARD, BACKWARD, INFERENCE, STEP = "forward", "backward", "inference", "step"
 TRAINING = (FORWARD, BACKWARD)
 ALL = (INFERENCE, FORWARD, BACKWARD)
-NETWORK = "three_layer_step"  # the one case that is no op: a whole training step
-GEOMETRIC_MEAN, LEAST = 2.5, 0.9  # over the CPU's target rows, and of each of them
-
-
-@dataclass(frozen=True)
-class Target:
-    """ratio: the peer's time over ours, at least. share: of the measured copy bandwidth, at least."""
-
-    ratio: float | None = None
-    share: float | None = None
+NETWORKS = ("three_layer_step", "lenet_step", "resnet8_step")  # no ops: whole training steps
 
 
 @dataclass(frozen=True)
@@ -36,13 +27,13 @@ class Case:
     weight: tuple[int, ...] | None = None
     dtype: str = "float32"
     parts: tuple[str, ...] = TRAINING
-    targets: Mapping[str, Target] = field(default_factory=dict)
-    group: str = "targets"
+    group: str = "main"
 
     @property
     def name(self) -> str:
         """As it stands in the table: "max_pool 2×2 s2, 32×64×112²"."""
-        return f"{self.op} {self.title}".rstrip() + f", {said(self.shape)}"
+        dtype = {"float32": "", "float16": " f16", "bfloat16": " bf16"}.get(self.dtype, f" {self.dtype}")
+        return f"{self.op} {self.title}".rstrip() + f"{dtype}, {said(self.shape)}"
 
     @property
     def channels_last(self) -> bool:
@@ -50,14 +41,10 @@ class Case:
 
 
 def said(shape: Sequence[int]) -> str:
-    """(32, 64, 112, 112) as 32×64×112²."""
-    if len(shape) == 4 and shape[2] == shape[3]:
-        return "×".join(map(str, shape[:2])) + f"×{shape[2]}²"
+    """(32, 64, 112, 112) as 32×64×112², and (8, 16, 16, 16, 16) as 8×16×16³."""
+    if len(shape) > 3 and len(set(shape[2:])) == 1:
+        return "×".join(map(str, shape[:2])) + f"×{shape[2]}{'²³'[len(shape) - 4]}"
     return "×".join(map(str, shape))
-
-
-def _training(forward: float | None, backward: float | None, share: float | None = None) -> dict[str, Target]:
-    return {FORWARD: Target(forward, share), BACKWARD: Target(backward, share)}
 
 
 # options by the name that titles them
@@ -66,59 +53,120 @@ POOL3 = {"kernel_size": 3, "stride": 2, "padding": 1}
 POOL1 = {"kernel_size": 3, "stride": 1, "padding": 1}
 BN = {"training": True}
 LAST = {"data_format": "channels_last"}
+GLOBAL = {"output_size": 1}
 
 
 def _pad(mode: str, width: int = 1) -> dict[str, Any]:
     return {"padding": width, "mode": mode}
 
 
-# ----------------------------------------------------------------------------------- CPU, two cores, against PyTorch
-CPU_TARGETS = (
-    Case("max_pool", (32, 64, 112, 112), "2×2 s2", POOL2, targets=_training(10, 3)),
-    Case("max_pool", (32, 64, 112, 112), "3×3 s2 p1", POOL3, targets=_training(10, 3)),
-    Case("avg_pool", (32, 64, 112, 112), "2×2 s2", POOL2, targets=_training(5, 5)),
-    Case("avg_pool", (32, 64, 56, 56), "3×3 s1 p1", POOL1, targets=_training(5, 5)),
-    Case("batch_norm", (32, 64, 56, 56), "", BN, targets=_training(2.5, 1.5)),
-    Case("batch_norm", (32, 256, 14, 14), "", BN, targets=_training(2.5, 1.5)),
-    Case("group_norm", (32, 64, 56, 56), "32 groups", {"num_groups": 32}, targets=_training(1.2, 1.2)),
-    Case("group_norm", (32, 256, 14, 14), "32 groups", {"num_groups": 32}, targets=_training(1.2, 1.2)),
-    Case("layer_norm", (8192, 768), "", {"normalized_shape": 768}, targets=_training(1.2, 1.2)),
-    Case("pad", (32, 64, 56, 56), "reflect 1", _pad("reflect"), targets=_training(1.0, 3)),
-    Case("pad", (32, 64, 56, 56), "edge 1", _pad("edge"), targets=_training(1.0, 3)),
-    Case("pad", (32, 64, 56, 56), "constant 1", _pad("constant"), targets=_training(0.9, 0.9)),
-    Case("relu", (32, 64, 56, 56), targets=_training(0.9, 0.9)),
-    Case("adaptive_avg_pool", (32, 256, 14, 14), "global", {"output_size": 1}, targets=_training(0.9, 0.9)),
-    Case("conv", (32, 64, 56, 56), "3×3 64→64", {"padding": 1}, (64, 64, 3, 3), targets=_training(1.8, 1.5)),
-    Case("conv", (32, 64, 56, 56), "1×1 64→256", {}, (256, 64, 1, 1), targets=_training(1.5, 1.5)),
-    Case(
-        "conv", (32, 3, 112, 112), "7×7 s2 3→64", {"stride": 2, "padding": 3}, (64, 3, 7, 7),
-        targets=_training(1.3, 1.3),
-    ),
-    Case(
-        "conv", (32, 64, 56, 56), "3×3 s2 64→128", {"stride": 2, "padding": 1}, (128, 64, 3, 3),
-        targets=_training(1.0, 1.0),
-    ),
-    Case("conv", (32, 256, 14, 14), "3×3 256→256", {"padding": 1}, (256, 256, 3, 3), targets=_training(1.0, 1.0)),
-    Case(
-        "conv", (32, 128, 28, 28), "depthwise 3×3", {"padding": 1, "groups": 128}, (128, 1, 3, 3),
-        targets=_training(1.0, 1.0),
-    ),
-)  # fmt: skip
+def _conv(filters: int, channels: int, *kernel: int) -> tuple[int, ...]:
+    return (filters, channels, *kernel)
+
+
+# ------------------------------------------------------------------------------------------------------------------ CPU
+MAIN = (
+    Case("max_pool", (32, 64, 112, 112), "2×2 s2", POOL2),
+    Case("max_pool", (32, 64, 112, 112), "3×3 s2 p1", POOL3),
+    Case("avg_pool", (32, 64, 112, 112), "2×2 s2", POOL2),
+    Case("avg_pool", (32, 64, 56, 56), "3×3 s1 p1", POOL1),
+    Case("batch_norm", (32, 64, 56, 56), "", BN),
+    Case("batch_norm", (32, 256, 14, 14), "", BN),
+    Case("group_norm", (32, 64, 56, 56), "32 groups", {"num_groups": 32}),
+    Case("group_norm", (32, 256, 14, 14), "32 groups", {"num_groups": 32}),
+    Case("layer_norm", (8192, 768), "", {"normalized_shape": 768}),
+    Case("pad", (32, 64, 56, 56), "reflect 1", _pad("reflect")),
+    Case("pad", (32, 64, 56, 56), "edge 1", _pad("edge")),
+    Case("pad", (32, 64, 56, 56), "constant 1", _pad("constant")),
+    Case("relu", (32, 64, 56, 56)),
+    Case("adaptive_avg_pool", (32, 256, 14, 14), "global", GLOBAL),
+    Case("conv", (32, 64, 56, 56), "3×3 64→64", {"padding": 1}, _conv(64, 64, 3, 3)),
+    Case("conv", (32, 64, 56, 56), "1×1 64→256", {}, _conv(256, 64, 1, 1)),
+    Case("conv", (32, 3, 112, 112), "7×7 s2 3→64", {"stride": 2, "padding": 3}, _conv(64, 3, 7, 7)),
+    Case("conv", (32, 64, 56, 56), "3×3 s2 64→128", {"stride": 2, "padding": 1}, _conv(128, 64, 3, 3)),
+    Case("conv", (32, 256, 14, 14), "3×3 256→256", {"padding": 1}, _conv(256, 256, 3, 3)),
+    Case("conv", (32, 128, 28, 28), "depthwise 3×3", {"padding": 1, "groups": 128}, _conv(128, 1, 3, 3)),
+)
+
+# The kinds of calls that are less common: other windows, ranks, layouts, dtypes, groups, sizes.
+BREADTH = tuple(
+    replace(case, group="breadth")
+    for case in (
+        Case("max_pool", (32, 256, 14, 14), "global", {"kernel_size": 14}),
+        Case("max_pool", (8, 64, 112, 112), "global", {"kernel_size": 112}),
+        Case("max_pool", (8, 64, 112, 112), "56×56 s56", {"kernel_size": 56, "stride": 56}),
+        Case("max_pool", (8, 64, 16000), "1-D global", {"kernel_size": 16000}),
+        Case("max_pool", (32, 64, 4096), "1-D k2 s2", {"kernel_size": 2, "stride": 2}),
+        Case("max_pool", (4, 32, 32, 32, 32), "3-D k2 s2", {"kernel_size": 2, "stride": 2}),
+        Case("max_pool", (8, 64, 56, 56), "5×5 s1 p2", {"kernel_size": 5, "stride": 1, "padding": 2}),
+        Case("max_pool", (32, 64, 56, 56), "3×3 s2 p1 last", POOL3 | LAST),
+        Case("max_pool", (32, 64, 56, 56), "2×2 s2", POOL2, dtype="float16"),
+        Case("avg_pool", (32, 64, 56, 56), "3×3 s2 p1", POOL3),
+        Case("avg_pool", (32, 64, 56, 56), "2×2 s2", POOL2, dtype="float16"),
+        Case("avg_pool", (32, 64, 56, 56), "2×2 s2 last", POOL2 | LAST),
+        Case("avg_pool", (4, 32, 32, 32, 32), "3-D k2 s2", {"kernel_size": 2, "stride": 2}),
+        Case("lp_pool", (32, 64, 56, 56), "p2 2×2 s2", {"kernel_size": 2, "norm_type": 2.0, "stride": 2}),
+        Case("adaptive_max_pool", (32, 256, 14, 14), "to 6", {"output_size": 6}),
+        Case("adaptive_avg_pool", (32, 256, 14, 14), "to 6", {"output_size": 6}),
+        Case("adaptive_avg_pool", (32, 256, 14, 14), "global last", GLOBAL | LAST),
+        Case("batch_norm", (32, 64, 56, 56), "last", BN | LAST),
+        Case("batch_norm", (4096, 512), "rows", BN),
+        Case("batch_norm", (32, 64, 56, 56), "", BN, dtype="float16"),
+        Case("instance_norm", (32, 64, 56, 56), "", {}),
+        Case("group_norm", (2000, 8, 4, 4), "2 groups", {"num_groups": 2}),
+        Case("rms_norm", (4096, 1024), "", {"normalized_shape": 1024, "eps": 1e-6}),
+        Case("pad", (32, 64, 56, 56), "reflect 1 last", _pad("reflect") | LAST),
+        Case("pad", (32, 64, 4096), "1-D constant 2", _pad("constant", 2)),
+        Case("conv", (64, 16, 32, 32), "3×3 16→16", {"padding": 1}, _conv(16, 16, 3, 3)),
+        Case("conv", (64, 16, 32, 32), "3×3 s2 16→16", {"stride": 2, "padding": 1}, _conv(16, 16, 3, 3)),
+        Case("conv", (64, 6, 14, 14), "5×5 6→16", {}, _conv(16, 6, 5, 5)),
+        Case("conv", (2000, 8, 4, 4), "3×3 8→8", {"padding": 1}, _conv(8, 8, 3, 3)),
+        Case("conv", (32, 64, 28, 28), "3×3 groups of 4", {"padding": 1, "groups": 16}, _conv(64, 4, 3, 3)),
+        Case("conv", (16, 32, 28, 28), "3×3 d2 32→32", {"padding": 2, "dilation": 2}, _conv(32, 32, 3, 3)),
+        Case("conv", (16, 32, 28, 28), "3×3 32→32 last", {"padding": 1} | LAST, _conv(32, 32, 3, 3)),
+        Case("conv", (16, 32, 1000), "1-D k9 32→32", {"padding": 4}, _conv(32, 32, 9)),
+        Case("conv", (2, 16, 16, 16, 16), "3-D k3 16→16", {"padding": 1}, _conv(16, 16, 3, 3, 3)),
+        Case("conv_transpose", (16, 32, 14, 14), "4×4 s2 32→16", {"stride": 2, "padding": 1}, _conv(32, 16, 4, 4)),
+        *(Case(op, (32, 64, 56, 56)) for op in ("leaky_relu", "gelu", "sigmoid", "tanh")),
+        Case("relu", (32, 64, 56, 56), dtype="float16"),
+    )
+)
+
+# Calls whose time is the library's own, not the memory's or the arithmetic's.
+SMALL = tuple(
+    replace(case, group="small", shape=shape if len(case.shape) == 4 else (shape[0], 512))
+    for shape in ((2, 8, 8, 8), (8, 16, 16, 16))
+    for c in (shape[1],)
+    for case in (
+        Case("max_pool", shape, "2×2 s2", POOL2),
+        Case("avg_pool", shape, "2×2 s2", POOL2),
+        Case("adaptive_avg_pool", shape, "global", GLOBAL),
+        Case("pad", shape, "reflect 1", _pad("reflect")),
+        Case("batch_norm", shape, "", BN),
+        Case("group_norm", shape, "2 groups", {"num_groups": 2}),
+        Case("layer_norm", (8, 512), "", {"normalized_shape": 512}),
+        Case("relu", shape),
+        Case("gelu", shape),
+        Case("conv", shape, f"3×3 {c}→{c}", {"padding": 1}, _conv(c, c, 3, 3)),
+        Case("conv", shape, "depthwise 3×3", {"padding": 1, "groups": c}, _conv(c, 1, 3, 3)),
+        Case("conv_transpose", shape, f"2×2 s2 {c}→{c}", {"stride": 2}, _conv(c, c, 2, 2)),
+    )
+)
 
 # Layers as they stand in networks, a batch of 8 (4 and 2 where the pictures are large).
-NETWORKS = tuple(
+LAYERS = tuple(
     replace(case, group="networks", parts=ALL)
     for case in (
-        Case("conv", (8, 3, 224, 224), "ResNet-50 stem 7×7 s2", {"stride": 2, "padding": 3}, (64, 3, 7, 7)),
-        Case("max_pool", (8, 64, 112, 112), "ResNet-50 3×3 s2 p1", POOL3),
+        Case("conv", (8, 3, 224, 224), "ResNet-50 7×7 s2", {"stride": 2, "padding": 3}, (64, 3, 7, 7)),
+        Case("max_pool", (8, 64, 112, 112), "ResNet-50 3×3 s2", POOL3),
         Case("conv", (8, 256, 56, 56), "ResNet-50 1×1 256→64", {}, (64, 256, 1, 1)),
         Case("conv", (8, 128, 28, 28), "ResNet-50 3×3 128→128", {"padding": 1}, (128, 128, 3, 3)),
         Case("batch_norm", (8, 256, 56, 56), "ResNet-50", BN),
-        Case("adaptive_avg_pool", (8, 2048, 7, 7), "ResNet-50 global", {"output_size": 1}),
+        Case("adaptive_avg_pool", (8, 2048, 7, 7), "ResNet-50", GLOBAL),
         Case("conv", (2, 64, 224, 224), "VGG-16 3×3 64→64", {"padding": 1}, (64, 64, 3, 3)),
         Case("max_pool", (8, 64, 224, 224), "VGG-16 2×2 s2", POOL2),
         Case("pad", (4, 64, 256, 256), "U-Net reflect 1", _pad("reflect")),
-        Case("pad", (2, 3, 388, 388), "U-Net mirrored tile 92", _pad("reflect", 92)),
+        Case("pad", (2, 3, 388, 388), "U-Net tile 92", _pad("reflect", 92)),
         Case("layer_norm", (4096, 1024), "transformer", {"normalized_shape": 1024}),
         Case("rms_norm", (4096, 1024), "transformer", {"normalized_shape": 1024, "eps": 1e-6}),
     )
@@ -145,59 +193,50 @@ SWEEP = tuple(
     for power in range(5)
 )
 
-STEPS = (Case(NETWORK, (64, 3, 32, 32), "32 filters", parts=(STEP,), group="step"),)
-CPU = (*CPU_TARGETS, *NETWORKS, *TUTORIAL, *STEPS, *SWEEP)
+# A batch of digits (8×8), of MNIST's size, and of CIFAR's.
+STEPS = tuple(
+    Case(op, shape, title, parts=(STEP,), group="step")
+    for op, shape, title in (
+        ("three_layer_step", (64, 1, 8, 8), "32 filters"),
+        ("lenet_step", (64, 1, 28, 28), "6, 16 filters"),
+        ("three_layer_step", (64, 3, 32, 32), "32 filters"),
+        ("resnet8_step", (64, 3, 32, 32), ""),
+    )
+)
+CPU = (*MAIN, *BREADTH, *SMALL, *LAYERS, *TUTORIAL, *STEPS, *SWEEP)
 
-# --------------------------------------------------------------------- GPU: the fastest PyTorch variant in the same run
-# (case, its targets in float32, its targets in the half types)
-_GPU: tuple[tuple[Case, Mapping[str, Target], Mapping[str, Target]], ...] = (
-    (
-        Case("max_pool", (256, 64, 112, 112), "2×2 s2", POOL2, parts=ALL),
-        {INFERENCE: Target(1.4, 0.9), FORWARD: Target(1.3, 0.9), BACKWARD: Target(2.0, 0.9)},
-        {INFERENCE: Target(1.8, 0.9), FORWARD: Target(1.6, 0.9), BACKWARD: Target(2.3, 0.9)},
-    ),
-    (
-        Case("max_pool", (256, 64, 112, 112), "3×3 s2 p1", POOL3),
-        {BACKWARD: Target(2.0, 0.8)},
-        {BACKWARD: Target(2.3, 0.8)},
-    ),
-    (Case("max_pool", (32, 64, 112, 112), "3×3 s2 p1", POOL3), {}, {}),
-    (Case("max_pool", (256, 64, 56, 56), "3×3 s1 p1", POOL1), {}, {}),
-    (Case("avg_pool", (256, 64, 112, 112), "2×2 s2", POOL2), _training(1, 1, 0.9), _training(1, 1, 0.9)),
-    (Case("avg_pool", (256, 64, 56, 56), "3×3 s1 p1", POOL1), _training(1, 1, 0.9), _training(1, 1, 0.9)),
-    (Case("pad", (256, 64, 112, 112), "constant 1", _pad("constant")), _training(1.3, 1.3, 0.9),
-     _training(1.3, 1.3, 0.9)),
-    (Case("pad", (256, 64, 112, 112), "reflect 1", _pad("reflect")), {BACKWARD: Target(2.0, 0.9)},
-     {BACKWARD: Target(2.0, 0.9)}),
-    (Case("batch_norm", (32, 256, 56, 56), "", BN), _training(1.4, 1.5, 0.85), _training(1.5, 1.6, 0.85)),
-    (Case("batch_norm", (256, 512, 28, 28), "", BN), _training(1.4, 1.5, 0.85), _training(1.5, 1.6, 0.85)),
-    (Case("batch_norm", (256, 256, 56, 56), "", BN), _training(1.4, 1.5, 0.85), _training(1.5, 1.6, 0.85)),
-    (Case("batch_norm", (32, 64, 112, 112), "", BN), _training(1.4, 1.5, 0.85), _training(1.5, 1.6, 0.85)),
-    (Case("batch_norm", (256, 64, 112, 112), "", BN), _training(2, 2, 0.8), _training(2, 2, 0.8)),
-    (Case("group_norm", (256, 256, 56, 56), "32 groups", {"num_groups": 32}), _training(1.4, 1.5, 0.8),
-     _training(1.4, 1.5, 0.8)),
-    (Case("group_norm", (256, 256, 56, 56), "32 groups, channels last", {"num_groups": 32, **LAST}),
-     _training(2, 2, 0.8), _training(2, 2, 0.8)),
-    (Case("layer_norm", (8192, 8192), "", {"normalized_shape": 8192}), _training(1, 1, 0.85), _training(1, 1, 0.85)),
-    (Case("rms_norm", (8192, 8192), "", {"normalized_shape": 8192, "eps": 1e-6}), {}, {}),
-    (Case("relu", (256, 64, 112, 112)), {}, {}),
-    (Case("adaptive_avg_pool", (256, 512, 28, 28), "global", {"output_size": 1}), {}, {}),
-)  # fmt: skip
+# ------------------------------------------------------------------------------------------------------------------ GPU
+_GPU = (
+    Case("max_pool", (256, 64, 112, 112), "2×2 s2", POOL2, parts=ALL),
+    Case("max_pool", (256, 64, 112, 112), "3×3 s2 p1", POOL3),
+    Case("max_pool", (32, 64, 112, 112), "3×3 s2 p1", POOL3),
+    Case("max_pool", (256, 64, 56, 56), "3×3 s1 p1", POOL1),
+    Case("avg_pool", (256, 64, 112, 112), "2×2 s2", POOL2),
+    Case("avg_pool", (256, 64, 56, 56), "3×3 s1 p1", POOL1),
+    Case("pad", (256, 64, 112, 112), "constant 1", _pad("constant")),
+    Case("pad", (256, 64, 112, 112), "reflect 1", _pad("reflect")),
+    Case("batch_norm", (32, 256, 56, 56), "", BN),
+    Case("batch_norm", (256, 512, 28, 28), "", BN),
+    Case("batch_norm", (256, 256, 56, 56), "", BN),
+    Case("batch_norm", (32, 64, 112, 112), "", BN),
+    Case("batch_norm", (256, 64, 112, 112), "", BN),
+    Case("group_norm", (256, 256, 56, 56), "32 groups", {"num_groups": 32}),
+    Case("group_norm", (256, 256, 56, 56), "32 groups last", {"num_groups": 32, **LAST}),
+    Case("layer_norm", (8192, 8192), "", {"normalized_shape": 8192}),
+    Case("rms_norm", (8192, 8192), "", {"normalized_shape": 8192, "eps": 1e-6}),
+    Case("relu", (256, 64, 112, 112)),
+    Case("adaptive_avg_pool", (256, 512, 28, 28), "global", GLOBAL),
+)
 
 GPU = (
-    *(
-        replace(case, dtype=dtype, targets=single if dtype == "float32" else half)
-        for case, single, half in _GPU
-        for dtype in ("float32", "float16", "bfloat16")
-    ),
-    replace(STEPS[0], targets={STEP: Target(1.0)}),
+    *(replace(case, dtype=dtype) for case in _GPU for dtype in ("float32", "float16", "bfloat16")),
+    next(case for case in STEPS if case.op == "three_layer_step" and case.shape[1] == 3),
     *SWEEP,
     *(
-        replace(case, dtype=dtype, parts=ALL)
-        for case in CPU_TARGETS
+        replace(case, dtype=dtype, parts=ALL, group="networks")
+        for case in MAIN
         if case.op == "conv"
         for dtype in ("float32", "float16")
-        for case in (replace(case, targets={}, group="networks"),)
     ),
 )
 
@@ -214,8 +253,8 @@ _MAIN = (
     Case("relu", (32, 64, 112, 112)),
     Case("max_pool", (32, 64, 112, 112), "2×2 s2", POOL2, parts=ALL),
     Case("avg_pool", (32, 64, 112, 112), "3×3 s1 p1", POOL1),
-    Case("adaptive_avg_pool", (32, 64, 112, 112), "global", {"output_size": 1}),
-    Case("group_norm", (32, 64, 112, 112), "32 groups, channels last", {"num_groups": 32, **LAST}),
+    Case("adaptive_avg_pool", (32, 64, 112, 112), "global", GLOBAL),
+    Case("group_norm", (32, 64, 112, 112), "32 groups last", {"num_groups": 32, **LAST}),
     Case("pad", (32, 64, 112, 112), "constant 1", _pad("constant")),
     Case("rms_norm", (8192, 8192), "", {"normalized_shape": 8192, "eps": 1e-6}),
 )
@@ -224,7 +263,9 @@ GPU_MAIN = tuple(replace(case, dtype=dtype) for case in _MAIN for dtype in ("flo
 VARIANTS = ("pytorch-nocudnn", "pytorch-channels-last", "pytorch-compile")
 # Which peers a group is measured beside, of those that the run has; None: all of them.
 PEERS: Mapping[str, tuple[str, ...] | None] = {
-    "targets": ("pytorch", *VARIANTS, "jax", "onnxruntime", "numpy", "cupy"),
+    "main": ("pytorch", *VARIANTS, "jax", "onnxruntime", "numpy", "cupy"),
+    "breadth": ("pytorch",),
+    "small": ("pytorch",),
     "tutorial": None,
     "networks": ("pytorch", *VARIANTS, "onnxruntime"),
     "step": ("pytorch",),
@@ -233,8 +274,8 @@ PEERS: Mapping[str, tuple[str, ...] | None] = {
 
 
 def chosen(device: str, ops: Sequence[str] = (), quick: bool = False, main: bool = False) -> list[Case]:
-    """The cases of a device ("cpu" or "gpu") for these ops (all, where none is named); `quick`: small shapes, which
-    have no targets; `main`: of a GPU, few cases. Raises ValueError for an op that no case is named after."""
+    """The cases of a device ("cpu" or "gpu") for these ops (all, where none is named); `quick`: small shapes;
+    `main`: of a GPU, few cases. Raises ValueError for an op that no case is named after."""
     cases: Sequence[Case] = CPU if device == "cpu" else GPU_MAIN if main else GPU
     known = list(dict.fromkeys(case.op for case in cases))
     unknown = [op for op in ops if op not in known]
@@ -252,7 +293,12 @@ def _small(case: Case) -> Case:
     n, *rest = case.shape
     if case.group == "sweep":
         return replace(case, shape=(min(n, 100), *rest))
-    if len(rest) == 3:
-        rest[1:] = [min(length, 28) for length in rest[1:]]
+    if case.group in ("small", "step"):
+        return case
+    largest = {3: 28, 4: 8}.get(len(rest), 200)
+    if len(rest) > 1:
+        rest[1:] = [min(length, largest) for length in rest[1:]]
     options = {k: min(v, 4) if k == "padding" else v for k, v in case.options.items()}
-    return replace(case, shape=(min(n, 64 if len(rest) == 1 else 2), *rest), options=options, targets={})
+    if "kernel_size" in options and len(rest) > 1:
+        options["kernel_size"] = min(options["kernel_size"], *rest[1:])
+    return replace(case, shape=(min(n, 64 if len(rest) == 1 else 2), *rest), options=options)

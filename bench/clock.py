@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cnnlayers import backends
+from cnnlayers import functional as F
 from cnnlayers.backends import Backend
 
 from .contest import Call, Contestant
@@ -28,13 +29,13 @@ SLOW_ROUNDS = 3  # of one call each, for who takes more than half a row's time a
 MOST = 60  # calls a block
 SETTLE = 0.04  # seconds
 SHORT = 0.02  # seconds: a call longer than this needs no uncounted one before it in later blocks
-COPY_BYTES = 1 << 28  # of the copy that measures the bandwidth: far more than any cache
+COPY_BYTES = 1 << 27  # of the copy that measures the bandwidth: more than a cache
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median of `runs` calls, and where a fifth and four fifths of them lie. host: of the launch alone.
-    host_bound: the host did not keep ahead of the GPU, so that its own time is in the figures."""
+    """Seconds: the median of `runs` calls, where a fifth and four fifths of them lie, and the least. host: of the
+    launch alone. host_bound: the host did not keep ahead of the GPU, so that its own time is in the figures."""
 
     median: float
     p20: float
@@ -42,6 +43,12 @@ class Timing:
     runs: int
     host: float | None = None
     host_bound: bool = False
+    least: float = 0.0
+
+    @property
+    def spread(self) -> float:
+        """Half of what lies between a fifth and four fifths of the calls, as a part of the median."""
+        return (self.p80 - self.p20) / 2 / self.median
 
 
 @dataclass
@@ -183,23 +190,38 @@ def _summary(blocks: list[Block]) -> Timing:
     host = [t for block in blocks for t in block.host]
     p20, median, p80 = (float(v) for v in np.quantile(times, [0.2, 0.5, 0.8]))
     bound = any(block.host_bound for block in blocks)
-    return Timing(median, p20, p80, len(times), float(np.median(host)) if host else None, bound)
+    return Timing(median, p20, p80, len(times), float(np.median(host)) if host else None, bound, float(times.min()))
 
 
-def copy_bandwidth(b: Backend, size: int = COPY_BYTES) -> float:
-    """Bytes a second of a large copy, those read and those written counted, on our threads or on the GPU: the median
-    of the better half of its runs."""
-    clock = clock_of(b)
-    size *= 4 if b.name == "cupy" else 1
-    source, target = b.xp.zeros(size, b.xp.uint8), b.xp.zeros(size, b.xp.uint8)
-    source += 1  # a page that was never written is not in memory
-    parts = [slice(i << 22, (i + 1) << 22) for i in range(-(-size >> 22))]
+class Copy(Contestant):
+    """A copy of a large array, on our threads or on the GPU: the most that the memory gives. It is measured in turn
+    with every row that memory bounds, because with other users on the machine it changes from minute to minute."""
 
-    def copy(i: int) -> None:
-        if b.name == "cupy":
-            target[...] = source
+    name = "copy"
+
+    def __init__(self, b: Backend, size: int = COPY_BYTES) -> None:
+        size *= 4 if b.name == "cupy" else 1
+        self.nbytes = 2 * size  # read and written
+        self.host = b.name != "cupy"
+        self.source, self.target = b.xp.zeros(size, b.xp.uint8), b.xp.zeros(size, b.xp.uint8)
+        self.source += 1  # a page that was never written is not in memory
+        self.parts = [slice(i << 22, (i + 1) << 22) for i in range(-(-size >> 22))]
+
+    def run(self, i: int) -> None:
+        if self.host:
+            backends.run_chunks(lambda part: np.copyto(self.target[part], self.source[part]), self.parts)
         else:
-            backends.run_chunks(lambda part: np.copyto(target[part], source[part]), parts)
+            self.target[...] = self.source
 
-    block = clock.block(Contestant(), copy, 1, 11)
-    return 2 * size / float(np.quantile(block.times, 0.25))
+    def bandwidth(self, timing: Timing) -> float:
+        """Bytes a second, those read and those written counted."""
+        return self.nbytes / timing.median
+
+
+def peak_operations(b: Backend, seconds: float, length: int) -> float:
+    """Operations a second of a product of large matrices in float32, on our threads or on the GPU: what this library
+    can get out of the processor. The best of several. length: of their rows."""
+    clock, x = clock_of(b), b.xp.ones((length, length), b.xp.float32)
+    call = {"peak": (Contestant(), lambda i: F.linear(x, x))}
+    timing = interleaved(clock, call, 1, seconds)["peak"]
+    return 2.0 * length**3 / timing.least

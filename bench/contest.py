@@ -13,7 +13,7 @@ from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 
 from . import network
-from .cases import BACKWARD, FORWARD, INFERENCE, NETWORK, STEP
+from .cases import BACKWARD, FORWARD, INFERENCE, NETWORKS, STEP
 from .problem import Problem, trio
 
 Array = Any
@@ -82,7 +82,7 @@ class Ours(Contestant):
         return list(result) if part == STEP else [result[0]]
 
     def kept(self, problem: Problem) -> int | None:
-        if problem.case.op == NETWORK:
+        if problem.case.op in NETWORKS:
             return None
         forward = trio(problem.case.op, "_forward")
         return int(forward(problem.inputs[0], **problem.parameters, **problem.options(FORWARD))[1].nbytes)

@@ -32,12 +32,18 @@ def facts(b: Backend, command: Sequence[str]) -> dict[str, Any]:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": backends.num_threads(),
+        "load": load(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "kernels": kernels.current_mode(),
         "blas": blas(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("CNNLAYERS_", "OMP_", "MKL_"))},
         "versions": versions(),
     }
+
+
+def load() -> float | None:
+    """How many threads wanted a core in the last minute, on average; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def blas() -> list[str]:

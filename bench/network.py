@@ -1,4 +1,4 @@
-"""A whole training step of the three-layer network: forward, loss, backward, SGD with momentum.
+"""A whole training step of a small network: forward, loss, backward, SGD with momentum.
 
 The learning rate is so small that no weight changes in float32: every run computes on the same numbers, and the
 gradients of two implementations can be compared after any number of steps. On a GPU the step is captured in a CUDA
@@ -11,19 +11,44 @@ from collections.abc import Callable
 from typing import Any
 
 from cnnlayers import functional as F
-from cnnlayers import optim
-from cnnlayers.models import ThreeLayerConvNet
+from cnnlayers import layers, optim
+from cnnlayers.models import ResNet, ThreeLayerConvNet
 
 from .problem import CLASSES, Problem
 
 LR, MOMENTUM = 1e-30, 0.9
 
 
-def model(problem: Problem) -> ThreeLayerConvNet:
-    """The network with the problem's weights, where the problem's arrays are."""
-    net = ThreeLayerConvNet(problem.case.shape[1:], CLASSES, rng=0)
-    net.to(problem.b.name)
-    return net
+def lenet(shape: tuple[int, ...]) -> layers.Sequential:
+    """LeCun et al.'s network of 1998 as it is written today: two 5×5 convolutions, three linear layers."""
+    channels, height, width = shape
+    cells = 16 * (height // 4 - 2) * (width // 4 - 2)
+    return layers.Sequential(
+        layers.Conv(channels, 6, 5, padding=2, rng=0),
+        layers.ReLU(),
+        layers.MaxPool(2),
+        layers.Conv(6, 16, 5, rng=1),
+        layers.ReLU(),
+        layers.MaxPool(2),
+        layers.Flatten(),
+        layers.Linear(cells, 120, rng=2),
+        layers.ReLU(),
+        layers.Linear(120, 84, rng=3),
+        layers.ReLU(),
+        layers.Linear(84, CLASSES, rng=4),
+    )
+
+
+MODELS: dict[str, Callable[[tuple[int, ...]], layers.Layer]] = {
+    "three_layer_step": lambda shape: ThreeLayerConvNet(shape, CLASSES, rng=0),
+    "lenet_step": lenet,
+    "resnet8_step": lambda shape: ResNet(8, shape, CLASSES, rng=0),
+}
+
+
+def model(problem: Problem) -> layers.Layer:
+    """The case's network, where the problem's arrays are: the same weights each time."""
+    return MODELS[problem.case.op](problem.case.shape[1:]).to(problem.b.name)
 
 
 def step(problem: Problem) -> Callable[[int], Any]:

@@ -13,25 +13,30 @@ from typing import Any
 import torch
 from torch.nn import functional as T
 
-from cnnlayers import backends
+from cnnlayers import backends, layers
 from cnnlayers.backends import Backend
 
 from . import network
 from .cases import FORWARD, INFERENCE, STEP
 from .contest import Call, Contestant, Refused
-from .problem import CLASSES, Array, Problem
+from .problem import Array, Problem
 
 Tensor = Any
 MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
 COMPILE_SECONDS = 180.0  # of compiling in one run: what comes after it is left out, and said to be
 
 
+def _of_rank(name: str) -> Callable[[Tensor, dict[str, Tensor], dict[str, Any]], Tensor]:
+    """PyTorch's function for the number of spatial axes: `max_pool2d` of "max_pool"."""
+    return lambda x, p, o: getattr(T, f"{name}{x.ndim - 2}d")(x, **p, **o)
+
+
 def _pad(x: Tensor, p: dict[str, Tensor], o: dict[str, Any]) -> Tensor:
-    return T.pad(x, [o["padding"]] * 4, MODES[o["mode"]])
+    return T.pad(x, [o["padding"]] * (2 * (x.ndim - 2)), MODES[o["mode"]])
 
 
-def _avg_pool(x: Tensor, p: dict[str, Tensor], o: dict[str, Any]) -> Tensor:
-    return T.avg_pool2d(x, **o)
+def _lp_pool(x: Tensor, p: dict[str, Tensor], o: dict[str, Any]) -> Tensor:
+    return T.lp_pool2d(x, o["norm_type"], o["kernel_size"], o["stride"])
 
 
 def _batch_norm(x: Tensor, p: dict[str, Tensor], o: dict[str, Any]) -> Tensor:
@@ -43,16 +48,22 @@ def _layer_norm(x: Tensor, p: dict[str, Tensor], o: dict[str, Any]) -> Tensor:
 
 
 OPS: dict[str, Callable[[Tensor, dict[str, Tensor], dict[str, Any]], Tensor]] = {
-    "max_pool": lambda x, p, o: T.max_pool2d(x, **o),
-    "avg_pool": _avg_pool,
-    "adaptive_avg_pool": lambda x, p, o: T.adaptive_avg_pool2d(x, o["output_size"]),
+    **{
+        name: _of_rank(name)
+        for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "conv", "conv_transpose")
+    },
+    "lp_pool": _lp_pool,
     "pad": _pad,
     "batch_norm": _batch_norm,
     "group_norm": lambda x, p, o: T.group_norm(x, o["num_groups"], p["gamma"], p["beta"]),
+    "instance_norm": lambda x, p, o: T.instance_norm(x, weight=p["gamma"], bias=p["beta"]),
     "layer_norm": _layer_norm,
     "rms_norm": lambda x, p, o: T.rms_norm(x, (o["normalized_shape"],), p["gamma"], o["eps"]),
     "relu": lambda x, p, o: T.relu(x),
-    "conv": lambda x, p, o: T.conv2d(x, p["weight"], p["bias"], **o),
+    "leaky_relu": lambda x, p, o: T.leaky_relu(x),
+    "gelu": lambda x, p, o: T.gelu(x),
+    "sigmoid": lambda x, p, o: torch.sigmoid(x),
+    "tanh": lambda x, p, o: torch.tanh(x),
 }
 DIFFERENTIATED = ("weight", "bias", "gamma", "beta")
 
@@ -114,10 +125,10 @@ class PyTorch(Contestant):
         )
 
     def _tensor(self, problem: Problem, a: Array) -> Tensor:
-        """x or dy as PyTorch wants it, (N, C, H, W): a channels-last array becomes such a tensor without a copy."""
+        """x or dy as PyTorch wants it, (N, C, *spatial): a channels-last array becomes such a tensor without a copy."""
         found = tensor(problem.b, a)
         if problem.case.channels_last:
-            return found.permute(0, 3, 1, 2)
+            return found.movedim(-1, 1)
         if self.variant == "channels-last":
             if found.ndim != 4:
                 raise Refused("channels last needs (N, C, H, W)")
@@ -155,7 +166,7 @@ class PyTorch(Contestant):
     def arrays(self, problem: Problem, part: str, result: Any) -> list[Array]:
         first, *rest = result if isinstance(result, tuple) else (result,)
         if problem.case.channels_last:
-            first = first.permute(0, 2, 3, 1)
+            first = first.movedim(1, -1)
         return [array(problem.b, value) for value in (first, *rest)]
 
     def kept(self, problem: Problem) -> int | None:
@@ -173,9 +184,7 @@ class PyTorch(Contestant):
 
     def _step(self, problem: Problem) -> Call:
         """The eager network with the same weights; its gradients in the same order."""
-        ours = network.model(problem)
-        net = torch.nn.Sequential(*_layers(problem.case.shape[1:], len(ours.params)))
-        net.load_state_dict({name: torch.as_tensor(backends.to_numpy(a)) for name, a in ours.state_dict().items()})
+        net = _module(network.model(problem))
         x, labels = (tensor(problem.b, a) for a in (problem.inputs[0], problem.gradients[0]))
         net.to(x.device)
         sgd = torch.optim.SGD(net.parameters(), network.LR, network.MOMENTUM)
@@ -190,19 +199,36 @@ class PyTorch(Contestant):
         return run
 
 
-def _layers(shape: tuple[int, ...], parameters: int) -> list[Any]:
-    """CS231n's three-layer network with this library's default sizes."""
-    assert parameters == 6, "the network has a convolution and two linear layers, each with a bias"
-    cells = 32 * (shape[1] // 2) * (shape[2] // 2)
-    return [
-        torch.nn.Conv2d(shape[0], 32, 3, padding=1),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Flatten(),
-        torch.nn.Linear(cells, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, CLASSES),
-    ]
+class _Residual(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
+    def __init__(self, body: Any, shortcut: Any = None) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + (x if self.shortcut is None else self.shortcut(x))
+
+
+LEAVES: dict[type, Callable[[Any], Any]] = {
+    layers.Conv: lambda at: torch.nn.Conv2d(
+        at.in_channels, at.out_channels, at.kernel_size, at.stride, at.padding, bias=at.bias
+    ),
+    layers.Linear: lambda at: torch.nn.Linear(at.in_features, at.out_features),
+    layers.BatchNorm: lambda at: torch.nn.BatchNorm2d(at.num_features),
+    layers.MaxPool: lambda at: torch.nn.MaxPool2d(at.kernel_size),
+    layers.GlobalAvgPool: lambda at: torch.nn.AdaptiveAvgPool2d(1),
+    layers.Flatten: lambda at: torch.nn.Flatten(),
+    layers.ReLU: lambda at: torch.nn.ReLU(),
+}
+
+
+def _module(layer: layers.Layer) -> Any:
+    """PyTorch's module for a layer of a network, with copies of its weights; its parameters come in the same order."""
+    inside = [_module(child) for child in layer._children.values()]
+    if inside:
+        return _Residual(*inside) if isinstance(layer, layers.Residual) else torch.nn.Sequential(*inside)
+    made = LEAVES[type(layer)](layer)
+    made.load_state_dict({name: torch.tensor(backends.to_numpy(a)) for name, a in layer.state_dict().items()})
+    return made
 
 
 def _without_gradients(call: Call) -> Call:

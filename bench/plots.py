@@ -5,6 +5,7 @@ Blue is this library, orange PyTorch (its fastest variant in the run); full colo
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,15 +28,19 @@ def pictures(rows: Sequence[Row], facts: dict[str, Any]) -> dict[str, bytes]:
 
     lines, sizes = table(rows), sweep(rows)
     panels: dict[str, Callable[[Any], None]] = {}
-    if any(row.ratio(row.reference) for parts in lines.values() for row in parts.values()):
-        panels["ratios"] = lambda part: ratios(part, lines)
+    heights: dict[str, float] = {}
+    for name, group in (("ratios", "main"), ("breadth", "breadth"), ("small", "small")):
+        found = table(rows, group)
+        if any(row.ratio(row.reference) for parts in found.values() for row in parts.values()):
+            panels[name] = functools.partial(ratios, lines=found)
+            heights[name] = 1.6 + 0.34 * len(found)
     if bounded(lines):
-        panels["bandwidth"] = lambda part: shares(part, bounded(lines), facts)
+        panels["bandwidth"] = lambda part: shares(part, bounded(lines))
     if kept(lines):
         panels["memory"] = lambda part: memory(part, kept(lines))
     if sizes:
         panels["sizes"] = lambda part: growth(part, sizes, facts)
-    heights = {name: 1.6 + 0.34 * len(lines) for name in panels} | {"sizes": 4.2}
+    heights = dict.fromkeys(panels, 1.6 + 0.34 * len(lines)) | {"sizes": 4.2} | heights
     widths = dict.fromkeys(panels, 11.0) | {"sizes": 4.4 * max(1, len(sizes))}
     drawn = {f"-{name}": _png((widths[name], max(3.0, heights[name])), facts, panel) for name, panel in panels.items()}
     if {"ratios", "bandwidth", "memory", "sizes"} <= set(panels):
@@ -72,10 +77,10 @@ def _png(size: tuple[float, float], facts: dict[str, Any], draw: Callable[[Any],
 
 
 # --------------------------------------------------------------------------------------------------------- what to draw
-def table(rows: Sequence[Row]) -> Lines:
-    """The cases with targets, forward and backward; of a GPU's dtypes float16's where it was measured."""
-    wanted = [row for row in rows if row.case.group == "targets" and row.part in (FORWARD, BACKWARD)]
-    half = {row.case.dtype for row in wanted} >= {"float16"}
+def table(rows: Sequence[Row], group: str = "main") -> Lines:
+    """A group's cases, forward and backward; of the main ones on a GPU float16's where it was measured."""
+    wanted = [row for row in rows if row.case.group == group and row.part in (FORWARD, BACKWARD)]
+    half = group == "main" and {row.case.dtype for row in wanted} >= {"float16"}
     lines: Lines = {}
     for row in wanted:
         if not half or row.case.dtype == "float16":
@@ -91,12 +96,13 @@ def _dtype(lines: Lines) -> str:
 
 def _label(row: Row) -> str:
     case = row.case
-    return f"{case.op.replace('adaptive_avg_pool', 'avg_pool')} {case.title}".strip() + f"  {said(case.shape)}"
+    dtype = "" if case.dtype == "float32" else f" {case.dtype}"
+    return f"{case.op.replace('adaptive_avg_pool', 'avg_pool')} {case.title}".strip() + f"{dtype}  {said(case.shape)}"
 
 
 def bounded(lines: Lines) -> Lines:
     """The lines that memory bounds."""
-    return {name: parts for name, parts in lines.items() if any(row.share() for row in parts.values())}
+    return {name: parts for name, parts in lines.items() if any(r.least_bytes and r.share() for r in parts.values())}
 
 
 def kept(lines: Lines) -> Lines:
@@ -115,18 +121,14 @@ def sweep(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 # --------------------------------------------------------------------------------------------------------------- panels
 def ratios(part: Any, lines: Lines) -> None:
-    """How many times PyTorch's speed, on a logarithmic axis; a tick is the target."""
+    """How many times PyTorch's speed, on a logarithmic axis."""
     axes = part.subplots()
     found = {(name, p): r for name, rows in lines.items() for p, row in rows.items() if (r := row.ratio(row.reference))}
     places = {name: i for i, name in enumerate(lines)}
     for (name, p), ratio in found.items():
-        y, row = places[name] + OFFSET[p], lines[name][p]
+        y = places[name] + OFFSET[p]
         axes.barh(y, ratio - 1, left=1, height=0.36, color=BLUE if ratio >= 1 else ORANGE, alpha=ALPHA[p])
-        target = row.target.ratio if row.target else None
-        if target is not None:
-            axes.plot([target] * 2, [y - 0.18, y + 0.18], color=INK, linewidth=1.6)
-        free = target if target and 1 <= ratio < target < 1.15 * ratio else ratio  # beside the tick, not over it
-        axes.text(free * (1.02 if ratio >= 1 else 0.98), y, number(ratio, 2), fontsize=7, color=INK, va="center",
+        axes.text(ratio * (1.02 if ratio >= 1 else 0.98), y, number(ratio, 2), fontsize=7, color=INK, va="center",
                   ha="left" if ratio >= 1 else "right", zorder=5,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85})  # fmt: skip
     axes.set_xscale("log")
@@ -134,15 +136,13 @@ def ratios(part: Any, lines: Lines) -> None:
     low, high = min(0.7, *found.values()) / 1.2, max(2.0, *found.values()) * 1.3
     _ticks(axes, low, high, "×")
     _rows(axes, lines)
-    mean = geometric_mean(found.values())
-    axes.set_title(
-        f"{number(mean, 2)} × PyTorch's speed, geometric mean{_dtype(lines)}", fontweight="bold", loc="left", pad=20
-    )
+    mean = number(geometric_mean(found.values()), 2)
+    axes.set_title(f"Speed relative to PyTorch (geometric mean {mean})", fontweight="bold", loc="left", pad=20)
     axes.set_xlabel("PyTorch's time / ours (logarithmic)")
-    _legend(axes, [(BLUE, FORWARD), (BLUE, BACKWARD)], tick="target")
+    _legend(axes, [(BLUE, FORWARD), (BLUE, BACKWARD)])
 
 
-def shares(part: Any, lines: Lines, facts: dict[str, Any]) -> None:
+def shares(part: Any, lines: Lines) -> None:
     """The least bytes over the time, beside the measured copy."""
     axes = part.subplots()
     for i, rows in enumerate(lines.values()):
@@ -155,8 +155,8 @@ def shares(part: Any, lines: Lines, facts: dict[str, Any]) -> None:
     axes.axvline(100, color=INK, linewidth=1, linestyle="--")
     axes.set_xlim(0, max(105, axes.get_xlim()[1]))
     _rows(axes, lines)
-    axes.set_title(f"Share of the memory's limit{_dtype(lines)}", fontweight="bold", loc="left", pad=20)
-    axes.set_xlabel(f"least bytes / time, % of a copy ({facts['copy_bytes_a_second'] / 1e9:.0f} GB/s)")
+    axes.set_title(f"Memory bandwidth used{_dtype(lines)}", fontweight="bold", loc="left", pad=20)
+    axes.set_xlabel("least bytes / time, % of a copy's")
     _legend(axes, [(BLUE, FORWARD), (BLUE, BACKWARD)], diamond="PyTorch")
 
 
@@ -175,7 +175,7 @@ def memory(part: Any, lines: Lines) -> None:
     most = max(max(rows[BACKWARD].kept.values()) for rows in lines.values()) / 1e6
     axes.set_xlim(least, most * 30)
     _rows(axes, lines)
-    axes.set_title("Memory kept for backward", fontweight="bold", loc="left", pad=20)
+    axes.set_title("Memory kept for the backward pass", fontweight="bold", loc="left", pad=20)
     axes.set_xlabel("MB (logarithmic); beside: PyTorch / ours")
     _legend(axes, [(BLUE, OURS), (ORANGE, "PyTorch")])
 
@@ -193,7 +193,7 @@ def growth(part: Any, sizes: dict[str, list[Row]], facts: dict[str, Any]) -> Non
                     axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=4, label=label)
         limit = [(_elements(r), r.least_bytes / r.bandwidth * 1e3) for r in rows if r.part == FORWARD and r.least_bytes]
         if limit:
-            axes.plot(*zip(*limit, strict=True), ":", color=FAINT, label="memory's limit, forward")
+            axes.plot(*zip(*limit, strict=True), ":", color=FAINT, label="as fast as a copy, forward")
         axes.set_title(title, fontweight="bold", loc="left")
         axes.set(xscale="log", yscale="log", xlabel="elements of x")
         axes.grid(alpha=0.3)
@@ -228,13 +228,11 @@ def _ticks(axes: Any, low: float, high: float, unit: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _legend(axes: Any, bars: Sequence[tuple[str, str]], tick: str = "", diamond: str = "") -> None:
+def _legend(axes: Any, bars: Sequence[tuple[str, str]], diamond: str = "") -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     marks: list[Any] = [Patch(color=colour, alpha=ALPHA.get(name, 1.0), label=name) for colour, name in bars]
-    if tick:
-        marks.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=9, markeredgewidth=1.6, label=tick))
     if diamond:
         marks.append(Line2D([], [], color=ORANGE, marker="D", linestyle="", markersize=4, label=diamond))
     axes.legend(

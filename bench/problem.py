@@ -13,7 +13,7 @@ import numpy as np
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
 
-from .cases import FORWARD, INFERENCE, NETWORK, Case
+from .cases import FORWARD, INFERENCE, NETWORKS, Case
 
 Array = Any
 CLASSES = 10  # of the network's step
@@ -61,7 +61,7 @@ def problem(case: Case, b: Backend, cache: int = 0, seed: int = 0) -> Problem:
     x_shape = (case.shape[0], *case.shape[2:], case.shape[1]) if case.channels_last else case.shape
     x = some(x_shape)
     copies = min(8, max(1, math.ceil(4 * cache / max(1, x.nbytes))))
-    if case.op == NETWORK:  # dy is the labels
+    if case.op in NETWORKS:  # dy is the labels
         return Problem(case, b, [x], {}, [b.xp.arange(case.shape[0]) % CLASSES])
     inputs = [x, *(some(x_shape) for _ in range(copies - 1))]
     made = Problem(case, b, inputs, _parameters(case, some))
@@ -75,12 +75,13 @@ def _parameters(case: Case, some: Callable[..., Array]) -> dict[str, Array]:
     if case.weight is not None:
         weight = some(case.weight)
         weight *= 1 / math.sqrt(math.prod(case.weight[1:]))
-        return {"weight": weight, "bias": some((case.weight[0],))}
+        filters = case.weight[1] * case.options.get("groups", 1) if case.op == "conv_transpose" else case.weight[0]
+        return {"weight": weight, "bias": some((filters,))}
     if case.op == "batch_norm":
         names = ("gamma", "beta", "running_mean", "running_var")
         found = {name: some((case.shape[1],), "float32") for name in names}
         return found | {"running_var": found["running_var"] ** 2 + 1}
-    if case.op in ("group_norm", "layer_norm"):
+    if case.op in ("group_norm", "instance_norm", "layer_norm"):
         return {name: some((case.shape[1],)) for name in ("gamma", "beta")}
     return {"gamma": some((case.shape[1],))} if case.op == "rms_norm" else {}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cases import GEOMETRIC_MEAN, LEAST, STEP, Target
+from .cases import STEP
 from .measure import OURS, Row
 
 NOTHING = "–"
@@ -23,21 +23,22 @@ class Column:
     left: bool = False
 
 
-COLUMNS = (
-    Column("case", 46, True),
+COLUMNS = (  # 100 with the spaces between
+    Column("case", 43, True),
     Column("part", 9, True),
-    Column("dtype", 8, True),
-    Column("ours ms", 9),
-    Column("PyTorch ms", 10),
+    Column("ours ms", 8),
+    Column("PyTorch", 8),
     Column("ratio", 6),
-    Column("target", 14),
-    Column("met", 4, True),
-    Column("GB/s", 7),
-    Column("of copy", 7),
-    Column("bits", 5, True),
-    Column("check", 7, True),
-    Column("others, times ours", 0, True),
+    Column("spread", 6),
+    Column("of limit", 8),
+    Column("check", 5, True),
 )
+LEGEND = (
+    "ratio: PyTorch's time / ours. spread: of our calls around their median. of limit: what an op needs at least, of",
+    "the copy's bandwidth (bytes), or of the matrix product's speed (a convolution's operations by its definition).",
+)
+BUSY = 0.5  # threads a core that others keep busy
+UNSTEADY = 1.3  # the copy's fastest row over its slowest
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -54,54 +55,29 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.0%}".replace("%", " %")
 
 
-def aim(target: Target | None) -> str:
-    """A target in a word or two."""
-    if target is None:
-        return NOTHING
-    parts = [f"{target.ratio:g}×"] if target.ratio is not None else []
-    parts += [percent(target.share)] if target.share is not None else []
-    return ", ".join(parts) or NOTHING
-
-
 def cells(row: Row) -> list[str]:
     """A row's cells, in COLUMNS' order."""
     times, reference = row.times, row.reference
-    others = [
-        f"{name} {number(row.ratio(name), 2)}"
-        for name in times
-        if name not in (OURS, "pytorch") or (name == "pytorch" and name != reference)
-    ]
-    bits = NOTHING if not row.repeated else ("same" if row.same_bits else "DIFFER")
+    ours = times.get(OURS)
     return [
         row.case.name,
         row.part,
-        row.case.dtype,
-        number(times[OURS].median * 1e3) + ("*" if times[OURS].host_bound else "") if OURS in times else "FAILED",
+        "FAILED" if ours is None else number(ours.median * 1e3) + ("*" if ours.host_bound else ""),
         number(times[reference].median * 1e3) if reference else NOTHING,
         number(row.ratio(reference)),
-        aim(row.target),
-        {True: "yes", False: "no", None: ""}[row.met],
-        _rate(row),
+        NOTHING if ours is None else "± " + percent(ours.spread).replace(" ", ""),
         percent(row.share()),
-        bits,
         _check(row),
-        "  ".join(others),
     ]
 
 
-def _rate(row: Row) -> str:
-    """Bytes a second; of a convolution its operations, marked so."""
-    if row.bytes_a_second is not None:
-        return number(row.bytes_a_second / 1e9)
-    if row.operations is not None and OURS in row.times:
-        return number(row.operations / row.times[OURS].median / 1e9) + " GF"
-    return NOTHING
-
-
 def _check(row: Row) -> str:
+    """Whether the result is the peers', and the same bits each time."""
     if row.mismatches:
         return "WRONG"
-    return "ok" if row.errors else NOTHING
+    if not row.same_bits:
+        return "DIFFER"
+    return "ok" if row.errors else "same" if row.repeated else NOTHING
 
 
 def heading() -> str:
@@ -114,7 +90,7 @@ def line(found: Sequence[str]) -> str:
         cell.ljust(column.width) if column.left else cell.rjust(column.width)
         for column, cell in zip(COLUMNS, found, strict=True)
     ]
-    return "  ".join(padded).rstrip()
+    return " ".join(padded).rstrip()
 
 
 def troubles(row: Row) -> list[str]:
@@ -136,25 +112,65 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-def summary(rows: Sequence[Row], device: str) -> list[str]:
+def busy(facts: dict[str, Any]) -> list[str]:
+    """A warning, where others use the machine."""
+    load, cores = facts.get("load"), facts.get("cores")
+    if not load or not cores or load < BUSY * cores:
+        return []
+    return [f"the machine is busy (load {load:.1f} on {cores} cores): figures may be far off"]
+
+
+def _together(rows: Sequence[Row]) -> list[tuple[float, str]]:
+    """PyTorch's time over ours for all parts of a case together, with the case's name, the lowest first."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.ratio(row.reference) is not None:
+            cases.setdefault(row.case.name, []).append(row)
+    sums = {
+        name: (sum(r.times[str(r.reference)].median for r in found), sum(r.times[OURS].median for r in found))
+        for name, found in cases.items()
+    }
+    return sorted((theirs / ours, name) for name, (theirs, ours) in sums.items())
+
+
+def _compared(title: str, ratios: Sequence[tuple[float, str]], of: str) -> str:
+    mean, (least, name) = geometric_mean(ratio for ratio, _ in ratios), ratios[0]
+    return f"{title}: {number(mean)} times PyTorch's speed ({of}), lowest {number(least)} ({name})"
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
     """What the table comes to."""
     said = []
-    aimed = [row for row in rows if row.case.group == "targets" and row.target]
-    ratios = [(r, row) for row in aimed if (r := row.ratio(row.reference)) is not None]
-    if ratios:
-        mean, (least, lowest) = geometric_mean(r for r, _ in ratios), min(ratios, key=lambda pair: pair[0])
-        goals = [f", target {goal:g}" if device == "cpu" else "" for goal in (GEOMETRIC_MEAN, LEAST)]
-        said.append(
-            f"{len(ratios)} rows with a target: {number(mean)} times PyTorch's speed (geometric mean){goals[0]}"
-        )
-        said.append(f"lowest ratio: {number(least)} ({lowest.case.name}, {lowest.part}){goals[1]}")
-    judged = [row for row in rows if row.met is not None]
-    if judged:
-        said.append(f"targets met: {sum(bool(row.met) for row in judged)} of {len(judged)}")
-    names = dict.fromkeys(name for row in rows for name in row.times if name != OURS)
-    for name in names:
+    for group in dict.fromkeys(row.case.group for row in rows):
+        own = [row for row in rows if row.case.group == group]
+        if group == "small":
+            each = sorted((r, f"{row.case.name}, {row.part}") for row in own if (r := row.ratio(row.reference)))
+            if each:
+                said.append(_compared(group, each, f"geometric mean of {len(each)} rows"))
+        together = _together(own)
+        if together:
+            said.append(_compared(group, together, f"geometric mean of {len(together)} cases, all parts together"))
+    for what, bound in (("memory", "least_bytes"), ("arithmetic", "operations")):
+        wanted = [row for row in rows if row.case.group in ("main", "breadth") and getattr(row, bound)]
+        shares = sorted((share, f"{row.case.name}, {row.part}") for row in wanted if (share := row.share()))
+        if shares:
+            mean, (least, name) = geometric_mean(share for share, _ in shares), shares[0]
+            said.append(
+                f"share of the limit, {what}: {percent(mean)} (geometric mean), lowest {percent(least)} ({name})"
+            )
+    for name in dict.fromkeys(name for row in rows for name in row.times if name != OURS):
         compared = [r for row in rows if (r := row.ratio(name)) is not None]
         said.append(f"{name}: {number(geometric_mean(compared))} times its speed, over {len(compared)} rows")
+    return said + _doubts(rows)
+
+
+def _doubts(rows: Sequence[Row]) -> list[str]:
+    """What makes the figures less sure."""
+    said = []
+    speeds = [row.bandwidth for row in rows if math.isfinite(row.bandwidth)]
+    if speeds and max(speeds) > UNSTEADY * min(speeds):
+        low, high = min(speeds) / 1e9, max(speeds) / 1e9
+        said.append(f"the copy ran at {low:.1f} to {high:.1f} GB/s: other programs used the machine meanwhile")
     starved = sum(row.times[OURS].host_bound for row in rows if OURS in row.times and row.part != STEP)
     if starved:
         said.append(f"* {starved} rows: the host did not keep ahead of the GPU, so its own time is in them")
@@ -168,17 +184,25 @@ def markdown(rows: Sequence[Row], facts: dict[str, Any], said: Sequence[str]) ->
         f"# {facts['device']}",
         "",
         f"{facts['date']}, commit {facts['commit'] or 'unknown'}, `{facts['command']}`, {facts['threads']} threads"
-        f" (PyTorch has as many), copy bandwidth {facts['copy_bytes_a_second'] / 1e9:.1f} GB/s.",
+        f" (PyTorch has as many), copy bandwidth {facts['copy_bytes_a_second'] / 1e9:.1f} GB/s, matrix product"
+        f" {facts['peak_operations_a_second'] / 1e9:.0f} GFLOP/s.",
+        "",
+        *LEGEND,
         "",
         f"{versions}.",
         "",
         *(f"- {line}" for line in said),
         "",
-        "| " + " | ".join(column.name for column in COLUMNS) + " |",
-        "|" + "|".join(" --- " if column.left else " ---: " for column in COLUMNS) + "|",
-        *("| " + " | ".join(cells(row)) + " |" for row in rows),
+        "| " + " | ".join(column.name for column in COLUMNS) + " | others' time / ours |",
+        "|" + "|".join(" --- " if column.left else " ---: " for column in COLUMNS) + "| --- |",
+        *("| " + " | ".join([*cells(row), _others(row)]) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _others(row: Row) -> str:
+    names = [name for name in row.times if name not in (OURS, row.reference)]
+    return ", ".join(f"{name} {number(row.ratio(name), 2)}" for name in names)
 
 
 def as_json(rows: Sequence[Row], facts: dict[str, Any], said: Sequence[str], complete: bool) -> str:

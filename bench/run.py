@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ from cnnlayers.backends import Backend
 
 from . import machine, peers, report
 from .cases import PEERS, Case, chosen
-from .clock import COPY_BYTES, ROUNDS, clock_of, copy_bandwidth
+from .clock import COPY_BYTES, ROUNDS, Copy, clock_of, interleaved, peak_operations
 from .contest import Contestant
 from .measure import OURS, Row, Settings, measure
 from .problem import problem
 
 BACKENDS = {"cpu": "numpy", "gpu": "cupy"}
-SECONDS = {"cpu": 0.7, "gpu": 0.2}  # of timing a row
+SECONDS = {"cpu": 0.7, "gpu": 0.2}  # of timing a row; half of it where calls are small
 REPEATS = {"cpu": 2, "gpu": 100}  # runs whose bits are compared
-QUICK, QUICK_COPY = 0.02, 1 << 22  # seconds a row and the bytes of the copy, where only the way is to be tried
+PEAK = {"cpu": 1024, "gpu": 8192}  # rows of the matrices whose product shows the processor's speed
+# Seconds a row, bytes of the copy and rows of the matrices, where only the way is to be tried.
+QUICK, QUICK_COPY, QUICK_PEAK = 0.02, 1 << 22, 128
 
 
 @dataclass
@@ -103,11 +105,16 @@ def run(planned: Plan, say: Callable[[str], None], step: Callable[[int, int, str
     facts = machine.facts(planned.b, ["cnnlayers", *sys.argv[1:]])
     facts |= {"absent": planned.absent, "peers": [peer.name for peer in planned.contestants]}
     outcome = Outcome(facts)
-    facts["copy_bytes_a_second"] = bandwidth = copy_bandwidth(planned.b, QUICK_COPY if planned.quick else COPY_BYTES)
+    seconds, rounds = (QUICK, 2) if planned.quick else (SECONDS[planned.device], ROUNDS)
+    copy = Copy(planned.b, QUICK_COPY if planned.quick else COPY_BYTES)
+    timing = interleaved(clock_of(planned.b), {copy.name: (copy, copy.run)}, 1, seconds, rounds)[copy.name]
+    facts["copy_bytes_a_second"] = copy.bandwidth(timing)
+    facts["peak_operations_a_second"] = peak = peak_operations(
+        planned.b, seconds, QUICK_PEAK if planned.quick else PEAK[planned.device]
+    )
     for title in _titles(planned, facts):
         say(title)
-    seconds, rounds = (QUICK, 2) if planned.quick else (SECONDS[planned.device], ROUNDS)
-    settings = Settings(seconds, rounds, REPEATS[planned.device], bandwidth)
+    settings = Settings(seconds, rounds, REPEATS[planned.device], copy, peak)
     try:
         for i, case in enumerate(planned.cases):
             if planned.deadline is not None and time.monotonic() - started > planned.deadline:
@@ -125,11 +132,13 @@ def run(planned: Plan, say: Callable[[str], None], step: Callable[[int, int, str
 def _titles(planned: Plan, facts: dict[str, Any]) -> list[str]:
     said = [
         f"{facts['device']}, {facts['threads']} threads; PyTorch has as many",
-        f"copy bandwidth: {facts['copy_bytes_a_second'] / 1e9:.1f} GB/s, bytes read and bytes written",
+        f"copy: {facts['copy_bytes_a_second'] / 1e9:.1f} GB/s (read and written), measured again with every row;"
+        f" matrix product: {facts['peak_operations_a_second'] / 1e9:.0f} GFLOP/s",
+        *report.busy(facts),
     ]
     said += [f"{peer.name}: {peers.PEERS[peer.name].said}" for peer in planned.contestants]
     said += [f"without {name}: {reason}" for name, reason in planned.absent.items()]
-    return [*said, "", report.heading()]
+    return [*said, "", *report.LEGEND, "", report.heading()]
 
 
 def _rows(planned: Plan, case: Case, settings: Settings, outcome: Outcome) -> Iterator[Row]:
@@ -142,6 +151,7 @@ def _rows(planned: Plan, case: Case, settings: Settings, outcome: Outcome) -> It
         outcome.broken.append(f"{case.name}, {case.dtype}: {type(reason).__name__}: {reason}")
         return
     for part in case.parts:
+        settings = replace(settings, seconds=settings.seconds / 2) if case.group == "small" else settings
         row = measure(made, part, planned.beside(case), clock, settings)
         outcome.rows.append(row)
         yield row
@@ -159,7 +169,7 @@ def _free(b: Backend) -> None:
 
 def keep(planned: Plan, outcome: Outcome) -> list[Path]:
     """Write the table, the JSON and the pictures; give their paths. Without matplotlib there are no pictures."""
-    said = report.summary(outcome.rows, planned.device)
+    said = [*report.busy(outcome.facts), *report.summary(outcome.rows)]
     complete = not (outcome.interrupted or outcome.left_out)
     files = {
         ".md": report.markdown(outcome.rows, outcome.facts, [*said, *outcome.troubles]).encode(),

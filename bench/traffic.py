@@ -36,8 +36,9 @@ def _max_pool(c: Counts) -> dict[str, float]:
     return {INFERENCE: c.once, FORWARD: c.once + saved, BACKWARD: c.once + saved}
 
 
-def _norm(c: Counts) -> dict[str, float]:
-    """x and y; backward: x, dy and dx. A group is taken to stay on chip between its statistics and its use."""
+def _with_x(c: Counts) -> dict[str, float]:
+    """x and y; backward: x (or y, of the same size), dy and dx. A group of a norm is taken to stay on chip between its
+    statistics and its use."""
     return {INFERENCE: c.once, FORWARD: c.once, BACKWARD: c.once + c.x * c.size}
 
 
@@ -47,15 +48,11 @@ def _relu(c: Counts) -> dict[str, float]:
 
 
 FORMULAS: Mapping[str, Callable[[Counts], dict[str, float]]] = {
-    "max_pool": _max_pool,
-    "avg_pool": _copying,
-    "adaptive_avg_pool": _copying,
-    "pad": _copying,
-    "batch_norm": _norm,
-    "group_norm": _norm,
-    "layer_norm": _norm,
-    "rms_norm": _norm,
-    "relu": _relu,
+    **dict.fromkeys(("max_pool", "adaptive_max_pool"), _max_pool),
+    **dict.fromkeys(("avg_pool", "adaptive_avg_pool", "pad"), _copying),
+    **dict.fromkeys(("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"), _with_x),
+    **dict.fromkeys(("lp_pool", "gelu", "sigmoid", "tanh"), _with_x),
+    **dict.fromkeys(("relu", "leaky_relu"), _relu),
 }
 
 
@@ -71,5 +68,6 @@ def operations(case: Case, part: str, y_shape: tuple[int, ...]) -> float | None:
     """A convolution's multiplications and additions as its definition has them; None for other ops."""
     if case.weight is None:
         return None
-    once = 2.0 * math.prod(y_shape) * math.prod(case.weight[1:])
+    places = case.shape if case.op == "conv_transpose" else y_shape  # each of which meets every weight of its channel
+    once = 2.0 * math.prod(places) * math.prod(case.weight[1:])
     return 2 * once if part == BACKWARD else once

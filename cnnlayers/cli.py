@@ -277,7 +277,7 @@ def _bench(args: argparse.Namespace) -> int:
         planned = run.plan(args.device, ops, peers, args.out, quick=args.quick, minutes=args.minutes)
     with run.shown(len(planned.cases)) as (say, step):
         outcome = run.run(planned, say, step)
-    print("", *report.summary(outcome.rows, planned.device), sep="\n")
+    print("", *report.summary(outcome.rows), sep="\n")
     if outcome.left_out:
         print(f"time was up: {outcome.left_out} of {len(planned.cases)} cases were left out")
     for trouble in outcome.troubles:
