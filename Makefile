@@ -50,7 +50,7 @@ wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, import and use it
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(BIN)/python tests/wheel_check.py dist/*.whl
 
-kernels: $(VENV)/.test $(VENV)/.nvrtc  ## print the table of the CUDA kernels: registers, spills, bytes moved over the least
+kernels: $(VENV)/.test $(VENV)/.nvrtc  ## print the tables of the CUDA kernels: registers, spills, bytes moved; and of their launches: predicted speed
 	@$(BIN)/python -m tests.kernel_table
 
 # The python3 that is there, without network or pip: NumPy, CuPy, pytest and hypothesis must be installed. No .venv is

@@ -18,7 +18,7 @@ from cnnlayers import backends
 from cnnlayers.bench import machine, report, run
 from cnnlayers.bench.measure import OURS, Row
 
-PREDICTED = machine.ROOT / "bench" / "results" / "gpu-predicted.json"
+PREDICTED = machine.ROOT / "bench" / "gpu_predicted.json"
 # Of PyTorch its convolutions are cuDNN's; "pytorch-nocudnn" is without.
 PEERS = ("pytorch", "pytorch-compile", "pytorch-nocudnn")
 

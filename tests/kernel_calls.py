@@ -101,6 +101,13 @@ def _pools() -> Iterator[Call]:
         yield Call("max_pool", (1, 1, side, side), (side,), {}, FLOATS if side == 40 else FEW)
         yield Call("max_pool", (1, 1, side, side), (side - 1, 1), {}, FEW)
     yield Call("adaptive_max_pool", (1, 2, 13, 40), (5,))
+    for window in ((2,), (3, 2, 1), (3, 1, 1)):
+        yield Call("avg_pool", (2, 2, 30, 56), window)
+    for shape in ((2, 3, 64, 64), (2, 3, 7, 7)):
+        yield Call("adaptive_avg_pool", shape, (1,))
+    yield Call("adaptive_avg_pool", (2, 9, 40, 3), (1,), LAST, FEW)
+    yield Call("sum_pool", (2, 3, 40), (40,))  # a warp a window: rows, not planes
+    yield Call("avg_pool", (2, 3, 9, 40), ((3, 35),), {}, FEW)
     for op in ("avg_pool", "sum_pool"):
         yield Call(op, (2, 3, 9, 40), (2,))
         yield Call(op, (2, 3, 9, 40), ((9, 40),))

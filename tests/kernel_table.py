@@ -1,4 +1,5 @@
-"""The table of the CUDA kernels: registers, spills, and how much they move over the least. `make kernels` prints it.
+"""The table of the CUDA kernels: registers, spills, and how much they move over the least. `make kernels` prints it,
+and below it that of the launches (tests/sass): how near their machine code lets them come to a copy's bandwidth.
 
 Nothing here has run on a GPU. Registers and spills are the compiler's word (tests/nvrtc.py); traffic is counted on the
 emulator (tests/simt): the 32-byte sectors that a call's launches touch, over the bytes of the arrays that go in, come
@@ -23,6 +24,8 @@ from cnnlayers.kernels.cuda import compile as compiler
 
 from . import kernel_calls, nvrtc, simt, standin_cupy
 from .kernel_calls import ALONE, LAST, TRAIN, Asked, Call, on_device
+from .sass import launches
+from .sass import table as launch_table
 
 MOST, OTHERS = (75, 90), (80, 100, 120)  # architectures that tests compile many kernels for, and one of each template
 OPTIONS = (*compiler.OPTIONS, "-ftz=true")  # which CuPy adds
@@ -213,10 +216,13 @@ def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
         or kernel.template == "channels_last_finish"
     ):
         return False, False
-    if kernel.stem == "max_pool_tiled":
+    if kernel.stem in ("max_pool_tiled", "avg_pool_tiled"):
         whole = numbers[2] * kernel.itemsize == 16
-        back = kernel.template == "max_pool_tiled_backward"
-        return whole and not back, whole and back
+        back = kernel.template.endswith("_backward")
+        return whole and not back, whole and (back or numbers[1] == 1)
+    if kernel.stem == "avg_pool_planes":
+        whole = numbers[0] * kernel.itemsize == 16
+        return whole and kernel.template == "sum_planes", whole and kernel.template == "fill_planes"
     whole = numbers[0] * kernel.itemsize == 16
     if kernel.stem == "im2col":
         runs = "true" in kernel.arguments
@@ -312,6 +318,11 @@ def main() -> None:
     )
     for reason in filter(None, (nvrtc.unavailable(), simt.unavailable())):
         print(f"\nNot all columns: {reason}")
+    print("\nMachine code: ", end="")
+    if launches.unavailable() is None:
+        launch_table.main([])
+    else:
+        print(f"not listed: {launches.unavailable()}")
 
 
 if __name__ == "__main__":

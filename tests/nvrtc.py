@@ -80,7 +80,7 @@ def compile_all(
 
     Raises CompileError with the log, RuntimeError where there is no compiler.
     """
-    found, nvcc = _nvrtc(), shutil.which("nvcc")
+    found, nvcc = location(), shutil.which("nvcc")
     if not found and not nvcc:
         raise RuntimeError(str(unavailable()))
 
@@ -95,16 +95,29 @@ def compile_all(
         return [kernel for made in pool.map(compiled, archs) for kernel in made]
 
 
+def cubin(
+    source: str, kernel: str, arch: int, *, options: Sequence[str] = (STANDARD,), filename: str = "kernel.cu"
+) -> tuple[Kernel, str, bytes]:
+    """A kernel compiled by NVRTC, its mangled name, and the binary."""
+    found = location()
+    if found is None:
+        raise RuntimeError("no NVRTC here")
+    with _Program(found.library, source, filename) as program:
+        mangled = program.compile([kernel], _given(found, arch, options))
+        [made] = _kernels(mangled, arch, program.text("ProgramLog"), program.text("PTX"))
+        return made, mangled[kernel], program.content("CUBIN")
+
+
 def unavailable() -> str | None:
     """Why nothing can be compiled here, or None."""
-    if _nvrtc() or shutil.which("nvcc"):
+    if location() or shutil.which("nvcc"):
         return None
     return "no CUDA compiler: pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl, or put nvcc on PATH"
 
 
 def compiler() -> str:
     """What compiles here: "NVRTC 13.0", "nvcc 13.0" or "none"."""
-    found = _nvrtc()
+    found = location()
     if found:
         major, minor = ctypes.c_int(), ctypes.c_int()
         _load(found.library).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
@@ -129,7 +142,7 @@ def table(kernels: Sequence[Kernel]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------- NVRTC
 @functools.cache
-def _nvrtc() -> Nvrtc | None:
+def location() -> Nvrtc | None:
     """NVRTC of the newest wheels, else of a toolkit."""
     spec = importlib.util.find_spec("nvidia")
     places = sorted((Path(p) for p in (spec.submodule_search_locations if spec else None) or ()), reverse=True)
@@ -176,11 +189,15 @@ class _Program:
 
     def text(self, what: str) -> str:
         """The program's log or PTX."""
+        return self.content(what).partition(b"\0")[0].decode()
+
+    def content(self, what: str) -> bytes:
+        """The program's log, PTX or CUBIN, byte by byte."""
         size = ctypes.c_size_t()
         self._call(f"Get{what}Size", ctypes.byref(size))
-        text = ctypes.create_string_buffer(max(1, size.value))
-        self._call(f"Get{what}", text)
-        return text.value.decode()
+        buffer = ctypes.create_string_buffer(max(1, size.value))
+        self._call(f"Get{what}", buffer)
+        return buffer.raw
 
     def compile(self, kernels: Sequence[str], options: Sequence[str]) -> dict[str, str]:
         """Compile, and give the mangled name of each kernel."""
@@ -196,12 +213,16 @@ class _Program:
         return mangled
 
 
+def _given(nvrtc: Nvrtc, arch: int, options: Sequence[str]) -> list[str]:
+    include = [f"-I{p}" for p in nvrtc.include]
+    return [*options, *include, f"-arch=sm_{arch}", "--ptxas-options=-v", "--device-as-default-execution-space"]
+
+
 def _by_nvrtc(
     nvrtc: Nvrtc, source: str, kernels: Sequence[str], arch: int, options: Sequence[str], filename: str
 ) -> list[Kernel]:
-    given = [*options, *(f"-I{p}" for p in nvrtc.include), f"-arch=sm_{arch}", "--ptxas-options=-v"]
     with _Program(nvrtc.library, source, filename) as program:
-        mangled = program.compile(kernels, [*given, "--device-as-default-execution-space"])
+        mangled = program.compile(kernels, _given(nvrtc, arch, options))
         return _kernels(mangled, arch, program.text("ProgramLog"), program.text("PTX"))
 
 

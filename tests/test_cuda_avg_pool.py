@@ -13,6 +13,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels, specs
 from cnnlayers.functional.avg_pool import Average
 from cnnlayers.kernels.cuda import avg_pool as launchers
+from cnnlayers.kernels.cuda.window import pack_cells
 
 from . import portable, simt, standin_cuda, standin_cupy
 from .pooling import CASES, FORMATS, kind, options, ordered, some_pool
@@ -63,7 +64,8 @@ def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.r
     for pool in CASES:
         x = ordered(rng.standard_normal((2, 3, *pool.lengths)), data_format).astype(kind(dtype))
         given = options(pool) | {"data_format": data_format}
-        assert agree(cupy, "sum_pool", x, **given) == {"sum_pool", "sum_pool_backward"}
+        kernel = "sum_pool_tiled" if pack_cells(window_of(x, given), x.dtype.itemsize) else "sum_pool"
+        assert agree(cupy, "sum_pool", x, **given) == {kernel, f"{kernel}_backward"}
         agree(cupy, "avg_pool", x, **given)
         agree(cupy, "avg_pool", x, **given, count_include_pad=False)
     agree(cupy, "avg_pool", x, **given, divisor_override=-3)
@@ -86,11 +88,60 @@ def test_adaptive_windows(cupy: Any, dtype: str, data_format: str, rng: np.rando
         agree(cupy, "adaptive_avg_pool", x, out, data_format=data_format)
 
 
+def window_of(x: np.ndarray, given: dict[str, Any]) -> Any:
+    return F.sum_pool_forward(x, **given)[1].spec
+
+
+TILES = [((2,), {}), ((3, 2, 1), {}), ((3, 1, 1), {}), ((2,), {"ceil_mode": True})]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("args", "given"), TILES, ids=str)
+def test_tiles_give_the_bits_of_the_general_kernels(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, dtype: str, args: tuple[int, ...], given: dict[str, Any]
+) -> None:
+    """In ceil mode a sum: of an average the windows' counts differ."""
+    forward, backward = (
+        (F.sum_pool_forward, F.sum_pool_backward) if given else (F.avg_pool_forward, F.avg_pool_backward)
+    )
+    rng = np.random.default_rng(0)
+    for h, w in ((7, 16), (8, 8), (2, 24), (3, 4)):
+        x = rng.standard_normal((2, 3, h, w)).astype(kind(dtype))
+        x[0, 0, 0, :2], x[0, 1, -1, -1], x[1, 2, 0, 0] = -0.0, np.nan, np.inf
+        found = []
+        for general in (False, True):
+            with monkeypatch.context() as patch, standin_cuda.emulating() as made:
+                if general:
+                    patch.setattr(launchers, "aligned_pack_cells", lambda *a: 0)
+                    patch.setattr(launchers, "is_plane", lambda window: False)
+                y, ctx = forward(cupy.asarray(x), *args, **given)
+                found.append((y.get().tobytes(), backward(y, ctx).get().tobytes()))
+            names = {launch.name.partition("<")[0] for launch in made}
+            assert general == (names == {"sum_pool", "sum_pool_backward"}), names
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_window_of_the_whole_plane(cupy: Any, dtype: str) -> None:
+    """A warp or a block a plane, with packs of all sizes; many planes, one, and more cells than are added at once."""
+    rng = np.random.default_rng(0)
+    for shape in ((2, 3, 7, 7), (1, 1, 64, 66), (3, 2, 48, 48), (70, 1, 2, 8), (2, 3, 40), (1, 2, 5, 6, 8)):
+        x = rng.standard_normal(shape).astype(kind(dtype))
+        assert agree(cupy, "adaptive_avg_pool", x, 1) == {"sum_planes", "fill_planes"}
+        assert agree(cupy, "sum_pool", x, shape[2:]) == {"sum_planes", "fill_planes"}
+    view = cupy.asarray(rng.standard_normal(2 * 64 + 1).astype(kind(dtype)))[1:].reshape(2, 1, 8, 8)  # not aligned
+    np.testing.assert_allclose(
+        F.adaptive_avg_pool(view, 1).get().astype(float),
+        view.get().astype(float).mean((2, 3), keepdims=True),
+        rtol=1e-2,
+        atol=1e-2,
+    )
+
+
 def test_long_rows_are_shared_by_a_warp(cupy: Any, rng: np.random.Generator) -> None:
     wide = {"sum_pool_wide", "sum_pool_backward"}
     for dtype in FLOATS:
         x = rng.standard_normal((2, 3, 7, 70)).astype(kind(dtype))
-        assert agree(cupy, "adaptive_avg_pool", x[..., :7], 1) == wide  # the whole plane, as one line
         assert agree(cupy, "avg_pool", x, (3, 40), (2, 30), (1, 5), ceil_mode=True) == wide
         assert agree(cupy, "adaptive_avg_pool", x, (2, 2)) == wide
         assert agree(cupy, "sum_pool", x[:, 0], 33, 3, 0, 2) == wide

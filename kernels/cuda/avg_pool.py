@@ -1,4 +1,5 @@
-"""Launchers of avg_pool.cu: sum, average and adaptive average pooling, called as the portable code is."""
+"""Launchers of avg_pool.cu, avg_pool_tiled.cu (narrow windows) and avg_pool_planes.cu (global pooling): sum, average
+and adaptive average pooling, called as the portable code is."""
 
 from __future__ import annotations
 
@@ -10,10 +11,22 @@ import numpy as np
 from cnnlayers.backends import Backend
 
 from .compile import instance_name
-from .launch import BLOCK, contiguous, cuda_type, grid_size, launch, offset_types
-from .window import axes, axes_of, inner, is_adaptive, is_wide, too_large
+from .launch import BLOCK, aligned, contiguous, cuda_type, grid_size, launch, offset_types
+from .window import (
+    PACK_BYTES,
+    aligned_pack_cells,
+    axes,
+    axes_of,
+    inner,
+    is_adaptive,
+    is_plane,
+    is_wide,
+    planes,
+    too_large,
+)
 
 Array = Any
+WARPS = 8  # of a long plane
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -91,28 +104,81 @@ def _forward(b: Backend, window: Any, x: Array, divisor: int | None, include_pad
     x, y = contiguous(b, x), b.empty(window.out_shape, x.dtype)
     if not y.size:
         return y
-    sizes = [*axes(window, line=is_wide(window)), *_bounds(window, include_pad)]
-    if is_wide(window):
-        _launch(b, "sum_pool_wide", x, y, divisor, 32 * y.size, sizes, inner(window))
+    cells = aligned_pack_cells(window, x, y) if divisor is not None else 0
+    if cells:
+        h = window.axes[0]
+        _launch_tiled(b, "sum_pool_tiled", x, y, divisor, window, cells, (h.length, h.out), h.out)
+    elif divisor is not None and _whole_planes(window):
+        _launch_planes(b, "sum_planes", x, y, x, divisor, window)
     else:
-        _launch(b, "sum_pool", x, y, divisor, y.size, sizes, inner(window))
+        sizes = [*axes(window), *_bounds(window, include_pad)]
+        kind, threads = ("sum_pool_wide", 32 * y.size) if is_wide(window) else ("sum_pool", y.size)
+        _launch(b, kind, x, y, divisor, threads, sizes, inner(window))
     return y
 
 
 def _backward(b: Backend, window: Any, dy: Array, divisor: int | None, include_pad: bool = False) -> Array:
     dy, dx = contiguous(b, dy), b.empty(window.layout.shape, dy.dtype)
-    if dx.size:
+    if not dx.size:
+        return dx
+    cells = aligned_pack_cells(window, dx, dy) if divisor is not None else 0
+    if cells:
+        h = window.axes[0]
+        tile_rows = -(-h.length // h.stride)
+        heights = h.length, tile_rows, h.out
+        _launch_tiled(b, "sum_pool_tiled_backward", dy, dx, divisor, window, cells, heights, tile_rows)
+    elif divisor is not None and _whole_planes(window):
+        _launch_planes(b, "fill_planes", dy, dx, dx, divisor, window)
+    else:
         sizes = [*axes(window), *_bounds(window, include_pad)]
         _launch(b, "sum_pool_backward", dy, dx, divisor, dx.size, sizes, inner(window))
     return dx
 
 
+def _whole_planes(window: Any) -> bool:
+    """Whether avg_pool_planes.cu serves these windows."""
+    return is_plane(window) and inner(window) == 1
+
+
+def _real(b: Backend, x: Array) -> type[np.float32] | type[np.float64]:
+    """The type of the kernels' divisor."""
+    return np.float64 if x.dtype == b.xp.float64 else np.float32
+
+
+def _launch_tiled(
+    b: Backend, kind: str, source: Array, result: Array, divisor: int | None, window: Any, cells: int,
+    heights: tuple[int, ...], rows: int,
+) -> None:  # fmt: skip
+    """Launch a kernel of avg_pool_tiled.cu: a thread a pack of `cells` cells, in `rows` rows of each plane."""
+    offset, integer = offset_types(source.size, result.size)
+    w = window.axes[1]
+    packs = w.length // cells
+    threads = planes(window) * rows * packs
+    sizes = (_real(b, source)(divisor), integer(threads), integer(packs), *map(np.int32, heights))
+    instance = instance_name(kind, cuda_type(b, source), w.kernel, w.stride, cells, offset)
+    launch("avg_pool_tiled", instance, grid_size(b, threads), BLOCK, (source, result, *sizes))
+
+
+def _launch_planes(
+    b: Backend, kind: str, source: Array, result: Array, wide: Array, divisor: int | None, window: Any
+) -> None:
+    """Launch a kernel of avg_pool_planes.cu; `wide`: the array of whole planes. Long planes get a block each."""
+    offset, integer = offset_types(source.size, result.size)
+    number, size, itemsize = planes(window), math.prod(window.kernel), int(wide.dtype.itemsize)
+    cells = PACK_BYTES // itemsize
+    while size % cells or not aligned(wide, cells * itemsize):
+        cells //= 2
+    warps = WARPS if size // cells >= 32 * WARPS else 1
+    instance = instance_name(kind, cuda_type(b, source), cells, warps, offset)
+    sizes = (_real(b, source)(divisor), integer(number), np.int32(size // cells))
+    launch("avg_pool_planes", instance, grid_size(b, 32 * warps * number), BLOCK, (source, result, *sizes))
+
+
 def _launch(
     b: Backend, kind: str, x: Array, y: Array, divisor: int | None, threads: int, sizes: list[np.int32], channels: int
 ) -> None:
-    """Launch `kind` from x to y with `threads` threads; a cell has `channels` elements."""
+    """Launch `kind` of avg_pool.cu from x to y with `threads` threads; a cell has `channels` elements."""
     offset, integer = offset_types(x.size, y.size)
-    real = np.float64 if x.dtype == b.xp.float64 else np.float32
-    scalars = (real(divisor or 1), np.int32(divisor is None), integer(y.size), integer(channels))
+    scalars = (_real(b, x)(divisor or 1), np.int32(divisor is None), integer(y.size), integer(channels))
     instance = instance_name(kind, cuda_type(b, x), offset)
     launch("avg_pool", instance, grid_size(b, threads), BLOCK, (x, y, *scalars, *sizes))

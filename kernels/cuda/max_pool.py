@@ -15,13 +15,12 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import instance_name
-from .launch import BLOCK, aligned, contiguous, cuda_type, grid_size, launch, offset_types
-from .window import axes, inner, is_adaptive, is_wide, planes, too_large
+from .launch import BLOCK, contiguous, cuda_type, grid_size, launch, offset_types
+from .window import aligned_pack_cells, axes, inner, is_adaptive, is_wide, planes, too_large
 
 Array = Any
 ARGMAX, TIES, INDICES = 1, 2, 4  # max_pool.cu's Save
 TIE_RULE = {"first": 0, "all": 1, "split": 2}  # max_pool.cu's TieRule
-TILED_WINDOWS = ((2, 2), (3, 1), (3, 2))  # kernel and stride of max_pool_tiled.cu's windows
 MAX_SCATTER_CELLS = (
     64  # the most cells that one thread writes; for larger disjoint windows one thread a cell uses the device better
 )
@@ -78,32 +77,9 @@ def _argmax_dtype(window: Any) -> str:
     return "uint8" if taps <= 2**8 else "uint16" if taps <= 2**16 else "uint32"
 
 
-def _pack_cells(window: Any, itemsize: int) -> int:
-    """Cells of a pack of max_pool_tiled.cu, at most 16 bytes; 0 if it does not serve these windows."""
-    if is_adaptive(window) or len(window.axes) != 2 or window.layout.channel != 1:
-        return 0
-    h, w = window.axes
-    same = (h.kernel, h.stride, h.dilation, h.before) == (w.kernel, w.stride, 1, w.before) and w.dilation == 1
-    fits = w.before == (w.kernel - w.stride + 1) // 2 and w.out * w.stride == w.length
-    if not (same and fits and (w.kernel, w.stride) in TILED_WINDOWS):
-        return 0
-    cells = 16 // itemsize
-    while w.length % cells:
-        cells //= 2
-    return cells if cells > 1 else 0
-
-
 def _aligned_pack_cells(b: Backend, window: Any, wide: Array, *narrow: Array) -> int:
-    """`_pack_cells`, reduced until the array of cells (`wide`) and those of windows (`narrow`) are aligned to their
-    packs."""
-    itemsize = FLOATS.get(backends.dtype_name(b, wide), 0)
-    cells = _pack_cells(window, itemsize) if itemsize else 0
-    while cells > 1:
-        windows = cells // window.axes[1].stride
-        if aligned(wide, cells * itemsize) and all(aligned(a, windows * int(a.dtype.itemsize)) for a in narrow):
-            return cells
-        cells //= 2
-    return 0
+    """Cells of a pack of max_pool_tiled.cu, which serves floats; 0 if it does not serve this call."""
+    return aligned_pack_cells(window, wide, *narrow) if backends.dtype_name(b, wide) in FLOATS else 0
 
 
 def _disjoint(window: Any) -> bool:

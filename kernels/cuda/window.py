@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from .launch import aligned
+
 # window.cuh computes with twice an axis's padded length, as ints.
 MAX_LENGTH = 2**30
 WIDE_ROW = 32  # the fewest taps of a row for which one warp computes one window
+TILED_WINDOWS = ((2, 2), (3, 1), (3, 2))  # (kernel, stride) that the tiled kernels are compiled for
+PACK_BYTES = 16  # the most bytes that one access loads or stores
 MISSING = (1, 1, 1, 1, 1, 0)  # AXIS of a missing axis
 
 
@@ -22,7 +26,7 @@ def axes(window: Any, *, line: bool = False) -> list[np.int32]:
     """The arguments AXES of window.cuh, AXIS for each axis. `line`: a window that is its whole plane becomes one
     of a single axis, since its cells and taps are in the same order."""
     sizes = [_axis(axis) for axis in axes_of(window)]
-    if line and _is_plane(window):
+    if line and is_plane(window):
         cells = math.prod(window.kernel)
         sizes = [MISSING, MISSING, (cells, 1, cells, 1, 1, 0)]
     return [np.int32(size) for axis in sizes for size in axis]
@@ -30,12 +34,8 @@ def axes(window: Any, *, line: bool = False) -> list[np.int32]:
 
 def is_wide(window: Any) -> bool:
     """Whether the windows have rows long enough for a warp, of contiguous cells."""
-    row = math.prod(window.kernel) if _is_plane(window) else window.kernel[-1]
+    row = math.prod(window.kernel) if is_plane(window) else window.kernel[-1]
     return bool(inner(window) == 1 and row >= WIDE_ROW)
-
-
-def _is_plane(window: Any) -> bool:
-    return not is_adaptive(window) and all(a.out == 1 and a.whole and a.kernel == a.length for a in window.axes)
 
 
 def _axis(axis: Any) -> tuple[int, ...]:
@@ -59,6 +59,39 @@ def inner(window: Any) -> int:
     """Elements from one cell to the next: the channels if they are the last axis, else 1."""
     layout = window.layout
     return 1 if layout.channel == 1 else int(layout.channels)
+
+
+def is_plane(window: Any) -> bool:
+    """Whether every window is its whole plane, without padding."""
+    return not is_adaptive(window) and all(a.out == 1 and a.whole and a.kernel == a.length for a in window.axes)
+
+
+def pack_cells(window: Any, itemsize: int) -> int:
+    """Cells of a pack of the tiled kernels, at most 16 bytes; 0 if they do not serve these windows."""
+    if is_adaptive(window) or len(window.axes) != 2 or window.layout.channel != 1:
+        return 0
+    h, w = window.axes
+    same = (h.kernel, h.stride, h.dilation, h.before) == (w.kernel, w.stride, 1, w.before) and w.dilation == 1
+    fits = w.before == (w.kernel - w.stride + 1) // 2 and w.out * w.stride == w.length
+    if not (same and fits and (w.kernel, w.stride) in TILED_WINDOWS):
+        return 0
+    cells = PACK_BYTES // itemsize
+    while w.length % cells:
+        cells //= 2
+    return cells if cells > 1 else 0
+
+
+def aligned_pack_cells(window: Any, wide: Any, *narrow: Any) -> int:
+    """`pack_cells`, reduced until the array of cells (`wide`) and those of windows (`narrow`) are aligned to their
+    packs."""
+    itemsize = int(wide.dtype.itemsize)
+    cells = pack_cells(window, itemsize)
+    while cells > 1:
+        windows = cells // window.axes[1].stride
+        if aligned(wide, cells * itemsize) and all(aligned(a, windows * int(a.dtype.itemsize)) for a in narrow):
+            return cells
+        cells //= 2
+    return 0
 
 
 def planes(window: Any) -> int:

@@ -1,0 +1,121 @@
+// avg_pool_tiled.cu - sum and average pooling of planes with narrow windows known at compile time: 2x2 stride 2, 3x3 stride 1
+// and 2, one divisor for all windows.
+//
+// Layout    channels first, contiguous: x and dx are planes of h rows of `row` packs of C cells; y and dy are planes of oh rows
+//           of `row` packs of V = C / S windows. Window o starts at cell S o - P, P = (K - S + 1) / 2. Padding and ceil mode
+//           may add windows below, none to the right.
+// Types     T any float; sums in Sum<T> without flushing, in avg_pool.cu's order, so that both give the same bits. I (offsets)
+//           unsigned below 2**31 elements, else unsigned long long.
+// NaN       spreads through its window.
+// Thread    forward: V windows of a row, from K rows of C cells and a cell on either side. Backward: S rows of C cells, from
+//           the V windows that start there and, with 3x3, their neighbours. All loads come first; what lies outside is 0,
+//           which changes no sum: each begins with 0.
+// Bytes     each array once from memory; a row of packs is loaded K / S times, from the caches but for the first.
+// Source    the portable code in functional/avg_pool.py; the tests compare these kernels with it.
+#include "common.cuh"
+
+// The sum over the divisor.
+template <typename S> __device__ __forceinline__ S averaged(S sum, S divisor) {
+  return divisor == S(1) ? sum : quotient(sum, divisor);
+}
+
+// N cells in a row: a pack of C from `cells` on, `Before` cells before it and the others behind it; 0 where there are none.
+template <typename T, int C, int Before, int N> struct Cells {
+  Pack<T, C> own;
+  T before, behind;
+
+  __device__ __forceinline__ void load(const T* __restrict__ cells, bool inside, bool first, bool last) {
+    own = {}, before = behind = T(0.f);
+    if (!inside) return;
+    own = *reinterpret_cast<const Pack<T, C>*>(cells);
+    if (Before && !first) before = cells[-1];
+    if (N > Before + C && !last) behind = cells[C];
+  }
+  __device__ __forceinline__ typename Sum<T>::type operator[](int c) const {
+    return widen(c < Before ? before : c < Before + C ? own.v[c - Before] : behind);
+  }
+};
+
+// n = planes * oh * row.
+template <typename T, int K, int S, int C, typename I>
+__global__ void __launch_bounds__(256, 4) sum_pool_tiled(const T* __restrict__ x, Pack<T, C / S>* __restrict__ y,
+    typename Sum<T>::type divisor, I n, I row, int h, int oh) {
+  constexpr int V = C / S, P = (K - S + 1) / 2, N = C + K - S;
+  using A = typename Sum<T>::type;
+  for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
+    const I line = i / row, plane = line / I(oh), j = i - line * row;
+    const int top = int(line - plane * I(oh)) * S - P;
+    Cells<T, C, P, N> rows[K];
+#pragma unroll
+    for (int ty = 0; ty < K; ++ty) {
+      const int r = top + ty;
+      rows[ty].load(x + ((plane * I(h) + I(r)) * row + j) * C, r >= 0 && r < h, j == 0, j + 1 == row);
+    }
+    Pack<T, V> out;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      A sum = 0;
+#pragma unroll
+      for (int ty = 0; ty < K; ++ty) {
+        A run = 0;
+#pragma unroll
+        for (int tx = 0; tx < K; ++tx) run = plus(run, rows[ty][S * v + tx]);
+        sum = plus(sum, run);
+      }
+      out.v[v] = narrow<T>(averaged(sum, divisor));
+    }
+    y[i] = out;
+  }
+}
+
+// n = planes * tile_rows * row with tile_rows = ceil(h / S).
+template <typename T, int K, int S, int C, typename I>
+__global__ void __launch_bounds__(256, 4) sum_pool_tiled_backward(const T* __restrict__ dy, Pack<T, C>* __restrict__ dx,
+    typename Sum<T>::type divisor, I n, I row, int h, int tile_rows, int oh) {
+  constexpr int V = C / S, P = (K - S + 1) / 2;
+  constexpr int Before = (K - 1 - P) / S, Behind = (S - 1 + P) / S;  // windows of neighbouring tiles that reach into this one
+  constexpr int N = Before + V + Behind;
+  using A = typename Sum<T>::type;
+  for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
+    const I line = i / row, plane = line / I(tile_rows), j = i - line * row;
+    const int tile_row = int(line - plane * I(tile_rows));
+    Cells<T, V, Before, N> rows[Before + 1 + Behind];
+#pragma unroll
+    for (int dr = -Before; dr <= Behind; ++dr) {
+      const int o = tile_row + dr;
+      rows[Before + dr].load(dy + ((plane * I(oh) + I(o)) * row + j) * V, o >= 0 && o < oh, j == 0, j + 1 == row);
+    }
+    A sum[S][C] = {};
+#pragma unroll
+    for (int dr = -Before; dr <= Behind; ++dr)
+#pragma unroll
+      for (int o = 0; o < N; ++o) {
+        const A g = rows[Before + dr][o];
+#pragma unroll
+        for (int ty = 0; ty < K; ++ty)
+#pragma unroll
+          for (int tx = 0; tx < K; ++tx) {
+            const int r = S * dr - P + ty, c = S * (o - Before) - P + tx;
+            if (r >= 0 && r < S && c >= 0 && c < C) sum[r][c] = plus(sum[r][c], g);
+          }
+      }
+    if constexpr (K == S) {  // the cells of a window have the same gradient
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const A share = averaged(sum[0][S * v], divisor);
+#pragma unroll
+        for (int r = 0; r < S; ++r)
+#pragma unroll
+          for (int c = 0; c < S; ++c) sum[r][S * v + c] = share;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < S; ++r) {
+      if (S * tile_row + r >= h) continue;
+      Pack<T, C> out;
+#pragma unroll
+      for (int c = 0; c < C; ++c) out.v[c] = narrow<T>(K == S ? sum[r][c] : averaged(sum[r][c], divisor));
+      dx[(plane * I(h) + I(S * tile_row + r)) * row + j] = out;
+    }
+  }
+}
