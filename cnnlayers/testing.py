@@ -20,8 +20,23 @@ from typing import Any, TypeAlias
 
 import numpy
 
-from cnnlayers import backends
 from cnnlayers.specs.arguments import integer, real
+
+from .checked_arrays import (
+    GradientError,
+    as_float64,
+    as_list,
+    bits_of,
+    check_form,
+    copy_of,
+    first_of,
+    is_array,
+    is_differentiable,
+    name_of,
+    names_of,
+)
+
+__all__ = ["GradientError", "gradcheck"]
 
 Array = Any
 Host = Any  # a NumPy array
@@ -33,10 +48,6 @@ SHORTER = 5  # steps tried along a direction, each a tenth of the one before
 REDRAWN = 4  # directions tried before a kink is thought to be everywhere
 ONE_BY_ONE = 512  # elements differenced one at a time when a wrong one is looked for
 ROUNDING = 8 * 2.0**-52
-
-
-class GradientError(AssertionError):
-    """A gradient that differs from differences of its function, or a trio's broken promise; the message says which."""
 
 
 def gradcheck(
@@ -51,9 +62,10 @@ def gradcheck(
         the tuple `(op, op_forward, op_backward)`; or a layer, whose dx and every gradient in `layer.grads` are checked,
         on copies of it.
     *args, **options
-        What the op (or the layer's forward) is called with. Floating arrays (or None in their place) are differentiated
-        in the order of the signature, as many as the backward returns gradients; integer arrays and other values are
-        passed on. A random generator is copied for each call, so that every call draws the same.
+        What the op (or the layer's forward) is called with. Floating and complex arrays (or None in their place) are
+        differentiated in the order of the signature, as many as the backward returns gradients; integer arrays and
+        other values are passed on. A random generator is copied for each call, so that every call draws the same. A
+        complex array counts as its real and imaginary parts, on an axis more (an element's last index is 0 or 1).
     step : float
         The longest difference step, in units of an array's spread.
     tol : float
@@ -240,18 +252,18 @@ class _TrioCase:
 
     def __init__(self, trio: tuple[Any, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.op, self.forward, self.backward = trio
-        self.title = f"{_name(self.op)}_backward"
+        self.name, self.forward_name, self.title = names_of(trio)
         self.arguments: dict[Key, Any] = dict(enumerate(args))
         self.arguments.update(options)
         self.slots = _candidates(self.op, self.arguments)
         self.names = [name for name, key in self.slots if key is not None]
-        self.points = [_float64(self.arguments[key]) for _, key in self.slots if key is not None]
+        self.points = [as_float64(self.arguments[key]) for _, key in self.slots if key is not None]
 
     def _arguments(self, points: Sequence[Host]) -> dict[Key, Any]:
         """Copies of everything, with the points in their places."""
         keys = [key for _, key in self.slots if key is not None]
         values = {**self.arguments, **dict(zip(keys, points, strict=False))}
-        return {key: _copy(value, self.arguments[key]) for key, value in values.items()}
+        return {key: copy_of(value, self.arguments[key]) for key, value in values.items()}
 
     @staticmethod
     def _call(function: Callable[..., Any], arguments: dict[Key, Any]) -> Any:
@@ -259,38 +271,36 @@ class _TrioCase:
         return function(*positional, **{k: v for k, v in arguments.items() if isinstance(k, str)})
 
     def value(self, points: Sequence[Host]) -> Host:
-        return _float64(_first(self._call(self.op, self._arguments(points))))
+        return as_float64(first_of(self._call(self.op, self._arguments(points))))
 
     def gradients(self, points: Sequence[Host], y: Host, dy: Host) -> list[Host]:
         """The gradients of the points, once everything else that a trio promises was found to hold."""
         arguments = self._arguments(points)
-        before = {key: _bits(v) for key, v in arguments.items() if _is_array(v)}
+        before = {key: bits_of(v) for key, v in arguments.items() if is_array(v)}
         result, ctx = self._call(self.forward, arguments)
-        result = _first(result)
-        if not numpy.allclose(_float64(result), y, rtol=1e-9, atol=1e-9 * _spread(y[numpy.isfinite(y)])):
-            raise GradientError(f"{_name(self.forward)} and {_name(self.op)} give different results")
-        given = [_copy(dy, result) for _ in range(2)]
-        found, again = (_as_list(self.backward(device_dy, ctx)) for device_dy in given)
-        if any(_bits(device_dy) != dy.tobytes() for device_dy in given):
+        result = first_of(result)
+        if not numpy.allclose(as_float64(result), y, rtol=1e-9, atol=1e-9 * _spread(y[numpy.isfinite(y)])):
+            raise GradientError(f"{self.forward_name} and {self.name} give different results")
+        given = [copy_of(dy, result) for _ in range(2)]
+        found, again = (as_list(self.backward(device_dy, ctx)) for device_dy in given)
+        if any(bits_of(device_dy) != dy.tobytes() for device_dy in given):
             raise GradientError(f"{self.title} wrote to dy")
-        if [g is None or _bits(g) for g in found] != [g is None or _bits(g) for g in again]:
+        if [g is None or bits_of(g) for g in found] != [g is None or bits_of(g) for g in again]:
             raise GradientError(f"{self.title} gave other gradients when the same context was used again")
         if len(found) > len(self.slots):
             raise GradientError(f"{self.title} gave {len(found)} gradients for {len(self.slots)} arrays")
         slots = self.slots[: len(found)]
         self._unwritten(arguments, before, {key: name for name, key in slots if key is not None})
         for (name, key), gradient in zip(slots, found, strict=True):
-            _check_form(self.title, name, None if key is None else arguments[key], gradient)
+            check_form(self.title, name, None if key is None else arguments[key], gradient)
         self.names = [name for name, key in slots if key is not None]
-        return [_float64(g) for g in found if g is not None]
+        return [as_float64(g) for g in found if g is not None]
 
     def _unwritten(self, arguments: dict[Key, Any], before: dict[Key, bytes], names: dict[Key, str]) -> None:
         for key, bits in before.items():
             # Floating arrays without a gradient are running statistics: these are there to be written.
-            if (key in names or not _is_floating(arguments[key])) and _bits(arguments[key]) != bits:
-                raise GradientError(
-                    f"{_name(self.forward)} or {self.title} wrote to {names.get(key, f'argument {key}')}"
-                )
+            if (key in names or not is_differentiable(arguments[key])) and bits_of(arguments[key]) != bits:
+                raise GradientError(f"{self.forward_name} or {self.title} wrote to {names.get(key, f'argument {key}')}")
 
 
 def _trio(op: Any) -> tuple[Any, ...]:
@@ -298,7 +308,7 @@ def _trio(op: Any) -> tuple[Any, ...]:
         if len(op) != 3 or not all(callable(f) for f in op):
             raise TypeError("op as a tuple must be three functions: (op, op_forward, op_backward)")
         return op
-    name, module = _name(op).removesuffix("_forward"), sys.modules.get(getattr(op, "__module__", None) or "")
+    name, module = name_of(op).removesuffix("_forward"), sys.modules.get(getattr(op, "__module__", None) or "")
     trio = tuple(getattr(module, name + end, None) for end in ("", "_forward", "_backward"))
     if not all(callable(f) for f in trio):
         raise TypeError(
@@ -314,12 +324,12 @@ def _candidates(op: Callable[..., Any], given: dict[Key, Any]) -> list[tuple[str
     positions = sum(isinstance(key, int) for key in given)
     for i, parameter in enumerate(inspect.signature(op).parameters.values()):
         if parameter.kind is parameter.VAR_POSITIONAL:
-            found += [(f"{parameter.name}[{k - i}]", k) for k in range(i, positions) if _is_floating(given[k])]
+            found += [(f"{parameter.name}[{k - i}]", k) for k in range(i, positions) if is_differentiable(given[k])]
             continue
         positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         key: Key = i if positional and i < positions else parameter.name
         value = given.get(key, parameter.default)
-        if value is None or _is_floating(value):
+        if value is None or is_differentiable(value):
             found.append((parameter.name, None if value is None else key))
     return found
 
@@ -332,96 +342,37 @@ class _LayerCase:
         self.title, self.args, self.options = type(layer).__name__, args, options
         if not hasattr(layer, "map_arrays"):
             raise TypeError(f"a layer must be derived from cnnlayers.layers.Layer, got {self.title}")
-        if not args or not _is_floating(args[0]):
+        if not args or not is_differentiable(args[0]):
             raise ValueError(f"{self.title}: forward's first argument must be a floating array, to be differentiated")
         self.layer = copy.deepcopy(layer)
-        self.layer.map_arrays(lambda a: _copy(a, a))
+        self.layer.map_arrays(lambda a: copy_of(a, a))
         self.names = ["x", *self.layer.params]
-        self.points = [_float64(args[0]), *(_float64(p) for p in self.layer.params.values())]
+        self.points = [as_float64(args[0]), *(as_float64(p) for p in self.layer.params.values())]
 
     def _forward(self, points: Sequence[Host]) -> tuple[Any, list[Array], Any]:
         """A copy of the layer at the points, the arrays it then works on, and its result."""
         layer = copy.deepcopy(self.layer)
-        arrays = [_copy(points[0], self.args[0]), *layer.params.values()]
+        arrays = [copy_of(points[0], self.args[0]), *layer.params.values()]
         for array, point in zip(arrays[1:], points[1:], strict=True):
-            array[...] = backends.of(array).array(point, array.dtype)
-        rest = [_copy(a, a) for a in self.args[1:]]
+            array[...] = copy_of(point, array)
+        rest = [copy_of(a, a) for a in self.args[1:]]
         return (
             layer,
             arrays,
-            _first(layer.forward(arrays[0], *rest, **{k: _copy(v, v) for k, v in self.options.items()})),
+            first_of(layer.forward(arrays[0], *rest, **{k: copy_of(v, v) for k, v in self.options.items()})),
         )
 
     def value(self, points: Sequence[Host]) -> Host:
-        return _float64(self._forward(points)[2])
+        return as_float64(self._forward(points)[2])
 
     def gradients(self, points: Sequence[Host], y: Host, dy: Host) -> list[Host]:
         layer, arrays, result = self._forward(points)
-        device_dy = _copy(dy, result)
+        device_dy = copy_of(dy, result)
         found = {"x": layer.backward(device_dy), **layer.grads}
-        if _bits(device_dy) != dy.tobytes():
+        if bits_of(device_dy) != dy.tobytes():
             raise GradientError(f"{self.title}.backward wrote to dy")
         for name, array, point in zip(self.names, arrays, points, strict=True):
-            if _bits(array) != point.tobytes():
+            if bits_of(array) != point.tobytes():
                 raise GradientError(f"{self.title} wrote to {name}")
-            _check_form(self.title, name, array, found.get(name))
-        return [_float64(found[name]) for name in self.names]
-
-
-# -------------------------------------------------------------------------------------------------------------- arrays
-def _check_form(title: str, name: str, array: Array | None, gradient: Array | None) -> None:
-    """A gradient is None where nothing was given, else an array like its argument. GradientError otherwise."""
-    if array is None or gradient is None:
-        if array is not gradient:
-            said = (
-                "was not given: its gradient must be None" if array is None else "was given, but its gradient is None"
-            )
-            raise GradientError(f"{title}: {name} {said}")
-    elif not _is_array(gradient) or backends.of(gradient) != backends.of(array):
-        raise GradientError(
-            f"{title}: the gradient of {name} is of another kind than {name}: {type(gradient).__name__}"
-        )
-    elif tuple(gradient.shape) != tuple(array.shape) or gradient.dtype != array.dtype:
-        raise GradientError(
-            f"{title}: the gradient of {name} has shape {tuple(gradient.shape)} and dtype {gradient.dtype}, {name} has"
-            f" {tuple(array.shape)} and {array.dtype}"
-        )
-
-
-def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _first(result: Any) -> Any:
-    """y, of an op that gives y alone or (y, indices)."""
-    return result[0] if isinstance(result, tuple) else result
-
-
-def _as_list(found: Any) -> list[Any]:
-    return list(found) if isinstance(found, tuple | list) else [found]
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, numpy.generic)
-
-
-def _is_floating(value: Any) -> bool:
-    return _is_array(value) and backends.dtype_name(backends.of(value), value) in backends.FLOATS
-
-
-def _float64(array: Array) -> Host:
-    """A copy on the host, in C order."""
-    return numpy.array(backends.to_numpy(array), dtype=numpy.float64, order="C")
-
-
-def _bits(array: Array) -> bytes:
-    host: bytes = backends.to_numpy(array).tobytes()
-    return host
-
-
-def _copy(value: Any, like: Any) -> Any:
-    """`value` for one call: a copy on `like`'s backend, float64 if floating; a generator's twin; else the value."""
-    if _is_array(like):
-        b = backends.of(like)
-        return b.array(numpy.array(backends.to_numpy(value)), b.xp.float64 if _is_floating(like) else like.dtype)
-    return copy.deepcopy(value) if isinstance(value, numpy.random.Generator) else value
+            check_form(self.title, name, array, found.get(name))
+        return [as_float64(found[name]) for name in self.names]

@@ -195,6 +195,7 @@ def test_bad_input(call: Any, error: type[Exception], text: str) -> None:
         (layers.GELU("tanh"), "gelu", ("tanh",)),
         (layers.Sigmoid(), "sigmoid", ()),
         (layers.Tanh(), "tanh", ()),
+        (layers.Softmax(2), "softmax", (2,)),
     ],
 )
 def test_layers_are_the_ops(layer: layers.Layer, op: str, args: Any, rng: np.random.Generator) -> None:

@@ -616,4 +616,50 @@ def test_autograd_uses_standard_array_functions_only() -> None:
         if name.startswith("cnnlayers.autograd"):
             used = {n.attr for n in read_off_xp(ast.parse(path.read_text()))}
             assert used <= set(STANDARD.split()), name
-    assert autograd.__all__ == ["Tensor", "concat", "functional", "no_grad"]
+    assert autograd.__all__ == ["Parameter", "Tensor", "concat", "functional", "no_grad", "parameters"]
+
+
+# ---------------------------------------------------------------------------------------------------- NumPy's functions
+def test_numpys_functions_say_what_to_call() -> None:
+    t = Tensor(np.ones((2, 2)), requires_grad=True)
+    calls = {
+        r"numpy.exp .*gradient would be lost: call tensor.exp\(\)": lambda: np.exp(t),
+        r"numpy.absolute .*call tensor.abs\(\)": lambda: np.abs(t),
+        r"numpy.sum .*call tensor.sum\(\)": lambda: np.sum(t),
+        r"numpy.mean .*call tensor.mean\(\)": lambda: np.mean(t, axis=0),
+        r"numpy.amax .*call tensor.max\(\)|numpy.max .*call tensor.max\(\)": lambda: np.max(t),
+        r"numpy.concatenate .*call cnnlayers.autograd.concat": lambda: np.concatenate([t, t]),
+        r"numpy.sin .*operators and methods, or pass tensor.data": lambda: np.sin(t),
+        r"numpy.add ": lambda: np.add.reduce(t),
+    }
+    for said, call in calls.items():
+        with pytest.raises(TypeError, match=said):
+            call()
+    assert (np.shape(t), np.ndim(t), np.size(t)) == ((2, 2), 2, 4)
+
+
+def test_numpys_functions_take_what_has_no_gradient() -> None:
+    t = Tensor(np.arange(4.0))
+    assert np.sum(t) == 6
+    assert np.concatenate([t, t]).shape == (8,)
+    assert np.array_equal(t, np.arange(4.0))
+
+
+@pytest.mark.parametrize("name", ["add", "subtract", "multiply", "divide", "power", "matmul", "less", "greater_equal"])
+def test_numpys_operators_are_tensors(name: str) -> None:
+    x, y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[2.0, 2.0], [1.0, 5.0]])
+    function = getattr(np, name)
+    for result in (function(x, Tensor(y)), function(Tensor(x), y), function(Tensor(x), Tensor(y))):
+        assert isinstance(result, Tensor)
+        np.testing.assert_array_equal(result.data, function(x, y))
+
+
+def test_mse_loss_has_a_gradient_in_its_target(rng: np.random.Generator) -> None:
+    x, target = (Tensor(rng.standard_normal((3, 2)), requires_grad=True) for _ in range(2))
+    TF.mse_loss(x, target).backward()
+    np.testing.assert_allclose(x.grad, (x.data - target.data) / 3, rtol=1e-12)
+    np.testing.assert_array_equal(target.grad, -x.grad)
+    alone = Tensor(target.data.astype("float32"), requires_grad=True)
+    TF.mse_loss(x.data, alone).backward()
+    assert alone.grad.dtype == np.float32
+    np.testing.assert_allclose(alone.grad, -x.grad, rtol=1e-6)

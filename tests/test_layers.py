@@ -81,6 +81,7 @@ TWINS = [
     ("GELU", "GELU", ("tanh",), {}, IMAGE),
     ("Sigmoid", "Sigmoid", (), {}, IMAGE),
     ("Tanh", "Tanh", (), {}, IMAGE),
+    ("Softmax", "Softmax", (1,), {}, IMAGE),
     ("Flatten", "Flatten", (), {}, IMAGE),
     ("Flatten", "Flatten", (0, 2), {}, IMAGE),
     ("Dropout", "Dropout", (0.0,), {}, IMAGE),

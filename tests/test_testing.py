@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from cnnlayers import functional as F
+from cnnlayers import layers
+from cnnlayers.checked_arrays import is_array
 from cnnlayers.layers import Layer
-from cnnlayers.testing import GradientError, _is_array, gradcheck
+from cnnlayers.testing import GradientError, gradcheck
 
 from .conftest import strict
 
@@ -125,8 +127,8 @@ def test_broken_promises(replaced, said, arrays):
 
 def test_arguments_that_cannot_be_checked(arrays):
     x, w, _ = arrays
-    with pytest.raises(TypeError, match="_is_array_forward and _is_array_backward"):
-        gradcheck(_is_array, x)
+    with pytest.raises(TypeError, match="is_array_forward and is_array_backward"):
+        gradcheck(is_array, x)
     with pytest.raises(TypeError, match="three functions"):
         gradcheck((scaled, scaled_forward), x, w)
     with pytest.raises(ValueError, match="no floating array"):
@@ -258,3 +260,35 @@ def test_a_layer_of_ones_own(rng):
     for fault, said in [("none", "weight was given"), ("twice", "gradient of x at"), ("writes", "wrote to x")]:
         with pytest.raises(GradientError, match=f"Scale.*{said}"):
             gradcheck(Scale(fault), x)
+
+
+def test_functions_without_a_name_are_called_after_the_others() -> None:
+    x = np.array([1.0, 2.0])
+
+    def cube(x):
+        return x**3
+
+    for trio, name in (
+        ((lambda x: x**3, lambda x: (x**3, x), lambda dy, x: dy), "op"),
+        ((cube, lambda x: (x**3, x), lambda dy, x: dy), "cube"),
+    ):
+        with pytest.raises(GradientError, match=f"^{name}_backward: the gradient of x at"):
+            gradcheck(trio, x)
+    with pytest.raises(GradientError, match="op_forward and op give different results"):
+        gradcheck((lambda x: x, lambda x: (2 * x, x), lambda dy, x: dy), x)
+
+
+def test_complex_gradients(rng: np.random.Generator) -> None:
+    def noise(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+
+    x = noise(2, 3, 5, 5)
+    assert set(gradcheck(F.conv, x, noise(4, 3, 3, 3), noise(4), padding=1)) == {"x", "weight", "bias"}
+    gradcheck(F.conv_transpose, x.astype("complex64"), rng.standard_normal((3, 4, 3, 3)), stride=2)
+    gradcheck(F.linear, noise(2, 3), noise(4, 3), rng.standard_normal(4))
+    gradcheck(F.pad, x, 2, "reflect")
+    gradcheck(layers.Conv(3, 4, 3, rng=0), x)
+    gradcheck(layers.Linear(5, 4, rng=0).map_arrays(lambda a: a.astype("complex64")), x)
+    trio = (lambda x: 1j * x * x, lambda x: (1j * x * x, x), lambda dy, x: dy * 2j * x)  # lacks the conjugate
+    with pytest.raises(GradientError, match=r"op_backward: the gradient of x at \(\d, [01]\)"):
+        gradcheck(trio, noise(3))

@@ -24,10 +24,11 @@ from .tensor import Tensor, record
 P = ParamSpec("P")
 
 
-def _on_tensors(op: Callable[P, Any], *arguments: str) -> Callable[P, Any]:
-    """The op of a trio of `cnnlayers.functional`, on Tensors; `arguments` are those that its backward answers."""
+def _on_tensors(op: Callable[P, Any], *arguments: str, backward: Callable[..., Any] | None = None) -> Callable[P, Any]:
+    """The op of a trio of `cnnlayers.functional`, on Tensors; `arguments` are those that its backward answers, or the
+    one that is given here in its place."""
     name: str = op.__name__
-    forward, backward = getattr(F, f"{name}_forward"), getattr(F, f"{name}_backward")
+    forward, backward = getattr(F, f"{name}_forward"), backward or getattr(F, f"{name}_backward")
     signature = inspect.signature(op)
     spares_dx = "needs_dx" in inspect.signature(backward).parameters
 
@@ -67,6 +68,12 @@ def _gradients(
     return found if isinstance(found, tuple) else (found,)
 
 
+def _mse_loss_backward(dy: Array, ctx: Context) -> tuple[Array, Array]:
+    """The gradients of x and of the target, which is x's with the other sign."""
+    dx = F.mse_loss_backward(dy, ctx)
+    return dx, -dx
+
+
 max_pool = _on_tensors(F.max_pool, "x")
 avg_pool = _on_tensors(F.avg_pool, "x")
 sum_pool = _on_tensors(F.sum_pool, "x")
@@ -92,4 +99,4 @@ tanh = _on_tensors(F.tanh, "x")
 softmax = _on_tensors(F.softmax, "x")
 dropout = _on_tensors(F.dropout, "x")
 softmax_cross_entropy = _on_tensors(F.softmax_cross_entropy, "x")
-mse_loss = _on_tensors(F.mse_loss, "x")
+mse_loss = _on_tensors(F.mse_loss, "x", "target", backward=_mse_loss_backward)

@@ -24,6 +24,7 @@ from cnnlayers.specs.arguments import entries_of, flag, integer, real
 from . import ops
 from .graph import Gradients, Node, Source, recording, walk_back, whole
 from .index import plain_index, take
+from .numpy_functions import NumpyFunctions
 
 Operator: TypeAlias = Callable[[Any, Any], Any]
 NUMBERS = (int, float, numpy.integer, numpy.floating)  # constants without an owner, whatever the arrays' is
@@ -108,7 +109,7 @@ def _comparison(compare: Operator) -> Operator:
     return run
 
 
-class Tensor:
+class Tensor(NumpyFunctions):
     """An array in a graph of ops. `data`: its array; `grad`: the gradient that `backward` has added up, or None.
 
     data: a floating, integer or bool array of NumPy, CuPy or another array-API library, kept as it is (one of a NumPy
@@ -120,7 +121,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_data", "_grad", "_node", "_wanted")
-    __array_ufunc__ = None  # array + Tensor is Tensor's to answer
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):

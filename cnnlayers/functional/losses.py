@@ -205,7 +205,7 @@ def mse_loss_forward(x: Array, target: Array) -> tuple[Array, Context]:
     x : array
         Any shape with at least one element, floating.
     target : array
-        x's shape, floating. It has no gradient.
+        x's shape, floating. The loss's gradient in it is -dx.
 
     Returns
     -------

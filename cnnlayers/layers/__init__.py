@@ -1,6 +1,6 @@
 """Layers: parameters, gradients and running statistics around `cnnlayers.functional`'s ops."""
 
-from .activations import GELU, LeakyReLU, Sigmoid, Tanh
+from .activations import GELU, LeakyReLU, Sigmoid, Softmax, Tanh
 from .base import Layer
 from .containers import Residual, Sequential
 from .conv import Conv, ConvTranspose
@@ -49,6 +49,7 @@ __all__ = [
     "Residual",
     "Sequential",
     "Sigmoid",
+    "Softmax",
     "SumPool",
     "SymmetricPad",
     "Tanh",

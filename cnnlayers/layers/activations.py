@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
-from cnnlayers.specs.arguments import flag, real
+from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer
 
@@ -131,3 +131,38 @@ class Tanh(Layer):
 
     def _forward(self, x: Array) -> tuple[Any, Any]:
         return F.tanh_forward(x)
+
+
+class Softmax(Layer):
+    """Softmax: exp(x) / sum(exp(x)), the sum along one axis.
+
+    Parameters
+    ----------
+    dim : int
+        The axis that sums to 1, PyTorch's name for `functional.softmax`'s axis; a negative one counts from the end.
+
+    Notes
+    -----
+    x: any shape with that axis; y has it. Before a cross-entropy no softmax is needed:
+    `functional.softmax_cross_entropy` takes scores.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Softmax
+    >>> Softmax()(np.zeros((1, 2)))
+    array([[0.5, 0.5]])
+
+    References
+    ----------
+    torch.nn.Softmax
+    """
+
+    _op_backward = staticmethod(F.softmax_backward)
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = integer(dim, "dim")
+
+    def _forward(self, x: Array) -> tuple[Any, Any]:
+        return F.softmax_forward(x, self.dim)
