@@ -28,9 +28,9 @@ from ._common import (
     sum_widely,
 )
 from .avg_pool import axis_index
-from .max_pool import flat_cells, maxima, read_cells, read_slice
 from .plane_chunks import in_planes
 from .window_arrays import on_axis, window_ends, window_starts
+from .window_maxima import flat_cells, maxima, read_cells, read_slice
 
 Asked = tuple[slice, Callable[[Array], Array], "Array | None"]
 

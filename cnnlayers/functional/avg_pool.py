@@ -19,8 +19,8 @@ from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, adaptive_window, pool_window, taps
-from cnnlayers.specs.arguments import DataFormat, OutputSize, Padding, Size, flag, integer
+from cnnlayers.specs import Axis, Window, pool_window, taps
+from cnnlayers.specs.arguments import DataFormat, Padding, Size, flag, integer
 
 from ._common import (
     SHORT,
@@ -38,7 +38,7 @@ from ._common import (
 )
 from .complex_arrays import run_planes
 from .plane_chunks import in_planes
-from .window_arrays import on_axis, tap_counts, window_ends, window_starts
+from .window_arrays import on_axis, tap_counts
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
 
 @in_planes
 @in_accumulator_dtype
-def _avg_pool_forward(b: Backend, spec: Average, x: Array) -> Array:
+def portable_avg_pool(b: Backend, spec: Average, x: Array) -> Array:
     return _divided(b, spec, window_sums(b, spec.window, x))
 
 
@@ -218,7 +218,7 @@ def avg_pool_forward(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, data_format
     plan = plan_of(_avg_pool_plan, (x,), count_include_pad, divisor_override, *options)
-    return run_planes(plan, "avg_pool_forward", _avg_pool_forward, x), Context(plan)
+    return run_planes(plan, "avg_pool_forward", portable_avg_pool, x), Context(plan)
 
 
 avg_pool = inference_of(avg_pool_forward)
@@ -336,132 +336,3 @@ def sum_pool_backward(dy: Array, ctx: Context) -> Array:
     """
     _, dy = check_backward("sum_pool", dy, ctx, exact=True)
     return run_planes(ctx.plan, "sum_pool_backward", _sum_pool_backward, dy)
-
-
-# ---------------------------------------------------------------------------------------------------- adaptive average
-def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Array:
-    """Window sums along one axis whose windows differ in size: a gather for each tap of the widest, or a sum for each
-    window where these are fewer."""
-    dtype, ndim = sum_dtype(b, axis.kernel, x.dtype), len(x.shape)
-    y, zero = b.zeros(resized(x, where, axis.out), dtype), b.zeros((), x.dtype)
-    if axis.out < axis.kernel:
-        for window in range(axis.out):
-            part = b.xp.sum(x[axis_index(where, axis.cells(window))], axis=where, keepdims=True, dtype=dtype)
-            y[axis_index(where, slice(window, window + 1))] = part
-        return y
-    cell, end = window_starts(b, axis), window_ends(b, axis)
-    for tap in range(axis.kernel):
-        if tap < axis.narrowest:
-            y += b.xp.take(x, cell + tap, axis=where)
-        else:
-            inside = cell + tap < end
-            values = b.xp.take(x, b.xp.clip(cell + tap, None, axis.length - 1), axis=where)
-            y += b.xp.where(on_axis(b, inside, where, ndim), values, zero)
-    return y
-
-
-def _adaptive_spread(b: Backend, dy: Array, where: int, axis: AdaptiveAxis) -> Array:
-    """The adjoint: each cell adds up the windows over it, the first one first."""
-    return _adaptive_sums(b, dy, where, axis.adjoint)
-
-
-def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
-    for where, axis in spec.placed:
-        number = window_ends(b, axis) - window_starts(b, axis)
-        sums = sums / on_axis(b, cast(b, number, sums.dtype), where, len(spec.layout.shape))
-    return sums
-
-
-@in_planes
-@in_accumulator_dtype
-def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
-    regular = spec.regular()
-    if regular is not None:
-        return _avg_pool_forward(b, Average(regular), x)
-    for where, axis in spec.placed:
-        x = _adaptive_sums(b, x, where, axis)
-    return _adaptive_divided(b, spec, x)
-
-
-@in_planes
-@in_accumulator_dtype
-def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> Array:
-    dy = _adaptive_divided(b, spec, dy)
-    for where, axis in reversed(spec.placed):
-        dy = _adaptive_spread(b, dy, where, axis)
-    return dy
-
-
-def _adaptive_avg_pool_plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> Plan:
-    b = backends.of(x)
-    check_linear(b, x, "x")
-    spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    return Plan("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
-
-
-@on_device
-def adaptive_avg_pool_forward(
-    x: Array, output_size: OutputSize, *, data_format: DataFormat = "channels_first"
-) -> tuple[Array, Context]:
-    """Average pooling to a given size: window o of an axis is the cells floor(o*L/out) to ceil((o+1)*L/out).
-
-    Parameters
-    ----------
-    x : array
-        (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating or
-        complex.
-    output_size : int, None or sequence of them
-        Windows, for all spatial axes or one per axis; None keeps an axis.
-    data_format : {"channels_first", "channels_last"}
-        The order of x's and y's axes.
-
-    Returns
-    -------
-    y : array
-        (N, C, *output_size), or channels last; x's dtype.
-    ctx : Context
-        For `adaptive_avg_pool_backward`; `adaptive_avg_pool` returns y alone. It has no array.
-
-    Raises
-    ------
-    ValueError
-        A size below 1, or another number of axes.
-    TypeError
-        Another dtype or kind of argument.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cnnlayers import functional as F
-    >>> F.adaptive_avg_pool(np.array([[[1.0, 5.0, 3.0, 4.0, 2.0]]]), 2)
-    array([[[3., 3.]]])
-
-    References
-    ----------
-    torch.nn.functional.adaptive_avg_pool2d
-    """
-    plan = plan_of(_adaptive_avg_pool_plan, (x,), output_size, data_format)
-    return run_planes(plan, "adaptive_avg_pool_forward", _adaptive_avg_pool_forward, x), Context(plan)
-
-
-adaptive_avg_pool = inference_of(adaptive_avg_pool_forward)
-
-
-@on_device
-def adaptive_avg_pool_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `adaptive_avg_pool`: each cell adds dy / (cells of the window) of the windows over it.
-
-    Parameters
-    ----------
-    dy : array
-        y's shape, floating.
-    ctx : Context
-        From `adaptive_avg_pool_forward`; it may serve more than once.
-
-    Returns
-    -------
-    dx : array
-        x's shape and dtype.
-    """
-    _, dy = check_backward("adaptive_avg_pool", dy, ctx, exact=True)
-    return run_planes(ctx.plan, "adaptive_avg_pool_backward", _adaptive_avg_pool_backward, dy)

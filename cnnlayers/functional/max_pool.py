@@ -14,12 +14,12 @@ Sources: torch.nn.functional.max_pool2d (indices, shapes), numpy.argmax (the NaN
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, MaxPoolSpec, Window, max_pool_spec, taps, window_taps
+from cnnlayers.specs import MaxPoolSpec, Window, max_pool_spec, window_taps
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, Ties
 
 from ._common import (
@@ -33,20 +33,10 @@ from ._common import (
     masked,
     on_device,
     plan_of,
-    select,
     sum_widely,
 )
-from .avg_pool import axis_index
 from .plane_chunks import in_planes
-from .window_arrays import first_taps, on_axis, window_ends, window_starts
-
-
-def _argmax_dtype(b: Backend, kernel: tuple[int, ...]) -> Any:
-    number = math.prod(kernel)
-    for bits, dtype in ((8, b.xp.uint8), (16, b.xp.uint16), (32, b.xp.uint32)):
-        if number <= 2**bits:
-            return dtype
-    return b.xp.uint64
+from .window_maxima import flat_cells, maxima
 
 
 def _isnan(b: Backend, x: Array) -> Array | None:
@@ -54,102 +44,8 @@ def _isnan(b: Backend, x: Array) -> Array | None:
     return b.xp.isnan(x) if backends.dtype_name(b, x) in backends.FLOATS else None
 
 
-def _lowest(b: Backend, x: Array) -> Any:
-    return -math.inf if backends.dtype_name(b, x) in backends.FLOATS else b.xp.iinfo(x.dtype).min
-
-
 def _either(mask: Array, other: Array | None) -> Array:
     return mask if other is None else mask | other
-
-
-# ------------------------------------------------------------------------------------------------------------- forward
-# A maximum over a window is taken axis by axis, the last first: then "first in C order" is "first on this axis", and
-# the place within the window grows with each axis: tap * (taps of the later axes) + place on those.
-Read = tuple[int, tuple[Any, ...], Callable[[Array], Array], "Array | None"]
-
-
-def read_slice(at: tuple[Any, ...]) -> Callable[[Array], Array]:
-    return lambda a: a[at]
-
-
-def read_cells(b: Backend, cells: Array, where: int) -> Callable[[Array], Array]:
-    return lambda a: b.xp.take(a, cells, axis=where)
-
-
-def _reads(b: Backend, where: int, ndim: int, axis: Axis | AdaptiveAxis) -> Iterator[Read]:
-    """For each tap: the tap, the windows it serves, how to read their cells, and which of these count (None: all)."""
-    if isinstance(axis, Axis):
-        for tap, windows, cells in taps(axis):
-            yield tap, axis_index(where, windows), read_slice(axis_index(where, cells)), None
-        return
-    start, end = window_starts(b, axis), window_ends(b, axis)
-    for tap in range(axis.kernel):
-        cells = b.xp.clip(start + tap, None, axis.length - 1)
-        counted = None if tap < axis.narrowest else on_axis(b, start + tap < end, where, ndim)
-        yield tap, axis_index(where, slice(None)), read_cells(b, cells, where), counted
-
-
-def _seed(
-    b: Backend, x: Array, places: Array | None, where: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
-) -> tuple[Array, Array | None]:
-    """Each window's first cell inside the input, and its place: no sentinel can be taken for a cell that way."""
-    ndim, whole = len(x.shape), isinstance(axis, AdaptiveAxis) or axis.whole
-    if isinstance(axis, AdaptiveAxis):
-        cells = window_starts(b, axis)
-    elif axis.whole:
-        cells = None
-    else:
-        tap, cells, meets = first_taps(b, axis)
-    best = _first_cells(b, x, where, axis, cells)
-    if not whole:
-        best = select(b, on_axis(b, meets, where, ndim), best, b.full((), _lowest(b, x), x.dtype))
-    if argmax is None:
-        return best, None
-    place = b.zeros((1,) * ndim, argmax) if whole else on_axis(b, cast(b, tap * later, argmax), where, ndim)
-    if places is None:
-        return best, b.xp.broadcast_to(place, best.shape) + b.zeros(tuple(best.shape), argmax)
-    return best, _first_cells(b, places, where, axis, cells) + place
-
-
-def _first_cells(b: Backend, x: Array, where: int, axis: Axis | AdaptiveAxis, cells: Array | None) -> Array:
-    """A copy of the cells of x along an axis; None: those under tap 0 of an ordinary axis, which are a slice."""
-    if cells is None and isinstance(axis, Axis):
-        _, _, under = next(taps(axis))
-        return b.xp.asarray(x[axis_index(where, under)], copy=True)
-    return b.xp.take(x, cells, axis=where)
-
-
-def _max_axis(
-    b: Backend, x: Array, places: Array | None, where: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
-) -> tuple[Array, Array | None]:
-    """The maximum along one axis, and its place where `argmax` (a dtype) is given."""
-    best, place = _seed(b, x, places, where, axis, argmax, later)
-    floats = backends.dtype_name(b, x) in backends.FLOATS
-    seeded = isinstance(axis, AdaptiveAxis) or axis.whole  # then every window's first cell is under tap 0
-    for tap, windows, read, counted in _reads(b, where, len(x.shape), axis):
-        if tap == 0 and seeded:
-            continue
-        value, held = read(x), best[windows]
-        better = ~(value <= held) & (held == held) if floats else value > held
-        if counted is not None:
-            better = better & counted
-        best[windows] = select(b, better, value, held)
-        if place is not None:
-            step = b.full((), tap * later, argmax)
-            new = step if places is None else read(places) + step
-            place[windows] = select(b, better, new, place[windows])
-    return best, place
-
-
-def maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool) -> tuple[Array, Array | None]:
-    """Windows' maxima, and (with `save`) their places within the window."""
-    argmax = _argmax_dtype(b, window.kernel) if save else None
-    places, later = None, 1
-    placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
-    for where, axis in reversed(placed):
-        x, places = _max_axis(b, x, places, where, axis, argmax, later)
-        later *= axis.kernel
-    return x, places
 
 
 def _each_tap(window: Window) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
@@ -169,20 +65,6 @@ def _ties(b: Backend, window: Window, x: Array, y: Array) -> Array:
         at = (place // 8, *windows)
         bits[at] = bits[at] + cast(b, hit, b.xp.uint8) * b.full((), 1 << place % 8, b.xp.uint8)
     return bits
-
-
-def flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtype: Any) -> Array:
-    """The flat place in the unpadded spatial plane of each window's maximum, from its place in the window; or −1."""
-    rest, plane = cast(b, argmax, dtype), 1
-    flat, met = b.zeros(tuple(argmax.shape), dtype), b.xp.ones_like(argmax, dtype=b.xp.bool)
-    placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
-    for where, axis in reversed(placed):
-        step = axis.dilation if isinstance(axis, Axis) else 1
-        start = on_axis(b, cast(b, window_starts(b, axis), dtype), where, len(argmax.shape))
-        cell = start + rest % axis.kernel * step
-        met = met & (cell >= 0)  # a window's maximum is never beyond the end
-        flat, rest, plane = flat + cell * plane, rest // axis.kernel, plane * axis.length
-    return b.xp.where(met, flat, b.full((), -1, dtype))
 
 
 # ------------------------------------------------------------------------------------------------------------ max_pool
