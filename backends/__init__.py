@@ -4,7 +4,7 @@ An op runs where its arrays live (`of`); the selected backend (`current`) only s
 here imports CuPy before it is asked for.
 """
 
-from .arrays import all_numpy, all_plain, asarray, native, of, on_device_of, plain, quiet, to_numpy
+from .arrays import all_numpy, all_plain, asarray, native, of, on_device_of, packed, plain, quiet, to_numpy, unpacked
 from .block import Block, Exclusive, assigned
 from .dtypes import COMPLEX, FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import available_memory, result, workspace
@@ -36,6 +36,7 @@ __all__ = [
     "num_threads",
     "of",
     "on_device_of",
+    "packed",
     "plain",
     "planned",
     "quiet",
@@ -44,6 +45,7 @@ __all__ = [
     "single_threaded_blas",
     "to_numpy",
     "uniform",
+    "unpacked",
     "use",
     "using",
     "workspace",

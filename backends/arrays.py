@@ -285,3 +285,16 @@ def asarray(a: Any, dtype: Any = None) -> Any:
 def _on_gpu(a: Any) -> bool:
     kind, _ = a.__dlpack_device__()
     return int(kind) in (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+def packed(b: Backend, mask: Any) -> Any:
+    """Bools as they are saved for backward: on NumPy one bit an element, in uint8 with the first in the lowest bit."""
+    return numpy.packbits(mask, bitorder="little") if b.name == "numpy" else mask
+
+
+def unpacked(b: Backend, mask: Any, shape: tuple[int, ...]) -> Any:
+    """The bools of a mask that was saved, packed or not."""
+    if b.name != "numpy" or mask.dtype == bool:
+        return mask
+    count = int(numpy.prod(shape, dtype=numpy.int64))
+    return numpy.unpackbits(mask, count=count, bitorder="little").view(bool).reshape(shape)

@@ -62,6 +62,7 @@ class Entry:
         return importlib.import_module(self.module)
 
 
+PARTS = ("forward", "backward")
 # (op, backend) -> entry. An op that is not here has the portable code alone.
 TABLE: dict[tuple[str, str], Entry] = {
     **{
@@ -106,8 +107,15 @@ TABLE: dict[tuple[str, str], Entry] = {
         for op in ("pad_forward", "pad_backward")
     },
     **{
-        (op, "numpy"): Entry("cnnlayers.kernels.cpu.relu", needs="cnnlayers.kernels.cpu.jit")
-        for op in ("relu", "relu_forward", "relu_backward")
+        (op, "numpy"): Entry("cnnlayers.kernels.cpu.elementwise", needs="cnnlayers.kernels.cpu.jit")
+        for op in (
+            "relu",
+            *(f"{op}_{part}" for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh") for part in PARTS),
+        )
+    },
+    **{
+        (op, "numpy"): Entry("cnnlayers.kernels.cpu.softmax", needs="cnnlayers.kernels.cpu.jit")
+        for op in ("softmax_forward", "softmax_backward", "softmax_statistics", "scaled_exponentials")
     },
     **{
         (step, "numpy"): Entry("cnnlayers.kernels.cpu.im2col", needs="cnnlayers.kernels.cpu.jit")

@@ -1,7 +1,8 @@
 """Activations: leaky ReLU, GELU, sigmoid, tanh and softmax.
 
 Rules of the family: y has x's shape and dtype. Half types are computed in float32 and rounded once. NaN stays NaN. The
-context has the least that backward needs: leaky ReLU one bool an element, GELU x itself (no copy), the others y.
+context has the least that backward needs: ReLU and leaky ReLU one bit an element (on a GPU one bool), GELU x itself (no
+copy), the others y.
 
 The definitions are PyTorch's (torch.nn.functional). GELU: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415.
 """
@@ -46,6 +47,20 @@ def plan_of_same_shape(x: Array, op: str, spec: Any = None) -> Plan:
     return Plan(op, b, x.dtype, tuple(x.shape), spec)
 
 
+def _forward(op: str, portable: Any, x: Array) -> tuple[Array, Context]:
+    """y of an op without arguments, and the context, which has y."""
+    plan = plan_of(plan_of_same_shape, (x,), op)
+    y = plan.run(f"{op}_forward", portable, x)
+    return y, Context(plan, {"y": y})
+
+
+def _backward(op: str, portable: Any, dy: Array, ctx: Context, saved: str) -> Array:
+    """dx, from dy and the array that was saved."""
+    _, dy = check_backward(op, dy, ctx, exact=True)
+    dx: Array = ctx.plan.run(f"{op}_backward", portable, dy, ctx.arrays[saved])
+    return dx
+
+
 # ----------------------------------------------------------------------------------------------------------------- relu
 def _relu(b: Backend, spec: None, x: Array) -> Array:
     return b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
@@ -53,11 +68,11 @@ def _relu(b: Backend, spec: None, x: Array) -> Array:
 
 def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
     y = _relu(b, spec, x)
-    return y, b.array(y != b.zeros((), x.dtype), b.xp.bool)
+    return y, backends.packed(b, b.array(y != b.zeros((), x.dtype), b.xp.bool))
 
 
 def _relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
-    return masked(b, dy, passes)
+    return masked(b, dy, backends.unpacked(b, passes, tuple(dy.shape)))
 
 
 @on_device
@@ -106,7 +121,7 @@ def relu_forward(x: Array) -> tuple[Array, Context]:
     y : array
         x's shape and dtype.
     ctx : Context
-        For `relu_backward`. It has one bool an element.
+        For `relu_backward`. It has one bit an element (on a GPU one bool).
     """
     plan = plan_of(plan_of_same_shape, (x,), "relu")
     y, passes = plan.run("relu_forward", _relu_forward, x)
@@ -129,8 +144,7 @@ def relu_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    _, dy = check_backward("relu", dy, ctx, exact=True)
-    return ctx.plan.run("relu_backward", _relu_backward, dy, ctx.arrays["passes"])
+    return _backward("relu", _relu_backward, dy, ctx, "passes")
 
 
 # ----------------------------------------------------------------------------------------------------------- leaky relu
@@ -154,7 +168,7 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     y : array
         x's shape and dtype.
     ctx : Context
-        For `leaky_relu_backward`; `leaky_relu` returns y alone. It has one bool an element.
+        For `leaky_relu_backward`; `leaky_relu` returns y alone. It has one bit an element (on a GPU one bool).
 
     Raises
     ------
@@ -175,13 +189,19 @@ def leaky_relu_forward(x: Array, negative_slope: float = 0.01) -> tuple[Array, C
     torch.nn.functional.leaky_relu
     """
     plan = plan_of(_leaky_relu_plan, (x,), negative_slope)
-    b = plan.backend
+    y, positive = plan.run("leaky_relu_forward", _leaky_relu_forward, x)
+    return y, Context(plan, {"positive": positive})
+
+
+def _leaky_relu_forward(b: Backend, slope: float, x: Array) -> tuple[Array, Array]:
     positive = b.array(x > b.zeros((), x.dtype), b.xp.bool)
-    return _leaky(b, in_wide_dtype(b, x), positive, plan.spec, x.dtype), Context(plan, {"positive": positive})
+    return _leaky_relu_backward(b, slope, x, positive), backends.packed(b, positive)
 
 
-def _leaky(b: Backend, x: Array, positive: Array, slope: float, dtype: Any) -> Array:
-    return b.array(cast(b, b.xp.where(positive, x, x * slope), dtype), dtype)
+def _leaky_relu_backward(b: Backend, slope: float, dy: Array, positive: Array) -> Array:
+    wide = in_wide_dtype(b, dy)
+    dx = b.xp.where(backends.unpacked(b, positive, tuple(dy.shape)), wide, wide * slope)
+    return b.array(cast(b, dx, dy.dtype), dy.dtype)
 
 
 leaky_relu = inference_of(leaky_relu_forward)
@@ -203,8 +223,7 @@ def leaky_relu_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = check_backward("leaky_relu", dy, ctx)
-    return _leaky(b, dy, ctx.arrays["positive"], ctx.spec, ctx.dtype)
+    return _backward("leaky_relu", _leaky_relu_backward, dy, ctx, "positive")
 
 
 # ----------------------------------------------------------------------------------------------------------------- gelu
@@ -277,11 +296,18 @@ def gelu_forward(x: Array, approximate: Literal["none", "tanh"] = "none") -> tup
     Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415; torch.nn.functional.gelu
     """
     plan = plan_of(_gelu_plan, (x,), approximate)
-    b = plan.backend
+    return plan.run("gelu_forward", _gelu_forward, x), Context(plan, {"x": x})
+
+
+def _gelu_forward(b: Backend, approximate: str, x: Array) -> Array:
     wide = in_wide_dtype(b, x)
-    inner = _gelu(b, _finite_x(b, wide), approximate)
-    y = b.xp.where(wide > 1e4, wide, inner)
-    return b.array(cast(b, y, x.dtype), x.dtype), Context(plan, {"x": x})
+    y = b.xp.where(wide > 1e4, wide, _gelu(b, _finite_x(b, wide), approximate))
+    return b.array(cast(b, y, x.dtype), x.dtype)
+
+
+def _gelu_backward(b: Backend, approximate: str, dy: Array, x: Array) -> Array:
+    dx = in_wide_dtype(b, dy) * _gelu_slope(b, _finite_x(b, in_wide_dtype(b, x)), approximate)
+    return b.array(cast(b, dx, x.dtype), x.dtype)
 
 
 gelu = inference_of(gelu_forward)
@@ -303,9 +329,7 @@ def gelu_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = check_backward("gelu", dy, ctx)
-    x = _finite_x(b, cast(b, ctx.arrays["x"], dy.dtype))
-    return b.array(cast(b, dy * _gelu_slope(b, x, ctx.spec), ctx.dtype), ctx.dtype)
+    return _backward("gelu", _gelu_backward, dy, ctx, "x")
 
 
 # ---------------------------------------------------------------------------------------------------- sigmoid and tanh
@@ -341,13 +365,19 @@ def sigmoid_forward(x: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.sigmoid
     """
-    plan = plan_of(plan_of_same_shape, (x,), "sigmoid")
-    b = plan.backend
+    return _forward("sigmoid", _sigmoid_forward, x)
+
+
+def _sigmoid_forward(b: Backend, spec: None, x: Array) -> Array:
     wide = in_wide_dtype(b, x)
     small = b.xp.exp(-b.xp.abs(wide))  # in (0, 1]: never overflows
     y = b.xp.where(wide < 0, small, b.xp.ones_like(small)) / (1.0 + small)
-    y = b.array(cast(b, y, x.dtype), x.dtype)
-    return y, Context(plan, {"y": y})
+    return b.array(cast(b, y, x.dtype), x.dtype)
+
+
+def _sigmoid_backward(b: Backend, spec: None, dy: Array, y: Array) -> Array:
+    wide = in_wide_dtype(b, y)
+    return b.array(cast(b, in_wide_dtype(b, dy) * (wide * (1.0 - wide)), y.dtype), y.dtype)
 
 
 sigmoid = inference_of(sigmoid_forward)
@@ -369,9 +399,7 @@ def sigmoid_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = check_backward("sigmoid", dy, ctx)
-    y = cast(b, ctx.arrays["y"], dy.dtype)
-    return b.array(cast(b, dy * (y * (1.0 - y)), ctx.dtype), ctx.dtype)
+    return _backward("sigmoid", _sigmoid_backward, dy, ctx, "y")
 
 
 @on_device
@@ -406,10 +434,16 @@ def tanh_forward(x: Array) -> tuple[Array, Context]:
     ----------
     torch.nn.functional.tanh
     """
-    plan = plan_of(plan_of_same_shape, (x,), "tanh")
-    b = plan.backend
-    y = b.array(cast(b, b.xp.tanh(in_wide_dtype(b, x)), x.dtype), x.dtype)
-    return y, Context(plan, {"y": y})
+    return _forward("tanh", _tanh_forward, x)
+
+
+def _tanh_forward(b: Backend, spec: None, x: Array) -> Array:
+    return b.array(cast(b, b.xp.tanh(in_wide_dtype(b, x)), x.dtype), x.dtype)
+
+
+def _tanh_backward(b: Backend, spec: None, dy: Array, y: Array) -> Array:
+    wide = in_wide_dtype(b, y)
+    return b.array(cast(b, in_wide_dtype(b, dy) * ((1.0 - wide) * (1.0 + wide)), y.dtype), y.dtype)
 
 
 tanh = inference_of(tanh_forward)
@@ -431,6 +465,4 @@ def tanh_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = check_backward("tanh", dy, ctx)
-    y = cast(b, ctx.arrays["y"], dy.dtype)
-    return b.array(cast(b, dy * ((1.0 - y) * (1.0 + y)), ctx.dtype), ctx.dtype)
+    return _backward("tanh", _tanh_backward, dy, ctx, "y")

@@ -82,31 +82,46 @@ def _replaced(b: Backend, values: Array, column: Array, new: Array) -> Array:
 
 # Of each row the largest score, `top`, contributes exp(0) = 1 to the sum of exponentials. `rest` is what the others add
 # to it: log(sum) = log1p(rest) and softmax at the largest, 1 / (1 + rest), keep their digits however small it is.
-def _loss_forward(b: Backend, spec: None, x: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """The mean loss, and of each row `top` and `rest`."""
-    rows, classes = x.shape
+def _row_statistics(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
+    """Of each row `top`, in x's accumulation dtype, and `rest`, in float64: (N, 1)."""
     x = cast(b, x, accumulator_dtype(b, x.dtype))
     top = b.xp.max(x, axis=1, keepdims=True)
     largest = b.xp.expand_dims(b.xp.argmax(x, axis=1), axis=1)
-    others = _replaced(b, b.xp.exp(x - top), largest, b.zeros((rows, 1), x.dtype))
+    others = _replaced(b, b.xp.exp(x - top), largest, b.zeros(tuple(top.shape), x.dtype))
     rest = b.xp.sum(others, axis=1, keepdims=True, dtype=b.xp.float64)
-    rest = rest + cast(b, top - top, b.xp.float64)  # NaN where the largest is NaN or infinite
-    column = b.xp.expand_dims(b.xp.clip(labels, 0, classes - 1), axis=1)
-    below = cast(b, top - b.xp.take_along_axis(x, column, axis=1), b.xp.float64)
-    losses = b.xp.log1p(rest) + below
+    return top, rest + cast(b, top - top, b.xp.float64)  # NaN where the largest is NaN or infinite
+
+
+def _scaled_exponentials(b: Backend, spec: None, x: Array, top: Array, scale: Array) -> Array:
+    """exp(x - top) * scale, in x's dtype."""
+    return cast(b, b.xp.exp(cast(b, x, top.dtype) - top) * scale, x.dtype)
+
+
+def _at_labels(b: Backend, x: Array, labels: Array, dtype: Any) -> tuple[Array, Array]:
+    """The column of each label, those out of range moved inside, and x there: (N, 1)."""
+    column = b.xp.expand_dims(b.xp.clip(labels, 0, x.shape[1] - 1), axis=1)
+    return column, cast(b, b.xp.take_along_axis(x, column, axis=1), dtype)
+
+
+def _loss_forward(plan: Plan, x: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """The mean loss, and of each row `top` and `rest`."""
+    (rows, classes), b = x.shape, plan.backend
+    top, rest = plan.run("softmax_statistics", _row_statistics, x)
+    _, score = _at_labels(b, x, labels, top.dtype)
+    losses = b.xp.log1p(rest) + cast(b, top - score, b.xp.float64)
     strange = b.xp.expand_dims(_out_of_range(labels, classes), axis=1)
     losses = b.xp.where(strange, b.full((), math.nan, b.xp.float64), losses)
-    return b.array(b.xp.sum(losses) / rows, x.dtype), top, cast(b, rest, x.dtype)
+    return b.array(b.xp.sum(losses) / rows, top.dtype), top, cast(b, rest, top.dtype)
 
 
-def _loss_backward(b: Backend, spec: None, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
-    rows, classes = x.shape
-    powers = b.xp.exp(cast(b, x, dy.dtype) - top)
-    column = b.xp.expand_dims(b.xp.clip(labels, 0, classes - 1), axis=1)
-    # At the label: softmax - 1 = -(the other exponentials) / sum, both terms of that being 0 or more.
-    shares = _replaced(b, powers, column, (b.xp.take_along_axis(powers, column, axis=1) - 1.0) - rest)
+def _loss_backward(plan: Plan, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
+    (rows, classes), b = x.shape, plan.backend
     strange = b.xp.expand_dims(_out_of_range(labels, classes), axis=1)
-    return shares * b.xp.where(strange, b.full((), math.nan, dy.dtype), dy / (rows * (1.0 + rest)))
+    scale = b.xp.where(strange, b.full((), math.nan, dy.dtype), dy / (rows * (1.0 + rest)))
+    dx = plan.run("scaled_exponentials", _scaled_exponentials, x, top, scale)
+    # At the label: softmax - 1 = -(the other exponentials) / sum, both terms of that being 0 or more.
+    column, score = _at_labels(b, x, labels, top.dtype)
+    return _replaced(b, dx, column, cast(b, ((b.xp.exp(score - top) - 1.0) - rest) * scale, x.dtype))
 
 
 @on_device
@@ -150,7 +165,7 @@ def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Conte
     plan = plan_of(_cross_entropy_plan, (x, labels))
     b = plan.backend
     labels = _labels(b, labels, x.shape[1])
-    loss, top, rest = _loss_forward(b, None, x, labels)
+    loss, top, rest = _loss_forward(plan, x, labels)
     return cast(b, loss, x.dtype), Context(plan, {"x": x, "labels": labels, "top": top, "rest": rest})
 
 
@@ -175,9 +190,9 @@ def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
     """
     saved = ctx.arrays.get("x") if isinstance(ctx, Context) else None
     with backends.on_device_of(saved):
-        b, dy = check_backward("softmax_cross_entropy", _factor(dy, ctx), ctx)
+        _, dy = check_backward("softmax_cross_entropy", _factor(dy, ctx), ctx)
         arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "rest")]
-        return cast(b, _loss_backward(b, None, dy, *arrays), ctx.dtype)
+        return _loss_backward(ctx.plan, dy, *arrays)
 
 
 # --------------------------------------------------------------------------------------------------- mean squared error

@@ -60,14 +60,21 @@ def softmax_forward(x: Array, axis: int = 1) -> tuple[Array, Context]:
     torch.nn.functional.softmax
     """
     plan = plan_of(_plan, (x,), axis)
-    b, axis = plan.backend, plan.spec
-    if x.size == 0:
-        y = b.zeros(tuple(x.shape), x.dtype)
-    else:
-        wide = in_wide_dtype(b, x)
-        powers = b.xp.exp(wide - b.xp.max(wide, axis=axis, keepdims=True))
-        y = cast(b, powers / _sum(b, powers, axis), x.dtype)
+    y = plan.run("softmax_forward", _softmax_forward, x)
     return y, Context(plan, {"y": y})
+
+
+def _softmax_forward(b: Backend, axis: int, x: Array) -> Array:
+    if x.size == 0:
+        return b.zeros(tuple(x.shape), x.dtype)
+    wide = in_wide_dtype(b, x)
+    powers = b.xp.exp(wide - b.xp.max(wide, axis=axis, keepdims=True))
+    return cast(b, powers / _sum(b, powers, axis), x.dtype)
+
+
+def _softmax_backward(b: Backend, axis: int, dy: Array, y: Array) -> Array:
+    wide, wide_dy = in_wide_dtype(b, y), in_wide_dtype(b, dy)
+    return cast(b, wide * (wide_dy - _sum(b, wide_dy * wide, axis)), y.dtype)
 
 
 def _sum(b: Backend, array: Array, axis: int) -> Array:
@@ -94,6 +101,6 @@ def softmax_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = check_backward("softmax", dy, ctx)
-    y = cast(b, ctx.arrays["y"], dy.dtype)
-    return cast(b, y * (dy - _sum(b, dy * y, ctx.spec)), ctx.dtype)
+    _, dy = check_backward("softmax", dy, ctx, exact=True)
+    dx: Array = ctx.plan.run("softmax_backward", _softmax_backward, dy, ctx.arrays["y"])
+    return dx

@@ -191,7 +191,7 @@ def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> 
 def stream(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """`store` past the caches: the CPU does not first read what is overwritten.
 
-    The address must be a multiple of the size of the 16 elements. For results much larger than the last cache level;
+    The address must be a multiple of 64 bytes, for half types of 32. For results much larger than the last cache level;
     slower for others. End a kernel that uses it with `fence`."""
     name = _check_store(array, value)
 
@@ -199,7 +199,7 @@ def stream(typing: Any, array: Any, index: Any, value: Any) -> Any:
         narrow = _narrow(builder, name, value.kind, arguments[2])
         at = _address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, LANES))
         pointer = builder.bitcast(at, narrow.type.as_pointer())
-        written = builder.store(narrow, pointer, align=LANES * array.dtype.bitwidth // 8)
+        written = builder.store(narrow, pointer, align=min(64, LANES * array.dtype.bitwidth // 8))
         written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
         return context.get_dummy_value()
 

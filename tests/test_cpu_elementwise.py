@@ -1,0 +1,166 @@
+"""The CPU kernels of the activations and of softmax: how exact they are, layouts, special numbers, saved bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnnlayers.functional as F
+from cnnlayers import kernels
+from cnnlayers.backends import threads
+from cnnlayers.kernels.cpu import jit, parallel
+
+if jit.unavailable():
+    pytest.skip(str(jit.unavailable()), allow_module_level=True)
+
+special = pytest.importorskip("scipy.special")
+
+OPS = [("relu", ()), ("leaky_relu", (0.1,)), ("gelu", ()), ("gelu", ("tanh",)), ("sigmoid", ()), ("tanh", ()),
+       ("softmax", (-1,)), ("softmax", (0,)), ("softmax", (1,))]  # fmt: skip
+EACH_OP = pytest.mark.parametrize(("op", "args"), OPS, ids=str)
+ULP = 2.0**-23
+SQRT_2_PI = np.sqrt(2 / np.pi)
+
+
+@pytest.fixture(autouse=True)
+def required() -> Iterator[None]:
+    with kernels.mode("require"):
+        yield
+
+
+def trio(op: str, x: np.ndarray, dy: np.ndarray, *args: Any) -> tuple[np.ndarray, np.ndarray]:
+    y, ctx = getattr(F, f"{op}_forward")(x, *args)
+    return y, getattr(F, f"{op}_backward")(dy, ctx)
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return x * special.expit(2 * SQRT_2_PI * (x + 0.044715 * x**3))
+
+
+# --------------------------------------------------------------------------------------------------- how exact they are
+@pytest.mark.parametrize(
+    ("op", "args", "exact", "low", "ulps"),
+    [
+        ("sigmoid", (), special.expit, -87.0, 3.0),
+        ("tanh", (), np.tanh, -20.0, 2.0),
+        ("gelu", (), lambda x: x * special.ndtr(x), -3.0, 6.0),
+        ("gelu", (), lambda x: x * special.ndtr(x), -13.0, 11.0),
+        ("gelu", ("tanh",), gelu_tanh, -3.0, 20.0),
+    ],
+)
+def test_float32_is_exact_to_some_units_of_the_last_place(
+    op: str, args: Any, exact: Callable[[np.ndarray], np.ndarray], low: float, ulps: float, rng: np.random.Generator
+) -> None:
+    x = np.concatenate([np.linspace(low, 20, 1_000_001), rng.standard_normal(100_003), 2.0 ** -np.arange(1.0, 120.0)])
+    x = x[x >= low].astype("float32")
+    expected = exact(x.astype("float64"))
+    error = np.abs(getattr(F, op)(x, *args) - expected) / np.spacing(np.abs(expected).astype("float32"))
+    assert error.max() <= ulps
+
+
+def test_slopes_are_exact_to_some_units_of_one(rng: np.random.Generator) -> None:
+    x = np.linspace(-20, 20, 1_000_001, dtype="float32")
+    wide, ones = x.astype("float64"), np.ones_like(x)
+    density = np.exp(-wide * wide / 2) / np.sqrt(2 * np.pi)
+    assert np.abs(trio("gelu", x, ones)[1] - (special.ndtr(wide) + wide * density)).max() < 3 * ULP
+    u = SQRT_2_PI * (wide + 0.044715 * wide**3)
+    inner = wide * special.expit(2 * u) * special.expit(-2 * u) * 2 * SQRT_2_PI * (1 + 3 * 0.044715 * wide * wide)
+    assert np.abs(trio("gelu", x, ones, "tanh")[1] - (special.expit(2 * u) + inner)).max() < 3 * ULP
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_softmax_is_exact(axis: int, rng: np.random.Generator) -> None:
+    x = (10 * rng.standard_normal((7, 33, 19))).astype("float32")
+    exact = special.softmax(x.astype("float64"), axis)
+    np.testing.assert_allclose(F.softmax(x, axis), exact, rtol=50 * ULP)  # x - top is rounded, and may be -50
+
+
+# ------------------------------------------------------------------------------------------------ the portable answers
+@EACH_OP
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7, 3), (3, 16), (2, 3, 47), (2, 9001), (0, 4)])
+def test_as_the_portable_code(op: str, args: Any, dtype: str, shape: Any, rng: np.random.Generator) -> None:
+    kind = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    x, dy = ((3 * rng.standard_normal(shape)).astype(kind) for _ in range(2))
+    tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5, "float64": 1e-13}[dtype]
+    found = trio(op, x, dy, *args)
+    with kernels.mode("off"):
+        expected = trio(op, x, dy, *args)
+    for f, e in zip(found, expected, strict=True):
+        assert (f.dtype, f.shape) == (e.dtype, e.shape)
+        np.testing.assert_allclose(f.astype("float64"), e.astype("float64"), rtol=tolerance, atol=tolerance)
+
+
+@EACH_OP
+def test_special_numbers(op: str, args: Any) -> None:
+    numbers = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-40, -1e-40, 100.0, -100.0]
+    x = np.array([[n, 1.0, m] for n in numbers for m in numbers], "float32")
+    found = trio(op, x, np.ones_like(x), *args)
+    with kernels.mode("off"):
+        expected = trio(op, x, np.ones_like(x), *args)
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("op", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 16, 17, 31, 4097, 300_001])
+def test_one_bit_an_element_is_saved(op: str, size: int, rng: np.random.Generator) -> None:
+    x = rng.standard_normal(size).astype("float32")
+    _, ctx = getattr(F, f"{op}_forward")(x)
+    with kernels.mode("off"):
+        _, portable = getattr(F, f"{op}_forward")(x)
+    [saved], [expected] = ctx.arrays.values(), portable.arrays.values()
+    assert ctx.nbytes == -(-size // 8)
+    np.testing.assert_array_equal(saved, np.packbits(x > 0, bitorder="little"))
+    np.testing.assert_array_equal(saved, expected)
+    backward = getattr(F, f"{op}_backward")
+    np.testing.assert_array_equal(backward(x, portable), backward(x, ctx))
+    with kernels.mode("off"):
+        np.testing.assert_array_equal(backward(x, ctx), backward(x, portable))
+
+
+@EACH_OP
+def test_bits_do_not_depend_on_threads(
+    op: str, args: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "CHUNK_BYTES", 5_000)
+    x, dy = (rng.standard_normal((50, 1003)).astype("float32") for _ in range(2))
+    found = []
+    for number in (1, 2, 5):
+        monkeypatch.setattr(threads, "num_threads", lambda number=number: number)
+        found.append([a.tobytes() for a in trio(op, x, dy, *args)])
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_results_past_the_caches_are_the_same(
+    dtype: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnlayers.backends import memory
+    from cnnlayers.kernels.cpu import elementwise
+
+    x, dy = (rng.standard_normal(20_003).astype(dtype) for _ in range(2))
+    ops = [(op, args) for op, args in OPS if op != "softmax"]
+    expected = [[a.tobytes() for a in trio(op, x, dy, *args)] for op, args in ops]
+    monkeypatch.setattr(elementwise, "STREAM_BYTES", 1)
+    monkeypatch.setattr(memory, "LEAST_RESULT", 1)  # results are aligned then
+    assert [[a.tobytes() for a in trio(op, x, dy, *args)] for op, args in ops] == expected
+
+
+# ------------------------------------------------------------------------------------------------ softmax cross-entropy
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (9, 10), (40, 1000), (3, 33)])
+def test_cross_entropy_as_the_portable_code(shape: Any, dtype: str, rng: np.random.Generator) -> None:
+    x = (4 * rng.standard_normal(shape)).astype(dtype)
+    x[0, :] = x[0, 0]  # several maxima
+    labels = rng.integers(0, shape[1], shape[0])
+    found = trio("softmax_cross_entropy", x, 1.0, labels)  # type: ignore[arg-type]
+    with kernels.mode("off"):
+        expected = trio("softmax_cross_entropy", x, 1.0, labels)  # type: ignore[arg-type]
+    tolerance = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-14}[dtype]
+    for f, e in zip(found, expected, strict=True):
+        assert f.dtype == e.dtype
+        np.testing.assert_allclose(f, e, rtol=tolerance, atol=tolerance / 10)
