@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-all bench lint types wheel kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
+.PHONY: help demo test test-all bench lint types wheel sdist test-oldest kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -50,6 +50,15 @@ wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, import and use it
 	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 	$(BIN)/python tests/wheel_check.py dist/*.whl
 
+sdist: $(VENV)/.dev  ## build the source distribution
+	$(BIN)/python -m build --sdist --outdir dist . > /dev/null
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+test-oldest:     ## run the tests with the oldest supported versions of everything
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[train,cpu,test]'
+	.venv-oldest/bin/python -m pytest --sample --numprocesses auto --maxprocesses 4 --dist worksteal
+
 kernels: $(VENV)/.test $(VENV)/.nvrtc  ## print the tables of the CUDA kernels: registers, spills, bytes moved; and of their launches: predicted speed
 	@$(BIN)/python -m tests.kernel_table
 
@@ -82,4 +91,4 @@ format: $(VENV)/.dev  ## let ruff format and sort
 	$(BIN)/ruff format .
 
 clean:           ## remove what the targets made, but for runs/
-	rm -rf $(VENV) .typecheck .gpu build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .typecheck .gpu build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from cnnlayers import backends
 from cnnlayers.functional._common import Array
@@ -30,9 +30,6 @@ from cnnlayers.layers import (
 from cnnlayers.layers.base import generator
 from cnnlayers.specs import pool_window
 from cnnlayers.specs.arguments import choice, entries_of, flag, integer, sizes
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # typing's own from Python 3.11 on
 
 STAGES = (16, 32, 64)  # channels; each stage but the first halves the picture's sides
 SHORTCUTS = ("projection", "padding")

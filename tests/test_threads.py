@@ -201,9 +201,8 @@ def test_of_several_errors_the_foremost_chunk_s_is_raised(four: None) -> None:
 
     with pytest.raises(ValueError, match="chunk 0") as caught:
         backends.run_chunks(fail, range(4))
-    if sys.version_info >= (3, 11):
-        (note,) = caught.value.__notes__
-        assert note == "3 more chunks failed: ValueError('chunk 1'); ValueError('chunk 2'); ValueError('chunk 3')"
+    (note,) = caught.value.__notes__
+    assert note == "3 more chunks failed: ValueError('chunk 1'); ValueError('chunk 2'); ValueError('chunk 3')"
 
 
 def test_an_error_waits_for_the_chunks_under_way(four: None) -> None:

@@ -13,17 +13,13 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy
 
 from cnnlayers import backends
 from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import MOST_ELEMENTS, flag, integer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # typing's own from Python 3.11 on
-
 
 # Arrays that `map_arrays` has put others in the place of, by id. They are not kept alive by this.
 _replaced: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()

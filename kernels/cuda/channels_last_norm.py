@@ -98,18 +98,18 @@ def backward(b: Backend, spec: Any, shape: Columns, arrays: list[Array], gradien
     )
     instances = backward_instances(plan, cuda_type(b, dy), offset_types(dy.size)[0], spec.use_running_stats)
     sums = b.empty((shape.samples * shape.channels, 2), b.xp.float64)
-    flags, stem = np.int32(flags), "channels_last_norm_backward"
+    packed, stem = np.int32(flags), "channels_last_norm_backward"
     if plan.mapping != "two_pass":
-        _launch_once(b, shape, plan, stem, instances[0], [*arrays, *gradients, sums], [flags])
+        _launch_once(b, shape, plan, stem, instances[0], [*arrays, *gradients, sums], [packed])
         return sums
     sums_of, finish, *apply = instances
     partial, groups = _partial(b, shape, plan), shape.samples * shape.channels // shape.group_channels
-    numbers = [flags, *_shape(shape, plan), np.uint32(shape.group_channels)]
+    numbers = [packed, *_shape(shape, plan), np.uint32(shape.group_channels)]
     arguments = [*arrays, partial, *numbers, np.uint32(plan.parts)]
     launch(stem, sums_of, plan.rows * plan.parts, plan.threads, arguments)
     group_sums = b.empty((groups, 2), b.xp.float64)
     last = [np.uint32(n) for n in (shape.samples, shape.channels, shape.group_channels, plan.parts)]
-    arguments = [partial, gamma, *gradients, sums, group_sums, flags, *last]
+    arguments = [partial, gamma, *gradients, sums, group_sums, packed, *last]
     launch(stem, finish, -(-groups * 32 // GRADIENT_THREADS), GRADIENT_THREADS, arguments)
     for instance in apply:
         arguments = [*arrays, group_sums, *numbers, np.uint32(plan.stream_blocks)]
