@@ -223,7 +223,7 @@ LEAVES: dict[type, Callable[[Any], Any]] = {
 
 def _module(layer: layers.Layer) -> Any:
     """PyTorch's module for a layer of a network, with copies of its weights; its parameters come in the same order."""
-    inside = [_module(child) for child in layer._children.values()]
+    inside = [_module(child) for child in layer.children.values()]
     if inside:
         return _Residual(*inside) if isinstance(layer, layers.Residual) else torch.nn.Sequential(*inside)
     made = LEAVES[type(layer)](layer)

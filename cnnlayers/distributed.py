@@ -204,7 +204,7 @@ class Ranks:
         for name, value in self.comm.bcast(held).items():
             b = backends.of(state[name])
             state[name][...] = b.array(value, state[name].dtype)
-        for _, layer in model._walk():
+        for _, layer in model.walk():
             if isinstance(layer, BatchNorm):
                 layer.comm = self
 

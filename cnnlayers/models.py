@@ -84,8 +84,8 @@ class _Renamed(Sequential):
 
     _names: ClassVar[Mapping[str, str]] = {}
 
-    def _walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-        for place, layer in super()._walk():
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        for place, layer in super().walk():
             old = next((old for old in self._names if place.startswith(old)), "")
             yield prefix + self._names.get(old, "") + place[len(old) :], layer
 
@@ -101,14 +101,14 @@ class _PaddedShortcut(Layer):
         before = (self.filters - self.channels) // 2
         return slice(before, before + self.channels)
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         kept = x[:, :, ::2, ::2]
         n, _, height, width = kept.shape
         y = backends.of(x).zeros((n, self.filters, height, width), x.dtype)
         y[:, self._own(), :, :] = kept
         return y, tuple(x.shape)
 
-    def _backward(self, dy: Array, ctx: Any) -> Array:
+    def compute_backward(self, dy: Array, ctx: Any) -> Array:
         dx = backends.of(dy).zeros(ctx, dy.dtype)
         dx[:, :, ::2, ::2] = dy[:, self._own(), :, :]
         return dx

@@ -223,11 +223,11 @@ def test_an_empty_fan_in_gives_empty_weights():
 # --------------------------------------------------------------------------------------------------- modes and contexts
 def test_a_new_layer_is_in_training_and_modes_recurse():
     net = network()
-    assert all(at.training for _, at in net._walk())
+    assert all(at.training for _, at in net.walk())
     assert net.eval() is net
-    assert not any(at.training for _, at in net._walk())
+    assert not any(at.training for _, at in net.walk())
     assert net.train() is net
-    assert all(at.training for _, at in net._walk())
+    assert all(at.training for _, at in net.walk())
     with pytest.raises(TypeError, match="mode"):
         net.train("yes")
 
@@ -264,7 +264,7 @@ def test_a_forward_that_raises_leaves_no_context(make, rng):
     y = layer(images(rng))
     with pytest.raises(ValueError):
         layer(images(rng)[:, :2])
-    assert all(at._ctx is None for _, at in layer._walk())
+    assert all(at._ctx is None for _, at in layer.walk())
     with pytest.raises(RuntimeError):
         layer.backward(y)
 
@@ -273,7 +273,7 @@ def test_a_network_that_fails_at_its_end_leaves_no_context(rng):
     net = network()
     with pytest.raises(ValueError, match="weight"):
         net(rng.standard_normal((4, 3, 9, 11)).astype(np.float32))
-    assert all(at._ctx is None for _, at in net._walk())
+    assert all(at._ctx is None for _, at in net.walk())
 
 
 def test_gradients_are_replaced_not_added(rng):
@@ -507,7 +507,7 @@ def test_copies_have_arrays_of_their_own(twin, rng):
     other = twin(net)
     with pytest.raises(RuntimeError):
         other.backward(y)
-    assert all(at._ctx is None for _, at in other._walk())
+    assert all(at._ctx is None for _, at in other.walk())
     assert not any(np.shares_memory(a, net.params[n]) for n, a in other.params.items())
     np.testing.assert_array_equal(other(x), net(x))
     net.backward(y)
@@ -554,7 +554,7 @@ def test_a_layer_has_one_place():
 @pytest.mark.filterwarnings("error")
 def test_residual_is_quiet_and_layers_inside_are_not():
     class Halves(layers.Layer):
-        def _forward(self, x):
+        def compute_forward(self, x):
             return x / np.zeros((), x.dtype), True
 
     with pytest.warns(RuntimeWarning, match="divide by zero"):
@@ -738,3 +738,20 @@ def test_flat_padding_counts_from_the_last_axis():
     assert layers.ConstantPad((1, 2))(x).shape == (1, 1, 5, 8)
     assert layers.ConstantPad([(1, 2), (0, 1)])(x).shape == (1, 1, 6, 5)
     assert layers.ConstantPad((1, 2))(x[0]).shape == (1, 3, 7)
+
+
+def test_a_layer_of_an_op_takes_its_options_from_its_attributes() -> None:
+    class Square(layers.Layer, op="max_pool"):
+        def __init__(self, kernel_size: int) -> None:
+            super().__init__()
+            self.kernel_size = kernel_size
+
+    layer, x = Square(2), np.arange(16.0).reshape(1, 1, 4, 4)
+    assert layer(x).tolist() == [[[[5.0, 7.0], [13.0, 15.0]]]]
+    assert layer.backward(np.ones((1, 1, 2, 2))).sum() == 4
+    layer.kernel_size = 4
+    assert layer(x).tolist() == [[[[15.0]]]]
+    with pytest.raises(TypeError):
+        layer(x, 2)
+    with pytest.raises(TypeError):
+        layer(x, stride=1)

@@ -262,12 +262,12 @@ class Raising(Layer):
         super().__init__()
         self.error, self.back = error, back
 
-    def _forward(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
+    def compute_forward(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
         if self.error is not None:
             raise self.error
         return x, True
 
-    def _backward(self, dy: np.ndarray, ctx: bool) -> np.ndarray:
+    def compute_backward(self, dy: np.ndarray, ctx: bool) -> np.ndarray:
         if self.back is not None:
             raise self.back
         return dy
@@ -280,9 +280,9 @@ class Own(Layer):
         super().__init__()
         self.inside = [inside]
         if known:
-            self._children["net"] = inside
+            self.children["net"] = inside
 
-    def _forward(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
+    def compute_forward(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
         return self.inside[0].forward(x), True
 
 

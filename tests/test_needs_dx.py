@@ -95,7 +95,7 @@ def test_networks(name: str, rng: np.random.Generator) -> None:
     assert net.backward(dy, needs_dx=False) is None
     assert net.grads.keys() == expected.keys()
     assert all(np.array_equal(net.grads[key], gradient) for key, gradient in expected.items())
-    assert all(layer._ctx is None for _, layer in net._walk())  # also of the layers that were passed over
+    assert all(layer._ctx is None for _, layer in net.walk())  # also of the layers that were passed over
     with pytest.raises(RuntimeError, match="no forward to go back through"):
         net.backward(dy, needs_dx=False)
     net(x)
@@ -114,14 +114,14 @@ def test_a_layer_of_ones_own_needs_to_know_nothing(rng: np.random.Generator) -> 
     class Scale(layers.Layer):
         def __init__(self) -> None:
             super().__init__()
-            self._params["weight"] = np.ones((), "float32")
+            self.own_params["weight"] = np.ones((), "float32")
 
-        def _forward(self, x: Any) -> tuple[Any, Any]:
-            return x * self._params["weight"], x
+        def compute_forward(self, x: Any) -> tuple[Any, Any]:
+            return x * self.own_params["weight"], x
 
-        def _backward(self, dy: Any, ctx: Any) -> Any:
-            self._grads = {"weight": (dy * ctx).sum()}
-            return dy * self._params["weight"]
+        def compute_backward(self, dy: Any, ctx: Any) -> Any:
+            self.own_grads = {"weight": (dy * ctx).sum()}
+            return dy * self.own_params["weight"]
 
     x = rng.standard_normal((2, 3)).astype("float32")
     for net in (layers.Sequential(Scale(), layers.ReLU()), Scale()):

@@ -237,16 +237,16 @@ class Scale(Layer):
     def __init__(self, fault=None):
         super().__init__()
         self.fault = fault
-        self._params["weight"] = np.full(4, 1.5, np.float32)
+        self.own_params["weight"] = np.full(4, 1.5, np.float32)
 
-    def _forward(self, x):
-        return x * self._params["weight"], x
+    def compute_forward(self, x):
+        return x * self.own_params["weight"], x
 
-    def _backward(self, dy, x):
+    def compute_backward(self, dy, x):
         if self.fault == "writes":
             x += 1
-        self._grads = {} if self.fault == "none" else {"weight": (dy * x).sum(0)}
-        return dy * self._params["weight"] * (2 if self.fault == "twice" else 1)
+        self.own_grads = {} if self.fault == "none" else {"weight": (dy * x).sum(0)}
+        return dy * self.own_params["weight"] * (2 if self.fault == "twice" else 1)
 
 
 def test_a_layer_of_ones_own(rng):

@@ -29,8 +29,8 @@ class Parameter(Tensor):
     __slots__ = ("_arrays", "_gradients", "_name")
 
     def __init__(self, layer: Any, name: str) -> None:
-        self._arrays, self._gradients, self._name = layer._params, layer._gradients, name
-        super().__init__(layer._params[name], requires_grad=True)
+        self._arrays, self._gradients, self._name = layer.own_params, layer._gradients, name
+        super().__init__(layer.own_params[name], requires_grad=True)
 
     @property
     def _data(self) -> Array:
@@ -57,29 +57,29 @@ def parameters(layer: Any) -> dict[str, Tensor]:
 
     An optimiser takes them as they are: `optim.Adam(parameters(net))`. TypeError where `layer` is none.
     """
-    if not hasattr(layer, "_walk"):
+    if not hasattr(layer, "walk"):
         raise TypeError(f"parameters takes a layer of cnnlayers.layers, got {type(layer).__name__}")
-    return {prefix + name: tensor for prefix, at in layer._walk() for name, tensor in _own(at).items()}
+    return {prefix + name: tensor for prefix, at in layer.walk() for name, tensor in _own(at).items()}
 
 
 def _own(layer: Any) -> dict[str, Tensor]:
     """The parameters that are the layer's own, made at first use."""
-    for name in layer._params:
+    for name in layer.own_params:
         if name not in layer._tensors:
             layer._tensors[name] = Parameter(layer, name)
-    own: dict[str, Tensor] = {name: layer._tensors[name] for name in layer._params}
+    own: dict[str, Tensor] = {name: layer._tensors[name] for name in layer.own_params}
     return own
 
 
 def through_layer(layer: Any, x: Tensor, *args: Any, **options: Any) -> Any:
     """`layer(x, ...)`, recorded where x or a parameter requires a gradient. What other arguments are Tensors is data
     (indices, say), without a gradient."""
-    if layer._children:
-        return layer._forward(x, *args, **options)[0]
+    if layer.children:
+        return layer.compute_forward(x, *args, **options)[0]
     own = _own(layer)
     args = tuple(_constant(layer, a) for a in args)
     options = {name: _constant(layer, a) for name, a in options.items()}
-    result, ctx = layer._forward(x.data, *args, **options)
+    result, ctx = layer.compute_forward(x.data, *args, **options)
     y, *others = result if isinstance(result, tuple) else (result,)
     sources = [t._source if recording() else None for t in (x, *own.values())]
     if all(source is None for source in sources):
@@ -103,13 +103,13 @@ def _backward_of(layer: Any, ctx: Any, names: list[str], needs_dx: bool) -> Any:
     """The layer's backward as a function of dy, which leaves the layer's own gradients as they are."""
 
     def gradients(dy: Array) -> list[Array | None]:
-        held, wanted = dict(layer._grads), layer._needs_dx
+        held, wanted = dict(layer.own_grads), layer._needs_dx
         try:
             layer._needs_dx = needs_dx
-            dx = layer._backward(backends.plain(dy), ctx)
-            found = layer._grads
+            dx = layer.compute_backward(backends.plain(dy), ctx)
+            found = layer.own_grads
             return [dx if needs_dx else None, *(found.get(name) for name in names)]
         finally:
-            layer._grads, layer._needs_dx = held, wanted
+            layer.own_grads, layer._needs_dx = held, wanted
 
     return gradients

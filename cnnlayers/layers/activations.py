@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer
 
 
-class LeakyReLU(Layer):
+class LeakyReLU(Layer, op="leaky_relu"):
     """Leaky ReLU: x where x > 0, else negative_slope * x.
 
     Parameters
@@ -37,17 +36,12 @@ class LeakyReLU(Layer):
     torch.nn.LeakyReLU
     """
 
-    _op_backward = staticmethod(F.leaky_relu_backward)
-
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         super().__init__()
         self.negative_slope, self.inplace = real(negative_slope, "negative_slope"), flag(inplace, "inplace")
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.leaky_relu_forward(x, self.negative_slope)
 
-
-class GELU(Layer):
+class GELU(Layer, op="gelu"):
     """GELU: x times the standard normal distribution function of x.
 
     Parameters
@@ -71,19 +65,14 @@ class GELU(Layer):
     Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415; torch.nn.GELU
     """
 
-    _op_backward = staticmethod(F.gelu_backward)
-
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
         if approximate not in ("none", "tanh"):
             raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
         self.approximate: Literal["none", "tanh"] = approximate
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.gelu_forward(x, self.approximate)
 
-
-class Sigmoid(Layer):
+class Sigmoid(Layer, op="sigmoid"):
     """Logistic sigmoid: 1 / (1 + exp(-x)).
 
     Notes
@@ -102,13 +91,8 @@ class Sigmoid(Layer):
     torch.nn.Sigmoid
     """
 
-    _op_backward = staticmethod(F.sigmoid_backward)
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.sigmoid_forward(x)
-
-
-class Tanh(Layer):
+class Tanh(Layer, op="tanh"):
     """Hyperbolic tangent.
 
     Notes
@@ -127,13 +111,8 @@ class Tanh(Layer):
     torch.nn.Tanh
     """
 
-    _op_backward = staticmethod(F.tanh_backward)
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.tanh_forward(x)
-
-
-class Softmax(Layer):
+class Softmax(Layer, op="softmax"):
     """Softmax: exp(x) / sum(exp(x)), the sum along one axis.
 
     Parameters
@@ -158,11 +137,9 @@ class Softmax(Layer):
     torch.nn.Softmax
     """
 
-    _op_backward = staticmethod(F.softmax_backward)
-
     def __init__(self, dim: int = 1) -> None:
         super().__init__()
         self.dim = integer(dim, "dim")
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.softmax_forward(x, self.dim)
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
+        return self._call_op(x, axis=self.dim)

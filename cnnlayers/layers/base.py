@@ -18,8 +18,11 @@ from typing import Any, Self
 import numpy
 
 from cnnlayers import backends
+from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import MOST_ELEMENTS, flag, integer
+
+from .state import check_prefix, checked_value
 
 # Arrays that `map_arrays` has put others in the place of, by id. They are not kept alive by this.
 _replaced: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
@@ -43,7 +46,7 @@ class Parameters(dict[str, Array]):
     is a plain dict."""
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__({prefix + name: a for prefix, at in layer._walk() for name, a in at._params.items()})
+        super().__init__({prefix + name: a for prefix, at in layer.walk() for name, a in at.own_params.items()})
         self.layer = layer
 
     def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[dict[str, Array]]]:
@@ -53,7 +56,7 @@ class Parameters(dict[str, Array]):
         if name not in self:
             raise KeyError(f"no parameter {name!r}; there are {', '.join(self) or 'none'}")
         if value is not self[name]:  # `params[name] -= step` has written already
-            self[name][...] = _checked(name, self[name], value)
+            self[name][...] = checked_value(name, self[name], value)
 
     def update(self, *others: Any, **more: Array) -> None:
         """Assign to several names. Nothing is written unless all the names are there."""
@@ -74,34 +77,90 @@ class Parameters(dict[str, Array]):
     __delitem__ = pop = popitem = clear = setdefault = _fixed
 
 
-class Layer:
-    """The base of all layers. One of your own writes `_forward(x) -> (y, ctx)` and `_backward(dy, ctx) -> dx`.
+ARRAYS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}  # an op's parameters, a layer's names
 
-    A context may be anything but None. Four dicts are there to be filled: `_params`, `_buffers` (other state),
-    `_children` (layers inside it) and `_grads`, which `_backward` replaces. A new layer is in training.
+
+class Layer:
+    """The base of all layers.
+
+    A layer of your own calls `super().__init__()`, fills `own_params` and writes two methods:
+
+    - `compute_forward(x) -> (y, ctx)`, where ctx is anything but None,
+    - `compute_backward(dy, ctx) -> dx`, which assigns to `own_grads`.
+
+    `class MyPool(Layer, op="max_pool")` does both by an op of `cnnlayers.functional`: its options are the layer's
+    attributes of the same names.
+
+    Attributes
+    ----------
+    own_params : dict of str to array
+        The layer's own parameters, without those of layers inside it.
+    own_grads : dict of str to array
+        Their gradients, by the last backward.
+    own_buffers : dict of str to array
+        Other arrays of the state: running statistics.
+    children : dict of str to Layer
+        The layers inside it.
+    training : bool
+        Whether it is in training, as a new layer is.
+
+    Notes
+    -----
+    `params`, `grads` and `state_dict` give the arrays of the layer and of all inside it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.layers import Layer, Sequential, Tanh
+    >>> class Scale(Layer):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.own_params["weight"] = np.full(1, 2.0)
+    ...     def compute_forward(self, x):
+    ...         return x * self.own_params["weight"], x
+    ...     def compute_backward(self, dy, ctx):
+    ...         self.own_grads = {"weight": np.sum(dy * ctx, keepdims=True)}
+    ...         return dy * self.own_params["weight"]
+    >>> net = Sequential(Scale())
+    >>> net(np.array([3.0])).tolist(), net.backward(np.array([1.0])).tolist(), net.grads["0.weight"].tolist()
+    ([6.0], [2.0], [3.0])
     """
 
-    _forward: Callable[..., tuple[Any, Any]]
+    _op_forward: Callable[..., tuple[Any, Any]]
     _op_backward: Callable[..., Any]
+    _op_options: tuple[str, ...]  # what the op takes from the layer's attributes
+    _op_arrays: tuple[tuple[str, str], ...]  # what it takes from `own_params`, and the name there
     _accepts_needs_dx = False  # whether the op's backward takes needs_dx
-    _needs_dx = True  # in the backward under way; `_backward` may give None otherwise
+    _needs_dx = True  # in the backward under way; `compute_backward` may give None otherwise
     _referred: tuple[str, ...] = ()  # attributes that a copy of the layer shares
+
+    def __init_subclass__(cls, *, op: str | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if op is None:
+            return
+        forward, backward = getattr(F, f"{op}_forward"), getattr(F, f"{op}_backward")
+        cls._op_forward, cls._op_backward = staticmethod(forward), staticmethod(backward)
+        cls._accepts_needs_dx = "needs_dx" in inspect.signature(backward).parameters
+        names, own = list(inspect.signature(forward).parameters)[1:], inspect.signature(cls).parameters
+        arrays = ARRAYS if "weight" in names or "gamma" in names else {}
+        cls._op_arrays = tuple((name, arrays[name]) for name in names if name in arrays)
+        cls._op_options = tuple(n for n in names if n not in arrays and (n in own or hasattr(cls, n)))
 
     def __init__(self) -> None:
         self.training = True
-        self._params: dict[str, Array] = {}
-        self._buffers: dict[str, Array] = {}
-        self._children: dict[str, Layer] = {}
+        self.own_params: dict[str, Array] = {}
+        self.own_buffers: dict[str, Array] = {}
+        self.children: dict[str, Layer] = {}
         self._gradients: dict[str, Array] = {}
         self._tensors: dict[str, Any] = {}  # the parameters as Tensors of cnnlayers.autograd, made when asked for
         self._ctx: Any = None
 
     @property
-    def _grads(self) -> dict[str, Array]:
+    def own_grads(self) -> dict[str, Array]:
         return self._gradients
 
-    @_grads.setter
-    def _grads(self, gradients: Mapping[str, Array]) -> None:
+    @own_grads.setter
+    def own_grads(self, gradients: Mapping[str, Array]) -> None:
         new = dict(gradients)
         self._gradients.clear()  # the dict itself stays: Tensors of the parameters refer to it
         self._gradients.update(new)
@@ -113,7 +172,8 @@ class Layer:
         if hasattr(x, "_through_layer"):
             return x._through_layer(self, *args, **options)
         self.release()
-        y, self._ctx = self._forward(backends.plain(x), *args, **options)
+        compute: Callable[..., tuple[Any, Any]] = self.compute_forward  # some layers take more than x
+        y, self._ctx = compute(backends.plain(x), *args, **options)
         return y
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Any:
@@ -131,24 +191,36 @@ class Layer:
                 " backward"
             )
         self._needs_dx = flag(needs_dx, "needs_dx")
-        dx = self._backward(backends.plain(dy), self._ctx)
+        dx = self.compute_backward(backends.plain(dy), self._ctx)
         self._ctx = None
         return dx if self._needs_dx else None
 
-    def _backward(self, dy: Array, ctx: Any) -> Array:
+    def _call_op(self, x: Array, **options: Any) -> tuple[Any, Any]:
+        """y and the context of the layer's op; options take the place of the layer's own."""
+        given = {name: getattr(self, name) for name in self._op_options}
+        for argument, name in self._op_arrays:
+            given[argument] = self.own_params.get(name)
+        return self._op_forward(x, **{**given, **options})
+
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
+        """y and what `compute_backward` needs."""
+        return self._call_op(x)
+
+    def compute_backward(self, dy: Array, ctx: Any) -> Array:
+        """dx; the parameters' gradients go to `own_grads`."""
         options = {} if self._needs_dx or not self._accepts_needs_dx else {"needs_dx": False}
         found = self._op_backward(dy, ctx, **options)
         dx, *gradients = found if isinstance(found, tuple) else (found,)
         named = zip(("weight", "bias"), gradients, strict=False)
-        self._grads = {name: gradient for name, gradient in named if gradient is not None}
+        self.own_grads = {name: gradient for name, gradient in named if gradient is not None}
         return dx
 
     # ------------------------------------------------------------------------------------------------------------ state
-    def _walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """This layer and all inside it, each with the prefix of its names."""
         yield prefix, self
-        for name, child in self._children.items():
-            yield from child._walk(f"{prefix}{name}.")
+        for name, child in self.children.items():
+            yield from child.walk(f"{prefix}{name}.")
 
     @property
     def params(self) -> Parameters:
@@ -158,11 +230,11 @@ class Layer:
     @property
     def grads(self) -> dict[str, Array]:
         """The gradients that the last backward gave, by the parameters' names."""
-        return {prefix + name: g for prefix, at in self._walk() for name, g in at._grads.items()}
+        return {prefix + name: g for prefix, at in self.walk() for name, g in at.own_grads.items()}
 
     def state_dict(self) -> dict[str, Array]:
         """Parameters and running statistics by PyTorch's names: live arrays, not copies."""
-        return {prefix + name: a for prefix, at in self._walk() for name, a in (at._params | at._buffers).items()}
+        return {prefix + name: a for prefix, at in self.walk() for name, a in (at.own_params | at.own_buffers).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
         """Write the arrays of `state` (NumPy's, CuPy's, PyTorch's, …) into this layer's, cast to their dtypes.
@@ -173,7 +245,7 @@ class Layer:
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a mapping of names to arrays, got {type(state).__name__}")
         own = self.state_dict()
-        _check_prefix(type(self).__name__, own, [str(name) for name in state])
+        check_prefix(type(self).__name__, own, [str(name) for name in state])
         missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
         faults = [f"missing: {', '.join(missing)}"] if missing else []
         unknown = [str(n) for n in state if n not in own]
@@ -181,7 +253,7 @@ class Layer:
         found = {}
         for name in (n for n in own if n in state):
             try:
-                found[name] = _checked(name, own[name], state[name])
+                found[name] = checked_value(name, own[name], state[name])
             except ValueError as error:
                 faults.append(str(error))
         if faults:
@@ -194,7 +266,7 @@ class Layer:
     def train(self, mode: bool = True) -> Self:
         """Training mode (or evaluation, with False) for this layer and all inside it; returns the layer."""
         mode = flag(mode, "mode")
-        for _, at in self._walk():
+        for _, at in self.walk():
             at.training = mode
         return self
 
@@ -217,20 +289,20 @@ class Layer:
         """
         if not callable(function):
             raise TypeError(f"function must be a function of an array, got {type(function).__name__}")
-        stores = [store for _, at in self._walk() for store in (at._params, at._buffers)]
+        stores = [store for _, at in self.walk() for store in (at.own_params, at.own_buffers)]
         replaced = [{name: function(array) for name, array in store.items()} for store in stores]
         old = [array for store in stores for array in store.values()]
         for store, new in zip(stores, replaced, strict=True):
             store.update(new)
         _note_replaced(old, [array for new in replaced for array in new.values()])
-        for _, at in self._walk():
-            at._grads = {}
+        for _, at in self.walk():
+            at.own_grads = {}
         self.release()
         return self
 
     def release(self) -> None:
         """Drop the contexts that are pending, here and inside."""
-        for _, at in self._walk():
+        for _, at in self.walk():
             at._ctx = None
 
     # ----------------------------------------------------------------------------------------------------------- copies
@@ -247,9 +319,9 @@ class Layer:
         return twin
 
     def __repr__(self) -> str:
-        if self._children:
+        if self.children:
             inside = "".join(
-                f"  ({n}): {repr(child).replace(chr(10), chr(10) + '  ')}\n" for n, child in self._children.items()
+                f"  ({n}): {repr(child).replace(chr(10), chr(10) + '  ')}\n" for n, child in self.children.items()
             )
             return f"{type(self).__name__}(\n{inside})"
         return f"{type(self).__name__}({', '.join(self._arguments())})"
@@ -265,57 +337,6 @@ class Layer:
                 continue
             bare = parameter.default is parameter.empty and name != "kernel_size"
             yield repr(value) if bare else f"{name}={value!r}"
-
-
-def _common_prefixes(names: Iterable[str]) -> list[str]:
-    """The prefixes, ending in a dot, that all names have, the longest last."""
-    found = [""]
-    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(parts)) > 1:
-            break
-        found.append(f"{found[-1]}{parts[0]}.")
-    return found[1:]
-
-
-def _check_prefix(layer: str, own: Iterable[str], names: Iterable[str]) -> None:
-    """ValueError where the names are a layer's own but for a prefix, which all of the one or all of the other have."""
-    if set(names) & set(own):
-        return
-    for prefix in _common_prefixes(names):
-        if {name.removeprefix(prefix) for name in names} & set(own):
-            raise ValueError(
-                f"the state does not fit this {layer}: each of its names begins with {prefix!r}, as wrappers around a"
-                f" network put it there (DataParallel's 'module.', torch.compile's '_orig_mod.'): load"
-                f" {{name.removeprefix({prefix!r}): a for name, a in state.items()}}"
-            )
-    for prefix in _common_prefixes(own):
-        if {prefix + name for name in names} & set(own):
-            raise ValueError(
-                f"the state does not fit this {layer}: each of its names lacks {prefix!r}, with which all names of this"
-                f" {layer} begin: load {{{prefix!r} + name: a for name, a in state.items()}}"
-            )
-
-
-def _checked(name: str, array: Array, value: Any) -> Array:
-    """`value` as an array of `array`'s backend and dtype. ValueError for a shape, TypeError for no real numbers."""
-    b = backends.of(array)
-    if isinstance(value, numpy.ndarray):
-        value = backends.native(value)
-    if type(value) is not type(array):
-        if str(getattr(value, "dtype", "")) == "torch.bfloat16":
-            value = value.float()  # exact; NumPy has no such dtype
-        try:
-            value = backends.to_numpy(value)
-        except TypeError as error:
-            raise TypeError(f"{name} must hold real numbers: {error}") from error
-        except ValueError as error:  # a ragged sequence
-            raise ValueError(f"{name} must have shape {tuple(array.shape)}: {error}") from error
-    if tuple(value.shape) != tuple(array.shape):
-        raise ValueError(f"{name} must have shape {tuple(array.shape)}, got {tuple(value.shape)}")
-    kind = backends.dtype_name(backends.of(value), value)
-    if kind not in (*backends.FLOATS, *backends.INTEGERS):
-        raise TypeError(f"{name} must hold real numbers, got {kind}")
-    return b.xp.astype(value, array.dtype) if type(value) is type(array) else b.array(value, array.dtype)
 
 
 def shape_of(x: Array) -> tuple[int, ...]:

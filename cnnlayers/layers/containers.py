@@ -39,14 +39,14 @@ class _Container(Layer):
         for name, layer in layers.items():
             if not isinstance(layer, Layer):
                 raise TypeError(f"{type(self).__name__} is made of layers, given one by one; {name} is {layer!r}")
-            for prefix, inside in layer._walk(f"{name}."):
+            for prefix, inside in layer.walk(f"{name}."):
                 if id(inside) in places:
                     raise ValueError(
                         f"{prefix[:-1]} is the same layer as {places[id(inside)]}; a layer keeps the context of one"
                         " forward: make a second one"
                     )
                 places[id(inside)] = prefix[:-1]
-            self._children[name] = layer
+            self.children[name] = layer
 
     def forward(self, x: Array, *args: Any, **options: Any) -> Any:
         try:
@@ -69,7 +69,7 @@ class _Container(Layer):
             return step(*args, **options)
         except Exception as error:
             origin = getattr(error, ORIGIN, _Origin()).layer
-            if not any(at is origin for _, at in layer._walk()):
+            if not any(at is origin for _, at in layer.walk()):
                 with contextlib.suppress(AttributeError):  # an exception without room for it
                     setattr(error, ORIGIN, _Origin(layer, str(error)))
             raise
@@ -81,7 +81,7 @@ class _Container(Layer):
         """
         origin = getattr(error, ORIGIN, _Origin())
         layer, message = origin.layer, origin.message
-        name = next((prefix.rstrip(".") for prefix, at in self._walk() if at is layer and prefix), None)
+        name = next((prefix.rstrip(".") for prefix, at in self.walk() if at is layer and prefix), None)
         if layer is None or name is None:
             return
         place = f"layer {name} ({type(layer).__name__})"
@@ -124,10 +124,10 @@ class Sequential(_Container):
         self._adopt(**{str(i): layer for i, layer in enumerate(layers)})
 
     def __len__(self) -> int:
-        return len(self._children)
+        return len(self.children)
 
     def __iter__(self) -> Iterator[Layer]:
-        return iter(self._children.values())
+        return iter(self.children.values())
 
     def __getitem__(self, index: int | slice) -> Layer:
         layers = list(self)
@@ -137,12 +137,12 @@ class Sequential(_Container):
         part.training = self.training
         return part
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         for layer in self:
             x = self._call(layer, layer.forward, x)
         return x, True
 
-    def _backward(self, dy: Array, ctx: Any) -> Array:
+    def compute_backward(self, dy: Array, ctx: Any) -> Array:
         layers = list(self)
         if not self._needs_dx:  # down to the first that has parameters, and no further
             while layers and not layers[0].params:
@@ -189,8 +189,8 @@ class Residual(_Container):
         super().__init__()
         self._adopt(body=body, **({} if shortcut is None else {"shortcut": shortcut}))
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        body, shortcut = self._children["body"], self._children.get("shortcut")
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
+        body, shortcut = self.children["body"], self.children.get("shortcut")
         y = self._call(body, body.forward, x)
         beside = x if shortcut is None else self._call(shortcut, shortcut.forward, x)
         if tuple(y.shape) != tuple(beside.shape):
@@ -199,8 +199,8 @@ class Residual(_Container):
             )
         return _sum(y, beside), True
 
-    def _backward(self, dy: Array, ctx: Any) -> Array:
-        body, shortcut = self._children["body"], self._children.get("shortcut")
+    def compute_backward(self, dy: Array, ctx: Any) -> Array:
+        body, shortcut = self.children["body"], self.children.get("shortcut")
         dx = self._call(body, body.backward, dy)
         beside = dy if shortcut is None else self._call(shortcut, shortcut.backward, dy)
         return _sum(dx, cast(backends.of(dx), beside, dx.dtype))

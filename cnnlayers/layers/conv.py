@@ -18,8 +18,6 @@ PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 class _Conv(Layer):
     """A weight and a bias for `ndim` spatial axes: an int kernel has two unless `ndim` says otherwise."""
 
-    _accepts_needs_dx = True
-
     def _weights(self, first: int, second: int, kernel_size: Size, ndim: int | None, biases: int, rng: Any) -> None:
         entries = entries_of(kernel_size, "kernel_size")
         axes = integer(ndim, "ndim", 1) if ndim is not None else 2 if entries is None else len(entries)
@@ -30,12 +28,12 @@ class _Conv(Layer):
         for cells in kernel:
             fan_in *= cells
         source = generator(rng)
-        self._params["weight"] = uniform(source, (first, second, *kernel), fan_in)
+        self.own_params["weight"] = uniform(source, (first, second, *kernel), fan_in)
         if biases:
-            self._params["bias"] = uniform(source, (biases,), fan_in)
+            self.own_params["bias"] = uniform(source, (biases,), fan_in)
 
 
-class Conv(_Conv):
+class Conv(_Conv, op="conv"):
     """Convolution (cross-correlation); see `functional.conv`.
 
     Parameters
@@ -105,35 +103,24 @@ class Conv(_Conv):
         biases = self.out_channels if bias else 0
         self._weights(self.out_channels, self.in_channels // self.groups, kernel_size, ndim, biases, rng)
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         padding, pad_ctx = self.padding, None
         if self.padding_mode != "zeros":
-            kernel = tuple(self._params["weight"].shape[2:])
+            kernel = tuple(self.own_params["weight"].shape[2:])
             window = conv_window(shape_of(x), kernel, self.stride, self.padding, self.dilation, self.data_format)
             around = tuple((axis.before, axis.after) for axis in window.axes)
             x, pad_ctx = F.pad_forward(x, around, self.padding_mode, data_format=self.data_format)
             padding = 0
-        y, ctx = F.conv_forward(
-            x,
-            self._params["weight"],
-            self._params.get("bias"),
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            data_format=self.data_format,
-        )
+        y, ctx = self._call_op(x, padding=padding)
         return y, (pad_ctx, ctx)
 
-    def _backward(self, dy: Array, ctx: Any) -> Array:
+    def compute_backward(self, dy: Array, ctx: Any) -> Array:
         pad_ctx, conv_ctx = ctx
-        dx = super()._backward(dy, conv_ctx)
+        dx = super().compute_backward(dy, conv_ctx)
         return dx if pad_ctx is None or dx is None else F.pad_backward(dx, pad_ctx)
 
-    _op_backward = staticmethod(F.conv_backward)
 
-
-class ConvTranspose(_Conv):
+class ConvTranspose(_Conv, op="conv_transpose"):
     """Transposed convolution, the adjoint of a convolution; see `functional.conv_transpose`.
 
     Parameters
@@ -175,8 +162,6 @@ class ConvTranspose(_Conv):
     torch.nn.ConvTranspose2d
     """
 
-    _op_backward = staticmethod(F.conv_transpose_backward)
-
     def __init__(
         self,
         in_channels: int,
@@ -206,16 +191,3 @@ class ConvTranspose(_Conv):
         self.ndim, self.data_format = ndim, data_format
         biases = self.out_channels if bias else 0
         self._weights(self.in_channels, self.out_channels // self.groups, kernel_size, ndim, biases, rng)
-
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.conv_transpose_forward(
-            x,
-            self._params["weight"],
-            self._params.get("bias"),
-            self.stride,
-            self.padding,
-            self.output_padding,
-            self.dilation,
-            self.groups,
-            data_format=self.data_format,
-        )

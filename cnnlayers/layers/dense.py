@@ -8,14 +8,13 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers import functional as F
 from cnnlayers.functional._common import Array, Context, Plan, check_backward, check_numeric
 from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer, generator, uniform
 
 
-class Linear(Layer):
+class Linear(Layer, op="linear"):
     """Linear map of the last axis: x @ weight.T + bias; see `functional.linear`.
 
     Parameters
@@ -44,23 +43,17 @@ class Linear(Layer):
     torch.nn.Linear
     """
 
-    _op_backward = staticmethod(F.linear_backward)
-    _accepts_needs_dx = True
-
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Any = None) -> None:
         super().__init__()
         self.in_features = integer(in_features, "in_features", 0)
         self.out_features, self.bias = integer(out_features, "out_features", 0), flag(bias, "bias")
         source = generator(rng)
-        self._params["weight"] = uniform(source, (self.out_features, self.in_features), self.in_features)
+        self.own_params["weight"] = uniform(source, (self.out_features, self.in_features), self.in_features)
         if self.bias:
-            self._params["bias"] = uniform(source, (self.out_features,), self.in_features)
-
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.linear_forward(x, self._params["weight"], self._params.get("bias"))
+            self.own_params["bias"] = uniform(source, (self.out_features,), self.in_features)
 
 
-class ReLU(Layer):
+class ReLU(Layer, op="relu"):
     """Rectified linear unit: max(x, 0).
 
     Parameters
@@ -84,14 +77,9 @@ class ReLU(Layer):
     torch.nn.ReLU
     """
 
-    _op_backward = staticmethod(F.relu_backward)
-
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
         self.inplace = flag(inplace, "inplace")
-
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.relu_forward(x)
 
 
 class Flatten(Layer):
@@ -122,7 +110,7 @@ class Flatten(Layer):
         super().__init__()
         self.start_dim, self.end_dim = integer(start_dim, "start_dim"), integer(end_dim, "end_dim")
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         b = backends.of(x)
         shape = tuple(check_numeric(b, x, "x").shape)
         start, end = self._axis(self.start_dim, "start_dim", shape), self._axis(self.end_dim, "end_dim", shape)
@@ -137,12 +125,12 @@ class Flatten(Layer):
             raise ValueError(f"{name} must be an axis of x, whose shape is {shape}, got {dim}")
         return dim % len(shape)
 
-    def _backward(self, dy: Array, ctx: Any) -> Array:
+    def compute_backward(self, dy: Array, ctx: Any) -> Array:
         b, dy = check_backward("flatten", dy, ctx, exact=True)
         return b.xp.reshape(dy, ctx.spec)
 
 
-class Dropout(Layer):
+class Dropout(Layer, op="dropout"):
     """In training sets each value to 0 with probability p and divides the others by 1 - p.
 
     Parameters
@@ -170,8 +158,6 @@ class Dropout(Layer):
     torch.nn.Dropout
     """
 
-    _op_backward = staticmethod(F.dropout_backward)
-
     def __init__(self, p: float = 0.5, inplace: bool = False, *, rng: Any = None) -> None:
         super().__init__()
         self.p, self.inplace = real(p, "p"), flag(inplace, "inplace")
@@ -179,6 +165,6 @@ class Dropout(Layer):
             raise ValueError(f"p must be a probability, from 0 to 1, got {p!r}")
         self.rng = generator(rng)
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         seed = int(self.rng.integers(numpy.iinfo(numpy.int32).max)) if self.training else None
-        return F.dropout_forward(x, self.p, training=self.training, rng=seed)
+        return self._call_op(x, training=self.training, rng=seed)

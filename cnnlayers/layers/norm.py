@@ -10,7 +10,6 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import DataFormat, Size, entries_of, flag, grouped, integer, real
 
@@ -25,12 +24,9 @@ class _Norm(Layer):
     def _affine(self, shape: tuple[int, ...], affine: bool, bias: bool, name: str = "affine") -> None:
         affine, bias = flag(affine, name), flag(bias, "bias")
         if affine:
-            self._params["weight"] = full(shape, 1.0)
+            self.own_params["weight"] = full(shape, 1.0)
             if bias:
-                self._params["bias"] = full(shape, 0.0)
-
-    def _gamma_beta(self) -> tuple[Array | None, Array | None]:
-        return self._params.get("weight"), self._params.get("bias")
+                self.own_params["bias"] = full(shape, 0.0)
 
     def _check_channels(self, x: Array, expected: int, name: str) -> None:
         shape = shape_of(x)
@@ -40,7 +36,7 @@ class _Norm(Layer):
             raise ValueError(f"x must have {name} = {expected} channels, got {channels} in shape {shape}")
 
 
-class BatchNorm(_Norm):
+class BatchNorm(_Norm, op="batch_norm"):
     """Normalises each channel over the batch and all spatial axes; in evaluation by its running statistics.
 
     Parameters
@@ -82,7 +78,6 @@ class BatchNorm(_Norm):
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.BatchNorm2d
     """
 
-    _op_backward = staticmethod(F.batch_norm_backward)
     _referred = ("comm",)
 
     def __init__(
@@ -105,27 +100,22 @@ class BatchNorm(_Norm):
         self.unbiased, self.comm, self.data_format = unbiased, comm, data_format
         self._affine((self.num_features,), affine, bias)
         if flag(track_running_stats, "track_running_stats"):
-            self._buffers["running_mean"] = full((self.num_features,), 0.0)
-            self._buffers["running_var"] = full((self.num_features,), 1.0)
-            self._buffers["num_batches_tracked"] = backends.asarray(numpy.zeros((), numpy.int64))
+            self.own_buffers["running_mean"] = full((self.num_features,), 0.0)
+            self.own_buffers["running_var"] = full((self.num_features,), 1.0)
+            self.own_buffers["num_batches_tracked"] = backends.asarray(numpy.zeros((), numpy.int64))
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         self._check_channels(x, self.num_features, "num_features")
-        y, ctx = F.batch_norm_forward(
+        y, ctx = self._call_op(
             x,
-            *self._gamma_beta(),
-            self._buffers.get("running_mean"),
-            self._buffers.get("running_var"),
+            running_mean=self.own_buffers.get("running_mean"),
+            running_var=self.own_buffers.get("running_var"),
             training=self.training,
             momentum=self._newest(),
-            eps=self.eps,
-            unbiased=self.unbiased,
-            comm=self.comm,
-            data_format=self.data_format,
         )
         # With comm this rank's batch may be empty and the others' not, and all ranks must count alike.
         if self.training and self.track_running_stats and (0 not in x.shape or self.comm is not None):
-            self._buffers["num_batches_tracked"] += 1
+            self.own_buffers["num_batches_tracked"] += 1
         return y, ctx
 
     def _newest(self) -> float:
@@ -133,10 +123,10 @@ class BatchNorm(_Norm):
         if self.momentum is not None:
             return self.momentum
         counting = self.training and self.track_running_stats
-        return 1.0 / (1 + int(self._buffers["num_batches_tracked"])) if counting else 0.0
+        return 1.0 / (1 + int(self.own_buffers["num_batches_tracked"])) if counting else 0.0
 
 
-class GroupNorm(_Norm):
+class GroupNorm(_Norm, op="group_norm"):
     """Normalises each sample's groups of channels; see `functional.group_norm`.
 
     Parameters
@@ -168,8 +158,6 @@ class GroupNorm(_Norm):
     Wu and He 2018, https://arxiv.org/abs/1803.08494; torch.nn.GroupNorm
     """
 
-    _op_backward = staticmethod(F.group_norm_backward)
-
     def __init__(
         self,
         num_groups: int,
@@ -186,12 +174,12 @@ class GroupNorm(_Norm):
         self.eps, self.affine, self.bias, self.data_format = eps, affine, bias, data_format
         self._affine((self.num_channels,), affine, bias)
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         self._check_channels(x, self.num_channels, "num_channels")
-        return F.group_norm_forward(x, self.num_groups, *self._gamma_beta(), eps=self.eps, data_format=self.data_format)
+        return self._call_op(x)
 
 
-class InstanceNorm(_Norm):
+class InstanceNorm(_Norm, op="instance_norm"):
     """Normalises each channel of a sample; see `functional.instance_norm`.
 
     Parameters
@@ -224,8 +212,6 @@ class InstanceNorm(_Norm):
     Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022; torch.nn.InstanceNorm2d
     """
 
-    _op_backward = staticmethod(F.instance_norm_backward)
-
     def __init__(
         self,
         num_features: int,
@@ -245,12 +231,12 @@ class InstanceNorm(_Norm):
         self.affine, self.bias, self.data_format = affine, bias, data_format
         self._affine((self.num_features,), affine, bias)
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         self._check_channels(x, self.num_features, "num_features")
-        return F.instance_norm_forward(x, *self._gamma_beta(), eps=self.eps, data_format=self.data_format)
+        return self._call_op(x)
 
 
-class LayerNorm(_Norm):
+class LayerNorm(_Norm, op="layer_norm"):
     """Normalises over the last axes; see `functional.layer_norm`.
 
     Parameters
@@ -278,8 +264,6 @@ class LayerNorm(_Norm):
     Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450; torch.nn.LayerNorm
     """
 
-    _op_backward = staticmethod(F.layer_norm_backward)
-
     def __init__(
         self, normalized_shape: Size, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
     ) -> None:
@@ -288,11 +272,8 @@ class LayerNorm(_Norm):
         self.elementwise_affine, self.bias = elementwise_affine, bias
         self._affine(self.normalized_shape, elementwise_affine, bias, "elementwise_affine")
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.layer_norm_forward(x, self.normalized_shape, *self._gamma_beta(), eps=self.eps)
 
-
-class RMSNorm(_Norm):
+class RMSNorm(_Norm, op="rms_norm"):
     """Divides by the root mean square over the last axes; see `functional.rms_norm`.
 
     Parameters
@@ -321,19 +302,14 @@ class RMSNorm(_Norm):
     Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467; torch.nn.RMSNorm
     """
 
-    _op_backward = staticmethod(F.rms_norm_backward)
-
     def __init__(self, normalized_shape: Size, eps: float | None = None, elementwise_affine: bool = True) -> None:
         super().__init__()
         self.normalized_shape, self.eps = _shape(normalized_shape), eps
         self.elementwise_affine = elementwise_affine
         self._affine(self.normalized_shape, elementwise_affine, False, "elementwise_affine")
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.rms_norm_forward(x, self.normalized_shape, self._params.get("weight"), eps=self.eps)
 
-
-class LocalResponseNorm(Layer):
+class LocalResponseNorm(Layer, op="local_response_norm"):
     """Divides each value by a power of the energy of the channels around it; see `functional.local_response_norm`.
 
     Parameters
@@ -361,8 +337,6 @@ class LocalResponseNorm(Layer):
     Krizhevsky, Sutskever and Hinton 2012, section 3.3; torch.nn.LocalResponseNorm
     """
 
-    _op_backward = staticmethod(F.local_response_norm_backward)
-
     def __init__(
         self,
         size: int,
@@ -374,11 +348,6 @@ class LocalResponseNorm(Layer):
     ) -> None:
         super().__init__()
         self.size, self.alpha, self.beta, self.k, self.data_format = size, alpha, beta, k, data_format
-
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.local_response_norm_forward(
-            x, self.size, alpha=self.alpha, beta=self.beta, k=self.k, data_format=self.data_format
-        )
 
 
 def _shape(normalized_shape: Size) -> tuple[int, ...]:

@@ -24,8 +24,7 @@ def _per_axis(padding: Sides, ndim: int) -> Any:
     return tuple((padding[i], padding[i + 1]) for i in range(2 * ndim - 2, -1, -2))
 
 
-class _Pad(Layer):
-    _op_backward = staticmethod(F.pad_backward)
+class _Pad(Layer, op="pad"):
     _mode: PadMode
     value: float = 0
 
@@ -33,7 +32,7 @@ class _Pad(Layer):
         super().__init__()
         self.padding, self.data_format = padding, data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
         padding = _per_axis(self.padding, len(shape_of(x)) - 2)
         return F.pad_forward(x, padding, self._mode, self.value, data_format=self.data_format)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import DataFormat, OutputSize, Padding, Size, Ties, flag
 
 from .base import Layer
 
 
-class MaxPool(Layer):
+class MaxPool(Layer, op="max_pool"):
     """The maximum of each window; see `functional.max_pool`.
 
     Parameters
@@ -46,8 +45,6 @@ class MaxPool(Layer):
     torch.nn.MaxPool2d
     """
 
-    _op_backward = staticmethod(F.max_pool_backward)
-
     def __init__(
         self,
         kernel_size: Size,
@@ -65,21 +62,8 @@ class MaxPool(Layer):
         self.return_indices, self.ceil_mode = flag(return_indices, "return_indices"), flag(ceil_mode, "ceil_mode")
         self.ties, self.data_format = ties, data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.max_pool_forward(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            ties=self.ties,
-            return_indices=self.return_indices,
-            data_format=self.data_format,
-        )
 
-
-class AvgPool(Layer):
+class AvgPool(Layer, op="avg_pool"):
     """The mean of each window; see `functional.avg_pool`.
 
     Parameters
@@ -114,8 +98,6 @@ class AvgPool(Layer):
     torch.nn.AvgPool2d
     """
 
-    _op_backward = staticmethod(F.avg_pool_backward)
-
     def __init__(
         self,
         kernel_size: Size,
@@ -134,21 +116,8 @@ class AvgPool(Layer):
         self.count_include_pad = flag(count_include_pad, "count_include_pad")
         self.divisor_override, self.data_format = divisor_override, data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.avg_pool_forward(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            count_include_pad=self.count_include_pad,
-            divisor_override=self.divisor_override,
-            data_format=self.data_format,
-        )
 
-
-class SumPool(Layer):
+class SumPool(Layer, op="sum_pool"):
     """The sum of each window; see `functional.sum_pool`.
 
     Parameters
@@ -179,8 +148,6 @@ class SumPool(Layer):
     torch.nn.AvgPool2d with divisor_override=1
     """
 
-    _op_backward = staticmethod(F.sum_pool_backward)
-
     def __init__(
         self,
         kernel_size: Size,
@@ -195,19 +162,8 @@ class SumPool(Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.sum_pool_forward(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            data_format=self.data_format,
-        )
 
-
-class LpPool(Layer):
+class LpPool(Layer, op="lp_pool"):
     """The p-norm of each window; see `functional.lp_pool`.
 
     Parameters
@@ -240,8 +196,6 @@ class LpPool(Layer):
     torch.nn.LPPool2d
     """
 
-    _op_backward = staticmethod(F.lp_pool_backward)
-
     def __init__(
         self,
         norm_type: float,
@@ -258,20 +212,8 @@ class LpPool(Layer):
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.lp_pool_forward(
-            x,
-            self.kernel_size,
-            self.norm_type,
-            self.stride,
-            self.padding,
-            self.dilation,
-            ceil_mode=self.ceil_mode,
-            data_format=self.data_format,
-        )
 
-
-class AdaptiveAvgPool(Layer):
+class AdaptiveAvgPool(Layer, op="adaptive_avg_pool"):
     """The mean of as many windows as `output_size` says; see `functional.adaptive_avg_pool`.
 
     Parameters
@@ -298,17 +240,12 @@ class AdaptiveAvgPool(Layer):
     torch.nn.AdaptiveAvgPool2d
     """
 
-    _op_backward = staticmethod(F.adaptive_avg_pool_backward)
-
     def __init__(self, output_size: OutputSize, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
         self.output_size, self.data_format = output_size, data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.adaptive_avg_pool_forward(x, self.output_size, data_format=self.data_format)
 
-
-class AdaptiveMaxPool(Layer):
+class AdaptiveMaxPool(Layer, op="adaptive_max_pool"):
     """The maximum of as many windows as `output_size` says; see `functional.adaptive_max_pool`.
 
     Parameters
@@ -337,8 +274,6 @@ class AdaptiveMaxPool(Layer):
     torch.nn.AdaptiveMaxPool2d
     """
 
-    _op_backward = staticmethod(F.adaptive_max_pool_backward)
-
     def __init__(
         self, output_size: OutputSize, return_indices: bool = False, *, data_format: DataFormat = "channels_first"
     ) -> None:
@@ -347,11 +282,8 @@ class AdaptiveMaxPool(Layer):
             raise ValueError("return_indices=True is not offered by AdaptiveMaxPool: MaxPool gives indices")
         self.output_size, self.return_indices, self.data_format = output_size, False, data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.adaptive_max_pool_forward(x, self.output_size, data_format=self.data_format)
 
-
-class GlobalAvgPool(Layer):
+class GlobalAvgPool(Layer, op="adaptive_avg_pool"):
     """The mean of each channel.
 
     Parameters
@@ -376,17 +308,14 @@ class GlobalAvgPool(Layer):
     torch.nn.AdaptiveAvgPool2d(1)
     """
 
-    _op_backward = staticmethod(F.adaptive_avg_pool_backward)
+    output_size = 1
 
     def __init__(self, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
         self.data_format = data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.adaptive_avg_pool_forward(x, 1, data_format=self.data_format)
 
-
-class GlobalMaxPool(Layer):
+class GlobalMaxPool(Layer, op="adaptive_max_pool"):
     """The maximum of each channel.
 
     Parameters
@@ -411,17 +340,14 @@ class GlobalMaxPool(Layer):
     torch.nn.AdaptiveMaxPool2d(1)
     """
 
-    _op_backward = staticmethod(F.adaptive_max_pool_backward)
+    output_size = 1
 
     def __init__(self, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
         self.data_format = data_format
 
-    def _forward(self, x: Array) -> tuple[Any, Any]:
-        return F.adaptive_max_pool_forward(x, 1, data_format=self.data_format)
 
-
-class MaxUnpool(Layer):
+class MaxUnpool(Layer, op="max_unpool"):
     """Puts each value back to where `MaxPool` found it: `layer(x, indices, output_size=None)`.
 
     Parameters
@@ -450,8 +376,6 @@ class MaxUnpool(Layer):
     torch.nn.MaxUnpool2d; see `functional.max_unpool`
     """
 
-    _op_backward = staticmethod(F.max_unpool_backward)
-
     def __init__(
         self,
         kernel_size: Size,
@@ -463,13 +387,7 @@ class MaxUnpool(Layer):
         super().__init__()
         self.kernel_size, self.stride, self.padding, self.data_format = kernel_size, stride, padding, data_format
 
-    def _forward(self, x: Array, indices: Array, output_size: Size | None = None) -> tuple[Any, Any]:
-        return F.max_unpool_forward(
-            x,
-            indices,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            output_size=output_size,
-            data_format=self.data_format,
-        )
+    def compute_forward(  # type: ignore[override]
+        self, x: Array, indices: Array, output_size: Size | None = None
+    ) -> tuple[Any, Any]:
+        return self._call_op(x, indices=indices, output_size=output_size)

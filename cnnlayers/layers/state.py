@@ -1,0 +1,62 @@
+"""Checks of what is loaded into a layer: the names of a state, and the value for one array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy
+
+from cnnlayers import backends
+from cnnlayers.functional._common import Array
+
+
+def _common_prefixes(names: Iterable[str]) -> list[str]:
+    """The prefixes, ending in a dot, that all names have, the longest last."""
+    found = [""]
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        found.append(f"{found[-1]}{parts[0]}.")
+    return found[1:]
+
+
+def check_prefix(layer: str, own: Iterable[str], names: Iterable[str]) -> None:
+    """ValueError where the names are a layer's own but for a prefix, which all of the one or all of the other have."""
+    if set(names) & set(own):
+        return
+    for prefix in _common_prefixes(names):
+        if {name.removeprefix(prefix) for name in names} & set(own):
+            raise ValueError(
+                f"the state does not fit this {layer}: each of its names begins with {prefix!r}, as wrappers around a"
+                f" network put it there (DataParallel's 'module.', torch.compile's '_orig_mod.'): load"
+                f" {{name.removeprefix({prefix!r}): a for name, a in state.items()}}"
+            )
+    for prefix in _common_prefixes(own):
+        if {prefix + name for name in names} & set(own):
+            raise ValueError(
+                f"the state does not fit this {layer}: each of its names lacks {prefix!r}, with which all names of this"
+                f" {layer} begin: load {{{prefix!r} + name: a for name, a in state.items()}}"
+            )
+
+
+def checked_value(name: str, array: Array, value: Any) -> Array:
+    """`value` as an array of `array`'s backend and dtype. ValueError for a shape, TypeError for no real numbers."""
+    b = backends.of(array)
+    if isinstance(value, numpy.ndarray):
+        value = backends.native(value)
+    if type(value) is not type(array):
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+            value = value.float()  # exact; NumPy has no such dtype
+        try:
+            value = backends.to_numpy(value)
+        except TypeError as error:
+            raise TypeError(f"{name} must hold real numbers: {error}") from error
+        except ValueError as error:  # a ragged sequence
+            raise ValueError(f"{name} must have shape {tuple(array.shape)}: {error}") from error
+    if tuple(value.shape) != tuple(array.shape):
+        raise ValueError(f"{name} must have shape {tuple(array.shape)}, got {tuple(value.shape)}")
+    kind = backends.dtype_name(backends.of(value), value)
+    if kind not in (*backends.FLOATS, *backends.INTEGERS):
+        raise TypeError(f"{name} must hold real numbers, got {kind}")
+    return b.xp.astype(value, array.dtype) if type(value) is type(array) else b.array(value, array.dtype)
