@@ -441,8 +441,8 @@ def test_every_kernel_of_the_library_has_its_cache() -> None:
     from cnnlayers.kernels.cpu import avg_pool_loops, code_cache, max_pool_loops
 
     found = [
-        max_pool_loops.make_forward(2, 2, True),
-        max_pool_loops.make_forward_per_tap(False),
+        max_pool_loops.make_forward(2, 2, True, False, True),
+        max_pool_loops.make_forward_by_cell(False, False),
         avg_pool_loops.make_window_sums(2, 2, False),
     ]
     for info in pkgutil.iter_modules(cpu.__path__):

@@ -53,17 +53,20 @@ def _has_vector_units() -> bool:
     return not any(name in assembly for name in ("fmaf", "extendhfsf2", "gnu_h2f"))
 
 
-def kernel(*, relaxed: bool = False) -> Callable[[F], F]:
+def kernel(*, relaxed: bool = False, inlined: bool = False) -> Callable[[F], F]:
     """Compile the function at its first call for each set of argument types.
 
     relaxed: sums may be reordered, which lets the compiler vectorise them. Never use it where the order of operations
     decides the answer (NaN, ties).
 
+    inlined: the kernels that call this one contain its code, for a part of a loop that is short.
+
     A kernel may use only constants and other kernels from an enclosing function; anything else is a TypeError."""
 
     def compile_function(function: F) -> F:
         njit: Any = importlib.import_module("numba").njit
-        options = {"nogil": True, "error_model": "numpy", "fastmath": set(RELAXED) if relaxed else False}
+        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inlined}
+        options["fastmath"] = set(RELAXED) if relaxed else False
         dispatcher = njit(**options)(function)
         _code_cache()(dispatcher)
         return cast(F, dispatcher)

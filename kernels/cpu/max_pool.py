@@ -18,12 +18,15 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window
 
 from . import max_pool_loops as loops
-from .parallel import as_lines, parallel_over_planes
+from .parallel import as_lines, flat, parallel_chunks, parallel_over_planes
+from .vectors import LANES, as_bits
+from .window_lines import fits_line, line_layout
 from .windows import (
     AnyAxis,
     AnyWindow,
     cells_under_windows,
     dilation_of,
+    merged,
     planes_and_channels,
     refusal,
     three_axes,
@@ -33,7 +36,8 @@ from .windows import (
 
 Array = Any
 Tables = tuple[Array, Array, Array]
-UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose loops along a row are unrolled
+MOST_UNROLLED = 9  # taps of a window that is not separated into rows and columns
+LEAST_CHANNELS = 8  # of a cell, for loops over channels
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -91,26 +95,27 @@ def _regular(window: AdaptiveWindow) -> AnyWindow:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The arguments of the loops for some windows, without the tables; max_pool_loops.py explains each.
-
-    line: pitch, parts and the place of the first cell of a row's line; empty if no line serves. unrolled: width and
-    stride of the windows that `make_forward` unrolls, or zeros. pair_block: windows in a block of `make_forward_pairs`,
-    or 0 if it does not serve. simple_backward: whether `backward_simple` serves. stride_and_padding: along a row; zeros
-    if windows differ."""
+    """The arguments of the loops for some windows; max_pool_loops.py explains each."""
 
     out_shape: tuple[int, ...]
     planes: int
     rows: int
     sizes: tuple[int, ...]
-    taps: tuple[int, int]
+    taps: tuple[int, int, int]
     steps: tuple[int, int, int]
     disjoint: bool
     argmax_dtype: Any  # the smallest unsigned dtype for the number of a tap in the window
-    line: tuple[int, ...]
-    unrolled: tuple[int, int]
-    pair_block: int
     simple_backward: bool
     stride_and_padding: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPlan:
+    """make: the kernel, with or without the argmax. loop_arguments: between the arrays and the range."""
+
+    make: Callable[[bool], Callable[..., None]]
+    loop_arguments: tuple[Any, ...]
+    rows: int  # of all planes
 
 
 def _plan(window: AnyWindow) -> Plan:
@@ -122,13 +127,10 @@ def _plan(window: AnyWindow) -> Plan:
         planes=planes,
         rows=depth.out * height.out,
         sizes=(*(a.length for a in axes), *(a.out for a in axes), channels),
-        taps=(height.kernel, width.kernel),
+        taps=(depth.kernel, height.kernel, width.kernel),
         steps=(dilation_of(depth), dilation_of(height), dilation_of(width)),
         disjoint=all(isinstance(a, Axis) and a.disjoint for a in axes),
         argmax_dtype=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
-        line=_line_layout(width) if channels == 1 else (),
-        unrolled=_unrolled(width),
-        pair_block=_pair_block(*axes) if channels == 1 else 0,
         simple_backward=channels == 1 and all(_all_windows_have_cells(a) for a in axes),
         stride_and_padding=(0, 0) if isinstance(width, AdaptiveAxis) else (width.stride, width.before),
     )
@@ -142,22 +144,62 @@ def _all_windows_have_cells(axis: AnyAxis) -> bool:
 
 
 @backends.planned
-def _forward_plan(window: AnyWindow, complete: bool) -> tuple[Plan, Tables]:
-    """The plan, and `cells_under_windows` of depth, height and width.
+def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
+    """dtype: of the lanes."""
+    axes, (planes, channels) = merged(three_axes(window)), planes_and_channels(window)
+    depth, height, width = axes
+    zero, taps = np.empty(0, dtype), tuple(a.kernel for a in axes)
+    sizes = (*(a.length for a in axes), *(a.out for a in axes), channels)
+    steps, rows = tuple(map(dilation_of, axes)), planes * depth.out * height.out
+    tables = [cells_under_windows(axis, taps=True) for axis in (depth, height)]
+    form = _form(depth, height, width, channels)
+    if form != "lines":
+        tables.append(cells_under_windows(width, taps=True))
+        by_cell = functools.partial(loops.make_forward_by_cell, channels < LANES)
+        return ForwardPlan(
+            by_cell if form == "by cell" else loops.make_forward_by_window, (zero, sizes, taps, steps, *tables), rows
+        )
+    assert isinstance(width, Axis)
+    line = line_layout(width, channels)
+    taps_inside = window_extents(width)[1]
+    taps_inside = np.repeat(taps_inside[: np.max(np.flatnonzero(taps_inside), initial=-1) + 1], channels)
+    first_taps = np.zeros(-(-taps_inside.size // LANES) * LANES + LANES, np.int32)
+    first_taps[: taps_inside.size] = taps_inside
+    ring = 1 << (dilation_of(height) * (height.kernel - 1)).bit_length()
+    separable = height.kernel * width.kernel > MOST_UNROLLED and width.kernel > 1
+    unrolled = width.kernel if width.kernel <= 3 and channels == 1 and not separable else 0
+    stride = width.stride if width.stride <= 2 else 0
+    make = functools.partial(loops.make_forward, unrolled, stride, channels == 1, separable)
+    layout = (line.parts, line.pitch, line.padding, line.size)
+    return ForwardPlan(make, (zero, sizes, taps, steps, *tables, first_taps, line.offsets, layout, ring), rows)
 
-    If not `complete`, the width has only what the plan's loop reads: nothing for pairs, the first taps for lines."""
-    plan, (depth, height, width) = _plan(window), three_axes(window)
-    if complete or not (plan.pair_block or plan.line):
-        last = cells_under_windows(width, taps=True)
-    else:
-        last = np.empty(0, np.int32) if plan.pair_block else _first_taps(width)
-    return plan, (cells_under_windows(depth, taps=True), cells_under_windows(height, taps=True), last)
+
+def _form(depth: AnyAxis, height: AnyAxis, width: AnyAxis, channels: int) -> str:
+    """The loops that serve: "lines", "by cell" or "by window"."""
+    regular = isinstance(width, Axis) and fits_line(width) and all(isinstance(a, Axis) for a in (depth, height))
+    if channels > 1:
+        taps, cells = (
+            height.kernel * width.kernel,
+            [a.stride if isinstance(a, Axis) else a.length for a in (height, width)],
+        )
+        few = channels >= LEAST_CHANNELS and taps <= MOST_UNROLLED * min(cells[0], height.kernel) * min(
+            cells[1], width.kernel
+        )
+        return "by cell" if few or not regular else "lines"
+    wide = width.kernel >= 4 and (
+        width.out == 1 or (isinstance(width, Axis) and width.stride >= 4 and width.kernel >= 7)
+    )
+    return "by window" if wide or not regular else "lines"
 
 
-def _first_taps(axis: AnyAxis) -> Array:
-    """Each window's first tap inside the input, up to the last window where it is not 0."""
-    tap = window_extents(axis)[1].astype(np.int32)
-    return tap[: np.max(np.flatnonzero(tap), initial=-1) + 1].copy()
+@backends.planned
+def _tables(window: AnyWindow) -> Tables:
+    """`cells_under_windows` of depth, height and width."""
+    depth, height, width = (cells_under_windows(axis, taps=True) for axis in three_axes(window))
+    return depth, height, width
+
+
+_plan_of = backends.planned(_plan)
 
 
 @backends.planned
@@ -180,63 +222,28 @@ def _tap_offsets(window: AnyWindow) -> Array:
     return offsets
 
 
-def _unrolled(axis: AnyAxis) -> tuple[int, int]:
-    """Width and stride of the windows if the loops for them are unrolled, else zeros."""
-    if isinstance(axis, AdaptiveAxis) or axis.dilation > 1 or (axis.kernel, axis.stride) not in UNROLLED:
-        return 0, 0
-    return axis.kernel, axis.stride
-
-
-def _pair_block(depth: AnyAxis, height: AnyAxis, width: AnyAxis) -> int:
-    """Windows in a block of `make_forward_pairs`, which serves windows of one or two rows of two neighbours, side by
-    side and inside the input; 0 if it does not serve these."""
-    inside = all(isinstance(a, Axis) and a.whole for a in (depth, height, width))
-    if not inside or _unrolled(width) != (2, 2) or depth.kernel != 1 or height.kernel > 2:
-        return 0
-    return next((n for n in loops.BLOCK_WINDOWS if width.out >= n), 0)
-
-
-def _line_layout(axis: AnyAxis) -> tuple[int, ...]:
-    """Pitch, parts and the place of the first cell of a row that is copied to a line, with a part for each cell of a
-    stride.
-
-    Empty if windows differ; if most taps of every window are padding, which the line's loops read; and if taps reach so
-    far outside the row, or windows are so few, that the line would be much longer than the row."""
-    if isinstance(axis, AdaptiveAxis) or axis.kernel > 4 * -(axis.length // -axis.dilation):
-        return ()
-    length = -(-axis.out // loops.LANES) * loops.LANES + (axis.kernel - 1) * axis.dilation // axis.stride
-    pitch = max(length, (axis.length - 1 + axis.before) // axis.stride + 1)
-    return (pitch, axis.stride, axis.before) if pitch * axis.stride <= 4 * (axis.length + axis.out) + 256 else ()
-
-
 # ------------------------------------------------------------------------------------------------------------ launches
 def _forward(window: AnyWindow, x: Array, ties: str | None, with_indices: bool) -> tuple[Array, Array, Array | None]:
     """y, what the backward of this tie rule needs (None: nothing), and the indices, or None."""
-    plan, tables = _forward_plan(window, False)
+    plan, forward = _plan_of(window), _forward_plan(window, np.float64 if x.dtype == np.float64 else np.float32)
     y = backends.result(plan.out_shape, x.dtype)
     save = ties == "first" or with_indices
     argmax = np.empty(y.shape if save else (0,), plan.argmax_dtype)
-    loop_arguments = (plan.sizes, plan.taps, plan.steps)
-    line: tuple[int, ...] = ()
-    if plan.pair_block:
-        run = loops.make_forward_pairs(plan.taps[0], plan.pair_block, save)
-    elif plan.line:
-        run, line = loops.make_forward(*plan.unrolled, save), plan.line
-    else:
-        run = loops.make_forward_per_tap(save)
+    if y.size:
+        run, arrays = forward.make(save), (flat(as_bits(x)), as_bits(y).reshape(-1), argmax.reshape(-1))
 
-    def maxima(x: Array, y: Array, argmax: Array, start: int, stop: int) -> None:
-        run(x, y, argmax, *loop_arguments, *tables, *line, start, stop)
+        def maxima(start: int, stop: int) -> None:
+            run(*arrays, *forward.loop_arguments, start, stop)
 
-    parallel_over_planes(plan.planes, plan.rows, (as_lines(x),), (as_lines(y), as_lines(argmax)), maxima)
+        parallel_chunks(forward.rows, x.nbytes + y.nbytes + argmax.nbytes, maxima)
     indices = _indices(window, argmax) if with_indices else None
     if ties in (None, "first"):
         return y, argmax, indices
     number = (math.prod(window.kernel) + 7) // 8
-    bits, (_, complete) = np.empty((number, *y.shape), np.uint8), _forward_plan(window, True)
+    bits, complete = np.empty((number, *y.shape), np.uint8), _tables(window)
 
     def find_ties(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
-        loops.tie_bits(x, y, bits, *loop_arguments, *complete, start, stop)
+        loops.tie_bits(x, y, bits, plan.sizes, plan.taps[1:], plan.steps, *complete, start, stop)
 
     parallel_over_planes(plan.planes, plan.rows, (as_lines(x), as_lines(y)), (as_lines(bits, number),), find_ties)
     return y, bits, indices

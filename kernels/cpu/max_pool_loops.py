@@ -1,14 +1,13 @@
 """Max pooling's loops, over rows of windows (forward) or over planes (backward), from `start` to `stop`.
 
-Arrays are flat: (planes, depth, height, width, channels). `sizes` are depth, height and width of x, those of y, and
-channels; `taps` the window's height and width; `steps` its dilations. `argmax` is the tap of each window's maximum. The
-tables `d h w` have, for each window of an axis: in forward its first cell, its number of cells and the tap over the
-first (windows.cells_under_windows); in backward the cell under its first tap, which may be outside, and its number of
-cells (windows.window_starts).
+Arrays are flat: (planes, depth, height, width, channels), half types as their bits (vectors.py). `sizes` are depth,
+height and width of x, those of y, and channels; `taps` the window's sizes; `steps` its dilations. `argmax` is the tap
+of each window's maximum. The tables `d h w` have, for each window of an axis: in forward its first cell, its number of
+cells and the tap over the first (windows.cells_under_windows); in backward the cell under its first tap, which may be
+outside, and its number of cells (windows.window_starts). `zero`: an empty array of the dtype of the lanes.
 
-Each window starts with −inf at its first tap inside the input, so that a window without cells gives −inf. A cell
-replaces the maximum if it is larger, or if it is the first NaN: `not (value <= maximum)`, and maximum is a number.
-Inner loops index complete arrays with unsigned offsets, so that the compiler can vectorise them."""
+Each window starts with −inf at its first tap inside the input, so that a window without cells gives −inf. In C order a
+cell replaces the maximum if it is larger, or if it is the first NaN (`exceeds`)."""
 
 from __future__ import annotations
 
@@ -18,147 +17,281 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .vectors import (
+    LANES,
+    add,
+    any_lane,
+    bit_and,
+    bit_or,
+    broadcast,
+    equal,
+    exceeds,
+    first_lanes,
+    first_true,
+    integers,
+    is_nan,
+    lane,
+    load,
+    load_first,
+    maximum,
+    select,
+    slide,
+    store,
+    store_first,
+)
+from .window_lines import make_split
 
 Array = Any
 Kernel = Any
 U = np.uintp
-BLOCK_WINDOWS = (32, 16)  # windows of a row that are computed together
 CLEAR_AHEAD = 256  # cells that backward sets to 0 at a time, at least
-LANES = 8  # of a vector; a line's length is a multiple, so that vectorised loops need no remainder
+
+
+@kernel(inlined=True)
+def _store(y: Array, to: int, value: Any, end: int) -> None:
+    """Store 16 lanes, or fewer at the end of a chunk. What lies past a row's end is overwritten by the next row."""
+    if to + LANES <= end:
+        store(y, to, value)
+    else:
+        store_first(y, to, value, end - to)
 
 
 @functools.cache
-def make_forward(width: int, stride: int, save: bool) -> Kernel:
-    """The kernel for one channel a cell: y, and with `save` the argmax.
+def make_forward(width: int, stride: int, single: bool, separable: bool, save: bool) -> Kernel:
+    """The kernel for windows of one size, a stride apart: y, and with `save` the argmax.
 
-    Each row of x is first copied to a line, in parts of `pitch` cells, so that the cells under one tap of neighbouring
-    windows are neighbours in the line. The rest of the line is −inf, which replaces nothing. So edges and the ends of
-    vectors need no loops of their own, and no branch depends on a value.
+    The rows of x under a window are copied to lines (window_lines.py), each one once. If `separable`, the maxima along
+    each row come first, and then the maxima of these: the work for a window is the sum of its sizes, not the product.
 
-    width, stride: of the window along a row, in loops that are unrolled; 0 stands for any, and the stride is then
-    `stride_w`. `w`: the first taps of the first windows; those of all others are 0. `padding_w`: the place of a row's
-    first cell."""
+    width: the window's along a row, in loops that are unrolled; 0: any. stride: 1, 2, or 0 for any. single: a cell has
+    one channel. `first_taps`: of the windows along a row the first taps inside the input, and zeros at the end, which
+    stand for all further windows. `layout`: parts, pitch,
+    padding and size of a line. `ring`: lines that are kept for each depth of a window, a power of two."""
+    split = make_split(stride, single)
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-        pitch: int, stride_w: int, padding_w: int, start: int, stop: int,
+        x: Array, y: Array, argmax: Array, zero: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array,
+        first_taps: Array, offsets: Array, layout: Any, ring: int, start: int, stop: int,
     ) -> None:  # fmt: skip
-        depth, height, length, out_d, out_h, out_w, _ = sizes
-        parts, number = stride if stride > 0 else stride_w, U(-(-out_w // LANES) * LANES)
-        line, best = np.full(parts * pitch, -np.inf, x.dtype), np.empty(number, x.dtype)
-        best_tap, first_tap = np.empty(number, np.int32), np.zeros(number, np.int32)
-        first_tap[: w.size] = w
+        depth, height, length, out_d, out_h, out_w, channels = sizes
+        if single:
+            channels = 1
+        number, end, lowest = U(out_w * channels), stop * out_w * channels, broadcast(zero, -np.inf)
+        parts, pitch, padding, size = layout
+        no_more = U(first_taps.size - LANES)
+        kw = U(width) if width > 0 else U(offsets.size)
+        lines = np.full(size if separable else taps[0] * ring * size, -np.inf, zero.dtype)
+        pitch_of_maxima = out_w * channels + LANES
+        maxima = np.empty(taps[0] * ring * pitch_of_maxima if separable else 0, zero.dtype)
+        places = np.empty(maxima.size if save else 0, np.int32)
+        row_at, row_tap = np.empty(taps[0] * taps[1], np.int64), np.empty(taps[0] * taps[1], np.int32)
+        plane, od, oh = start // (out_d * out_h), start // out_h % out_d, start % out_h
+        done = 0  # rows before this one are in the ring
         for unit in range(start, stop):
-            plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
-            first = (plane * depth + d[0, od]) * height + h[0, oh]
-            base = (d[2, od] * taps[0] + h[2, oh]) * taps[1]
-            for o in range(number):
-                best[o] = -np.inf
-                best_tap[o] = first_tap[o] + np.int32(base)
-            for i in range(d[1, od] * h[1, oh]):
-                td, th = i // h[1, oh], i % h[1, oh]
-                row = U((first + td * steps[0] * height + th * steps[1]) * length)
-                for r in range(parts):  # cell j * parts + r goes to the j-th place of its part
-                    to = U((r + padding_w) % parts * pitch + (r + padding_w) // parts)
-                    for j in range(U((length - r + parts - 1) // parts)):
-                        line[to + j] = x[row + U(r) + j * U(parts)]
-                tap = base + (td * taps[0] + th) * taps[1]
-                if width > 0:
-                    for o in range(number):
-                        maximum, maximum_tap = best[o], best_tap[o]
-                        for t in range(width):
-                            value = line[U(t % stride * pitch + t // stride) + o]
-                            better = (not (value <= maximum)) & (maximum == maximum)
-                            maximum = value if better else maximum
-                            maximum_tap = np.int32(tap + t) if better else maximum_tap
-                        best[o] = maximum
-                        if save:
-                            best_tap[o] = maximum_tap
-                else:
-                    for t in range(taps[1]):
-                        cell, this = t * steps[2], np.int32(tap + t)
-                        at = U(cell % parts * pitch + cell // parts)
-                        for o in range(number):
-                            value, maximum = line[at + o], best[o]
-                            better = (not (value <= maximum)) & (maximum == maximum)
-                            best[o] = value if better else maximum
+            first = max(0, h[0, oh] - h[2, oh] * steps[1])  # a later window may need rows that this one passes over
+            done = first if unit == start or oh == 0 else max(done, first)
+            rows, next_row = 0, h[0, oh] + (h[1, oh] - 1) * steps[1] + 1
+            for td in range(d[1, od]):
+                first_row = (plane * depth + d[0, od] + td * steps[0]) * height
+                for row in range(done, next_row):
+                    slot = td * ring + (row & (ring - 1))
+                    at = 0 if separable else slot * size
+                    split(x, (first_row + row) * length * channels, length, channels, lines, at, parts, pitch, padding)
+                    if separable:
+                        for o in range(U(0), number, U(LANES)):
+                            best, place = lowest, load(first_taps, min(o, no_more))
+                            for t in range(kw):
+                                value = load(lines, U(offsets[t]) + o)
+                                better = exceeds(value, best)
+                                best = select(better, value, best)
+                                if save:
+                                    place = select(better, integers(t), place)
+                            store(maxima, U(slot * pitch_of_maxima) + o, best)
                             if save:
-                                best_tap[o] = this if better else best_tap[o]
-            for o in range(U(out_w)):
-                y[U(unit * out_w) + o] = best[o]
+                                store(places, U(slot * pitch_of_maxima) + o, place)
+                for th in range(h[1, oh]):
+                    slot = td * ring + ((h[0, oh] + th * steps[1]) & (ring - 1))
+                    row_at[rows] = slot * (pitch_of_maxima if separable else size)
+                    row_tap[rows] = ((d[2, od] + td) * taps[1] + h[2, oh] + th) * taps[2]
+                    rows += 1
+            done = max(done, next_row)
+            base = row_tap[0] if rows > 0 else 0
+            for o in range(U(0), number, U(LANES)):
+                best, place = lowest, add(load(first_taps, min(o, no_more)), integers(base))
+                for i in range(U(rows)):
+                    at = U(row_at[i]) + o
+                    if separable:
+                        value = load(maxima, at)
+                        better = exceeds(value, best)
+                        if save:
+                            tap = add(load(places, at), integers(row_tap[i]))
+                            place = tap if i == U(0) else select(better, tap, place)  # the first, if all are −inf
+                        best = select(better, value, best)
+                    else:
+                        for t in range(kw):
+                            value = load(lines, at + U(offsets[t]))
+                            better = exceeds(value, best)
+                            best = select(better, value, best)
+                            if save:
+                                place = select(better, integers(row_tap[i] + np.int32(t)), place)
+                to = unit * out_w * channels + np.int64(o)
+                _store(y, to, best, end)
                 if save:
-                    argmax[U(unit * out_w) + o] = best_tap[o]
+                    _store(argmax, to, place, end)
+            oh += 1
+            if oh == out_h:
+                oh, od = 0, od + 1
+                if od == out_d:
+                    od, plane = 0, plane + 1
 
     return max_pool
 
 
-@functools.cache
-def make_forward_pairs(rows: int, size: int, save: bool) -> Kernel:
-    """The kernel for windows of one or two rows of two neighbours, side by side and inside the input.
+@kernel(inlined=True)
+def _largest(array: Array, at: int, number: int) -> Any:
+    """The maximum of 16 contiguous elements or more. Of equal ones, any."""
+    best = load(array, at)
+    if number >= 4 * LANES:
+        b1, b2, b3 = load(array, at + LANES), load(array, at + 2 * LANES), load(array, at + 3 * LANES)
+        for i in range(U(at + 4 * LANES), U(at + number - 4 * LANES + 1), U(4 * LANES)):
+            best, b1 = maximum(best, load(array, i)), maximum(b1, load(array, i + U(LANES)))
+            b2, b3 = maximum(b2, load(array, i + U(2 * LANES))), maximum(b3, load(array, i + U(3 * LANES)))
+        best = maximum(maximum(best, b1), maximum(b2, b3))
+    for i in range(U(at + number - number % (4 * LANES)), U(at + number - LANES + 1), U(LANES)):
+        best = maximum(best, load(array, i))
+    return _largest_lane(maximum(best, load(array, at + number - LANES)))
 
-    A row has at least `size` windows. They are computed in blocks of `size`, without copying the row to a line."""
+
+@kernel(inlined=True)
+def _largest_lane(x: Any) -> Any:
+    x = maximum(x, slide(x, x, 8))
+    x = maximum(x, slide(x, x, 4))
+    x = maximum(x, slide(x, x, 2))
+    return lane(maximum(x, slide(x, x, 1)), 0)
+
+
+@kernel(inlined=True)
+def _find(x: Array, zero: Array, at: int, number: int, step: int, best: Any) -> Any:
+    """Where among `number` elements, `step` apart, the first is that equals `best`, or is a NaN as best is: −1 if
+    nowhere. And that element: a zero has a sign."""
+    sought = broadcast(zero, best)
+    for i in range(0, number, LANES if step == 1 else 1):
+        count = min(number - i, LANES) if step == 1 else 1
+        value = load_first(x, at + i * step, count)
+        found = bit_or(equal(value, sought), bit_and(is_nan(value), is_nan(sought)))
+        found = bit_and(found, first_lanes(count))
+        if any_lane(found):
+            place = first_true(found)
+            return i + place, lane(value, place)
+    return -1, best
+
+
+@functools.cache
+def make_forward_by_window(save: bool) -> Kernel:
+    """The kernel for wide windows, and for those that are not a stride apart, of one channel: one after another.
+
+    First the maximum of each column of the rows under a window, then along these, and last, where it matters, the first
+    cell that has this value."""
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
+        x: Array, y: Array, argmax: Array, zero: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
         start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, _ = sizes
+        line, lowest = np.empty(length + LANES, zero.dtype), zero.dtype.type(-np.inf)
+        best_of, place_of = np.empty(out_w + LANES, zero.dtype), np.empty(out_w + LANES, np.int32)
         for unit in range(start, stop):
-            plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
-            row = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
-            for block in range((out_w + size - 1) // size):
-                first = min(block * size, out_w - size)  # the last one may overlap the one before
-                above, to = U(row + 2 * first), U(unit * out_w + first)
-                below = above + U(steps[1] * length)
-                for o in range(U(size)):
-                    maximum, maximum_tap = x[above + o * U(2)], np.int32(0)
-                    for i in range(1, 2 * rows):
-                        value = x[(above if i < 2 else below) + o * U(2) + U(i % 2)]
-                        better = (not (value <= maximum)) & (maximum == maximum)
-                        maximum = value if better else maximum
-                        if save:
-                            maximum_tap = np.int32(i) if better else maximum_tap
-                    y[to + o] = maximum
-                    if save:
-                        argmax[to + o] = maximum_tap
+            plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
+            first_row = (plane * depth + d[0, od]) * height + h[0, oh]
+            base = (d[2, od] * taps[1] + h[2, oh]) * taps[2]
+            rows, direct = d[1, od] * h[1, oh], d[1, od] * h[1, oh] == 1 and taps[2] >= LANES and steps[2] == 1
+            if rows > 0 and not direct:
+                for c in range(0, length, LANES):
+                    best = broadcast(zero, -np.inf)
+                    for td in range(d[1, od]):
+                        at = (first_row + td * steps[0] * height) * length + c
+                        for th in range(h[1, oh]):
+                            row = at + th * steps[1] * length
+                            if c + LANES <= length:
+                                best = maximum(best, load(x, row))
+                            else:
+                                best = maximum(best, load_first(x, row, length - c))
+                    store(line, c, best)
+            for o in range(out_w):
+                first, cells, place = w[0, o], np.int64(w[1, o]), np.int64(base + w[2, o])
+                best = lowest
+                if rows > 0 and cells >= LANES and steps[2] == 1:
+                    if direct:
+                        best = _largest(x, first_row * length + first, cells)
+                    else:
+                        best = _largest(line, np.int64(first), cells)
+                elif direct:
+                    value = load_first(x, first_row * length + first, cells)
+                    best = _largest_lane(select(first_lanes(cells), value, broadcast(zero, -np.inf)))
+                elif rows > 0:
+                    for i in range(cells):
+                        value = line[U(first + i * steps[2])]
+                        best = value if (not (value <= best)) & (best == best) else best
+                if rows > 0 and (save or best == 0 or best != best):
+                    i, found = 0, -1
+                    while found < 0 and i < rows:
+                        td, th = i // h[1, oh], i % h[1, oh]
+                        at = (first_row + td * steps[0] * height + th * steps[1]) * length + first
+                        found, value = _find(x, zero, at, cells, steps[2], best)
+                        if found >= 0:
+                            best, place = value, place + (td * taps[1] + th) * taps[2] + found
+                        i += 1
+                best_of[o], place_of[o] = best, place
+            for o in range(0, out_w, LANES):
+                _store(y, unit * out_w + o, load(best_of, o), stop * out_w)
+                if save:
+                    _store(argmax, unit * out_w + o, load(place_of, o), stop * out_w)
 
     return max_pool
 
 
 @functools.cache
-def make_forward_per_tap(save: bool) -> Kernel:
-    """The kernel for any windows and any number of channels: tap by tap, over the channels of a cell."""
+def make_forward_by_cell(narrow: bool, save: bool) -> Kernel:
+    """The kernel for any windows of cells of many channels: 16 channels at a time, tap by tap.
+
+    narrow: cells have fewer than 16 channels."""
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
+        x: Array, y: Array, argmax: Array, zero: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
         start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, channels = sizes
         for unit in range(start, stop):
-            plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
-            first = (plane * depth + d[0, od]) * height + h[0, oh]
-            base = (d[2, od] * taps[0] + h[2, oh]) * taps[1]
+            plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
+            first_row = (plane * depth + d[0, od]) * height + h[0, oh]
+            base = (d[2, od] * taps[1] + h[2, oh]) * taps[2]
             for o in range(out_w):
-                to = U((unit * out_w + o) * channels)
-                for c in range(U(channels)):
-                    y[to + c] = -np.inf
-                    if save:
-                        argmax[to + c] = base + w[2, o]
-                for td in range(d[1, od]):
-                    for th in range(h[1, oh]):
-                        row = first + td * steps[0] * height + th * steps[1]
-                        for t in range(w[1, o]):
-                            at = U((row * length + w[0, o] + t * steps[2]) * channels)
-                            tap = argmax.dtype.type(base + (td * taps[0] + th) * taps[1] + w[2, o] + t)
-                            for c in range(U(channels)):
-                                value, best = x[at + c], y[to + c]
-                                better = (not (value <= best)) & (best == best)
-                                y[to + c] = value if better else best
+                to = (unit * out_w + o) * channels
+                for block in range(0, channels, LANES):
+                    c = block if narrow else min(block, channels - LANES)  # the last may overlap the one before
+                    best, place = broadcast(zero, -np.inf), integers(base + w[2, o])
+                    for td in range(d[1, od]):
+                        for th in range(h[1, oh]):
+                            row = (first_row + td * steps[0] * height + th * steps[1]) * length + w[0, o]
+                            at, tap = U(row * channels + c), base + (td * taps[1] + th) * taps[2] + w[2, o]
+                            for t in range(U(w[1, o])):
+                                here = at + t * U(steps[2] * channels)
+                                value = load_first(x, here, channels) if narrow else load(x, here)
+                                better = exceeds(value, best)
+                                best = select(better, value, best)
                                 if save:
-                                    argmax[to + c] = tap if better else argmax[to + c]
+                                    place = select(better, integers(tap + np.int64(t)), place)
+                    if narrow:
+                        store_first(y, to, best, channels)
+                        if save:
+                            store_first(argmax, to, place, channels)
+                    else:
+                        store(y, to + c, best)
+                        if save:
+                            store(argmax, to + c, place)
 
     return max_pool
 

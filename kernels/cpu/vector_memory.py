@@ -151,6 +151,31 @@ load_int = _make_load("16 integers as int32, from an array of any integers.", _T
 load_int_first = _make_load("The first lanes of `load_int`, the others 0.", _TO_INT, True)
 
 
+@intrinsic
+def load_strided(typing: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
+    """`count` elements, `stride` apart from element `index` on; the other lanes 0."""
+    name = check_array(array, tuple(LANES_OF_ARRAY))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        where, index, stride, count = arguments
+        one, zero, element = ir.Constant(I64, 1), ir.Constant(I64, 0), context.get_data_type(array.dtype)
+        last = builder.mul(stride, builder.sub(count, one))
+        reach = builder.select(builder.icmp_signed(">", count, zero), builder.add(last, one), zero)
+        pointer, vector = _address(context, builder, array, where, index, reach), vector_of(element)
+        size = ir.Constant(I64, array.dtype.bitwidth // 8)
+        numbers = ir.Constant(vector_of(I64), list(range(LANES)))
+        offsets = builder.mul(numbers, fill(builder, builder.mul(stride, size)))
+        # Those of lanes that are not loaded do not matter: LLVM reads no memory for them.
+        addresses = builder.add(fill(builder, builder.ptrtoint(pointer, I64)), offsets)
+        places = builder.inttoptr(addresses, vector_of(element.as_pointer()))
+        mask, zeros = first_lanes_mask(builder, count), ir.Constant(vector, None)
+        alignment = ir.Constant(I32, array.dtype.bitwidth // 8)
+        name_ = f"llvm.masked.gather.v{LANES}{suffix(element)}.v{LANES}p0"
+        return _widen(builder, name, call(builder, name_, vector, places, alignment, mask, zeros))
+
+    return TYPES[LANES_OF_ARRAY[name]](array, *[types.int64] * 3), generate
+
+
 def _check_store(array: Any, value: Any) -> str:
     kind = getattr(value, "kind", None)
     allowed = _INTEGERS if kind == "int32" else tuple(n for n, k in LANES_OF_ARRAY.items() if k == kind)

@@ -35,6 +35,7 @@ from .vector_memory import (
     load_first,
     load_int,
     load_int_first,
+    load_strided,
     store,
     store_bits,
     store_first,
@@ -43,6 +44,7 @@ from .vector_memory import (
 from .vector_types import (
     ELEMENTS,
     FLOATS,
+    I1,
     I16,
     I32,
     I64,
@@ -63,11 +65,12 @@ from .vector_types import (
 )
 
 __all__ = [
-    "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "div", "equal",
-    "evens", "exceeds", "fence", "first_lanes", "fma", "integers", "interleave_high", "interleave_low", "is_nan",
-    "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_first", "load_int", "load_int_first",
-    "maximum", "minimum", "mul", "odds", "reverse", "select", "shift_left", "shift_right", "slide", "square_root",
-    "store", "store_bits", "store_first", "stream", "sub", "to_float32", "to_float64", "total",
+    "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "div",
+    "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "integers", "interleave_high",
+    "interleave_low", "is_nan", "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_first",
+    "load_int", "load_int_first", "load_strided", "maximum", "minimum", "mul", "odds", "reverse", "select",
+    "shift_left", "shift_right", "slide", "square_root", "store", "store_bits", "store_first", "stream", "sub",
+    "to_float32", "to_float64", "total",
 ]  # fmt: skip
 
 
@@ -278,3 +281,15 @@ def any_lane(typing: Any, mask: Any) -> Any:
         return builder.icmp_unsigned("!=", builder.bitcast(arguments[0], I16), ir.Constant(I16, 0))
 
     return types.boolean(MASK), generate
+
+
+@intrinsic
+def first_true(typing: Any, mask: Any) -> Any:
+    """The first lane where the mask holds; 16 if there is none."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.zext(builder.bitcast(arguments[0], I16), I64)
+        beyond = builder.or_(bits, ir.Constant(I64, 1 << LANES))
+        return call(builder, "llvm.cttz.i64", I64, beyond, ir.Constant(I1, 1))
+
+    return types.int64(MASK), generate

@@ -50,6 +50,22 @@ def three_axes(window: AnyWindow) -> tuple[AnyAxis, AnyAxis, AnyAxis]:
     return depth, height, width
 
 
+def merged(axes: tuple[AnyAxis, AnyAxis, AnyAxis]) -> tuple[AnyAxis, AnyAxis, AnyAxis]:
+    """The same windows with fewer axes, where all windows cover the last axis: its rows are then one row."""
+    depth, height, width = axes
+    for _ in range(2):
+        if not isinstance(width, Axis) or not isinstance(height, Axis):
+            break
+        covers = width.out == 1 and width.whole and width.kernel == width.length
+        if not covers or (height.dilation > 1 and height.kernel > 1):
+            break
+        cells = width.length
+        kernel, stride = height.kernel * cells, height.stride * cells
+        width = Axis(height.length * cells, height.out, kernel, stride, 1, height.before * cells, height.after * cells)
+        depth, height = MISSING_AXIS, depth
+    return depth, height, width
+
+
 def planes_and_channels(window: AnyWindow) -> tuple[int, int]:
     """The number of planes, and the channels of a cell."""
     samples, channels = int(window.layout.shape[0]), int(window.layout.channels)
