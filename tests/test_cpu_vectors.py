@@ -155,6 +155,20 @@ def test_stores_past_the_caches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_each_half_number_keeps_its_bits(name: str) -> None:
+    x = np.arange(2**16, dtype=np.uint16).view(dtype_of(name))  # NaNs with payloads among them
+    out, load, store = np.empty_like(x), v.load, v.store
+
+    @njit
+    def copy(x: Any, out: Any) -> None:
+        for i in range(0, x.size, 16):
+            store(out, i, load(x, i))
+
+    copy(v.as_bits(x), v.as_bits(out))
+    np.testing.assert_array_equal(v.as_bits(out), v.as_bits(x))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_half_types_round_to_nearest_and_keep_nan(name: str) -> None:
     rng = np.random.default_rng(1)
     x = rng.integers(0, 2**32, 1 << 14, np.uint32).view(np.float32)
@@ -310,6 +324,35 @@ def test_masks_conversions_and_constants() -> None:
     np.testing.assert_array_equal(ints, np.r_[5 + np.arange(N), ~i])
     first, small = np.arange(N) < 5, x < 0
     np.testing.assert_array_equal(bits, np.packbits(np.r_[first, first & ~small, first | small], bitorder="little"))
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_loads_a_stride_apart(name: str) -> None:
+    load_strided, store, as_lanes_of = v.load_strided, v.store, v.as_lanes_of
+
+    @njit
+    def kernel(x: Any, out: Any, at: int, stride: int, count: int) -> None:
+        store(out, 0, as_lanes_of(out, load_strided(x, at, stride, count)))
+
+    x = floats(name, 120)
+    for at, stride, count in ((3, 7, 16), (0, 1, 5), (119, 9, 1), (50, 30, 0), (112, 1, 8)):
+        out, expected = np.ones(N, np.float64), np.zeros(N)
+        expected[:count] = x[at : at + stride * count : stride]
+        kernel(v.as_bits(x), out, at, stride, count)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_the_first_true_lane() -> None:
+    first_true, less, load = v.first_true, v.less, v.load
+
+    @njit
+    def kernel(x: Any, y: Any) -> int:
+        return first_true(less(load(x, 0), load(y, 0)))
+
+    for place in (*range(N), N):
+        x, y = np.zeros(N, np.float32), np.zeros(N, np.float32)
+        y[place:] = 1
+        assert kernel(x, y) == place
 
 
 def test_slide_lane_total_and_any_lane() -> None:

@@ -14,12 +14,13 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window
+from cnnlayers.specs import AdaptiveWindow, Axis, Window
 
 from . import avg_pool_loops as loops
-from .parallel import as_lines, parallel_over_planes
+from .parallel import flat, parallel_chunks
+from .vectors import LANES, as_bits
+from .window_lines import fits_line, line_layout
 from .windows import (
-    AnyAxis,
     AnyWindow,
     cells_under_windows,
     dilation_of,
@@ -33,7 +34,6 @@ from .windows import (
 Array = Any
 MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
 READ_CHUNK_BYTES = 6_000_000  # of a chunk that is only read: a smaller one ends before another thread wakes up
-UNROLLED = ((2, 2), (3, 1), (3, 2))  # width and stride of windows whose sums along a row are unrolled
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
@@ -116,43 +116,16 @@ def _tap_counts(axis: Axis, include_pad: bool) -> Array:
     return np.maximum(taps_before[1] - taps_before[0], 1).astype(np.float64)
 
 
-def _unrolled(axis: AnyAxis, channels: int, backward: bool, cell_counts: Array) -> tuple[int, int, int, int]:
-    """Width and stride of the sums along a row that are unrolled, and the first cell and the end of these; width 0:
-    none.
-
-    cell_counts: for each cell of the result the number of cells that it is the sum of."""
-    not_unrolled = (0, 1, 0, 0)
-    if (
-        channels > 1
-        or isinstance(axis, AdaptiveAxis)
-        or axis.dilation > 1
-        or (axis.kernel, axis.stride) not in UNROLLED
-    ):
-        return not_unrolled
-    if backward and axis.stride == axis.kernel:
-        low = (
-            axis.before + axis.stride - 1
-        ) // axis.stride * axis.stride - axis.before  # start of the first complete window
-        high = low + (min(axis.length, axis.out * axis.stride - axis.before) - low) // axis.kernel * axis.kernel
-        return (axis.kernel, 0, low, high) if low < high else not_unrolled
-    if backward and axis.stride > 1:
-        return not_unrolled
-    complete = np.flatnonzero(cell_counts == axis.kernel)
-    return (axis.kernel, axis.stride, int(complete[0]), int(complete[-1]) + 1) if complete.size else not_unrolled
-
-
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A loop of avg_pool_loops.py and its arguments.
 
-    shape: of the result. planes, rows_per_plane: the work; rows_per_plane is 1 if the loop takes complete planes.
-    least: rows in a chunk, at least."""
+    shape: of the result. units: rows of it, or planes. least: units in a chunk, at least."""
 
     shape: tuple[int, ...]
     run: Callable[..., None]
     loop_arguments: tuple[Any, ...]
-    planes: int
-    rows_per_plane: int
+    units: int
     least: int = 1
 
 
@@ -165,20 +138,41 @@ def _plan(spec: Any, backward: bool, float32_sums: bool) -> Plan:
     if channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
         if backward:
-            return Plan(shape, loops.plane_sums_backward, (cells, divisor), planes, 1)
-        return Plan(shape, loops.plane_sums, (cells, divisor), planes, 1, -(-READ_CHUNK_BYTES // (4 * cells)))
+            return Plan(shape, loops.plane_sums_backward, (cells, divisor), planes)
+        return Plan(shape, loops.plane_sums, (cells, divisor), planes, -(-READ_CHUNK_BYTES // (4 * cells)))
     number = math.prod(a.overlap for a in axes) if backward else math.prod(window.kernel)
     dtype = np.float32 if float32_sums and number <= MAX_FLOAT32_TAPS else np.float64
-    divisors = tuple(divisor.astype(dtype) for divisor in divisors)
+    last = divisors[2] if divisors[2].size == 1 else np.repeat(divisors[2], channels)
+    divisors = (divisors[0].astype(dtype), divisors[1].astype(dtype), last.astype(dtype))
     if backward:
         ranges, steps = zip(*map(windows_over_cells, axes), strict=True)
     else:
         ranges, steps = tuple(map(cells_under_windows, axes)), tuple(map(dilation_of, axes))
     lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
     sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
-    width, stride, low, high = _unrolled(axes[2], channels, backward, ranges[2][1])
-    loop_arguments = (np.empty(0, dtype), sizes, ranges, steps, divisors, low, high)
-    return Plan(shape, loops.make_window_sums(width, stride, backward), loop_arguments, planes, sizes[3] * sizes[4])
+    rows, common = planes * sizes[3] * sizes[4], (np.empty(0, dtype), sizes, ranges, steps, divisors)
+    width = axes[2]
+    if not isinstance(width, Axis) or not fits_line(width):
+        return Plan(shape, loops.make_uneven(backward), common, rows)
+    stride = width.stride if width.stride <= 2 else 0
+    if backward:
+        return Plan(shape, loops.make_backward(stride, channels == 1), (*common, *_adjoint(width, channels)), rows)
+    line, unrolled = line_layout(width, channels), width.kernel if width.kernel <= 3 and channels == 1 else 0
+    layout = (line.parts, line.pitch, line.padding, line.size)
+    run = loops.make_forward(unrolled, stride, channels == 1)
+    return Plan(shape, run, (*common, line.offsets, layout), rows)
+
+
+def _adjoint(axis: Axis, channels: int) -> tuple[Array, Array, tuple[int, ...]]:
+    """`taps`, `offsets` and `layout` of `make_backward`."""
+    tap = np.arange(axis.kernel)[::-1] * axis.dilation  # the window of the last tap comes first
+    order = np.argsort(tap % axis.stride, kind="stable")
+    taps = np.searchsorted((tap % axis.stride)[order], np.arange(axis.stride + 1))
+    before = (axis.kernel - 1) * axis.dilation // axis.stride
+    cells = -(-(axis.length + axis.before) // axis.stride)
+    size = (before + max(cells, axis.out)) * channels + 3 * LANES
+    offsets = (before - (tap // axis.stride)[order]) * channels
+    return taps, offsets, (before * channels, axis.before, axis.stride, cells, size)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -186,9 +180,11 @@ def _pool(spec: Any, x: Array, backward: bool) -> Array:
     """y of x, or dx of dy."""
     plan = _plan(spec, backward, x.dtype != np.float64)
     y = backends.result(plan.shape, x.dtype)
+    if y.size:
+        arrays = flat(as_bits(x)), as_bits(y).reshape(-1)
 
-    def sums(x: Array, y: Array, start: int, stop: int) -> None:
-        plan.run(x, y, *plan.loop_arguments, start, stop)
+        def sums(start: int, stop: int) -> None:
+            plan.run(*arrays, *plan.loop_arguments, start, stop)
 
-    parallel_over_planes(plan.planes, plan.rows_per_plane, (as_lines(x),), (as_lines(y),), sums, least=plan.least)
+        parallel_chunks(plan.units, x.nbytes + y.nbytes, sums, least=plan.least)
     return y

@@ -1,12 +1,12 @@
-"""The loop of average and sum pooling, forward and backward, over rows of y from `start` to `stop`.
+"""The loops of average and sum pooling, forward and backward, over rows of y from `start` to `stop`.
 
 A row of y is summed in two steps: first the rows of x under it, cell by cell, then the cells along the row. Backward is
 the same with x = dy and y = dx: each cell of dx sums the windows over it. For each axis and each cell of y, `ranges`
-has the first cell of x in its sum and the number of cells; `steps` has the distance from one to the next. Sums have
-`total`'s dtype.
+has the first cell of x in its sum and the number of cells; `steps` has the distance from one to the next. Sums are in
+C order and have `total`'s dtype.
 
-Arrays are flat: (planes, depth, height, width, channels). `sizes` are depth, height and width of x, those of y, and
-channels. Inner loops index complete arrays with unsigned offsets, so that the compiler can vectorise them."""
+Arrays are flat: (planes, depth, height, width, channels), half types as their bits (vectors.py). `sizes` are depth,
+height and width of x, those of y, and channels."""
 
 from __future__ import annotations
 
@@ -16,115 +16,262 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .vectors import (
+    LANES,
+    add,
+    as_lanes_of,
+    broadcast,
+    div,
+    interleave_high,
+    interleave_low,
+    lane,
+    load,
+    load_first,
+    mul,
+    store,
+    store_first,
+)
+from .vectors import (
+    total as sum_of_lanes,
+)
+from .window_lines import make_split
 
 Array = Any
 Kernel = Any
 U = np.uintp
-RUN_CELLS = 256  # cells that are summed in x's dtype
+RUN_CELLS = 1024  # cells that `plane_sums` adds in x's lanes, 16 to a sum
+
+
+@kernel(inlined=True)
+def _store(y: Array, to: int, value: Any, end: int) -> None:
+    """Store 16 lanes, or fewer at the end of a chunk. What lies past a row's end is overwritten by the next row."""
+    narrow = as_lanes_of(y, value)
+    if to + LANES <= end:
+        store(y, to, narrow)
+    else:
+        store_first(y, to, narrow, end - to)
+
+
+@kernel(inlined=True)
+def _sum_rows(
+    x: Array, line: Array, to: int, row: int, first_row: Any, sizes: Any, ranges: Any, steps: Any, divisors: Any,
+    d: int, h: int, backward: bool,
+) -> None:  # fmt: skip
+    """The sum of the rows under row (d, h) of y, from element `to` of the line on. Divided by the divisors of depth and
+    height if `backward`."""
+    varies_d, varies_h = divisors[0].size > 1, divisors[1].size > 1
+    first_d, first_h = np.int64(ranges[0][0, d]), np.int64(ranges[1][0, h])
+    for c in range(U(0), U(row), U(LANES)):
+        acc, rest = broadcast(line, 0), U(row) - c
+        for i in range(ranges[0][1, d]):
+            at_d = first_d + i * steps[0]
+            for j in range(ranges[1][1, h]):
+                at_h = first_h + j * steps[1]
+                at = U(((first_row + at_d) * sizes[1] + at_h) * row) + c
+                if rest >= U(LANES):
+                    value = as_lanes_of(line, load(x, at))
+                else:
+                    value = as_lanes_of(line, load_first(x, at, rest))
+                if backward and (varies_d or varies_h):
+                    value = div(value, broadcast(line, divisors[0][at_d * varies_d] * divisors[1][at_h * varies_h]))
+                acc = add(acc, value)
+        if rest >= U(LANES):
+            store(line, U(to) + c, acc)
+        else:
+            store_first(line, U(to) + c, acc, rest)
 
 
 @functools.cache
-def make_window_sums(width: int, stride: int, backward: bool) -> Kernel:
-    """The kernel for one form of window, which is unrolled.
+def make_forward(width: int, stride: int, single: bool) -> Kernel:
+    """The kernel for windows of one size, a stride apart. The sums of rows become a line (window_lines.py).
 
-    In forward, divisors belong to the cells of y, and sums are divided by them. If `backward`, they belong to the cells
-    of x, which are divided before they are summed. An axis whose divisors are equal has one.
-
-    Cells `low` to `high` of a row of y are sums of `width` neighbours in x, `stride` apart. With stride 0, `width`
-    neighbours in y are copies of one cell of x. Width 0: nothing is unrolled."""
+    width: the window's along a row, in loops that are unrolled; 0: any. stride: 1, 2, or 0 for any. single: a cell has
+    one channel. `layout`: parts, pitch, padding and size of a line. divisors: of depth, height and all elements of a
+    row, or one number if they are the same."""
+    split = make_split(stride, single)
 
     @kernel()
     def window_sums(
-        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any,
-        low: int, high: int, start: int, stop: int,
+        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, offsets: Array,
+        layout: Any, start: int, stop: int,
     ) -> None:  # fmt: skip
-        depth, height, length, out_d, out_h, out_w, channels = sizes
-        row = U(length * channels)
-        line, cell = np.empty(length * channels, total.dtype), np.empty(channels, total.dtype)
+        depth, _, length, out_d, out_h, out_w, channels = sizes
+        if single:
+            channels = 1
+        parts, pitch, padding, size = layout
+        kw, row, number, end = (
+            U(width) if width > 0 else U(offsets.size),
+            length * channels,
+            out_w * channels,
+            stop * out_w * channels,
+        )
+        line, sums = np.zeros(size, total.dtype), np.empty(0 if stride == 1 else row + LANES, total.dtype)
+        one = total.dtype.type(1)
         varies_d, varies_h, varies_w = divisors[0].size > 1, divisors[1].size > 1, divisors[2].size > 1
         for unit in range(start, stop):
-            plane, od, oh = unit // (out_d * out_h), unit % (out_d * out_h) // out_h, unit % out_h
-            to = U(unit * out_w * channels)
-            line[:] = 0
-            for i in range(ranges[0][1, od]):
-                d = ranges[0][0, od] + i * steps[0]
-                for j in range(ranges[1][1, oh]):
-                    h = ranges[1][0, oh] + j * steps[1]
-                    at = U((plane * depth + d) * height + h) * row
-                    divisor = divisors[0][d * varies_d] * divisors[1][h * varies_h] if backward else divisors[0][0]
-                    if backward and divisor != 1:
-                        for c in range(row):
-                            line[c] += x[at + c] / divisor
-                    else:
-                        for c in range(row):
-                            line[c] += x[at + c]
-            if backward and not varies_w:
-                if divisors[2][0] != 1:
-                    for w in range(row):
-                        line[w] /= divisors[2][0]
-            elif backward and channels == 1:
-                for w in range(row):
-                    line[w] /= divisors[2][w]
-            elif backward:
-                for w in range(U(length)):
-                    if divisors[2][w] != 1:
-                        for c in range(w * U(channels), (w + U(1)) * U(channels)):
-                            line[c] /= divisors[2][w]
-            row_divisor = total.dtype.type(1) if backward else divisors[0][od * varies_d] * divisors[1][oh * varies_h]
-            if width > 0:
-                first = U(ranges[2][0, low])
-                if stride > 0:
-                    divisor = row_divisor if backward else row_divisor * divisors[2][low * varies_w]
-                    for o in range(U(high - low)):
-                        sum_ = line[first + o * U(stride)]
-                        for t in range(1, width):
-                            sum_ += line[first + o * U(stride) + U(t)]
-                        y[to + U(low) + o] = sum_ / divisor
-                else:
-                    for w in range(U((high - low) // width)):
-                        for t in range(width):
-                            y[to + U(low) + w * U(width) + U(t)] = line[first + w]
-            for n in range(out_w - (high - low)):  # the other cells, one by one
-                o = n if n < low else n + high - low
-                divisor = row_divisor if backward else row_divisor * divisors[2][o * varies_w]
-                first_cell, number = ranges[2][0, o], ranges[2][1, o]
-                if channels == 1:
-                    sum_ = total.dtype.type(0)
-                    for i in range(number):
-                        sum_ += line[U(first_cell + i * steps[2])]
-                    y[to + U(o)] = sum_ / divisor
-                else:
-                    cell[:] = 0
-                    for i in range(number):
-                        at = U((first_cell + i * steps[2]) * channels)
-                        for c in range(U(channels)):
-                            cell[c] += line[at + c]
-                    for c in range(U(channels)):
-                        y[to + U(o * channels) + c] = cell[c] / divisor
+            plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
+            if stride == 1:
+                _sum_rows(
+                    x, line, padding * channels, row, plane * depth, sizes, ranges, steps, divisors, od, oh, False
+                )
+            else:
+                _sum_rows(x, sums, 0, row, plane * depth, sizes, ranges, steps, divisors, od, oh, False)
+                split(sums, 0, length, channels, line, 0, parts, pitch, padding)
+            row_divisor = divisors[0][od * varies_d] * divisors[1][oh * varies_h]
+            divisor = row_divisor * (one if varies_w else divisors[2][0])
+            for o in range(U(0), U(number), U(LANES)):
+                acc = load(line, U(offsets[0]) + o)
+                for t in range(U(1), kw):
+                    acc = add(acc, load(line, U(offsets[t]) + o))
+                if varies_w:
+                    rest = U(number) - o
+                    for_windows = load(divisors[2], o) if rest >= U(LANES) else load_first(divisors[2], o, rest)
+                    acc = div(acc, mul(broadcast(line, row_divisor), for_windows))
+                elif divisor != one:
+                    acc = div(acc, broadcast(line, divisor))
+                _store(y, unit * number + np.int64(o), acc, end)
 
     return window_sums
 
 
-@kernel(relaxed=True)
+@functools.cache
+def make_backward(stride: int, single: bool) -> Kernel:
+    """The kernel for the adjoint of windows of one size, a stride apart.
+
+    The cells of y that lie under the same taps, those a stride apart, are computed together: from `taps[i]` to
+    `taps[i + 1]` are the `offsets` of the windows over the i-th cell of a stride, in a row of x with `before` zeros in
+    front.
+    Then the cells of a row get their places: the first is at `padding`. `cells`: of one kind, with the padding."""
+
+    @kernel()
+    def window_sums(
+        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, taps: Array,
+        offsets: Array, layout: Any, start: int, stop: int,
+    ) -> None:  # fmt: skip
+        depth, _, length, out_d, out_h, out_w, channels = sizes
+        if single:
+            channels = 1
+        before, padding, parts, cells, size = layout
+        row, number, end = length * channels, cells * channels, stop * out_w * channels
+        pitch = number + LANES
+        line, result = np.zeros(size, total.dtype), np.empty(parts * pitch + 2 * LANES, total.dtype)
+        kinds = np.zeros(0 if stride in (1, 2) and single else parts * pitch, total.dtype)
+        one, varies_w = total.dtype.type(1), divisors[2].size > 1
+        for unit in range(start, stop):
+            plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
+            _sum_rows(x, line, before, row, plane * depth, sizes, ranges, steps, divisors, od, oh, True)
+            if varies_w or divisors[2][0] != one:
+                for c in range(U(row)):
+                    line[U(before) + c] /= divisors[2][c if varies_w else U(0)]
+            if stride == 2 and single:
+                for j in range(U(0), U(cells), U(LANES)):
+                    even, odd = broadcast(line, 0), broadcast(line, 0)
+                    for t in range(taps[0], taps[1]):
+                        even = add(even, load(line, U(offsets[t]) + j))
+                    for t in range(taps[1], taps[2]):
+                        odd = add(odd, load(line, U(offsets[t]) + j))
+                    store(result, U(2) * j, interleave_low(even, odd))
+                    store(result, U(2) * j + U(LANES), interleave_high(even, odd))
+            else:
+                for kind in range(parts):
+                    for j in range(U(0), U(number), U(LANES)):
+                        acc = broadcast(line, 0)
+                        for t in range(taps[kind], taps[kind + 1]):
+                            acc = add(acc, load(line, U(offsets[t]) + j))
+                        if parts == 1:
+                            store(result, j, acc)
+                        else:
+                            store(kinds, U(kind * pitch) + j, acc)
+                if parts > 1 and channels == 1:
+                    for kind in range(U(parts)):
+                        for j in range(U(cells)):
+                            result[j * U(parts) + kind] = kinds[kind * U(pitch) + j]
+                elif parts > 1:
+                    for j in range(cells):
+                        for kind in range(parts):
+                            for c in range(U(0), U(channels), U(LANES)):  # past the end, where the next cell comes
+                                at = U((j * parts + kind) * channels) + c
+                                store(result, at, load(kinds, U(kind * pitch + j * channels) + c))
+            for o in range(U(0), U(out_w * channels), U(LANES)):
+                value = load(result, U(padding * channels) + o)
+                _store(y, unit * out_w * channels + np.int64(o), value, end)
+
+    return window_sums
+
+
+@functools.cache
+def make_uneven(backward: bool) -> Kernel:
+    """The kernel for windows that are not a stride apart, or far outside of the input: cell by cell along a row."""
+
+    @kernel()
+    def window_sums(
+        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, start: int, stop: int
+    ) -> None:
+        depth, _, length, out_d, out_h, out_w, channels = sizes
+        row, end = length * channels, stop * out_w * channels
+        line, result = np.empty(row + LANES, total.dtype), np.empty(out_w * channels + LANES, total.dtype)
+        one = total.dtype.type(1)
+        varies_d, varies_h, varies_w = divisors[0].size > 1, divisors[1].size > 1, divisors[2].size > 1
+        for unit in range(start, stop):
+            plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
+            _sum_rows(x, line, 0, row, plane * depth, sizes, ranges, steps, divisors, od, oh, backward)
+            if backward and (varies_w or divisors[2][0] != one):
+                for c in range(U(row)):
+                    line[c] /= divisors[2][c if varies_w else U(0)]
+            row_divisor = one if backward else divisors[0][od * varies_d] * divisors[1][oh * varies_h]
+            for o in range(out_w):
+                first, number = np.int64(ranges[2][0, o]), np.int64(ranges[2][1, o])
+                divisor = row_divisor if backward else row_divisor * divisors[2][o * channels * varies_w]
+                if channels == 1 and number >= 2 * LANES and steps[2] == 1:
+                    acc = load(line, first)
+                    for i in range(U(first + LANES), U(first + number - number % LANES), U(LANES)):
+                        acc = add(acc, load(line, i))
+                    rest = number % LANES
+                    acc = add(acc, load_first(line, first + number - rest, rest))
+                    result[o] = sum_of_lanes(acc) / divisor
+                elif channels == 1:
+                    sum_ = total.dtype.type(0)
+                    for i in range(number):
+                        sum_ += line[U(first + i * steps[2])]
+                    result[U(o)] = sum_ / divisor
+                else:
+                    for c in range(U(0), U(channels), U(LANES)):
+                        acc = broadcast(line, 0)
+                        for i in range(number):
+                            acc = add(acc, load(line, U((first + i * steps[2]) * channels) + c))
+                        store(result, U(o * channels) + c, div(acc, broadcast(line, divisor)))
+            for o in range(U(0), U(out_w * channels), U(LANES)):
+                _store(y, unit * out_w * channels + np.int64(o), load(result, o), end)
+
+    return window_sums
+
+
+@kernel()
 def plane_sums(x: Array, y: Array, cells: int, divisor: float, start: int, stop: int) -> None:
     """The sum of each plane of `cells` contiguous cells, divided by the divisor: one window a plane.
 
-    Sums over RUN_CELLS cells are in x's dtype, so that the loop is vectorised; the sums of these are in float64."""
+    Each lane adds up to 16 cells, and the sums of these are in float64."""
+    zero = broadcast(x, 0)
     for plane in range(start, stop):
-        sum_, at, remaining = 0.0, U(plane * cells), cells
-        while remaining > 0:
-            part, number = x.dtype.type(0), U(min(remaining, RUN_CELLS))
-            for i in range(number):
-                part += x[at + i]
-            sum_ += np.float64(part)
-            at, remaining = at + number, remaining - RUN_CELLS
-        y[plane] = sum_ / divisor
+        sum_ = 0.0
+        for run in range(0, cells, RUN_CELLS):
+            first, number = U(plane * cells + run), U(min(RUN_CELLS, cells - run))
+            a, b, c, d = zero, zero, zero, zero
+            whole = number - number % U(4 * LANES)
+            for i in range(first, first + whole, U(4 * LANES)):
+                a, b = add(a, load(x, i)), add(b, load(x, i + U(LANES)))
+                c, d = add(c, load(x, i + U(2 * LANES))), add(d, load(x, i + U(3 * LANES)))
+            for i in range(whole, number, U(LANES)):
+                a = add(a, load_first(x, first + i, min(number - i, U(LANES))))
+            sum_ += sum_of_lanes(add(add(a, b), add(c, d)))
+        store_first(y, plane, broadcast(y, sum_ / divisor), 1)
 
 
 @kernel()
 def plane_sums_backward(dy: Array, dx: Array, cells: int, divisor: float, start: int, stop: int) -> None:
     """The backward of `plane_sums`: each cell of a plane of dx is dy / divisor."""
     for plane in range(start, stop):
-        share = dy[plane] / dy.dtype.type(divisor)
-        for i in range(U(plane * cells), U((plane + 1) * cells)):
-            dx[i] = share
+        value = div(load_first(dy, plane, 1), broadcast(dy, divisor))
+        share = broadcast(dx, lane(value, 0))
+        for i in range(U(plane * cells), U((plane + 1) * cells), U(LANES)):
+            _store(dx, i, share, stop * cells)

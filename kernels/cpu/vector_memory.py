@@ -78,12 +78,22 @@ def _read(context: Any, builder: Any, array_type: Any, array: Any, index: Any, c
     return call(builder, name, vector, pointer, ir.Constant(I32, size), first_lanes_mask(builder, count), zeros)
 
 
+def _all(number: int) -> Any:
+    """A constant: this integer in each lane of int32."""
+    return ir.Constant(vector_of(I32), [number] * LANES)
+
+
 def _widen(builder: Any, name: str, raw: Any) -> Any:
     """What was read from an array of this dtype, as lanes."""
     if name == "uint16":
-        return builder.fpext(builder.bitcast(raw, vector_of(ir.HalfType())), vector_of(ELEMENTS["float32"]))
+        value = builder.fpext(builder.bitcast(raw, vector_of(ir.HalfType())), vector_of(ELEMENTS["float32"]))
+        bits = builder.zext(raw, vector_of(I32))
+        sign = builder.shl(builder.and_(bits, _all(0x8000)), _all(16))
+        payload = builder.shl(builder.and_(bits, _all(0x3FF)), _all(13))
+        nan = builder.or_(builder.or_(sign, payload), _all(0x7F800000))  # the CPU would set its quiet bit
+        return builder.select(is_nan_mask(builder, value), builder.bitcast(nan, value.type), value)
     if name == "int16":
-        bits = builder.shl(builder.zext(raw, vector_of(I32)), fill(builder, ir.Constant(I32, 16)))
+        bits = builder.shl(builder.zext(raw, vector_of(I32)), _all(16))
         return builder.bitcast(bits, vector_of(ELEMENTS["float32"]))
     return _as_int32(builder, name, raw) if name not in FLOATS else raw
 
@@ -104,17 +114,20 @@ def _narrow(builder: Any, name: str, kind: str, value: Any) -> Any:
         if element.width == 32:
             return value
         return (builder.trunc if element.width < 32 else builder.sext)(value, vector_of(element))
+    if name not in ("uint16", "int16"):
+        return value
+    bits = builder.bitcast(value, vector_of(I32))
+    upper = builder.lshr(bits, _all(16))
     if name == "uint16":
-        return builder.bitcast(builder.fptrunc(value, vector_of(ir.HalfType())), vector_of(I16))
-    if name == "int16":
-        bits, sixteen = builder.bitcast(value, vector_of(I32)), fill(builder, ir.Constant(I32, 16))
-        upper = builder.lshr(bits, sixteen)
-        odd = builder.and_(upper, fill(builder, ir.Constant(I32, 1)))
-        rounding = builder.add(odd, fill(builder, ir.Constant(I32, 0x7FFF)))
-        rounded = builder.lshr(builder.add(bits, rounding), sixteen)
-        quiet = builder.or_(upper, fill(builder, ir.Constant(I32, 0x40)))
-        return builder.trunc(builder.select(is_nan_mask(builder, value), quiet, rounded), vector_of(I16))
-    return value
+        rounded = builder.bitcast(builder.fptrunc(value, vector_of(ir.HalfType())), vector_of(I16))
+        infinity = builder.or_(builder.and_(upper, _all(0x8000)), _all(0x7C00))
+        nan = builder.or_(infinity, builder.and_(builder.lshr(bits, _all(13)), _all(0x3FF)))
+    else:
+        odd = builder.and_(upper, _all(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, _all(0x7FFF))), _all(16))
+        rounded, infinity, nan = builder.trunc(rounded, vector_of(I16)), builder.and_(upper, _all(0xFF80)), upper
+    nan = builder.select(builder.icmp_unsigned("==", nan, infinity), builder.or_(nan, _all(0x40)), nan)
+    return builder.select(is_nan_mask(builder, value), builder.trunc(nan, vector_of(I16)), rounded)
 
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")

@@ -12,7 +12,7 @@ Arrays are flat and contiguous. The dtype of an array decides what `load` and `s
 | int32      | int32   | uint8                               | int32                           |
 
 `load_int` takes an array of any integers, and vectors of int32 can be stored in one. `as_bits` makes the view of a half
-array. A result in a half type is rounded to the nearest, ties to even; a NaN stays a NaN.
+array. A result in a half type is rounded to the nearest, ties to even; of a NaN the upper bits are stored.
 
 Nothing checks an index, unless NUMBA_BOUNDSCHECK=1: an access outside of the array is then an IndexError. Numba's
 Python mode (NUMBA_DISABLE_JIT) cannot run these functions. Without a unit for FMA and half types `unavailable` says so
@@ -233,6 +233,15 @@ def select(typing: Any, mask: Any, x: Any, y: Any) -> Any:
     if mask != MASK or not isinstance(x, Vector) or x != y:
         raise TypeError(f"select takes a mask and two vectors of one kind; got {mask}, {x} and {y}")
     return x(MASK, x, x), lambda context, builder, signature, arguments: builder.select(*arguments)
+
+
+@intrinsic
+def as_lanes_of(typing: Any, array: Any, x: Any) -> Any:
+    """Numbers in the kind of lane that `load(array, …)` gives."""
+    kind = LANES_OF_ARRAY[check_array(array, tuple(LANES_OF_ARRAY))]
+    if kind not in FLOATS or getattr(x, "kind", "bool") == "bool":
+        raise TypeError(f"as_lanes_of takes an array of floats and a vector of numbers; got {array} and {x}")
+    return TYPES[kind](array, x), lambda context, builder, signature, arguments: _convert(kind)(builder, arguments[1])
 
 
 @intrinsic
