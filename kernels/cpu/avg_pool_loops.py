@@ -43,7 +43,7 @@ RUN_CELLS = 1024  # cells that `plane_sums` adds in x's lanes, 16 to a sum
 
 
 @kernel(inlined=True)
-def _store(y: Array, to: int, value: Any, end: int) -> None:
+def _store(y: Array, to: Any, value: Any, end: Any) -> None:
     """Store 16 lanes, or fewer at the end of a chunk. What lies past a row's end is overwritten by the next row."""
     narrow = as_lanes_of(y, value)
     if to + LANES <= end:

@@ -48,7 +48,7 @@ CLEAR_AHEAD = 256  # cells that backward sets to 0 at a time, at least
 
 
 @kernel(inlined=True)
-def _store(y: Array, to: int, value: Any, end: int) -> None:
+def _store(y: Array, to: Any, value: Any, end: Any) -> None:
     """Store 16 lanes, or fewer at the end of a chunk. What lies past a row's end is overwritten by the next row."""
     if to + LANES <= end:
         store(y, to, value)
@@ -149,7 +149,7 @@ def make_forward(width: int, stride: int, single: bool, separable: bool, save: b
 
 
 @kernel(inlined=True)
-def _largest(array: Array, at: int, number: int) -> Any:
+def _largest(array: Array, at: Any, number: Any) -> Any:
     """The maximum of 16 contiguous elements or more. Of equal ones, any."""
     best = load(array, at)
     if number >= 4 * LANES:
@@ -172,7 +172,7 @@ def _largest_lane(x: Any) -> Any:
 
 
 @kernel(inlined=True)
-def _find(x: Array, zero: Array, at: int, number: int, step: int, best: Any) -> Any:
+def _find(x: Array, zero: Array, at: Any, number: Any, step: Any, best: Any) -> Any:
     """Where among `number` elements, `step` apart, the first is that equals `best`, or is a NaN as best is: −1 if
     nowhere. And that element: a zero has a sign."""
     sought = broadcast(zero, best)
