@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-all bench lint types wheel sdist test-oldest kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
+.PHONY: help demo test test-all test-keras bench lint types wheel sdist test-oldest kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -28,6 +28,10 @@ test: $(TESTED)  ## run every test that this machine can run, with a sample of t
 
 test-all: $(TESTED)  ## run every case of every test that this machine can run
 	$(PYTEST) $(PYTEST_ARGUMENTS)
+
+test-keras: $(TESTED) $(VENV)/.keras  ## run Keras's own tests of the layers that cnnlayers.keras replaces, without JAX, and ours
+	$(BIN)/python -m tests.keras_suite
+	$(PYTEST) tests/test_keras.py tests/test_readme.py
 
 # The PyTorch that the targets are for; one that is there already will do.
 bench: $(VENV)/.train $(VENV)/.cpu  ## this machine beside PyTorch, as a table, JSON and pictures in bench/results

@@ -1,5 +1,6 @@
 """The Python of README and docs runs as typed, on NumPy and, with the change README names, on the stand-in for CuPy."""
 
+import importlib.util
 import re
 from pathlib import Path
 
