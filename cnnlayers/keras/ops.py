@@ -53,21 +53,26 @@ def _sizes(value: Any, x: Array) -> tuple[int, ...]:
     return (value,) * (x.ndim - 2) if isinstance(value, int) else tuple(value)
 
 
-def _spatial(x: Array, data_format: str) -> tuple[int, ...]:
+def _format(data_format: Any) -> Any:
+    """The name of the order of axes, Keras's own setting for None."""
+    return backend.standardize_data_format(data_format)
+
+
+def _spatial(x: Array, data_format: str) -> Any:
     return x.shape[1:-1] if data_format == "channels_last" else x.shape[2:]
 
 
 # ------------------------------------------------------------------------------------------------------------- pooling
-def _named_padding(padding: Any) -> str:
+def _named_padding(padding: Any) -> Any:
     if padding not in ("same", "valid"):
         raise ValueError(f"Invalid padding '{padding}', must be 'same' or 'valid'.")
-    return str(padding)
+    return padding
 
 
 def max_pool(
-    inputs: Array, pool_size: Any, strides: Any = None, padding: str = "valid", data_format: str | None = None
+    inputs: Array, pool_size: Any, strides: Any = None, padding: Any = "valid", data_format: Any = None
 ) -> Array:
-    data_format = backend.standardize_data_format(data_format)
+    data_format = _format(data_format)
     inputs, padding = _array(inputs), _named_padding(padding)
     strides = None if strides is None else _sizes(strides, inputs)
     (x,) = _computed(inputs.dtype, inputs) if inputs.dtype == "bfloat16" else (inputs,)
@@ -76,10 +81,10 @@ def max_pool(
 
 
 def average_pool(
-    inputs: Array, pool_size: Any, strides: Any = None, padding: str = "valid", data_format: str | None = None
+    inputs: Array, pool_size: Any, strides: Any = None, padding: Any = "valid", data_format: Any = None
 ) -> Array:
     """Cells outside the input do not count (padding "same")."""
-    data_format = backend.standardize_data_format(data_format)
+    data_format = _format(data_format)
     inputs, padding = _array(inputs), _named_padding(padding)
     strides = None if strides is None else _sizes(strides, inputs)
     size = _sizes(pool_size, inputs)
@@ -93,15 +98,15 @@ def _average(inputs: Array, y: Array) -> Array:
     return y if inputs.dtype.kind in "iub" else _as(inputs.dtype, y)
 
 
-def adaptive_average_pool(inputs: Array, output_size: Any, data_format: str | None = None) -> Array:
-    data_format = backend.standardize_data_format(data_format)
+def adaptive_average_pool(inputs: Array, output_size: Any, data_format: Any = None) -> Array:
+    data_format = _format(data_format)
     inputs = _array(inputs)
     (x,) = _computed(inputs.dtype, inputs)
     return _average(inputs, F.adaptive_avg_pool(x, _sizes(output_size, inputs), data_format=data_format))
 
 
-def adaptive_max_pool(inputs: Array, output_size: Any, data_format: str | None = None) -> Array:
-    data_format = backend.standardize_data_format(data_format)
+def adaptive_max_pool(inputs: Array, output_size: Any, data_format: Any = None) -> Array:
+    data_format = _format(data_format)
     inputs = _array(inputs)
     (x,) = _computed(inputs.dtype, inputs)
     return _as(inputs.dtype, F.adaptive_max_pool(x, _sizes(output_size, inputs), data_format=data_format))
@@ -136,11 +141,11 @@ def conv(
     kernel: Any,
     strides: Any = 1,
     padding: Any = "valid",
-    data_format: str | None = None,
+    data_format: Any = None,
     dilation_rate: Any = 1,
 ) -> Array:
     """The number of groups is that of the input's channels over the kernel's."""
-    data_format = backend.standardize_data_format(data_format)
+    data_format = _format(data_format)
     inputs, kernel = _array(inputs), _array(kernel)
     channels, kernel_channels = inputs.shape[-1 if data_format == "channels_last" else 1], kernel.shape[-2]
     if channels % kernel_channels:
@@ -156,11 +161,11 @@ def depthwise_conv(
     kernel: Any,
     strides: Any = 1,
     padding: Any = "valid",
-    data_format: str | None = None,
+    data_format: Any = None,
     dilation_rate: Any = 1,
 ) -> Array:
     """Each channel by its own filters: the kernel is (*k, C, filters a channel)."""
-    data_format = backend.standardize_data_format(data_format)
+    data_format = _format(data_format)
     inputs, kernel = _array(inputs), _array(kernel)
     check_conv_input_channels(inputs, kernel, data_format)
     channels = kernel.shape[-2]
@@ -174,11 +179,11 @@ def separable_conv(
     pointwise_kernel: Any,
     strides: Any = 1,
     padding: Any = "valid",
-    data_format: str | None = None,
+    data_format: Any = None,
     dilation_rate: Any = 1,
 ) -> Array:
     """A depthwise convolution, then one across channels."""
-    data_format = backend.standardize_data_format(data_format)
+    data_format = _format(data_format)
     by_channel = depthwise_conv(inputs, depthwise_kernel, strides, padding, data_format, dilation_rate)
     return conv(by_channel, pointwise_kernel, 1, "valid", data_format, dilation_rate)
 
@@ -189,11 +194,11 @@ def conv_transpose(
     strides: Any = 1,
     padding: str = "valid",
     output_padding: Any = None,
-    data_format: str | None = None,
+    data_format: Any = None,
     dilation_rate: Any = 1,
 ) -> Array:
     """Keras's rule gives JAX's padding of x with zeros between its cells; the library cuts cells off the result."""
-    data_format = backend.standardize_data_format(data_format)
+    data_format = _format(data_format)
     inputs, kernel = _array(inputs), _array(kernel)
     check_conv_transpose_input_channels(inputs, kernel, data_format)
     strides, dilations = _sizes(strides, inputs), _sizes(dilation_rate, inputs)
