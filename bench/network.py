@@ -61,8 +61,9 @@ def step(problem: Problem) -> Callable[[int], Any]:
     def run(i: int) -> tuple[Any, ...]:
         loss, ctx = F.softmax_cross_entropy_forward(net(x), labels)
         net.backward(F.softmax_cross_entropy_backward(one, ctx), needs_dx=False)
-        sgd.step(net.grads)
-        return (loss, *(net.grads[name] for name in net.params))
+        gradients = net.grads
+        sgd.step(gradients)
+        return (loss, *(gradients[name] for name in sgd.params))
 
     return captured(problem, run) if problem.b.name == "cupy" else run
 

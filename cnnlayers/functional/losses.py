@@ -66,18 +66,39 @@ def _labels(b: Backend, labels: Array, classes: int) -> Array:
     return cast(b, labels, b.xp.int64)
 
 
-def _out_of_range(labels: Array, classes: int) -> Array:
-    return (labels < 0) | (labels >= classes)
+def _indexed(b: Backend) -> bool:
+    """Whether arrays can be read and written by index: half the time of the whole loss, against a choice for every
+    element."""
+    return b.name in ("numpy", "cupy")
 
 
-def _replaced(b: Backend, values: Array, column: Array, new: Array) -> Array:
-    """values with `new` at each row's `column`, both (N, 1). Where arrays can be written by index, `values` is written:
-    half the time of the whole loss, against a choice for every element."""
+def _at(b: Backend, values: Array, columns: Array) -> Array:
+    """Each row's value at its column, (N, 1)."""
+    if not _indexed(b):
+        return b.xp.take_along_axis(values, b.xp.expand_dims(columns, axis=1), axis=1)
+    return values[b.arange(values.shape[0]), columns][:, None]
+
+
+def _replaced(b: Backend, values: Array, columns: Array, new: Array) -> Array:
+    """values with `new`, (N, 1), at each row's column. Where arrays can be written by index, `values` is written."""
     rows, classes = values.shape
-    if b.name not in ("numpy", "cupy"):
-        return b.xp.where(b.arange(classes) == column, new, values)
-    values[b.arange(rows), column[:, 0]] = new[:, 0]
+    if not _indexed(b):
+        return b.xp.where(b.arange(classes) == b.xp.expand_dims(columns, axis=1), new, values)
+    values[b.arange(rows), columns] = new[:, 0]
     return values
+
+
+# Labels of CuPy alone may be out of range here: others have been looked at.
+def _in_range(b: Backend, labels: Array, classes: int) -> Array:
+    return b.xp.clip(labels, 0, classes - 1) if b.name == "cupy" else labels
+
+
+def _marked(b: Backend, values: Array, labels: Array, classes: int) -> Array:
+    """A value a row, (N, 1), NaN where the label is out of range."""
+    if b.name != "cupy":
+        return values
+    strange = b.xp.expand_dims((labels < 0) | (labels >= classes), axis=1)
+    return b.xp.where(strange, b.full((), math.nan, values.dtype), values)
 
 
 # Of each row the largest score, `top`, contributes exp(0) = 1 to the sum of exponentials. `rest` is what the others add
@@ -86,8 +107,7 @@ def _row_statistics(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
     """Of each row `top`, in x's accumulation dtype, and `rest`, in float64: (N, 1)."""
     x = cast(b, x, accumulator_dtype(b, x.dtype))
     top = b.xp.max(x, axis=1, keepdims=True)
-    largest = b.xp.expand_dims(b.xp.argmax(x, axis=1), axis=1)
-    others = _replaced(b, b.xp.exp(x - top), largest, b.zeros(tuple(top.shape), x.dtype))
+    others = _replaced(b, b.xp.exp(x - top), b.xp.argmax(x, axis=1), b.zeros(tuple(top.shape), x.dtype))
     rest = b.xp.sum(others, axis=1, keepdims=True, dtype=b.xp.float64)
     return top, rest + cast(b, top - top, b.xp.float64)  # NaN where the largest is NaN or infinite
 
@@ -97,31 +117,23 @@ def _scaled_exponentials(b: Backend, spec: None, x: Array, top: Array, scale: Ar
     return cast(b, b.xp.exp(cast(b, x, top.dtype) - top) * scale, x.dtype)
 
 
-def _at_labels(b: Backend, x: Array, labels: Array, dtype: Any) -> tuple[Array, Array]:
-    """The column of each label, those out of range moved inside, and x there: (N, 1)."""
-    column = b.xp.expand_dims(b.xp.clip(labels, 0, x.shape[1] - 1), axis=1)
-    return column, cast(b, b.xp.take_along_axis(x, column, axis=1), dtype)
-
-
 def _loss_forward(plan: Plan, x: Array, labels: Array) -> tuple[Array, Array, Array]:
     """The mean loss, and of each row `top` and `rest`."""
     (rows, classes), b = x.shape, plan.backend
     top, rest = plan.run("softmax_statistics", _row_statistics, x)
-    _, score = _at_labels(b, x, labels, top.dtype)
-    losses = b.xp.log1p(rest) + cast(b, top - score, b.xp.float64)
-    strange = b.xp.expand_dims(_out_of_range(labels, classes), axis=1)
-    losses = b.xp.where(strange, b.full((), math.nan, b.xp.float64), losses)
+    score = cast(b, _at(b, x, _in_range(b, labels, classes)), top.dtype)
+    losses = _marked(b, b.xp.log1p(rest) + cast(b, top - score, b.xp.float64), labels, classes)
     return b.array(b.xp.sum(losses) / rows, top.dtype), top, cast(b, rest, top.dtype)
 
 
 def _loss_backward(plan: Plan, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
     (rows, classes), b = x.shape, plan.backend
-    strange = b.xp.expand_dims(_out_of_range(labels, classes), axis=1)
-    scale = b.xp.where(strange, b.full((), math.nan, dy.dtype), dy / (rows * (1.0 + rest)))
+    scale = _marked(b, dy / (rows * (1.0 + rest)), labels, classes)
     dx = plan.run("scaled_exponentials", _scaled_exponentials, x, top, scale)
     # At the label: softmax - 1 = -(the other exponentials) / sum, both terms of that being 0 or more.
-    column, score = _at_labels(b, x, labels, top.dtype)
-    return _replaced(b, dx, column, cast(b, ((b.xp.exp(score - top) - 1.0) - rest) * scale, x.dtype))
+    columns = _in_range(b, labels, classes)
+    score = cast(b, _at(b, x, columns), top.dtype)
+    return _replaced(b, dx, columns, cast(b, ((b.xp.exp(score - top) - 1.0) - rest) * scale, x.dtype))
 
 
 @on_device

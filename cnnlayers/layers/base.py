@@ -302,8 +302,9 @@ class Layer:
 
     def release(self) -> None:
         """Drop the contexts that are pending, here and inside."""
-        for _, at in self.walk():
-            at._ctx = None
+        self._ctx = None
+        for child in self.children.values():
+            child.release()
 
     # ----------------------------------------------------------------------------------------------------------- copies
     def __getstate__(self) -> dict[str, Any]:
