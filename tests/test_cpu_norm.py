@@ -19,7 +19,7 @@ from cnnlayers.kernels.cpu import jit, parallel
 if jit.unavailable():
     pytest.skip(str(jit.unavailable()), allow_module_level=True)
 
-from cnnlayers.kernels.cpu import norm_arguments, norm_layout
+from cnnlayers.kernels.cpu import norm_layout
 
 TOLERANCE = {"float16": 2e-3, "float32": 5e-6, "float64": 1e-11}
 
@@ -201,23 +201,6 @@ def test_running_statistics(shape: tuple[int, ...], unbiased: bool) -> None:
         F.batch_norm(x, None, None, *expected, training=True, momentum=0.3, unbiased=unbiased)
     for f, e in zip(found, expected, strict=True):
         np.testing.assert_allclose(f, e, rtol=1e-6 if f.dtype == "float32" else 1e-3)
-
-
-def test_float16_is_converted_as_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "CHUNK_BYTES", 10_000)
-    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    bits = halves.astype("float32").view(np.uint32)  # and between two of them, at the middle and beside it
-    steps = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], np.uint32)
-    random = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
-    for source, dtype in (
-        (halves, np.float32),
-        (np.concatenate([(bits[:, None] + steps).ravel(), random]).view(np.float32), np.float16),
-    ):
-        with np.errstate(over="ignore", invalid="ignore"):
-            expected = source.astype(dtype)
-        found, missing = norm_arguments.converted(source, dtype), np.isnan(expected)
-        assert (np.isnan(found) == missing).all()
-        assert found[~missing].tobytes() == expected[~missing].tobytes()
 
 
 # ------------------------------------------------------------------------------------------------------------- threads

@@ -1,13 +1,11 @@
-"""Loops of the norms over channels where channels are last in memory, or where there is no spatial axis.
+"""Loops of the norms over channels where channels are last in memory, or where there is no spatial axis, on vectors.
 
 Arrays are flat, in C order: each sample has `lines` lines of `channels` contiguous cells. A column is a channel of a
 sample; its number is sample * channels + channel. The lines of a sample are cut into `pieces`; piece u is number u %
-pieces of sample u // pieces. Cells, and the numbers they are computed from, have x's compute dtype. So have sums over
-RUN_LINES lines; the sums of these are in float64. Indices are unsigned, as in norm_loops.py.
+pieces of sample u // pieces. Large arrays have x's dtype, halves as bits; factors have the dtype that x is computed in.
 
-Moments take one pass. `shift` is the first line of a piece; it differs from the mean by at most sqrt(n) standard
-deviations, with n lines in the piece. So at worst the variance loses that factor in precision, and hardly ever more
-than one digit."""
+Lanes are columns. Sums over RUN_LINES lines are in the dtype that x is computed in; the sums of these are in float64.
+Moments are about `shift`, the mean of a piece's first lines, so that a large mean costs no digits."""
 
 from __future__ import annotations
 
@@ -16,53 +14,108 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .norm_loops import U, _flush
+from .vectors import (
+    LANES,
+    add,
+    broadcast,
+    equal,
+    fma,
+    lane,
+    load,
+    load_first,
+    mul,
+    select,
+    store,
+    store_first,
+    sub,
+    to_float64,
+)
 
 Array = Any
-Number = Any
-RUN_LINES = U(64)  # lines that are summed in x's dtype
+RUN_LINES = 64  # lines that are summed in the dtype that x is computed in
+LINES_AT_ONCE = 8  # whose sum is in a register
 
 
 @kernel()
-def _add_moments(x: Array, shift: Array, s: Array, q: Array, first: Number, last: Number) -> None:
-    """Add x - shift of lines first to last, and its square, to s and q. Four lines at a time save loads and stores."""
-    width = U(shift.size)
-    fours = first + (last - first) // U(4) * U(4)
-    for i in range(first, fours, U(4)):
-        at = i * width
-        for c in range(width):
-            d0, d1 = x[at + c] - shift[c], x[at + width + c] - shift[c]
-            d2, d3 = x[at + U(2) * width + c] - shift[c], x[at + U(3) * width + c] - shift[c]
-            s[c] += (d0 + d1) + (d2 + d3)
-            q[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-    for i in range(fours, last):
-        for c in range(width):
-            d = x[i * width + c] - shift[c]
-            s[c] += d
-            q[c] += d * d
+def _read(x: Array, i: int, count: int) -> Any:
+    return load(x, i) if count >= LANES else load_first(x, i, count)
+
+
+@kernel()
+def _write(y: Array, i: int, value: Any, count: int) -> None:
+    if count >= LANES:
+        store(y, i, value)
+    else:
+        store_first(y, i, value, count)
+
+
+@kernel()
+def _zeros(x: Array, number: int) -> Array:
+    """Zeros of the dtype that x is computed in."""
+    return np.full(number, lane(broadcast(x, 0.0), 0))
+
+
+@kernel()
+def _flush(source: Array, target: Array, target_start: int) -> None:
+    """Add the source to the target, from `target_start` on, and set the source to 0."""
+    for c in range(0, source.size, LANES):
+        count = min(LANES, source.size - c)
+        value = add(_read(target, target_start + c, count), to_float64(_read(source, c, count)))
+        _write(target, target_start + c, value, count)
+        _write(source, c, broadcast(source, 0.0), count)
+
+
+@kernel()
+def _lines_of(piece: int, lines: int, pieces: int) -> tuple[int, int, int]:
+    """The sample of a piece, its first line and the line after its last, counted over all samples."""
+    sample, part = piece // pieces, piece % pieces
+    return sample, sample * lines + lines * part // pieces, sample * lines + lines * (part + 1) // pieces
+
+
+@kernel()
+def _first_means(x: Array, shift: Array, first: int, last: int) -> None:
+    """Fill `shift` with the means of lines first to last; 0 for one that is not finite."""
+    width, zero = shift.size, broadcast(x, 0.0)
+    for c in range(0, width, LANES):
+        count, s = min(LANES, width - c), zero
+        for i in range(first, last):
+            s = add(s, _read(x, i * width + c, count))
+        s = mul(s, broadcast(x, 1.0 / (last - first)))
+        _write(shift, c, select(equal(sub(s, s), zero), s, zero), count)
+
+
+@kernel()
+def _add_moments(x: Array, shift: Array, s: Array, q: Array, first: int, last: int) -> None:
+    """Add x - shift of lines first to last, and its square, to s and q."""
+    width = shift.size
+    for block in range(first, last, LINES_AT_ONCE):
+        for c in range(0, width, LANES):
+            count = min(LANES, width - c)
+            shifts, sums, squares = _read(shift, c, count), _read(s, c, count), _read(q, c, count)
+            for i in range(block, min(block + LINES_AT_ONCE, last)):
+                d = sub(_read(x, i * width + c, count), shifts)
+                sums, squares = add(sums, d), fma(d, d, squares)
+            _write(s, c, sums, count)
+            _write(q, c, squares, count)
 
 
 @kernel()
 def _add_gradient_sums(
-    dy: Array, x: Array, shift: Array, parameter_start: Number, s: Array, q: Array, first: Number, last: Number
+    dy: Array, x: Array, shift: Array, parameter_start: int, s: Array, q: Array, first: int, last: int
 ) -> None:
     """Add dy of lines first to last, and dy * (x - shift), to s and q. shift is read from `parameter_start` on."""
-    width = U(s.size)
-    fours = first + (last - first) // U(4) * U(4)
-    for i in range(first, fours, U(4)):
-        at = i * width
-        for c in range(width):
-            g0, g1 = dy[at + c], dy[at + width + c]
-            g2, g3 = dy[at + U(2) * width + c], dy[at + U(3) * width + c]
-            m = shift[parameter_start + c]
-            s[c] += (g0 + g1) + (g2 + g3)
-            q[c] += (g0 * (x[at + c] - m) + g1 * (x[at + width + c] - m)) + (
-                g2 * (x[at + U(2) * width + c] - m) + g3 * (x[at + U(3) * width + c] - m)
-            )
-    for i in range(fours, last):
-        for c in range(width):
-            s[c] += dy[i * width + c]
-            q[c] += dy[i * width + c] * (x[i * width + c] - shift[parameter_start + c])
+    width = s.size
+    for block in range(first, last, LINES_AT_ONCE):
+        for c in range(0, width, LANES):
+            count = min(LANES, width - c)
+            shifts = _read(shift, parameter_start + c, count)
+            sums, products = _read(s, c, count), _read(q, c, count)
+            for i in range(block, min(block + LINES_AT_ONCE, last)):
+                g = _read(dy, i * width + c, count)
+                sums = add(sums, g)
+                products = fma(g, sub(_read(x, i * width + c, count), shifts), products)
+            _write(s, c, sums, count)
+            _write(q, c, products, count)
 
 
 @kernel()
@@ -70,103 +123,63 @@ def moments(
     x: Array, mean: Array, squares: Array, channels: int, lines: int, pieces: int, start: int, stop: int
 ) -> None:
     """The means of the columns of pieces start to stop, and the sums of squares about them. Both must be 0 before."""
-    width, shift = U(channels), np.empty(channels, x.dtype)
-    s, q = np.zeros(channels, x.dtype), np.zeros(channels, x.dtype)
-    for u in range(U(start), U(stop)):
-        sample, piece, sums_start = u // U(pieces), u % U(pieces), u * width
-        first, last = U(lines) * piece // U(pieces), U(lines) * (piece + U(1)) // U(pieces)
-        first, last = sample * U(lines) + first, sample * U(lines) + last
-        for c in range(width):
-            shift[c] = x[first * width + c] if np.isfinite(x[first * width + c]) else 0.0
+    shift, s, q = _zeros(x, channels), _zeros(x, channels), _zeros(x, channels)
+    for u in range(start, stop):
+        _, first, last = _lines_of(u, lines, pieces)
+        _first_means(x, shift, first, min(first + RUN_LINES, last))
         for run in range(first, last, RUN_LINES):
             _add_moments(x, shift, s, q, run, min(run + RUN_LINES, last))
-            _flush(s, mean, sums_start)
-            _flush(q, squares, sums_start)
-        n = last - first
-        for c in range(width):
-            delta = mean[sums_start + c] / n
-            mean[sums_start + c] = shift[c] + delta
-            squares_about_mean = squares[sums_start + c] - n * delta * delta
-            squares[sums_start + c] = 0.0 if squares_about_mean < 0.0 else squares_about_mean
+            _flush(s, mean, u * channels)
+            _flush(q, squares, u * channels)
+        for c in range(channels):
+            at, delta = u * channels + c, mean[u * channels + c] / (last - first)
+            mean[at] = shift[c] + delta
+            about_mean = squares[at] - (last - first) * delta * delta
+            squares[at] = 0.0 if about_mean < 0.0 else about_mean
 
 
 @kernel()
 def gradient_sums(
-    dy: Array,
-    x: Array,
-    shift: Array,
-    sum_dy: Array,
-    sum_products: Array,
-    channels: int,
-    lines: int,
-    pieces: int,
-    start: int,
-    stop: int,
-) -> None:
+    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_products: Array, channels: int, lines: int, pieces: int,
+    start: int, stop: int,
+) -> None:  # fmt: skip
     """The sums of dy and of dy * (x - shift) over the columns of pieces start to stop. Both must be 0 before."""
-    width = U(channels)
-    s, q = np.zeros(channels, x.dtype), np.zeros(channels, x.dtype)
-    for u in range(U(start), U(stop)):
-        sample, piece, sums_start = u // U(pieces), u % U(pieces), u * width
-        first, last = U(lines) * piece // U(pieces), U(lines) * (piece + U(1)) // U(pieces)
-        first, last = sample * U(lines) + first, sample * U(lines) + last
+    s, q = _zeros(x, channels), _zeros(x, channels)
+    for u in range(start, stop):
+        sample, first, last = _lines_of(u, lines, pieces)
         for run in range(first, last, RUN_LINES):
-            _add_gradient_sums(dy, x, shift, sample * width, s, q, run, min(run + RUN_LINES, last))
-            _flush(s, sum_dy, sums_start)
-            _flush(q, sum_products, sums_start)
+            _add_gradient_sums(dy, x, shift, sample * channels, s, q, run, min(run + RUN_LINES, last))
+            _flush(s, sum_dy, u * channels)
+            _flush(q, sum_products, u * channels)
 
 
 @kernel()
 def scale_shift(
-    x: Array,
-    y: Array,
-    shift: Array,
-    scale: Array,
-    offset: Array,
-    channels: int,
-    lines: int,
-    pieces: int,
-    start: int,
+    x: Array, y: Array, shift: Array, scale: Array, offset: Array, channels: int, lines: int, pieces: int, start: int,
     stop: int,
-) -> None:
+) -> None:  # fmt: skip
     """y = (x - shift) * scale + offset for pieces start to stop."""
-    width = U(channels)
-    for u in range(U(start), U(stop)):
-        sample, piece = u // U(pieces), u % U(pieces)
-        first, last = U(lines) * piece // U(pieces), U(lines) * (piece + U(1)) // U(pieces)
-        first, last = sample * U(lines) + first, sample * U(lines) + last
-        parameter_start = sample * width
+    for u in range(start, stop):
+        sample, first, last = _lines_of(u, lines, pieces)
         for i in range(first, last):
-            for c in range(width):
-                y[i * width + c] = (x[i * width + c] - shift[parameter_start + c]) * scale[
-                    parameter_start + c
-                ] + offset[parameter_start + c]
+            for c in range(0, channels, LANES):
+                at, k, count = i * channels + c, sample * channels + c, min(LANES, channels - c)
+                d = sub(_read(x, at, count), _read(shift, k, count))
+                _write(y, at, fma(d, _read(scale, k, count), _read(offset, k, count)), count)
 
 
 @kernel()
 def input_gradient(
-    dy: Array,
-    x: Array,
-    dx: Array,
-    shift: Array,
-    gamma: Array,
-    x_factor: Array,
-    constant: Array,
-    rstd: Array,
-    channels: int,
-    lines: int,
-    pieces: int,
-    start: int,
-    stop: int,
-) -> None:
+    dy: Array, x: Array, dx: Array, shift: Array, gamma: Array, x_factor: Array, constant: Array, rstd: Array,
+    channels: int, lines: int, pieces: int, start: int, stop: int,
+) -> None:  # fmt: skip
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd for pieces start to stop."""
-    width = U(channels)
-    for u in range(U(start), U(stop)):
-        sample, piece = u // U(pieces), u % U(pieces)
-        first, last = U(lines) * piece // U(pieces), U(lines) * (piece + U(1)) // U(pieces)
-        first, last = sample * U(lines) + first, sample * U(lines) + last
-        parameter_start = sample * width
+    for u in range(start, stop):
+        sample, first, last = _lines_of(u, lines, pieces)
         for i in range(first, last):
-            for c in range(width):
-                at, k = i * width + c, parameter_start + c
-                dx[at] = (dy[at] * gamma[k] - (x[at] - shift[k]) * x_factor[k] - constant[k]) * rstd[k]
+            for c in range(0, channels, LANES):
+                at, k, count = i * channels + c, sample * channels + c, min(LANES, channels - c)
+                through = mul(sub(_read(x, at, count), _read(shift, k, count)), _read(x_factor, k, count))
+                rest = add(through, _read(constant, k, count))
+                value = sub(mul(_read(dy, at, count), _read(gamma, k, count)), rest)
+                _write(dx, at, mul(value, _read(rstd, k, count)), count)

@@ -1,9 +1,9 @@
-"""Loops of the norms with a parameter for each cell of a row: layer and RMS norm.
+"""Loops of the norms with a parameter for each cell of a row: layer and RMS norm, on vectors.
 
 Group and instance norm with very short channels use them too, with the parameters of channels repeated.
 
-Arrays, sums and indices are as in norm_loops.py. gamma and beta have x's dtype.
-"""
+Arrays and sums are as in norm_loops.py. gamma and beta have the dtype that x is computed in. Their length is a multiple
+of a row's, and where they end, they start again from their first cell."""
 
 from __future__ import annotations
 
@@ -12,137 +12,139 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .norm_loops import RUN_CELLS, U, _flush, _moments, _shifted_moments
+from .norm_loops import RUN_CELLS, cell_moments, mean_square
+from .vectors import (
+    LANES,
+    add,
+    broadcast,
+    first_lanes,
+    fma,
+    lane,
+    load,
+    load_first,
+    mul,
+    select,
+    store,
+    store_first,
+    sub,
+    to_float64,
+    total,
+)
 
 Array = Any
-Number = Any  # of x's dtype, float64 or uint64; Numba compiles a kernel for each
-FLUSH_ROWS = U(16)  # rows that are summed in x's dtype before the sums are added to float64 ones
-
-
-@kernel(relaxed=True)
-def _run_weighted(
-    dy: Array, x: Array, gamma: Array, start: Number, stop: Number, parameter_start: Number, shift: Number
-) -> tuple[Number, Number]:
-    """The sums of dy * gamma and of dy * gamma * (x - shift). gamma is read from `parameter_start` on."""
-    s, q = x.dtype.type(0), x.dtype.type(0)
-    for i in range(stop - start):
-        g = dy[start + i] * gamma[parameter_start + i]
-        s += g
-        q += g * (x[start + i] - shift)
-    return s, q
+BATCH_ROWS = 8  # rows whose part of dgamma and dbeta is summed in registers
 
 
 @kernel()
 def per_cell_forward(
-    x: Array,
-    y: Array,
-    gamma: Array,
-    beta: Array,
-    mean: Array,
-    rstd: Array,
-    eps: float,
-    centred: bool,
-    cells: int,
-    start: int,
-    stop: int,
-) -> None:
-    """y and the statistics of rows start to stop, each of `cells` cells.
-
-    gamma and beta have x's dtype; their length is a multiple of `cells`, and after it they start again. If not
-    `centred`, the mean is taken as 0 (RMS norm)."""
-    to_dtype, n, period = x.dtype.type, U(cells), U(gamma.size)
-    for r in range(U(start), U(stop)):
-        at, parameter_start = r * n, r * n % period
-        shift, delta, var = to_dtype(0), 0.0, 0.0
+    x: Array, y: Array, gamma: Array, beta: Array, mean: Array, rstd: Array, eps: float, centred: bool, cells: int,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """y and the statistics of rows start to stop, each of `cells` cells. Not `centred`: the mean counts as 0 (RMS)."""
+    for r in range(start, stop):
+        at, parameter_start = r * cells, r * cells % gamma.size
         if centred:
-            shift, delta, var = _moments(x, at, U(1), n, U(0))
+            mean[r], squares = cell_moments(x, at, at + cells)
+            var = squares / cells
         else:
-            _, var = _shifted_moments(x, at, U(1), n, U(0), shift)
-        row_rstd = 1.0 / np.sqrt(var + eps)
-        scale, offset = to_dtype(row_rstd), to_dtype(-delta * row_rstd)
-        for j in range(n):
-            y[at + j] = ((x[at + j] - shift) * scale + offset) * gamma[parameter_start + j] + beta[parameter_start + j]
-        mean[r], rstd[r] = shift + delta, row_rstd
+            mean[r], var = 0.0, mean_square(x, at, at + cells)
+        rstd[r] = 1.0 / np.sqrt(var + eps)
+        shift, scale = broadcast(x, mean[r]), broadcast(x, rstd[r])
+        offset = broadcast(x, (np.float64(lane(shift, 0)) - mean[r]) * rstd[r])
+        whole = cells - cells % LANES
+        for j in range(0, whole, LANES):
+            xhat = fma(sub(load(x, at + j), shift), scale, offset)
+            store(y, at + j, fma(xhat, load(gamma, parameter_start + j), load(beta, parameter_start + j)))
+        if whole < cells:
+            count, j = cells - whole, parameter_start + whole
+            xhat = fma(sub(load_first(x, at + whole, count), shift), scale, offset)
+            last = fma(xhat, load_first(gamma, j, count), load_first(beta, j, count))
+            store_first(y, at + whole, last, count)
 
 
 @kernel()
-def _row_backward(
-    dy: Array,
-    x: Array,
-    dx: Array,
-    gamma: Array,
-    start: Number,
-    stop: Number,
-    parameter_start: Number,
-    mean: float,
-    rstd: float,
-    centred: bool,
-) -> None:
-    """dx of one row."""
-    to_dtype, n = x.dtype.type, stop - start
-    shift = to_dtype(mean)
-    delta, row_dy, row_products = mean - shift, 0.0, 0.0
-    for i in range(start, stop, RUN_CELLS):
-        run_dy, run_products = _run_weighted(
-            dy, x, gamma, i, min(i + RUN_CELLS, stop), parameter_start + (i - start), shift
-        )
-        row_dy += run_dy
-        row_products += run_products
-    x_factor = rstd * (row_products - delta * row_dy) * rstd / n
-    constant = to_dtype((row_dy / n if centred else 0.0) - delta * x_factor)
-    factor, scale = to_dtype(x_factor), to_dtype(rstd)
-    for j in range(n):
-        g = dy[start + j] * gamma[parameter_start + j]
-        dx[start + j] = (g - (x[start + j] - shift) * factor - constant) * scale
+def _row_sums(
+    dy: Array, x: Array, gamma: Array, start: int, cells: int, parameter_start: int, mean: float
+) -> tuple[float, float]:
+    """The sums of dy * gamma and of dy * gamma * (x - shift) over a row; shift: the mean as x's lanes round it."""
+    shift, sum_dy, sum_products = broadcast(x, mean), 0.0, 0.0
+    for first in range(0, cells, RUN_CELLS):
+        last = min(first + RUN_CELLS, cells)
+        s0 = s1 = q0 = q1 = broadcast(x, 0.0)
+        j = first
+        while j + 2 * LANES <= last:
+            g0 = mul(load(dy, start + j), load(gamma, parameter_start + j))
+            g1 = mul(load(dy, start + j + LANES), load(gamma, parameter_start + j + LANES))
+            s0, s1 = add(s0, g0), add(s1, g1)
+            q0 = fma(g0, sub(load(x, start + j), shift), q0)
+            q1 = fma(g1, sub(load(x, start + j + LANES), shift), q1)
+            j += 2 * LANES
+        while j < last:
+            count = min(LANES, last - j)
+            g0 = mul(load_first(dy, start + j, count), load_first(gamma, parameter_start + j, count))
+            products = fma(g0, sub(load_first(x, start + j, count), shift), q0)
+            s0, q0 = add(s0, g0), select(first_lanes(count), products, q0)
+            j += LANES
+        sum_dy += total(add(s0, s1))
+        sum_products += total(add(q0, q1))
+    return sum_dy, sum_products
 
 
 @kernel()
-def _add_parameter_gradients(
-    dy: Array,
-    x: Array,
-    at: Number,
-    n: Number,
-    mean: float,
-    rstd: float,
-    sum_dy_xhat: Array,
-    sum_dy: Array,
-    parameter_start: Number,
-) -> None:
-    """Add a row's dy * xhat and dy to the sums, from `parameter_start` on."""
-    to_dtype = x.dtype.type
-    shift, scale = to_dtype(mean), to_dtype(rstd)
-    offset = to_dtype((shift - mean) * rstd)
-    for j in range(n):
-        sum_dy_xhat[parameter_start + j] += dy[at + j] * ((x[at + j] - shift) * scale + offset)
-        sum_dy[parameter_start + j] += dy[at + j]
+def _batch_gradients(
+    dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, factors: Array, dgamma: Array,
+    dbeta: Array, cells: int, first_row: int, last_row: int, step: int, to: int,
+) -> None:  # fmt: skip
+    """dx of some rows, `step` apart, with the same parameters, and their part of dgamma and dbeta, added from `to` on.
+
+    factors: of each row the factor of x - shift, and the constant."""
+    parameter_start = first_row * cells % gamma.size
+    for j in range(0, cells, LANES):
+        count = min(LANES, cells - j)
+        weight = load_first(gamma, parameter_start + j, count)
+        sum_dy_xhat = sum_dy = broadcast(x, 0.0)
+        for k in range((last_row - first_row + step - 1) // step):
+            r = first_row + k * step
+            at, shift, scale = r * cells + j, broadcast(x, mean[r]), broadcast(x, rstd[r])
+            offset = broadcast(x, (np.float64(lane(shift, 0)) - mean[r]) * rstd[r])
+            whole = count == LANES
+            g = load(dy, at) if whole else load_first(dy, at, count)
+            d = sub(load(x, at) if whole else load_first(x, at, count), shift)
+            sum_dy, sum_dy_xhat = add(sum_dy, g), fma(g, fma(d, scale, offset), sum_dy_xhat)
+            rest = fma(d, broadcast(x, factors[2 * k]), broadcast(x, factors[2 * k + 1]))
+            value = mul(fma(g, weight, rest), scale)
+            if whole:
+                store(dx, at, value)
+            else:
+                store_first(dx, at, value, count)
+        old = load_first(dgamma, to + parameter_start + j, count)
+        store_first(dgamma, to + parameter_start + j, add(old, to_float64(sum_dy_xhat)), count)
+        old = load_first(dbeta, to + parameter_start + j, count)
+        store_first(dbeta, to + parameter_start + j, add(old, to_float64(sum_dy)), count)
 
 
 @kernel()
 def per_cell_backward(
-    dy: Array,
-    x: Array,
-    dx: Array,
-    gamma: Array,
-    mean: Array,
-    rstd: Array,
-    dgamma: Array,
-    dbeta: Array,
-    centred: bool,
-    cells: int,
-    pieces: int,
-    start: int,
-    stop: int,
-) -> None:
+    dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, dgamma: Array, dbeta: Array,
+    centred: bool, cells: int, pieces: int, start: int, stop: int,
+) -> None:  # fmt: skip
     """dx of the rows of pieces start to stop. Each piece adds its part of dgamma and dbeta to its own line of these."""
-    n, period, rows = U(cells), U(gamma.size), U(rstd.size)
-    sum_dy_xhat, sum_dy = np.zeros(gamma.size, x.dtype), np.zeros(gamma.size, x.dtype)
-    rows_per_flush = FLUSH_ROWS * (period // n)
-    for piece in range(U(start), U(stop)):
-        last = rows * (piece + U(1)) // U(pieces)
-        for first in range(rows * piece // U(pieces), last, rows_per_flush):
-            for r in range(first, min(first + rows_per_flush, last)):
-                at, parameter_start = r * n, r * n % period
-                _row_backward(dy, x, dx, gamma, at, at + n, parameter_start, mean[r], rstd[r], centred)
-                _add_parameter_gradients(dy, x, at, n, mean[r], rstd[r], sum_dy_xhat, sum_dy, parameter_start)
-            _flush(sum_dy_xhat, dgamma, piece * period)
-            _flush(sum_dy, dbeta, piece * period)
+    rows, step, factors = rstd.size, gamma.size // cells, np.empty(2 * BATCH_ROWS)
+    for piece in range(start, stop):
+        last = rows * (piece + 1) // pieces
+        for batch in range(rows * piece // pieces, last, BATCH_ROWS * step):
+            batch_end = min(batch + BATCH_ROWS * step, last)
+            for first in range(batch, min(batch + step, last)):
+                k = 0
+                for r in range(first, batch_end, step):
+                    at = r * cells
+                    row_dy, row_products = _row_sums(dy, x, gamma, at, cells, at % gamma.size, mean[r])
+                    delta = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0))
+                    x_factor = rstd[r] * (row_products - delta * row_dy) * rstd[r] / cells
+                    factors[k] = -x_factor
+                    factors[k + 1] = delta * x_factor - (row_dy / cells if centred else 0.0)
+                    k += 2
+                _batch_gradients(
+                    dy, x, dx, gamma, mean, rstd, factors, dgamma, dbeta, cells, first, batch_end, step,
+                    piece * gamma.size,
+                )  # fmt: skip

@@ -10,8 +10,9 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import batch_norm_blocked, layer_norm_loops, norm_loops
-from .norm_arguments import accumulator, converted, gradient, parameter, refuses
+from . import layer_norm_loops, norm_loops
+from .elementwise import to_lanes
+from .norm_arguments import accumulator, from_lanes, gradient, parameter, refuses
 from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of, run_over_pieces
 from .parallel import parallel_chunks
 
@@ -71,7 +72,7 @@ def _channel_norm_backward(
         )
         sum_dy_xhat, sum_dy = (s.reshape(-1, layout.length).sum(axis=1) for s in sums)
     else:
-        g, source = (layout.to_memory_order(a, accumulator(dy.dtype)) for a in (dy, x))
+        g, source = (layout.to_memory_order(a) for a in (dy, x))
         backward = _backward_with_fixed_stats if norm.use_running_stats else _backward_through_stats
         flat, sum_dy_xhat, sum_dy = backward(layout, g, source, weight, mean, rstd)
     dx = layout.from_memory_order(flat, dy)
@@ -86,7 +87,7 @@ def per_cell_backward(
     dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, count: int
 ) -> tuple[Array, Array, Array]:
     """dx, dgamma and dbeta of rows of `count` cells, gamma as in `per_cell_forward`. mean None: it is 0."""
-    g, source = converted(dy, gamma.dtype), converted(x, gamma.dtype)
+    g, source = to_lanes(dy), to_lanes(x)
     dx, rstd = backends.result(source.shape, source.dtype), np.ascontiguousarray(rstd).reshape(-1)
     centred = mean is not None
     mean = np.ascontiguousarray(mean).reshape(-1) if centred else np.zeros_like(rstd)
@@ -95,7 +96,7 @@ def per_cell_backward(
     run = functools.partial(layer_norm_loops.per_cell_backward, g, source, dx, gamma, mean, rstd)
     run = functools.partial(run, dgamma.reshape(-1), dbeta.reshape(-1), centred, count, partial_sums)
     parallel_chunks(partial_sums, 3 * source.nbytes, run)
-    return converted(dx, dy.dtype).reshape(x.shape), dgamma.sum(axis=0), dbeta.sum(axis=0)
+    return from_lanes(dx, x.shape, dy.dtype), dgamma.sum(axis=0), dbeta.sum(axis=0)
 
 
 # ---------------------------------------------------------------------------------------------- parameters per channel
@@ -103,31 +104,22 @@ def _backward_through_stats(
     layout: ChannelLayout, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array
 ) -> tuple[Array, Array, Array]:
     """dx and the sums of dy * xhat and of dy of each channel, where the statistics were computed from x."""
-    block = layout.channels_per_block(x.itemsize)
+    block, dtype = layout.rows_per_block(x.itemsize), accumulator(x.dtype)
     if block:
-        dx = backends.result(x.shape, x.dtype)
-        sum_dy, sum_dy_xhat = np.empty((2, layout.rows))
-        run = functools.partial(batch_norm_blocked.blocks_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
-        run = functools.partial(run, rstd.reshape(-1), sum_dy, sum_dy_xhat, layout.samples, layout.length, block)
+        dx, (_, group_size, _) = backends.result(x.shape, x.dtype), layout.block_arguments
+        sum_dy, sum_dy_xhat = np.empty((2, layout.rows * group_size))
+        run = functools.partial(norm_loops.blocks_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
+        run = functools.partial(run, rstd.reshape(-1), sum_dy, sum_dy_xhat, *layout.block_arguments, block)
         parallel_chunks(-(-layout.rows // block), 3 * x.nbytes, run)
-        return dx, sum_dy_xhat, sum_dy
-    if layout.single_pass_rows(x.itemsize):
-        dx = backends.result(x.shape, x.dtype)
-        sum_dy, sum_dy_xhat = np.empty((2, layout.samples * layout.groups * layout.group_size))
-        run = functools.partial(norm_loops.rows_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
-        run = functools.partial(
-            run, rstd.reshape(-1), sum_dy, sum_dy_xhat, layout.segments_per_row, layout.segment_stride, layout.length
-        )
-        parallel_chunks(layout.rows, 3 * x.nbytes, run)
-        return dx, *(s.reshape(layout.samples, -1).sum(axis=0) for s in (sum_dy_xhat, sum_dy))
+        return dx, *(s.reshape(-1, gamma.size).sum(axis=0) for s in (sum_dy_xhat, sum_dy))
     partition, dx, n = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype), x.size / layout.rows
     mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
-    shift = mean.astype(x.dtype)
+    shift = mean.astype(dtype)
     sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, shift, mean, rstd)
     row_dy_xhat, row_dy = (np.sum(s * gamma, axis=layout.row_axes, keepdims=True) for s in (sum_dy_xhat, sum_dy))
     x_factor = rstd * row_dy_xhat / n
     factors = shift, gamma, x_factor, row_dy / n - (mean - shift) * x_factor, rstd
-    loop_factors = [partition.broadcast_to_loops(a, x.dtype) for a in factors]
+    loop_factors = [partition.broadcast_to_loops(a, dtype) for a in factors]
     run_over_pieces(partition, 3 * x.nbytes, partition.loops.input_gradient, dy, x, dx, *loop_factors)
     return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
 
@@ -138,9 +130,9 @@ def _backward_with_fixed_stats(
     """The same with running statistics: dx does not depend on them."""
     partition, dx = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype)
     mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
-    sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, mean.astype(x.dtype), mean, rstd)
+    sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, mean.astype(accumulator(x.dtype)), mean, rstd)
     zeros = np.zeros_like(rstd)
-    loop_factors = [partition.broadcast_to_loops(a, x.dtype) for a in (zeros, rstd * gamma, zeros)]
+    loop_factors = [partition.broadcast_to_loops(a, accumulator(x.dtype)) for a in (zeros, rstd * gamma, zeros)]
     run_over_pieces(partition, 2 * x.nbytes, partition.loops.scale_shift, dy, dx, *loop_factors)
     return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
 
@@ -150,7 +142,7 @@ def _gradient_sums(
 ) -> tuple[Array, Array]:
     """The sums of dy * xhat and of dy, over each piece of each channel."""
     sum_dy, sum_dy_xhat = np.zeros((2, partition.number_of_sums))
-    loop_shift = partition.broadcast_to_loops(shift, x.dtype)
+    loop_shift = partition.broadcast_to_loops(shift, shift.dtype)
     run_over_pieces(partition, 2 * x.nbytes, partition.loops.gradient_sums, dy, x, loop_shift, sum_dy, sum_dy_xhat)
     sum_dy = partition.by_channel(sum_dy)
     return (partition.by_channel(sum_dy_xhat) - (mean - shift) * sum_dy) * rstd, sum_dy

@@ -5,11 +5,10 @@ A row is a statistics group. Which loops serve:
 | rows                                                            | loops                                             |
 | --------------------------------------------------------------- | ------------------------------------------------- |
 | layer and RMS norm; group norm with very short channels         | `per_cell_forward`, row by row                    |
-| batch norm with many channels, some of which fit a core's cache | `blocks_forward`, some channels at a time         |
-| small arrays; contiguous groups that fit a core's cache         | `rows_forward`, row by row                        |
+| small arrays; many rows that fit a core's cache                 | `blocks_forward`, some rows at a time             |
 | all others                                                      | `moments` of pieces, then `scale_shift`           |
 
-Half types are computed in float32 (norm_arguments.py converts float16)."""
+Half types are computed in float32, and converted when they are loaded and stored."""
 
 from __future__ import annotations
 
@@ -21,8 +20,9 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import batch_norm_blocked, layer_norm_loops, norm_loops
-from .norm_arguments import accumulator, converted, parameter, refuses, row_shape
+from . import layer_norm_loops, norm_loops
+from .elementwise import to_lanes
+from .norm_arguments import accumulator, from_lanes, parameter, refuses, row_shape
 from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of, run_over_pieces
 from .parallel import parallel_chunks
 
@@ -99,12 +99,12 @@ def per_cell_forward(
     """y, mean and rstd of rows of `count` cells.
 
     gamma and beta have x's compute dtype; their length is a multiple of `count`, and after it they start again."""
-    source = converted(x, gamma.dtype)
-    y, number_of_rows = backends.result(source.shape, source.dtype), x.size // count
+    source, number_of_rows = to_lanes(x), x.size // count
+    y = backends.result(source.shape, source.dtype)
     mean, rstd = np.empty(number_of_rows), np.empty(number_of_rows)
     run = functools.partial(layer_norm_loops.per_cell_forward, source, y, gamma, beta, mean, rstd, eps, centred, count)
     parallel_chunks(number_of_rows, 2 * source.nbytes, run)
-    return converted(y, x.dtype).reshape(x.shape), mean, rstd
+    return from_lanes(y, x.shape, x.dtype), mean, rstd
 
 
 # ---------------------------------------------------------------------------------------------- parameters per channel
@@ -123,21 +123,14 @@ def _forward_by_own_stats(
         y, mean, rstd = per_cell_forward(x.transpose(layout.axis_order), gamma, beta, rows.eps, True, rows.count)
         var = rstd  # not computed: batch norm alone needs it, and never comes here
         return layout.from_memory_order(y, x), mean.reshape(shape), var, rstd.reshape(shape)
-    source = layout.to_memory_order(x, dtype)
+    source = layout.to_memory_order(x)
     y = backends.result(source.shape, source.dtype)
-    block = layout.channels_per_block(source.itemsize)
+    block = layout.rows_per_block(source.itemsize)
     if block:
         mean, var, rstd = np.empty((3, layout.rows))
-        run = functools.partial(batch_norm_blocked.blocks_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
-        run = functools.partial(run, mean, var, rstd, rows.eps, layout.samples, layout.length, block)
+        run = functools.partial(norm_loops.blocks_forward, source, y, gamma.reshape(-1), beta.reshape(-1), mean)
+        run = functools.partial(run, var, rstd, rows.eps, *layout.block_arguments, block)
         parallel_chunks(-(-layout.rows // block), 2 * source.nbytes, run)
-    elif layout.single_pass_rows(source.itemsize):
-        mean, var, rstd = np.empty((3, layout.rows))
-        run = functools.partial(norm_loops.rows_forward, source, y, gamma.reshape(-1), beta.reshape(-1))
-        run = functools.partial(
-            run, mean, var, rstd, rows.eps, layout.segments_per_row, layout.segment_stride, layout.length
-        )
-        parallel_chunks(layout.rows, 2 * source.nbytes, run)
     else:
         partition = partition_of(layout, source.itemsize)
         mean, var = _moments(layout, partition, source)
@@ -153,7 +146,7 @@ def _forward_by_running_stats(
     if not x.size:
         return np.empty(x.shape, x.dtype)
     layout = channel_layout(norm.rows, x)
-    source = layout.to_memory_order(x, accumulator(x.dtype))
+    source = layout.to_memory_order(x)
     y, partition = backends.result(source.shape, source.dtype), partition_of(layout, source.itemsize)
     statistics = layout.per_channel(mean, 0.0), layout.per_channel(rstd, 1.0)
     _scale_shift(partition, source, y, layout.per_channel(gamma, 1.0), layout.per_channel(beta, 0.0), *statistics)
@@ -173,7 +166,7 @@ def _moments(layout: ChannelLayout, partition: Partition, x: Array) -> tuple[Arr
 
 def _scale_shift(partition: Partition, x: Array, y: Array, gamma: Array, beta: Array, mean: Array, rstd: Array) -> None:
     """Fill y with (x - mean) * rstd * gamma + beta."""
-    shift = mean.astype(x.dtype)
-    scale = rstd * gamma
-    factors = [partition.broadcast_to_loops(a, x.dtype) for a in (shift, scale, beta - (mean - shift) * scale)]
+    dtype = accumulator(x.dtype)
+    shift, scale = mean.astype(dtype), rstd * gamma
+    factors = [partition.broadcast_to_loops(a, dtype) for a in (shift, scale, beta - (mean - shift) * scale)]
     run_over_pieces(partition, 2 * x.nbytes, partition.loops.scale_shift, x, y, *factors)

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import channels_last_norm, norm_loops
-from .norm_arguments import converted
+from .elementwise import to_lanes
+from .norm_arguments import from_lanes
 from .parallel import parallel_chunks
 
 Array = Any
@@ -69,29 +70,23 @@ class ChannelLayout:
         """Segments of a row. A segment is one channel of one sample."""
         return self.samples if self.across_samples else self.group_size
 
-    @property
-    def segment_stride(self) -> int:
-        """From one segment of a row to the next, in segments."""
-        return self.groups if self.across_samples else 1
+    def rows_per_block(self, itemsize: int) -> int:
+        """Rows that go through all steps together, from the sums to the result, because they fit a core's cache.
 
-    def single_pass_rows(self, itemsize: int) -> bool:
-        """Whether each row goes through all its steps, from the sums to the result, before the next one starts.
-
-        This is so for small arrays, and where rows are contiguous, fit a core's cache and are enough for all threads.
-        """
+        All rows of a small array. 0 if rows are larger, stored otherwise or too few for all threads."""
         row = self.segments_per_row * self.length * itemsize
-        cached = not self.across_samples and self.rows >= MIN_PARALLEL_ROWS and row <= CACHED_ROW_BYTES
-        return not self.uses_channels_last_loops and (cached or self.rows * row <= PIECE_BYTES)
-
-    def channels_per_block(self, itemsize: int) -> int:
-        """Channels that batch norm takes through all its steps together, as many as fit a core's cache.
-
-        0 if the channels are stored otherwise or are too few for all threads."""
-        if not self.across_samples or self.uses_channels_last_loops or self.groups < MIN_PARALLEL_ROWS:
+        if self.uses_channels_last_loops:
             return 0
-        return min(
-            BLOCK_BYTES // (self.segments_per_row * self.length * itemsize), -(-self.groups // MIN_PARALLEL_ROWS)
-        )
+        if self.rows * row <= PIECE_BYTES:
+            return self.rows
+        if self.rows < MIN_PARALLEL_ROWS or row > CACHED_ROW_BYTES:
+            return 0
+        return max(1, min(BLOCK_BYTES // row, -(-self.rows // MIN_PARALLEL_ROWS)))
+
+    @property
+    def block_arguments(self) -> tuple[int, int, int]:
+        """How many samples a row extends over, its segments in each, and their cells (`blocks_forward`)."""
+        return (self.samples, 1, self.length) if self.across_samples else (1, self.group_size, self.length)
 
     @property
     def rows(self) -> int:
@@ -114,16 +109,16 @@ class ChannelLayout:
         """Whether the order of the axes is their order in memory."""
         return self.axis_order == tuple(range(len(self.axis_order)))
 
-    def to_memory_order(self, array: Array, dtype: Any) -> Array:
-        """An array of x's shape, flat in memory order, in a dtype."""
-        return converted(array if self.in_memory_order else array.transpose(self.axis_order), dtype)
+    def to_memory_order(self, array: Array) -> Array:
+        """An array of x's shape, flat in memory order, as kernels take it."""
+        return to_lanes(array if self.in_memory_order else array.transpose(self.axis_order))
 
     def from_memory_order(self, flat: Array, x: Array) -> Array:
         """The inverse: a flat array in memory order, with x's axes and dtype."""
-        flat = converted(flat, x.dtype)
         if self.in_memory_order:
-            return flat.reshape(x.shape)
-        return flat.reshape([x.shape[a] for a in self.axis_order]).transpose(np.argsort(self.axis_order))
+            return from_lanes(flat, x.shape, x.dtype)
+        shape = tuple(x.shape[a] for a in self.axis_order)
+        return from_lanes(flat, shape, x.dtype).transpose(np.argsort(self.axis_order))
 
 
 def piece_lengths(cells: int, pieces: int) -> Array:

@@ -1,17 +1,11 @@
-"""Loops of the norms whose rows, or whose channels of a sample, are contiguous in memory.
+"""Loops of the norms whose rows, or whose channels of a sample, are contiguous in memory, on vectors.
 
 A row is a statistics group. Arrays are flat, in C order. A *segment* is one channel of one sample: `length` contiguous
-cells; segment n * channels + c is channel c of sample n. Cells have x's compute dtype. Statistics and the
-parameters of channels are float64.
+cells; segment n * channels + c is channel c of sample n. Large arrays have x's dtype, halves as bits (vectors.py).
+Statistics and the parameters of channels are float64.
 
-Sums over RUN_CELLS cells are in x's dtype, in 16 or 32 lanes; the sums of these are in float64. The sums are of x -
-`shift` and of its square, where shift is the first cell of a row, so that a large mean costs no digits. `delta` is the
-mean of x - shift. Where delta is more than twice the standard deviation, the variance would lose digits; the sums are
-then computed again with the mean as shift.
-
-Only loops that store nothing are compiled so that sums may be reordered. For the others LLVM makes two versions, one
-for arrays that may overlap, and both must round alike. All loops use unsigned indices: the test for negative indices
-would prevent vectorisation."""
+Sums over RUN_CELLS cells are in the dtype that x is computed in, lane by lane; the sums of these are in float64, in a
+fixed order. Each run is summed twice, while it is in the first cache: for its mean, then for the squares about it."""
 
 from __future__ import annotations
 
@@ -20,274 +14,263 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .vectors import (
+    LANES,
+    add,
+    broadcast,
+    first_lanes,
+    fma,
+    lane,
+    load,
+    load_first,
+    mul,
+    select,
+    store,
+    store_first,
+    sub,
+    total,
+)
 
 Array = Any
-Number = Any  # of x's dtype, float64 or uint64; Numba compiles a kernel for each
-U = np.uint64
-RUN_CELLS = U(2048)  # cells that are summed in x's dtype: 64 or 128 in each lane
-MAX_SHIFT_ERROR = 4.0  # largest delta**2 / variance; above it the sums are computed again
+Number = Any  # of the dtype that x is computed in, or float64
+RUN_CELLS = 4096  # cells that are summed lane by lane: 64 in each of four accumulators
 
 
 # -------------------------------------------------------------------------------------------------- cells start to stop
-@kernel(relaxed=True)
-def _run_moments(x: Array, start: Number, stop: Number, shift: Number) -> tuple[Number, Number]:
-    """The sums of x - shift and of its square, over one run of cells."""
-    s, q = x.dtype.type(0), x.dtype.type(0)
-    for i in range(start, stop):
-        d = x[i] - shift
-        s += d
-        q += d * d
-    return s, q
-
-
-@kernel(relaxed=True)
-def _run_products(dy: Array, x: Array, start: Number, stop: Number, shift: Number) -> tuple[Number, Number]:
-    """The sums of dy and of dy * (x - shift), over one run of cells."""
-    s, q = x.dtype.type(0), x.dtype.type(0)
-    for i in range(start, stop):
-        s += dy[i]
-        q += dy[i] * (x[i] - shift)
-    return s, q
+@kernel()
+def _run_sum(x: Array, start: int, stop: int) -> float:
+    """The sum of one run of cells."""
+    s0 = s1 = s2 = s3 = broadcast(x, 0.0)
+    i = start
+    while i + 4 * LANES <= stop:
+        s0, s1 = add(s0, load(x, i)), add(s1, load(x, i + LANES))
+        s2, s3 = add(s2, load(x, i + 2 * LANES)), add(s3, load(x, i + 3 * LANES))
+        i += 4 * LANES
+    while i + LANES <= stop:
+        s0 = add(s0, load(x, i))
+        i += LANES
+    if i < stop:
+        s1 = add(s1, load_first(x, i, stop - i))
+    sum_: float = total(add(add(s0, s1), add(s2, s3)))
+    return sum_
 
 
 @kernel()
-def _shifted_moments(
-    x: Array, start: Number, parts: Number, size: Number, distance: Number, shift: Number
-) -> tuple[float, float]:
-    """The means of x - shift and of its square, over `parts` parts of `size` contiguous cells, `distance` apart."""
-    s, q, n = 0.0, 0.0, parts * size
-    for p in range(parts):
-        first = start + p * distance
-        for a in range(first, first + size, RUN_CELLS):
-            run_sum, run_squares = _run_moments(x, a, min(a + RUN_CELLS, first + size), shift)
-            s += run_sum
-            q += run_squares
-    return s / n, q / n
+def _run_squares(x: Array, start: int, stop: int, mean: float) -> tuple[float, float, float]:
+    """The sums of x - shift and of its square over one run of cells; shift: the mean as x's lanes round it."""
+    shift = broadcast(x, mean)
+    s0 = s1 = q0 = q1 = broadcast(x, 0.0)
+    i = start
+    while i + 2 * LANES <= stop:
+        d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
+        s0, s1, q0, q1 = add(s0, d0), add(s1, d1), fma(d0, d0, q0), fma(d1, d1, q1)
+        i += 2 * LANES
+    while i < stop:
+        count = min(LANES, stop - i)
+        d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), broadcast(x, 0.0))
+        s0, q0 = add(s0, d0), fma(d0, d0, q0)
+        i += LANES
+    return np.float64(lane(shift, 0)), total(add(s0, s1)), total(add(q0, q1))
 
 
 @kernel()
-def _moments(x: Array, start: Number, parts: Number, size: Number, distance: Number) -> tuple[Number, float, float]:
-    """The shift, the mean of x - shift, and the variance of these cells.
-
-    If the first cell is not finite, the shift is 0: the sums then contain that cell."""
-    shift = x[start] if np.isfinite(x[start]) else x.dtype.type(0)
-    for attempt in range(2):
-        delta, square = _shifted_moments(x, start, parts, size, distance, shift)
-        if attempt == 1 or not delta * delta > MAX_SHIFT_ERROR * (square - delta * delta):
-            break
-        shift = x.dtype.type(shift + delta)
-    var = square - delta * delta
-    return shift, delta, 0.0 if var < 0.0 else var
+def cell_moments(x: Array, start: int, stop: int) -> tuple[float, float]:
+    """The mean of some contiguous cells, and the sum of squares about it (Chan, Golub and LeVeque 1979)."""
+    mean, squares, cells = 0.0, 0.0, 0
+    for first in range(start, stop, RUN_CELLS):
+        last = min(first + RUN_CELLS, stop)
+        n = last - first
+        run_mean = _run_sum(x, first, last) / n
+        shift, rest, run_squares = _run_squares(x, first, last, run_mean)
+        run_squares -= rest * rest / n
+        if np.isfinite(rest):
+            run_mean = shift + rest / n
+        distance = run_mean - mean if cells else 0.0
+        squares += run_squares + distance * distance * cells * n / (cells + n)
+        mean = (mean * cells + run_mean * n) / (cells + n)
+        cells += n
+    return mean, 0.0 if squares < 0.0 else squares
 
 
 @kernel()
-def _gradient_sums(dy: Array, x: Array, start: Number, stop: Number, shift: Number) -> tuple[float, float]:
+def mean_square(x: Array, start: int, stop: int) -> float:
+    """The mean of x**2 over some contiguous cells."""
+    squares = 0.0
+    for first in range(start, stop, RUN_CELLS):
+        squares += _run_squares(x, first, min(first + RUN_CELLS, stop), 0.0)[2]
+    return squares / (stop - start)
+
+
+@kernel()
+def cell_gradient_sums(dy: Array, x: Array, start: int, stop: int, shift: Number) -> tuple[float, float]:
     """The sums of dy and of dy * (x - shift)."""
-    sum_dy, sum_products = 0.0, 0.0
-    for a in range(start, stop, RUN_CELLS):
-        run_dy, run_products = _run_products(dy, x, a, min(a + RUN_CELLS, stop), shift)
-        sum_dy += run_dy
-        sum_products += run_products
+    sum_dy, sum_products, shifts = 0.0, 0.0, broadcast(x, shift)
+    for first in range(start, stop, RUN_CELLS):
+        last = min(first + RUN_CELLS, stop)
+        s0 = s1 = q0 = q1 = broadcast(x, 0.0)
+        i = first
+        while i + 2 * LANES <= last:
+            g0, g1 = load(dy, i), load(dy, i + LANES)
+            s0, s1 = add(s0, g0), add(s1, g1)
+            q0 = fma(g0, sub(load(x, i), shifts), q0)
+            q1 = fma(g1, sub(load(x, i + LANES), shifts), q1)
+            i += 2 * LANES
+        while i < last:
+            count = min(LANES, last - i)
+            g0 = load_first(dy, i, count)
+            products = fma(g0, sub(load_first(x, i, count), shifts), q0)
+            s0, q0 = add(s0, g0), select(first_lanes(count), products, q0)
+            i += LANES
+        sum_dy += total(add(s0, s1))
+        sum_products += total(add(q0, q1))
     return sum_dy, sum_products
 
 
 @kernel()
-def _scale_shift(x: Array, y: Array, start: Number, stop: Number, shift: Number, scale: Number, offset: Number) -> None:
+def _scale_shift(x: Array, y: Array, start: int, stop: int, shift: Number, scale: Number, offset: Number) -> None:
     """y = (x - shift) * scale + offset."""
-    for i in range(start, stop):
-        y[i] = (x[i] - shift) * scale + offset
+    shifts, scales, offsets = broadcast(x, shift), broadcast(x, scale), broadcast(x, offset)
+    whole = stop - (stop - start) % LANES
+    for i in range(start, whole, LANES):
+        store(y, i, fma(sub(load(x, i), shifts), scales, offsets))
+    if whole < stop:
+        count = stop - whole
+        store_first(y, whole, fma(sub(load_first(x, whole, count), shifts), scales, offsets), count)
 
 
 @kernel()
 def _input_gradient(
-    dy: Array,
-    x: Array,
-    dx: Array,
-    start: Number,
-    stop: Number,
-    shift: Number,
-    gamma: Number,
-    x_factor: Number,
-    constant: Number,
-    rstd: Number,
-) -> None:
+    dy: Array, x: Array, dx: Array, start: int, stop: int,
+    shift: Number, gamma: Number, x_factor: Number, constant: Number, rstd: Number,
+) -> None:  # fmt: skip
     # Not multiplied out: rstd**3 may overflow float32 although no term of dx does.
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd."""
-    for i in range(start, stop):
-        dx[i] = (dy[i] * gamma - (x[i] - shift) * x_factor - constant) * rstd
-
-
-@kernel()
-def _flush(source: Array, target: Array, target_start: Number) -> None:
-    """Add the source to the target, from `target_start` on, and set the source to 0."""
-    for c in range(U(source.size)):
-        target[target_start + c] += source[c]
-        source[c] = 0.0
+    shifts, gammas, scales = broadcast(x, shift), broadcast(x, gamma), broadcast(x, rstd)
+    x_factors, constants = broadcast(x, -x_factor), broadcast(x, -constant)
+    whole = stop - (stop - start) % LANES
+    for i in range(start, whole, LANES):
+        rest = fma(sub(load(x, i), shifts), x_factors, constants)
+        store(dx, i, mul(fma(load(dy, i), gammas, rest), scales))
+    if whole < stop:
+        count = stop - whole
+        rest = fma(sub(load_first(x, whole, count), shifts), x_factors, constants)
+        store_first(dx, whole, mul(fma(load_first(dy, whole, count), gammas, rest), scales), count)
 
 
 # ----------------------------------------------------------------------------------------------- pieces of segments
 @kernel()
+def piece_bounds(piece: int, length: int, pieces: int) -> tuple[int, int, int]:
+    """The segment that a piece belongs to, its first cell, and the cell after its last. Segments have `pieces` each."""
+    segment, part = piece // pieces, piece % pieces
+    first = segment * length
+    return segment, first + length * part // pieces, first + length * (part + 1) // pieces
+
+
+@kernel()
 def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, start: int, stop: int) -> None:
-    """The mean of each piece from start to stop, and the sum of squares about it. Each segment has `pieces` pieces."""
-    for u in range(U(start), U(stop)):
-        segment, piece = u // U(pieces) * U(length), u % U(pieces)
-        first, last = segment + U(length) * piece // U(pieces), segment + U(length) * (piece + U(1)) // U(pieces)
-        shift, delta, var = _moments(x, first, U(1), last - first, U(0))
-        mean[u] = shift + delta
-        squares[u] = var * (last - first)
+    """The mean of each piece from start to stop, and the sum of squares about it."""
+    for u in range(start, stop):
+        _, first, last = piece_bounds(u, length, pieces)
+        mean[u], squares[u] = cell_moments(x, first, last)
 
 
 @kernel()
 def gradient_sums(
-    dy: Array,
-    x: Array,
-    shift: Array,
-    sum_dy: Array,
-    sum_dy_xhat: Array,
-    length: int,
-    pieces: int,
-    start: int,
+    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_dy_xhat: Array, length: int, pieces: int, start: int,
     stop: int,
-) -> None:
-    """The sums of dy and of dy * (x - shift) of pieces start to stop. `shift` has a number for each segment."""
-    for u in range(U(start), U(stop)):
-        segment, piece = u // U(pieces) * U(length), u % U(pieces)
-        first, last = segment + U(length) * piece // U(pieces), segment + U(length) * (piece + U(1)) // U(pieces)
-        sum_dy[u], sum_dy_xhat[u] = _gradient_sums(dy, x, first, last, shift[u // U(pieces) % U(shift.size)])
+) -> None:  # fmt: skip
+    """The sums of dy and of dy * (x - shift) of pieces start to stop. `shift` has a number for each segment; where it
+    ends, the loop starts again from its first."""
+    for u in range(start, stop):
+        segment, first, last = piece_bounds(u, length, pieces)
+        sum_dy[u], sum_dy_xhat[u] = cell_gradient_sums(dy, x, first, last, shift[segment % shift.size])
 
 
 @kernel()
 def scale_shift(
-    x: Array,
-    y: Array,
-    shift: Array,
-    scale: Array,
-    offset: Array,
-    length: int,
-    pieces: int,
-    start: int,
-    stop: int,
+    x: Array, y: Array, shift: Array, scale: Array, offset: Array, length: int, pieces: int, start: int, stop: int
 ) -> None:
-    """y = (x - shift) * scale + offset for pieces start to stop.
-
-    shift, scale and offset have x's dtype and a number for each segment; where they end, the loop starts again from the
-    first."""
-    for u in range(U(start), U(stop)):
-        s, piece = u // U(pieces), u % U(pieces)
-        first = s * U(length) + U(length) * piece // U(pieces)
-        last = s * U(length) + U(length) * (piece + U(1)) // U(pieces)
-        c = s % U(shift.size)
+    """y = (x - shift) * scale + offset for pieces start to stop; the factors as in `gradient_sums`."""
+    for u in range(start, stop):
+        segment, first, last = piece_bounds(u, length, pieces)
+        c = segment % shift.size
         _scale_shift(x, y, first, last, shift[c], scale[c], offset[c])
 
 
 @kernel()
 def input_gradient(
-    dy: Array,
-    x: Array,
-    dx: Array,
-    shift: Array,
-    gamma: Array,
-    x_factor: Array,
-    constant: Array,
-    rstd: Array,
-    length: int,
-    pieces: int,
-    start: int,
-    stop: int,
-) -> None:
+    dy: Array, x: Array, dx: Array, shift: Array, gamma: Array, x_factor: Array, constant: Array, rstd: Array,
+    length: int, pieces: int, start: int, stop: int,
+) -> None:  # fmt: skip
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd for pieces start to stop, as `scale_shift`."""
-    for u in range(U(start), U(stop)):
-        s, piece = u // U(pieces), u % U(pieces)
-        first = s * U(length) + U(length) * piece // U(pieces)
-        last = s * U(length) + U(length) * (piece + U(1)) // U(pieces)
-        c = s % U(shift.size)
+    for u in range(start, stop):
+        segment, first, last = piece_bounds(u, length, pieces)
+        c = segment % shift.size
         _input_gradient(dy, x, dx, first, last, shift[c], gamma[c], x_factor[c], constant[c], rstd[c])
 
 
-# ------------------------------------------------------------------------------------------------- rows of segments
-# A row has `segments` segments, `step` apart: 1 for adjacent channels of a sample, the number of channels for one
-# channel of all samples. So the first segment of row r is r // step * step * segments + r % step.
+# ------------------------------------------------------------------------------------------------- blocks of rows
+# Each block of rows goes through all its steps while a core's cache holds it. A row has a part in each of `samples`
+# samples (1 where rows lie in one sample): `group_size` neighbouring segments. There are `rows` rows; segments are
+# counted within a sample. gamma and beta start again where they end.
 @kernel()
-def rows_forward(
-    x: Array,
-    y: Array,
-    gamma: Array,
-    beta: Array,
-    mean: Array,
-    var: Array,
-    rstd: Array,
-    eps: float,
-    segments: int,
-    step: int,
-    length: int,
-    start: int,
-    stop: int,
-) -> None:
-    """y and the statistics of rows start to stop."""
-    to_dtype, channels, distance, cells = x.dtype.type, U(gamma.size), U(step), U(length)
-    parts, size = (U(1), U(segments) * cells) if step == 1 else (U(segments), cells)
-    for r in range(U(start), U(stop)):
-        first = r // distance * distance * U(segments) + r % distance
-        shift, delta, var[r] = _moments(x, first * cells, parts, size, distance * cells)
-        mean[r] = shift + delta
-        rstd[r] = 1.0 / np.sqrt(var[r] + eps)
-        for i in range(U(segments)):
-            segment = first + i * distance
-            scale, offset = rstd[r] * gamma[segment % channels], beta[segment % channels]
-            _scale_shift(
-                x,
-                y,
-                segment * cells,
-                (segment + U(1)) * cells,
-                shift,
-                to_dtype(scale),
-                to_dtype(offset - delta * scale),
-            )
+def blocks_forward(
+    x: Array, y: Array, gamma: Array, beta: Array, mean: Array, var: Array, rstd: Array, eps: float,
+    samples: int, group_size: int, length: int, block: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """y and the statistics of blocks start to stop, each of `block` rows; the last one may have fewer."""
+    rows, size = mean.size, group_size * length
+    for u in range(start, stop):
+        low, high = u * block, min((u + 1) * block, rows)
+        for n in range(samples):
+            for r in range(low, high):
+                first = (n * rows + r) * size
+                part_mean, squares = cell_moments(x, first, first + size)
+                if n == 0:
+                    mean[r], var[r] = part_mean, squares
+                else:
+                    distance = part_mean - mean[r]
+                    var[r] += squares + distance * distance * size * n / (n + 1)
+                    mean[r] = (mean[r] * n + part_mean) / (n + 1)
+        for r in range(low, high):
+            var[r] /= samples * size
+            rstd[r] = 1.0 / np.sqrt(var[r] + eps)
+        for n in range(samples):
+            for r in range(low, high):
+                delta = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0))
+                for i in range(group_size):
+                    c = (r * group_size + i) % gamma.size
+                    first, scale = (n * rows + r) * size + i * length, rstd[r] * gamma[c]
+                    _scale_shift(x, y, first, first + length, mean[r], scale, beta[c] - delta * scale)
 
 
 @kernel()
-def rows_backward(
-    dy: Array,
-    x: Array,
-    dx: Array,
-    gamma: Array,
-    mean: Array,
-    rstd: Array,
-    sum_dy: Array,
-    sum_dy_xhat: Array,
-    segments: int,
-    step: int,
-    length: int,
-    start: int,
-    stop: int,
-) -> None:
-    """dx of rows start to stop, and for each of their segments the sums of dy and of dy * xhat."""
-    to_dtype, channels, distance, cells = x.dtype.type, U(gamma.size), U(step), U(length)
-    n = U(segments) * cells
-    for r in range(U(start), U(stop)):
-        first = r // distance * distance * U(segments) + r % distance
-        shift = to_dtype(mean[r])
-        delta, row_dy, row_dy_xhat = mean[r] - shift, 0.0, 0.0
-        for i in range(U(segments)):
-            segment = first + i * distance
-            sum_dy[segment], products = _gradient_sums(dy, x, segment * cells, (segment + U(1)) * cells, shift)
-            sum_dy_xhat[segment] = (products - delta * sum_dy[segment]) * rstd[r]
-            row_dy += sum_dy[segment] * gamma[segment % channels]
-            row_dy_xhat += sum_dy_xhat[segment] * gamma[segment % channels]
-        x_factor = rstd[r] * row_dy_xhat / n
-        constant, row_rstd = to_dtype(row_dy / n - delta * x_factor), to_dtype(rstd[r])
-        for i in range(U(segments)):
-            segment = first + i * distance
-            weight = to_dtype(gamma[segment % channels])
-            _input_gradient(
-                dy,
-                x,
-                dx,
-                segment * cells,
-                (segment + U(1)) * cells,
-                shift,
-                weight,
-                to_dtype(x_factor),
-                constant,
-                row_rstd,
-            )
+def blocks_backward(
+    dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, sum_dy: Array, sum_dy_xhat: Array,
+    samples: int, group_size: int, length: int, block: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """dx of blocks start to stop, and for each of their segments the sums of dy and of dy * xhat."""
+    rows, size = mean.size, group_size * length
+    for u in range(start, stop):
+        low, high = u * block, min((u + 1) * block, rows)
+        sum_dy[low * group_size : high * group_size] = 0.0
+        sum_dy_xhat[low * group_size : high * group_size] = 0.0
+        for n in range(samples):
+            for s in range(low * group_size, high * group_size):
+                first = (n * rows * group_size + s) * length
+                part, products = cell_gradient_sums(dy, x, first, first + length, mean[s // group_size])
+                sum_dy[s] += part
+                sum_dy_xhat[s] += products
+        for r in range(low, high):
+            delta, row_dy, row_dy_xhat = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0)), 0.0, 0.0
+            for s in range(r * group_size, (r + 1) * group_size):
+                sum_dy_xhat[s] = (sum_dy_xhat[s] - delta * sum_dy[s]) * rstd[r]
+                row_dy += sum_dy[s] * gamma[s % gamma.size]
+                row_dy_xhat += sum_dy_xhat[s] * gamma[s % gamma.size]
+            x_factor = rstd[r] * row_dy_xhat / (samples * size)
+            constant = row_dy / (samples * size) - delta * x_factor
+            for n in range(samples):
+                for s in range(r * group_size, (r + 1) * group_size):
+                    first = (n * rows * group_size + s) * length
+                    weight = gamma[s % gamma.size]
+                    _input_gradient(dy, x, dx, first, first + length, mean[r], weight, x_factor, constant, rstd[r])
