@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -755,3 +756,52 @@ def test_a_layer_of_an_op_takes_its_options_from_its_attributes() -> None:
         layer(x, 2)
     with pytest.raises(TypeError):
         layer(x, stride=1)
+
+
+# ------------------------------------------------------------------------------------------- options, without any x
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (lambda: layers.MaxPool(0), ValueError, "kernel_size must be at least 1, got 0"),
+        (lambda: layers.MaxPool((2, -1)), ValueError, "kernel_size must be at least 1, got -1"),
+        (lambda: layers.MaxPool(2.5), TypeError, "kernel_size must be an int"),
+        (lambda: layers.MaxPool(2, 0), ValueError, "stride must be at least 1"),
+        (lambda: layers.MaxPool(2, padding=-1), ValueError, "padding must be at least 0"),
+        (lambda: layers.MaxPool(2, padding="sane"), ValueError, "padding must be one of valid, same"),
+        (lambda: layers.MaxPool(2, padding=((1, 2, 3), 1)), ValueError, "an axis has two sides"),
+        (lambda: layers.MaxPool((2, 2), (1, 1, 1)), ValueError, "stride needs an int, or one entry per spatial axis"),
+        (lambda: layers.MaxPool((2, 2, 2, 2)), ValueError, "kernel_size needs an int"),
+        (lambda: layers.MaxPool(2, ties="last"), ValueError, "ties must be one of first, all, split"),
+        (lambda: layers.MaxPool(2, data_format="NCHW"), ValueError, "data_format must be one of"),
+        (lambda: layers.AvgPool(-2), ValueError, "kernel_size must be at least 1"),
+        (lambda: layers.AvgPool(2, divisor_override=0), ValueError, "divisor_override must be any int but 0"),
+        (lambda: layers.SumPool(2, dilation=0), ValueError, "dilation must be at least 1"),
+        (lambda: layers.LpPool(0, 2), ValueError, "norm_type must be positive"),
+        (lambda: layers.AdaptiveAvgPool(0), ValueError, "output_size must be at least 1"),
+        (lambda: layers.AdaptiveMaxPool((2, -1)), ValueError, "output_size must be at least 1"),
+        (lambda: layers.AdaptiveMaxPool((2,) * 4), ValueError, "output_size needs one entry"),
+        (lambda: layers.GlobalAvgPool(data_format=1), TypeError, "data_format must be a str"),
+        (lambda: layers.MaxUnpool(0), ValueError, "kernel_size must be at least 1"),
+        (lambda: layers.MaxUnpool(2, padding="same"), TypeError, "padding must be"),
+        (lambda: layers.ReflectPad("same"), TypeError, "padding must be"),
+        (lambda: layers.EdgePad(1.5), TypeError, "padding must be an int"),
+        (lambda: layers.ConstantPad((1,) * 5), ValueError, "padding needs an int"),
+        (lambda: layers.Conv(1, 2, -3), ValueError, "kernel_size must be at least 1, got -3"),
+        (lambda: layers.Conv(1, 2, 3, stride=0), ValueError, "stride must be at least 1, got 0"),
+        (lambda: layers.Conv(1, 2, 3, padding=-1), ValueError, "padding must be at least 0, got -1"),
+        (lambda: layers.Conv(1, 2, 3, padding=(1, 1, 1)), ValueError, r"padding needs an int, or one .* axis \(2\)"),
+        (lambda: layers.Conv(1, 2, 3, padding="sane"), ValueError, "padding must be one of"),
+        (lambda: layers.Conv(1, 2, 3, dilation=0), ValueError, "dilation must be at least 1"),
+        (lambda: layers.ConvTranspose(1, 2, 3, output_padding=-1), ValueError, "output_padding must be at least 0"),
+        (lambda: layers.ConvTranspose(1, 2, 3, padding="same"), TypeError, "padding must be"),
+        (lambda: layers.BatchNorm(3, eps=-1), ValueError, "eps must be at least 0"),
+        (lambda: layers.GroupNorm(1, 3, eps="small"), TypeError, "eps must be a real number"),
+        (lambda: layers.RMSNorm(3, eps=-1.0), ValueError, "eps must be at least 0"),
+        (lambda: layers.LocalResponseNorm(0), ValueError, "size must be at least 1"),
+        (lambda: layers.LocalResponseNorm(3, alpha="a"), TypeError, "alpha must be a real number"),
+        (lambda: layers.Softmax(1.5), TypeError, "dim must be an int"),
+    ],
+)
+def test_options_are_checked_when_a_layer_is_made(make: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        make()

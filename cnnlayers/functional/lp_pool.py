@@ -130,7 +130,7 @@ def _lp_pool_backward(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
     return cast(b, gradient * b.xp.sign(wide), x.dtype)
 
 
-def _exponent(norm_type: Any) -> float:
+def norm_exponent(norm_type: Any) -> float:
     """The exponent, positive and finite. ValueError otherwise."""
     p = real(norm_type, "norm_type", finite=False)
     if p == math.inf:
@@ -144,7 +144,7 @@ def _lp_pool_plan(x: Array, norm_type: Any, *options: Any) -> Plan:
     """The plan of an Lp pool. options: the arguments of `pool_window`."""
     b = backends.of(x)
     check_floating(b, x, "x")
-    p = _exponent(norm_type)
+    p = norm_exponent(norm_type)
     window = pool_window(tuple(x.shape), *options)
     return Plan("lp_pool", b, x.dtype, window.out_shape, lp_pool_spec(b, window, p, x.dtype))
 

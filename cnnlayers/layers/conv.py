@@ -10,20 +10,26 @@ from cnnlayers.specs import conv_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, choice, entries_of, flag, grouped, integer, sizes
 
 from .base import Layer, generator, shape_of, uniform
+from .sizes import check_format, check_window
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+def spatial_axes(kernel_size: Size, ndim: int | None) -> int:
+    """The number of spatial axes that a convolution is made for."""
+    entries = entries_of(kernel_size, "kernel_size")
+    axes = integer(ndim, "ndim", 1) if ndim is not None else 2 if entries is None else len(entries)
+    if not 1 <= axes <= 3:
+        raise ValueError(f"a convolution has one to three spatial axes, got {axes} (kernel_size {kernel_size!r})")
+    return axes
 
 
 class _Conv(Layer):
     """A weight and a bias for `ndim` spatial axes: an int kernel has two unless `ndim` says otherwise."""
 
     def _weights(self, first: int, second: int, kernel_size: Size, ndim: int | None, biases: int, rng: Any) -> None:
-        entries = entries_of(kernel_size, "kernel_size")
-        axes = integer(ndim, "ndim", 1) if ndim is not None else 2 if entries is None else len(entries)
-        if not 1 <= axes <= 3:
-            raise ValueError(f"a convolution has one to three spatial axes, got {axes} (kernel_size {kernel_size!r})")
-        kernel = sizes(kernel_size, axes, "kernel_size")
+        kernel = sizes(kernel_size, spatial_axes(kernel_size, ndim), "kernel_size")
         fan_in = second
         for cells in kernel:
             fan_in *= cells
@@ -99,8 +105,9 @@ class Conv(_Conv, op="conv"):
         choice(padding_mode, "padding_mode", PADDING_MODES)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.bias, self.padding_mode = flag(bias, "bias"), padding_mode
-        self.ndim, self.data_format = ndim, data_format
+        self.ndim, self.data_format = ndim, check_format(data_format)
         biases = self.out_channels if bias else 0
+        check_window(spatial_axes(kernel_size, ndim), stride=stride, padding=padding, dilation=dilation)
         self._weights(self.out_channels, self.in_channels // self.groups, kernel_size, ndim, biases, rng)
 
     def compute_forward(self, x: Array) -> tuple[Any, Any]:
@@ -188,6 +195,8 @@ class ConvTranspose(_Conv, op="conv_transpose"):
             raise ValueError(f"padding_mode of a transposed convolution must be 'zeros', got {padding_mode!r}")
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.output_padding, self.bias, self.padding_mode = output_padding, flag(bias, "bias"), padding_mode
-        self.ndim, self.data_format = ndim, data_format
+        self.ndim, self.data_format = ndim, check_format(data_format)
         biases = self.out_channels if bias else 0
+        sizes_given = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
+        check_window(spatial_axes(kernel_size, ndim), named=False, **sizes_given)
         self._weights(self.in_channels, self.out_channels // self.groups, kernel_size, ndim, biases, rng)

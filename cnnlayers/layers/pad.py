@@ -13,6 +13,7 @@ from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import DataFormat, PadMode, Sides
 
 from .base import Layer, shape_of
+from .sizes import check_format, check_pad
 
 
 def _per_axis(padding: Sides, ndim: int) -> Any:
@@ -30,7 +31,8 @@ class _Pad(Layer, op="pad"):
 
     def __init__(self, padding: Sides, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
-        self.padding, self.data_format = padding, data_format
+        check_pad(padding)
+        self.padding, self.data_format = padding, check_format(data_format)
 
     def compute_forward(self, x: Array) -> tuple[Any, Any]:
         padding = _per_axis(self.padding, len(shape_of(x)) - 2)

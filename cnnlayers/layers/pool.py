@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from cnnlayers.functional._common import Array
-from cnnlayers.specs.arguments import DataFormat, OutputSize, Padding, Size, Ties, flag
+from cnnlayers.functional.lp_pool import norm_exponent
+from cnnlayers.specs.arguments import DataFormat, OutputSize, Padding, Size, Ties, choice, flag, integer
 
 from .base import Layer
+from .sizes import check_format, check_output_size, check_window
 
 
 class MaxPool(Layer, op="max_pool"):
@@ -58,9 +60,11 @@ class MaxPool(Layer, op="max_pool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
+        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.return_indices, self.ceil_mode = flag(return_indices, "return_indices"), flag(ceil_mode, "ceil_mode")
-        self.ties, self.data_format = ties, data_format
+        choice(ties, "ties", get_args(Ties))
+        self.ties, self.data_format = ties, check_format(data_format)
 
 
 class AvgPool(Layer, op="avg_pool"):
@@ -111,10 +115,13 @@ class AvgPool(Layer, op="avg_pool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
+        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.ceil_mode = flag(ceil_mode, "ceil_mode")
         self.count_include_pad = flag(count_include_pad, "count_include_pad")
-        self.divisor_override, self.data_format = divisor_override, data_format
+        if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
+            raise ValueError("divisor_override must be any int but 0, got 0")
+        self.divisor_override, self.data_format = divisor_override, check_format(data_format)
 
 
 class SumPool(Layer, op="sum_pool"):
@@ -159,8 +166,9 @@ class SumPool(Layer, op="sum_pool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
+        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), data_format
+        self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), check_format(data_format)
 
 
 class LpPool(Layer, op="lp_pool"):
@@ -208,9 +216,11 @@ class LpPool(Layer, op="lp_pool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
+        norm_exponent(norm_type)
         self.norm_type = norm_type
+        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), data_format
+        self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), check_format(data_format)
 
 
 class AdaptiveAvgPool(Layer, op="adaptive_avg_pool"):
@@ -242,7 +252,8 @@ class AdaptiveAvgPool(Layer, op="adaptive_avg_pool"):
 
     def __init__(self, output_size: OutputSize, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
-        self.output_size, self.data_format = output_size, data_format
+        check_output_size(output_size)
+        self.output_size, self.data_format = output_size, check_format(data_format)
 
 
 class AdaptiveMaxPool(Layer, op="adaptive_max_pool"):
@@ -280,7 +291,8 @@ class AdaptiveMaxPool(Layer, op="adaptive_max_pool"):
         super().__init__()
         if flag(return_indices, "return_indices"):
             raise ValueError("return_indices=True is not offered by AdaptiveMaxPool: MaxPool gives indices")
-        self.output_size, self.return_indices, self.data_format = output_size, False, data_format
+        check_output_size(output_size)
+        self.output_size, self.return_indices, self.data_format = output_size, False, check_format(data_format)
 
 
 class GlobalAvgPool(Layer, op="adaptive_avg_pool"):
@@ -312,7 +324,7 @@ class GlobalAvgPool(Layer, op="adaptive_avg_pool"):
 
     def __init__(self, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
-        self.data_format = data_format
+        self.data_format = check_format(data_format)
 
 
 class GlobalMaxPool(Layer, op="adaptive_max_pool"):
@@ -344,7 +356,7 @@ class GlobalMaxPool(Layer, op="adaptive_max_pool"):
 
     def __init__(self, *, data_format: DataFormat = "channels_first") -> None:
         super().__init__()
-        self.data_format = data_format
+        self.data_format = check_format(data_format)
 
 
 class MaxUnpool(Layer, op="max_unpool"):
@@ -385,7 +397,9 @@ class MaxUnpool(Layer, op="max_unpool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.padding, self.data_format = kernel_size, stride, padding, data_format
+        check_window(kernel_size=kernel_size, stride=stride, padding=padding, named=False)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.data_format = check_format(data_format)
 
     def compute_forward(  # type: ignore[override]
         self, x: Array, indices: Array, output_size: Size | None = None
