@@ -22,7 +22,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers.autograd import Tensor
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, accumulator_dtype, cast
+from cnnlayers.functional._common import Array, accumulator_dtype, cast, is_complex
 from cnnlayers.layers.base import Parameters, was_replaced
 from cnnlayers.specs.arguments import flag, real
 
@@ -35,6 +35,11 @@ def _number(value: Any, name: str, least: float, below: float = math.inf) -> flo
         bound = f"at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         raise ValueError(f"{name} must be {bound}, got {number:g}")
     return number
+
+
+def _wide(b: Backend, dtype: Any) -> Any:
+    """The dtype in which a parameter is updated."""
+    return dtype if is_complex(b, dtype) else accumulator_dtype(b, dtype)
 
 
 def _check_mapping(value: Any, name: str, source: str) -> None:
@@ -91,10 +96,10 @@ class Optimizer:
         self._state: dict[str, Array] = {}
         for name, p in self.params.items():
             b = self._owner(name)
-            if backends.dtype_name(b, p) not in backends.FLOATS:
-                raise TypeError(f"parameter {name!r} must be floating, got {p.dtype}")
+            if backends.dtype_name(b, p) not in (*backends.FLOATS, *backends.COMPLEX):
+                raise TypeError(f"parameter {name!r} must be floating or complex, got {p.dtype}")
             for slot in self.slots:
-                self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), accumulator_dtype(b, p.dtype))
+                self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), _wide(b, p.dtype))
 
     def _owner(self, name: str) -> Backend:
         return backends.of(self.params[name], name=f"parameter {name!r}")
@@ -152,7 +157,7 @@ class Optimizer:
         self.steps += 1
         for name in grads:
             p, b = self.params[name], self._owner(name)
-            wide = cast(b, p, accumulator_dtype(b, p.dtype))
+            wide = cast(b, p, _wide(b, p.dtype))
             g = cast(b, grads[name], wide.dtype)
             self._update(b, name, wide, g + self.weight_decay * wide if self.weight_decay else g, lr)
             if wide is not p:
@@ -195,7 +200,8 @@ class Optimizer:
                     f"the gradient of {name!r} lives elsewhere than its parameter: make a new optimiser after to()"
                 )
             kind = backends.dtype_name(self._owner(name), grads[name])
-            if kind not in (*backends.FLOATS, *backends.INTEGERS):
+            fits = kind in backends.COMPLEX and is_complex(self._owner(name), p.dtype)
+            if not fits and kind not in (*backends.FLOATS, *backends.INTEGERS):
                 raise TypeError(f"the gradient of {name!r} must be of real numbers, got {kind}")
             if tuple(grads[name].shape) != tuple(p.shape):
                 raise ValueError(
@@ -210,6 +216,13 @@ class Optimizer:
         host = {name: backends.to_numpy(a).copy() for name, a in self._state.items()}
         return {"steps": backends.to_numpy([self.steps]), **host}
 
+    def _numbers(self, name: str, value: Any) -> numpy.ndarray:
+        """An array of a state on the host. TypeError for complex numbers where the optimiser's own are real."""
+        own = self._state.get(name)
+        if own is not None and is_complex(backends.of(own), own.dtype):
+            return backends.to_numpy(value)
+        return _real_numbers(f"{name} of the state", value)
+
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Take over what `state_dict` gave; the arrays are copied, and cast to float32 or float64.
 
@@ -218,7 +231,7 @@ class Optimizer:
         """
         _check_mapping(state, "state", "state_dict()")
         expected = {"steps": (1,)} | {name: tuple(a.shape) for name, a in self._state.items()}
-        host = {str(name): _real_numbers(f"{name} of the state", a) for name, a in state.items()}
+        host = {str(name): self._numbers(str(name), a) for name, a in state.items()}
         given = {name: tuple(a.shape) for name, a in host.items()}
         wrong = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
         if wrong:
@@ -291,8 +304,17 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay)
 
     def _update(self, b: Backend, name: str, p: Array, g: Array, lr: float) -> None:
-        first, second = self.betas
         mean, square = self._state[f"mean.{name}"], self._state[f"square.{name}"]
+        if is_complex(b, p.dtype):  # two real parameters, as PyTorch has it
+            g = cast(b, g, p.dtype)
+            for part in ("real", "imag"):
+                p_part, g_part, mean_part, square_part = (getattr(a, part) for a in (p, g, mean, square))
+                self._update_real(b, p_part, g_part, mean_part, square_part, lr)
+        else:
+            self._update_real(b, p, g, mean, square, lr)
+
+    def _update_real(self, b: Backend, p: Array, g: Array, mean: Array, square: Array, lr: float) -> None:
+        first, second = self.betas
         mean *= first
         mean += (1.0 - first) * g
         square *= second

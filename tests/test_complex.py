@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import backends, kernels
+from cnnlayers import backends, kernels, layers, optim
 from cnnlayers.kernels.cpu import jit as cpu
 
 from .conftest import Impl
@@ -319,3 +319,54 @@ def test_errors(impl: Impl, rng: np.random.Generator) -> None:
         F.pad(impl.array(x), 1, "edge", value=1j)
     with pytest.raises(TypeError, match="weight must be float"):
         F.conv(impl.array(x), impl.array(np.ones((3, 2, 3, 3), int)))
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+def test_layers_take_complex_arrays(rng: np.random.Generator) -> None:
+    first = layers.Conv(2, 3, 3, padding=1, padding_mode="reflect", rng=0)
+    net = layers.Sequential(first, layers.AvgPool(2), layers.Flatten(), layers.Linear(27, 4, rng=1))
+    x, dy = noise(rng, 2, 2, 6, 6, dtype="complex64"), noise(rng, 2, 4, dtype="complex64")
+    assert net(x).dtype == net.backward(dy).dtype == "complex64"
+    assert {g.dtype.name for g in net.grads.values()} == {"float32"}
+    with pytest.raises(TypeError, match="of all ops, only pad"):
+        layers.ReLU()(x)
+
+
+def test_complex_weights_are_assigned_and_loaded(rng: np.random.Generator) -> None:
+    layer = layers.Conv(2, 3, 3, rng=0)
+    params, old = layer.params, layer.params["weight"]
+    sgd = optim.SGD(params, lr=0.1)
+    params["weight"] = noise(rng, 3, 2, 3, 3, dtype="complex128")
+    assert params["weight"] is layer.params["weight"]
+    assert layer.params["weight"].dtype == "complex64"  # in the precision of before
+    x = noise(rng, 1, 2, 5, 5, dtype="complex64")
+    layer.backward(layer(x))
+    assert layer.grads["weight"].dtype == "complex64"
+    assert layer.grads["bias"].dtype == "float32"
+    with pytest.raises(RuntimeError, match="is another array now"):
+        sgd.step(layer.grads)
+    assert old.dtype == "float32"
+    again = layers.Conv(2, 3, 3, rng=1).load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(again(x), layer(x))
+    norm = layers.BatchNorm(3)
+    with pytest.raises(TypeError, match="weight must hold real numbers, got complex64"):
+        norm.params["weight"] = np.ones(3, "complex64")
+
+
+@pytest.mark.parametrize(("kind", "options"), [(optim.SGD, {"lr": 0.1, "momentum": 0.9}), (optim.Adam, {"lr": 1e-2})])
+def test_optimisers_of_complex_parameters_are_pytorchs(rng: np.random.Generator, kind: Any, options: Any) -> None:
+    torch = pytest.importorskip("torch")
+    ours = noise(rng, 3, 2)
+    theirs = torch.tensor(ours.copy(), requires_grad=True)
+    optimizer, other = kind({"p": ours}, **options), getattr(torch.optim, kind.__name__)([theirs], **options)
+    for _ in range(4):
+        gradient = noise(rng, 3, 2)
+        optimizer.step({"p": gradient})
+        theirs.grad = torch.tensor(gradient)
+        other.step()
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-12)
+    twin = kind({"p": ours.copy()}, **options)
+    twin.load_state_dict(optimizer.state_dict())
+    optimizer.step({"p": gradient})
+    twin.step({"p": gradient})
+    np.testing.assert_array_equal(twin.params["p"], ours)

@@ -157,7 +157,7 @@ def test_a_gradient_of_another_owner() -> None:
         (lambda p: Adam(p, betas=0.9), ValueError, "betas must be a pair"),
         (lambda p: Adam(p, eps=-1.0), ValueError, "eps"),
         (lambda p: Adam({}), ValueError, "params is empty"),
-        (lambda p: Adam({"n": np.arange(3)}), TypeError, "'n' must be floating, got int64"),
+        (lambda p: Adam({"n": np.arange(3)}), TypeError, "'n' must be floating or complex, got int64"),
         (lambda p: Adam({"n": [1.0]}), TypeError, "'n' must be an array"),
     ],
 )

@@ -41,9 +41,20 @@ def _note_replaced(old: Iterable[Array], new: Iterable[Array]) -> None:
         _replaced.pop(id(array), None)
 
 
+def write_value(store: dict[str, Array], key: str, value: Array) -> None:
+    """Write a value into the array at `key`, or put it there in its place if its dtype is another."""
+    old = store[key]
+    if value.dtype == old.dtype:
+        old[...] = value
+    else:
+        store[key] = value
+        _note_replaced([old], [value])
+
+
 class Parameters(dict[str, Array]):
-    """A layer's live parameters by name. To assign to a name copies the values into the live array. A copy or a pickle
-    is a plain dict."""
+    """A layer's live parameters by name. To assign to a name copies the values into the live array; complex ones make
+    the parameter of a convolution or linear layer complex, which is another array. A copy or a pickle is a plain
+    dict."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__({prefix + name: a for prefix, at in layer.walk() for name, a in at.own_params.items()})
@@ -56,7 +67,9 @@ class Parameters(dict[str, Array]):
         if name not in self:
             raise KeyError(f"no parameter {name!r}; there are {', '.join(self) or 'none'}")
         if value is not self[name]:  # `params[name] -= step` has written already
-            self[name][...] = checked_value(name, self[name], value)
+            live, (holder, store, key) = self[name], self.layer.holder_of(self[name])
+            write_value(store, key, checked_value(name, live, value, holder.complex_weights))
+            super().__setitem__(name, store[key])
 
     def update(self, *others: Any, **more: Array) -> None:
         """Assign to several names. Nothing is written unless all the names are there."""
@@ -131,6 +144,7 @@ class Layer:
     _op_options: tuple[str, ...]  # what the op takes from the layer's attributes
     _op_arrays: tuple[tuple[str, str], ...]  # what it takes from `own_params`, and the name there
     _accepts_needs_dx = False  # whether the op's backward takes needs_dx
+    complex_weights = False  # whether parameters may become complex, by an assignment of complex values
     _needs_dx = True  # in the backward under way; `compute_backward` may give None otherwise
     _referred: tuple[str, ...] = ()  # attributes that a copy of the layer shares
 
@@ -253,14 +267,24 @@ class Layer:
         found = {}
         for name in (n for n in own if n in state):
             try:
-                found[name] = checked_value(name, own[name], state[name])
+                holder, store, key = self.holder_of(own[name])
+                found[name] = store, key, checked_value(name, own[name], state[name], holder.complex_weights)
             except ValueError as error:
                 faults.append(str(error))
         if faults:
             raise ValueError(f"the state does not fit this {type(self).__name__}: {'; '.join(faults)}")
-        for name, value in found.items():
-            own[name][...] = value
+        for store, key, value in found.values():
+            write_value(store, key, value)
         return self
+
+    def holder_of(self, array: Array) -> tuple[Layer, dict[str, Array], str]:
+        """The layer, among this one and all inside it, that has an array of the state; and where it has it."""
+        for _, at in self.walk():
+            for store in (at.own_params, at.own_buffers):
+                for key, own in store.items():
+                    if own is array:
+                        return at, store, key
+        raise KeyError("the array is none of this layer's: it was replaced")
 
     # ------------------------------------------------------------------------------------------------------------- mode
     def train(self, mode: bool = True) -> Self:

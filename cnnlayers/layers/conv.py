@@ -28,6 +28,8 @@ def spatial_axes(kernel_size: Size, ndim: int | None) -> int:
 class _Conv(Layer):
     """A weight and a bias for `ndim` spatial axes: an int kernel has two unless `ndim` says otherwise."""
 
+    complex_weights = True
+
     def _weights(self, first: int, second: int, kernel_size: Size, ndim: int | None, biases: int, rng: Any) -> None:
         kernel = sizes(kernel_size, spatial_axes(kernel_size, ndim), "kernel_size")
         fan_in = second

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array, Context, Plan, check_backward, check_numeric
+from cnnlayers.functional._common import Array, Context, Plan, check_backward, check_numeric, is_complex
 from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer, generator, uniform
@@ -42,6 +42,8 @@ class Linear(Layer, op="linear"):
     ----------
     torch.nn.Linear
     """
+
+    complex_weights = True
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Any = None) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class Flatten(Layer):
 
     def compute_forward(self, x: Array) -> tuple[Any, Any]:
         b = backends.of(x)
-        shape = tuple(check_numeric(b, x, "x").shape)
+        shape = tuple((x if is_complex(b, x.dtype) else check_numeric(b, x, "x")).shape)
         start, end = self._axis(self.start_dim, "start_dim", shape), self._axis(self.end_dim, "end_dim", shape)
         if start > end:
             raise ValueError(f"start_dim {self.start_dim} lies behind end_dim {self.end_dim} in an x of shape {shape}")

@@ -40,8 +40,9 @@ def check_prefix(layer: str, own: Iterable[str], names: Iterable[str]) -> None:
             )
 
 
-def checked_value(name: str, array: Array, value: Any) -> Array:
-    """`value` as an array of `array`'s backend and dtype. ValueError for a shape, TypeError for no real numbers."""
+def checked_value(name: str, array: Array, value: Any, complex_too: bool = False) -> Array:
+    """`value` as an array of `array`'s backend and dtype. `complex_too`: complex where the value is, in array's
+    precision. ValueError for a shape, TypeError for no real numbers, or complex ones where the array is real."""
     b = backends.of(array)
     if isinstance(value, numpy.ndarray):
         value = backends.native(value)
@@ -57,6 +58,10 @@ def checked_value(name: str, array: Array, value: Any) -> Array:
     if tuple(value.shape) != tuple(array.shape):
         raise ValueError(f"{name} must have shape {tuple(array.shape)}, got {tuple(value.shape)}")
     kind = backends.dtype_name(backends.of(value), value)
-    if kind not in (*backends.FLOATS, *backends.INTEGERS):
+    dtype, own = array.dtype, backends.dtype_name(b, array)
+    if kind in backends.COMPLEX and (complex_too or own in backends.COMPLEX):
+        if own not in backends.COMPLEX:
+            dtype = b.xp.complex128 if own == "float64" else b.xp.complex64
+    elif kind not in (*backends.FLOATS, *backends.INTEGERS):
         raise TypeError(f"{name} must hold real numbers, got {kind}")
-    return b.xp.astype(value, array.dtype) if type(value) is type(array) else b.array(value, array.dtype)
+    return b.xp.astype(value, dtype) if type(value) is type(array) else b.array(value, dtype)
