@@ -19,6 +19,65 @@
 
 enum Save { NOTHING = 0, ARGMAX = 1, TIES = 2 };  // what forward writes besides y
 
+// Where a thread's windows are: the first cell of the first window (perhaps outside) and which of its cells exist.
+template <typename I> struct Windows {
+  I start, width;  // offset of that cell; cells of a row of x
+  int top, h;      // its row; rows of x
+  bool first, last;  // whether the windows touch the left edge, the right edge
+};
+
+// `rank` of a 16-bit float in the upper half of an integer.
+template <typename T> __device__ __forceinline__ int rank_above(T v) {
+  constexpr int NaN = (Infinity<T>::value + 1) << 16;
+  const int word = int(unsigned(bits(v)) << 16), magnitude = word & 0x7fff0000;
+  return magnitude >= NaN ? NaN : word < 0 ? -magnitude : magnitude;
+}
+
+// Of V windows of 16-bit floats the maxima and their taps: one integer holds a cell's rank above its place in C order, so that
+// one maximum finds both, the first of equals. y is loaded again from where the tap is, with all its bits.
+template <typename T, int K, int S, int C, typename I> __device__ __forceinline__ void keyed_maxima(
+    const T* __restrict__ x, const Windows<I>& at, Pack<T, C / S>& best, unsigned (&taps)[C / S]) {
+  constexpr int V = C / S, P = (K - S + 1) / 2, Behind = K - S - P;
+  constexpr int BelowAll = -2147483647 - 1;
+  Pack<T, C> own[K];
+  T before[K] = {}, behind[K] = {};
+#pragma unroll
+  for (int ty = 0; ty < K; ++ty) {
+    own[ty] = {};
+    if (at.top + ty < 0 || at.top + ty >= at.h) continue;
+    const T* cells = x + (at.start + I(ty) * at.width + P);
+    own[ty] = *reinterpret_cast<const Pack<T, C>*>(cells);
+    if (P && !at.first) before[ty] = cells[-1];
+    if (Behind && !at.last) behind[ty] = cells[C];
+  }
+  int keys[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) keys[v] = BelowAll;
+#pragma unroll
+  for (int ty = 0; ty < K; ++ty) {
+    if (at.top + ty < 0 || at.top + ty >= at.h) continue;
+    int key[P + C + Behind];
+#pragma unroll
+    for (int c = 0; c < P + C + Behind; ++c) {
+      const T value = c < P ? before[ty] : c < P + C ? own[ty].v[c - P] : behind[ty];
+      key[c] = rank_above(value);
+      if ((c < P && at.first) || (c >= P + C && at.last)) key[c] = BelowAll;
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+#pragma unroll
+      for (int tx = 0; tx < K; ++tx) keys[v] = max(keys[v], key[S * v + tx] + (15 - ty * K - tx));
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const unsigned tap = 15u - (unsigned(keys[v]) & 15u), ty = tap * 11u / 32u;
+    static_assert(K <= 3, "tap * 11 / 32 is tap / 3 up to 9");
+    taps[v] = tap;
+    best.v[v] = K == 3 ? x[at.start + I(ty) * at.width + I(tap - 3 * ty + S * v)]
+                       : x[at.start + I(tap / K) * at.width + I(tap % K + S * v)];
+  }
+}
+
 // n = planes * oh * row.
 template <typename T, int K, int S, int C, int Saved, typename I>
 __global__ void __launch_bounds__(256, 4) max_pool_tiled(const T* __restrict__ x, Pack<T, C / S>* __restrict__ y,
@@ -32,10 +91,14 @@ __global__ void __launch_bounds__(256, 4) max_pool_tiled(const T* __restrict__ x
     Pack<T, V> best;
     B best_rank[V];
     unsigned taps[V];  // the tap of the maximum so far, or one bit for each tap that equals it
+    if constexpr (sizeof(T) == 2 && Saved != TIES) {
+      const I start = ((plane * I(h) + I(top)) * row + j) * C - P;
+      keyed_maxima<T, K, S, C>(x, Windows<I>{start, row * C, top, h, j == 0, j + 1 == row}, best, taps);
+    }
 #pragma unroll
     for (int v = 0; v < V; ++v) best_rank[v] = BelowAll;
 #pragma unroll
-    for (int ty = 0; ty < K; ++ty) {
+    for (int ty = 0; ty < K && (sizeof(T) > 2 || Saved == TIES); ++ty) {
       if (top + ty < 0 || top + ty >= h) continue;
       const T* cells = x + ((plane * I(h) + I(top + ty)) * row + j) * C;
       T values[P + C + Behind];

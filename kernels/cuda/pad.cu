@@ -13,8 +13,9 @@
 // Order     that of functional/pad.py: the innermost axis first; for a cell its own gradient (0 if y crops it), then the
 //           border before it, then the border behind it, each from the outermost cell inwards. A single gradient moves
 //           untouched.
-// Thread    16 bytes of the result, V elements: whole words and one store where they are copies of neighbours, else one
-//           element after another. Backward gathers: no atomics, the bits are fixed.
+// Thread    16 bytes of the result, V elements: whole words and one store where they are copies of neighbours. At a border
+//           forward loads V single elements and stores them at once; else one element after another. Backward gathers: no
+//           atomics, the bits are fixed.
 // Bytes     x once, y once; dy once, dx once: the least. What borders read again comes from the caches.
 // Source    functional/pad.py; the tests compare these kernels with it bit for bit.
 #include "common.cuh"
@@ -120,6 +121,11 @@ template <typename E, typename I> __device__ __forceinline__ bool can_copy(I p, 
   return p + 1 > margin && p < n && n - p >= margin + 16 / sizeof(E);
 }
 
+// The words that a thread writes.
+template <typename T, int V> struct alignas(16) Line {
+  T v[V];
+};
+
 // `fill`: eight bytes, the fill value repeated.
 template <typename T, int L> __device__ __forceinline__ Pack<T, L> fill_pack(unsigned long long fill) {
   Pack<T, L> pack;
@@ -144,6 +150,24 @@ __global__ void __launch_bounds__(256) pad_forward(
     const bool copies = z >= 0 && r >= 0 && left >= V && first < row && row - first >= V;
     if (copies && can_copy<Pack<T, L>>(start + first, n_x)) {
       copy(x + start + first, y + i);
+      continue;
+    }
+    if (L == 1 && V > 1 && inner == 1 && w.out >= V && i + V <= n_y) {  // at most two rows
+      const int own = w.out - at.c;                                 // elements of the first
+      const bool there = z >= 0 && r >= 0;
+      Position<I> behind = at;
+      if (own < V) behind.c = w.out - 1, behind.lane = 0, behind.next(d.out, h.out, w.out, inner);
+      const int z2 = d.source_cell(behind.z), r2 = h.source_cell(behind.r);
+      const I start2 = ((behind.outer * I(d.length) + I(z2)) * I(h.length) + I(r2)) * row;
+      Line<T, V> line;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const bool second = v >= own;
+        const int c = w.source_cell(at.c + v - (second ? w.out : 0));
+        line.v[v] = T(fill);
+        if (c >= 0 && (second ? z2 >= 0 && r2 >= 0 : there)) line.v[v] = x[(second ? start2 : start) + I(c)].v[0];
+      }
+      *reinterpret_cast<Line<T, V>*>(y + i) = line;
       continue;
     }
     for (int v = 0; v < V && i + v < n_y; ++v) {

@@ -189,6 +189,12 @@ def build(ins: Any) -> Work:
         y, z, least = y.view(kind), (c or b).i(w).view(kind), tests[0](w).repeat(4 // np.dtype(kind).itemsize)
         return np.where(least, np.minimum(y, z), np.maximum(y, z)).view(u32)
 
+    def extreme_of_three(w: Any) -> Array:
+        kind = u32 if "U32" in mods else i32
+        values = [v.i(w).view(kind) for v in (a, b, c)]
+        least = tests[-1](w)
+        return np.where(least, np.minimum.reduce(values), np.maximum.reduce(values)).view(u32)
+
     def converted(w: Any) -> Array:
         if op == "F2I":
             most = 2.0**64 - 2048 if "U64" in mods else 2.0**32 - 1
@@ -225,6 +231,7 @@ def build(ins: Any) -> Work:
         "IABS": one(lambda w: np.abs(a.s(w).astype(i64)).astype(u32)),
         "VIMNMX": one(extreme),
         "VIADDMNMX": one(extreme),
+        "VIMNMX3": one(extreme_of_three),
         "POPC": one(lambda w: np.array([int(v).bit_count() for v in a.i(w)], u32)),
         "FLO": one(lambda w: np.array([(int(v).bit_length() - 1) & FULL for v in a.i(w)], u32)),
         "FADD": one(lambda w: (a.f(w) + b.f(w)).view(u32)),
