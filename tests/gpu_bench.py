@@ -57,7 +57,7 @@ def bench(out: Path, minutes: float | None, quick: bool, say: Callable[[str], No
     planned.contestants = [peer for peer in planned.contestants if peer.name in PEERS]
     outcome = run.run(planned, say, lambda done, of, name: None)
     run.keep(planned, outcome)
-    for line in (*report.summary(outcome.rows, "gpu"), *outcome.troubles):
+    for line in (*report.summary(outcome.rows), *outcome.troubles):
         say(line)
     if outcome.left_out:
         say(f"time was up: {outcome.left_out} of {len(planned.cases)} cases were left out")

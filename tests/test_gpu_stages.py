@@ -136,11 +136,11 @@ def test_a_reports_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with kernels.mode("off"):
         assert gpu_bench.main(["--kind", "standin", "--quick", "--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} >= {"gpu.md", "gpu.json", "predicted.md"}
-    assert (tmp_path / "predicted.md").read_text().count("max_pool 3×3 s2 p1, 2×64×28²") == 3
+    assert (tmp_path / "predicted.md").read_text().count("max_pool 3×3 s2 p1 f16, 2×64×28²") == 3
 
 
 def test_the_main_cases_hold_every_op_in_two_dtypes() -> None:
-    assert {c.op for c in cases.GPU_MAIN} == {c.op for c in cases.GPU if c.op != cases.NETWORK}
+    assert {c.op for c in cases.GPU_MAIN} == {c.op for c in cases.GPU if c.op not in cases.NETWORKS}
     assert [c.dtype for c in cases.GPU_MAIN[:4]] == ["float16", "float32"] * 2
     assert cases.chosen("gpu", ["relu"], main=True) == [c for c in cases.GPU_MAIN if c.op == "relu"]
 

@@ -106,7 +106,7 @@ def _all(calls: Iterable[Call], device: Device) -> Iterator[tuple[Call, str, lis
 # ---------------------------------------------------------------------------------------------------------- predictions
 def call_of(case: cases.Case) -> Call | None:
     """A case of the benchmark as a call; None where no launcher of the library makes its launches."""
-    if case.op in ("conv", "relu", cases.NETWORK):
+    if case.op in ("conv", "relu", *cases.NETWORKS):
         return None
     options = dict(case.options)
     args = tuple(options.pop(key) for key in ("num_groups", "normalized_shape", "output_size") if key in options)
