@@ -122,8 +122,8 @@ TABLE: dict[tuple[str, str], Entry] = {
         for step in ("im2col", "col2im", "channel_sums")
     },
     **{
-        (f"{form}_{step}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{form}", needs="cnnlayers.kernels.cpu.jit")
-        for form in ("depthwise", "winograd")
+        (f"{form}_{step}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.jit")
+        for form, module in (("direct", "conv_direct"), ("winograd", "winograd"))
         for step in ("correlate", "correlate_adjoint", "weight_gradient")
     },
 }

@@ -25,6 +25,8 @@ ENOUGH = 128  # windows that a product is of on the CPU, at least: with fewer BL
 APART = 256  # windows of a sample, channels first, that on the CPU are a product of their own
 SHARES = 4  # tiles on the CPU, at least: some threads can then be busy to the end
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
+DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for the direct form
+DIRECT_TERMS = 2048  # of a sum, at most: it is in the array's dtype
 LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
 ALL = slice(None)
@@ -95,6 +97,13 @@ class Conv:
         """A 3×3 kernel with stride 1 on enough channels for Winograd's form, which needs float32 and a kernel."""
         fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
         return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
+
+    @functools.cached_property
+    def direct(self) -> bool:
+        """A weight that is small enough for the direct form, whose sums are then short enough for float32."""
+        _, filters, channels, taps = self.weight_shape
+        terms = max(channels, filters) * taps
+        return terms <= DIRECT_TERMS and filters * channels * taps <= DIRECT_WEIGHT
 
     @functools.cached_property
     def flops(self) -> float:

@@ -1,0 +1,261 @@
+"""Launchers of conv_direct_loops.py: convolutions by vector loops, without columns and without BLAS.
+
+They serve float32 and float64, both layouts, and any rank, stride, dilation, padding and groups. `form_of`
+(functional/conv_im2col.py) says which convolutions take this form. Results have the same bits on every CPU.
+
+The loops multiply the zeros of the padding, so a weight that is not finite would give NaN where the definition has no
+product; so would a number of the image or the maps in the weight's gradient. The launchers then raise `UnsuitableData`,
+and another form computes the call."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cnnlayers import backends
+from cnnlayers.backends import Backend
+from cnnlayers.kernels import UnsuitableData
+
+from . import conv_direct_loops as loops
+from .conv_direct_sheets import FILTERS
+from .parallel import flat, parallel_chunks
+
+Array = Any
+
+SHEET_BYTES = 512 << 10  # of a unit's sheets, about: they should stay in the second-level cache of a core
+MOST_CELLS = 16 * 1024  # of a sheet: each lane then has 1024 terms of a sum in float32 at most
+UNITS = 16  # at least, if there are so many samples: work for several threads
+PARTS = 16  # partial sums of a weight's gradient, at most
+PART_WINDOWS = 2000  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
+SHARED_FLOPS = 16_000_000  # of a call of few samples that is cut into bands for several threads, at least
+FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
+MISSING = (1, 1, 1, 1, 1, 0)  # a missing spatial axis
+
+
+def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+    """Why no kernel here serves this call, or None. `form_of` has checked the shape before."""
+    if any(a is not None and a.dtype not in (np.float32, np.float64) for a in arrays):
+        return f"{op} is compiled for float32 and float64"
+    return None
+
+
+def direct_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
+    """The maps of `correlate`. Raises UnsuitableData for a weight that is not finite."""
+    maps = backends.result(spec.maps_shape, image.dtype)
+    _run(_plan(spec, "correlate", image.itemsize), spec, image, np.reshape(weight, spec.weight_shape), bias, maps)
+    return maps
+
+
+def direct_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
+    """The image of the adjoint of `correlate`. Raises UnsuitableData for a weight that is not finite."""
+    image = backends.result(spec.window.layout.shape, maps.dtype)
+    turned = np.reshape(weight, spec.weight_shape).swapaxes(1, 2)
+    _run(_plan(spec, "correlate_adjoint", maps.itemsize), spec, maps, turned, bias, image)
+    return image
+
+
+def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
+    """The weight's gradient. Raises UnsuitableData if a number is not finite."""
+    plan = _plan(spec, "weight_gradient", image.itemsize)
+    filters, taps = int(plan.sizes[FILTERS]), len(plan.offsets)
+    units = plan.units // spec.groups
+    windows = len(image) * math.prod(spec.window.out_lengths)
+    parts = max(1, min(PARTS, units, windows // PART_WINDOWS))
+    partial = np.zeros((parts, spec.groups, filters, taps))
+    shapes = (plan.sheets * plan.sheet,), (filters * plan.sheet,), (16 * filters * taps,)
+    arrays = flat(image), flat(maps), partial.reshape(-1), plan.axes, plan.sizes, plan.starts, plan.offsets
+
+    def compute(start: int, stop: int) -> None:
+        with backends.workspace(image.dtype, *shapes) as (sheets, map_sheets, sums):
+            loops.weight_gradient(*arrays, plan.map_axes, parts, start, stop, sheets, map_sheets, sums)
+
+    parallel_chunks(parts * spec.groups, _nbytes(spec, image, maps), compute)
+    dweight = partial.sum(axis=0)
+    _check_finite(dweight, "weight's gradient")
+    return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
+
+
+def _run(plan: _Plan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
+    """Compute the target. weight: (groups, filters, channels, taps), as the target and the source see them."""
+    _check_finite(weight, "weight")
+    parts = [weight[..., taps].reshape(-1) for taps in plan.taps]
+    packed = np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
+    if bias is None:
+        bias = np.zeros(spec.groups * int(plan.sizes[FILTERS]), source.dtype)
+    arrays = flat(source), packed, flat(bias), flat(target)
+    shapes = (plan.sheets * plan.sheet,), (8 * plan.sheet,)
+
+    def compute(start: int, stop: int) -> None:
+        with backends.workspace(source.dtype, *shapes) as (sheets, out):
+            loops.correlate(
+                *arrays, plan.axes, plan.sizes, plan.starts, plan.outputs, plan.offsets, start, stop, sheets, out
+            )
+
+    parallel_chunks(plan.units, _nbytes(spec, source, target), compute)
+
+
+def _nbytes(spec: Any, *arrays: Array) -> int:
+    """Bytes that take as long to copy as the convolution takes."""
+    return int(max(sum(a.nbytes for a in arrays), spec.flops / FLOPS_PER_BYTE))
+
+
+def _check_finite(numbers: Array, name: str) -> None:
+    if not np.isfinite(numbers).all():
+        raise UnsuitableData(
+            f"the {name} has NaN or infinity, which would change other cells; in mode 'auto' another form computes it"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- plans
+@dataclass(frozen=True)
+class _Plan:
+    """What a loop is given besides its arrays. `taps`: for each phase of the target its taps. `sheets`: their number;
+    `sheet`: elements of one."""
+
+    axes: Array
+    map_axes: Array
+    sizes: Array
+    starts: Array
+    outputs: Array
+    offsets: Array
+    taps: list[list[int]]
+    units: int
+    sheets: int
+    sheet: int
+
+
+@dataclass(frozen=True)
+class _AxisPlan:
+    """One axis. A window's first cell is cell 0 of the sheet. `reads`: for each phase of the target, its taps with the
+    phase of the source and the cell of the sheet that window 0 reads. `starts`: for each phase of the source, the
+    source's cell in cell 0 of the sheet."""
+
+    length: int
+    step: int
+    windows: int
+    target_length: int
+    target_step: int
+    starts: list[int]
+    reads: list[list[tuple[int, int, int]]]
+
+    @property
+    def reach(self) -> int:
+        return max((cell for phase in self.reads for _, _, cell in phase), default=0)
+
+    def pitch(self) -> int:
+        """The distance of rows. The zeros after a row are also those before the next."""
+        limit, low, high = self.windows + self.reach, [], []
+        for start in self.starts:
+            low.append(min(limit, max(0, -(start // self.step))))
+            high.append(max(low[-1], min(limit, (self.length - 1 - start) // self.step + 1)))
+        return max(self.windows, *high, limit - min(low))
+
+
+def _forward_axis(length: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> _AxisPlan:
+    """Sheets are the phases of the image; window o reads cell o + t * dilation // stride of one of them."""
+    phases = sorted({t * dilation % stride for t in range(kernel)})
+    reads = [(t, phases.index(t * dilation % stride), t * dilation // stride) for t in range(kernel)]
+    return _AxisPlan(length, stride, out, out, 1, [phase - before for phase in phases], [reads])
+
+
+def _adjoint_axis(length: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> _AxisPlan:
+    """The image's cell stride * q + r gets tap t of map q + (r + before - t * dilation) / stride, if that is whole."""
+    found = [
+        [(t, (r + before - t * dilation) // stride) for t in range(kernel) if (r + before - t * dilation) % stride == 0]
+        for r in range(stride)
+    ]
+    first = min((cell for phase in found for _, cell in phase), default=0)
+    reads = [[(t, 0, cell - first) for t, cell in phase] for phase in found]
+    return _AxisPlan(out, 1, -(-length // stride), length, stride, [first], reads)
+
+
+@backends.planned
+def _plan(spec: Any, step: str, itemsize: int) -> _Plan:
+    """The plan for one of the three functions."""
+    rows = [(a.length, a.out, a.kernel, a.stride, a.dilation, a.before) for a in spec.window.axes]
+    rows = [MISSING] * (3 - len(rows)) + rows
+    axes = [(_adjoint_axis if step == "correlate_adjoint" else _forward_axis)(*row) for row in rows]
+    kernel = [row[2] for row in rows]
+    _, filters, channels, _ = spec.weight_shape
+    if step == "correlate_adjoint":
+        filters, channels = channels, filters
+    sources = math.prod(len(a.starts) for a in axes)
+    sheets = channels * sources
+    beside = filters if step == "weight_gradient" else 8
+    batch, band_axis, band, pitches = _cut(spec, axes, (sheets + beside) * itemsize)
+    reach = (axes[0].reach * pitches[1] + axes[1].reach) * pitches[2] + axes[2].reach
+    sheet = -(-(batch * math.prod(pitches) + reach + 64) // 16) * 16
+    bands = -(-axes[band_axis].windows // band)
+    table = [
+        [a.length, a.step, a.windows, a.reach, pitch, a.target_length, a.target_step]
+        for a, pitch in zip(axes, pitches, strict=True)
+    ]
+    samples = spec.window.layout.shape[0]
+    sizes = [samples, spec.groups, channels, filters, batch, band_axis, band, bands, sheet]
+    source, target = (math.prod(x) for x in ([a.length for a in axes], [a.target_length for a in axes]))
+    sizes += _strides(spec, spec.groups * channels, source) + _strides(spec, spec.groups * filters, target)
+    outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, channels, spec.groups * filters)
+    return _Plan(
+        np.array(table, np.int64),
+        np.array([[a.windows, 1, a.windows, 0, pitch, 0, 0] for a, pitch in zip(axes, pitches, strict=True)], np.int64),
+        np.array(sizes, np.int64),
+        np.array(list(itertools.product(*(a.starts for a in axes))), np.int64),
+        np.array(outputs, np.int64),
+        np.array(offsets, np.int64),
+        taps,
+        -(-samples // batch) * bands * spec.groups,
+        sheets,
+        sheet,
+    )
+
+
+def _cut(spec: Any, axes: Sequence[_AxisPlan], row_bytes: int) -> tuple[int, int, int, list[int]]:
+    """Samples in a batch, the axis that is cut into bands, windows in a band, and the pitches of the sheets.
+
+    row_bytes: of one cell of all sheets."""
+    pitches = [a.pitch() for a in axes]
+    samples = spec.window.layout.shape[0]
+    axis = next((i for i in range(2) if axes[i].windows > 1), 2)
+    cells = min(SHEET_BYTES // row_bytes, MOST_CELLS)
+    batch = min(cells // math.prod(pitches), -(-samples * spec.groups // UNITS), samples)
+    if batch >= 1 and (batch > 1 or samples * spec.groups >= UNITS):
+        return batch, axis, axes[axis].windows, pitches
+    a = axes[axis]
+    others = math.prod(pitches) // pitches[axis]
+    least = -(-UNITS // (samples * spec.groups)) if spec.flops > SHARED_FLOPS else 1
+    number = max(least, -(-a.windows // max(1, cells // others - a.reach)))
+    band = -(-a.windows // max(1, min(a.windows, number)))
+    if band < a.windows:
+        pitches[axis] = band + a.reach
+    return 1, axis, band, pitches
+
+
+def _strides(spec: Any, channels: int, cells: int) -> list[int]:
+    """Elements of an array from one sample, channel and cell to the next."""
+    return [channels * cells, 1, channels] if spec.last else [channels * cells, cells, 1]
+
+
+def _offsets(
+    axes: Sequence[_AxisPlan], kernel: Sequence[int], pitches: Sequence[int], sheet: int, channels: int, filters: int
+) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """`outputs` and `offsets` as the loops take them, and the taps of each phase of the target."""
+    outputs: list[list[int]] = []
+    offsets: list[int] = []
+    taps, weights = [], 0
+    phases = [len(a.starts) for a in axes]
+    for origin in itertools.product(*(range(len(a.reads)) for a in axes)):
+        reads = list(itertools.product(*(a.reads[r] for a, r in zip(axes, origin, strict=True))))
+        taps.append([(z[0] * kernel[1] + y[0]) * kernel[2] + x[0] for z, y, x in reads])
+        within = []
+        for z, y, x in reads:
+            source = (z[1] * phases[1] + y[1]) * phases[2] + x[1]
+            within.append(source * sheet + (z[2] * pitches[1] + y[2]) * pitches[2] + x[2])
+        outputs.append([*origin, len(offsets), channels * len(reads), weights])
+        offsets += [c * math.prod(phases) * sheet + at for c in range(channels) for at in within]
+        weights += filters * channels * len(reads)
+    return outputs, offsets, taps

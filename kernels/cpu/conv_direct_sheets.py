@@ -1,0 +1,177 @@
+"""The sheets of direct convolution (conv_direct_loops.py): cells of an array in rows with zeros for the padding, and
+results in such rows back to an array.
+
+All arrays are flat. `axes` has a row for each spatial axis and the columns named below; `sizes` has the entries named
+below. A *box* has for each axis the first window and the number of windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .jit import kernel
+from .vectors import evens, interleave_high, interleave_low, load, load_first, store, store_first
+
+Array = Any
+U = np.uint64  # unsigned offsets need no test for negative ones
+
+# Columns of `axes`. WINDOWS: positions on the axis. REACH: cells that a window reads beyond its first. PITCH: the
+# distance of rows (on the last axis), of planes of rows, or of samples, counted in cells, rows and planes.
+LENGTH, STEP, WINDOWS, REACH, PITCH, TARGET_LENGTH, TARGET_STEP = range(7)
+# Entries of `sizes`. CELL: elements from one cell to the next; a negative one does not occur.
+SAMPLES, GROUPS, CHANNELS, FILTERS, BATCH, BAND_AXIS, BAND, BANDS, SHEET = range(9)
+SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_CELL, TARGET_SAMPLE, TARGET_CHANNEL, TARGET_CELL = range(9, 15)
+
+
+# -------------------------------------------------------------------------------------------------------- rows of cells
+# A branch in these short functions would make Numba count references to the arrays, which takes longer than a row.
+@kernel()
+def _copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
+    """Copy neighbours."""
+    done = count & ~15
+    for i in range(0, done, 16):
+        store(target, to + i, load(source, at + i))
+    store_first(target, to + done, load_first(source, at + done, count - done), count - done)
+
+
+@kernel()
+def _gather_two(source: Array, at: int, target: Array, to: int, count: int) -> None:
+    """Copy every second cell to neighbours."""
+    done = max(0, count - 1) & ~15  # one more cell follows, so all 32 that are loaded are in the array
+    for i in range(0, done, 16):
+        store(target, to + i, evens(load(source, at + 2 * i), load(source, at + 2 * i + 16)))
+    for i in range(U(done), U(count)):
+        target[U(to) + i] = source[U(at) + U(2) * i]
+
+
+@kernel()
+def _gather(source: Array, at: int, step: int, target: Array, to: int, count: int) -> None:
+    """Copy cells, `step` apart, to neighbours."""
+    for i in range(U(count)):
+        target[U(to) + i] = source[U(at) + i * U(step)]
+
+
+@kernel()
+def _scatter(source: Array, at: int, target: Array, to: int, step: int, count: int) -> None:
+    """Copy neighbours to cells that are `step` apart."""
+    for i in range(U(count)):
+        target[U(to) + i * U(step)] = source[U(at) + i]
+
+
+@kernel()
+def _scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, count: int) -> None:
+    """Copy neighbours at two places to `count` cells, alternately."""
+    done = count & ~31
+    for i in range(0, done, 32):
+        x, y = load(source, even + i // 2), load(source, odd + i // 2)
+        store(target, to + i, interleave_low(x, y))
+        store(target, to + i + 16, interleave_high(x, y))
+    for i in range(U(done // 2), U(count // 2)):
+        target[U(to) + U(2) * i] = source[U(even) + i]
+        target[U(to) + U(2) * i + U(1)] = source[U(odd) + i]
+    for i in range(U(count // 2), U((count + 1) // 2)):
+        target[U(to) + U(2) * i] = source[U(even) + i]
+
+
+@kernel()
+def _span(first: int, step: int, length: int, limit: int) -> Any:
+    """Which of `limit` cells, `step` apart from cell `first` on, are inside an axis: the first, and the one after the
+    last."""
+    low = min(limit, max(0, -(first // step)))
+    return low, max(low, min(limit, (length - 1 - first) // step + 1))
+
+
+@kernel()
+def fill_sheets(
+    source: Array, base: int, channels: int, samples: int, strides: Array, axes: Array, box: Array, starts: Array,
+    sheets: Array, sheet: int,
+) -> None:  # fmt: skip
+    """Copy the cells that the windows of a box see. starts: for each phase of the stride, the cell of sheet cell 0.
+
+    box: for each axis the first window and their number."""
+    by_sample, by_channel, by_cell = strides[0], strides[1], strides[2]
+    step_x = axes[2, STEP] * by_cell
+    for phase in range(len(starts)):
+        z0 = starts[phase, 0] + box[0, 0] * axes[0, STEP]
+        y0 = starts[phase, 1] + box[1, 0] * axes[1, STEP]
+        x0 = starts[phase, 2] + box[2, 0] * axes[2, STEP]
+        front, behind = _span(z0, axes[0, STEP], axes[0, LENGTH], box[0, 1] + axes[0, REACH])
+        top, bottom = _span(y0, axes[1, STEP], axes[1, LENGTH], box[1, 1] + axes[1, REACH])
+        left, right = _span(x0, axes[2, STEP], axes[2, LENGTH], box[2, 1] + axes[2, REACH])
+        x0 += left * axes[2, STEP]
+        for n in range(samples):
+            for z in range(front, behind):
+                for y in range(top, bottom):
+                    row = (z0 + z * axes[0, STEP]) * axes[1, LENGTH] + y0 + y * axes[1, STEP]
+                    at = base + n * by_sample + (row * axes[2, LENGTH] + x0) * by_cell
+                    to = ((n * axes[0, PITCH] + z) * axes[1, PITCH] + y) * axes[2, PITCH] + left
+                    to += phase * sheet
+                    for _ in range(channels):
+                        if step_x == 1:
+                            _copy(source, at, sheets, to, right - left)
+                        elif step_x == 2:
+                            _gather_two(source, at, sheets, to, right - left)
+                        else:
+                            _gather(source, at, step_x, sheets, to, right - left)
+                        at, to = at + by_channel, to + len(starts) * sheet
+
+
+@kernel()
+def zero(array: Array, to: int, count: int) -> None:
+    for i in range(U(to), U(to + count)):
+        array[i] = 0.0
+
+
+@kernel()
+def positions(axes: Array, box: Array, samples: int) -> Any:
+    """Positions p of a box of windows, up to the last window."""
+    rows = ((samples - 1) * axes[0, PITCH] + box[0, 1] - 1) * axes[1, PITCH] + box[1, 1] - 1
+    return rows * axes[2, PITCH] + box[2, 1]
+
+
+@kernel()
+def set_box(axes: Array, sizes: Array, band: int, box: Array) -> None:
+    """The windows of a band."""
+    for axis in range(3):
+        box[axis, 0], box[axis, 1] = 0, axes[axis, WINDOWS]
+    axis, first = sizes[BAND_AXIS], band * sizes[BAND]
+    box[axis, 0], box[axis, 1] = first, min(sizes[BAND], axes[axis, WINDOWS] - first)
+
+
+@kernel()
+def store_windows(
+    out: Array, at: int, second: int, target: Array, base: int, samples: int, strides: Array, axes: Array, box: Array,
+    origin: Array,
+) -> None:  # fmt: skip
+    """Copy the windows of one filter to the target. origin: the target's cell of window 0 on each axis.
+
+    second: where the results for the odd cells of rows are, if `at` has those for the even ones; else negative."""
+    by_sample, by_cell = strides[0], strides[2]
+    step = axes[2, TARGET_STEP] * by_cell
+    depth, height, width = box[0, 1], box[1, 1], box[2, 1]
+    for axis in range(3):  # a stride does not divide the target: the last windows of some phases are outside
+        left = -(-(axes[axis, TARGET_LENGTH] - origin[axis]) // axes[axis, TARGET_STEP]) - box[axis, 0]
+        if axis == 0:
+            depth = min(depth, left)
+        elif axis == 1:
+            height = min(height, left)
+        elif second < 0:
+            width = min(width, left)
+        else:
+            width = min(2 * width, axes[2, TARGET_LENGTH] - 2 * box[2, 0])
+    width = max(0, width)
+    x = origin[2] + box[2, 0] * axes[2, TARGET_STEP]
+    for n in range(samples):
+        for z in range(depth):
+            for y in range(height):
+                row = (origin[0] + (box[0, 0] + z) * axes[0, TARGET_STEP]) * axes[1, TARGET_LENGTH]
+                row += origin[1] + (box[1, 0] + y) * axes[1, TARGET_STEP]
+                to = base + n * by_sample + (row * axes[2, TARGET_LENGTH] + x) * by_cell
+                p = ((n * axes[0, PITCH] + z) * axes[1, PITCH] + y) * axes[2, PITCH]
+                if step == 1:
+                    _copy(out, at + p, target, to, width)
+                elif second < 0:
+                    _scatter(out, at + p, target, to, step, width)
+                else:
+                    _scatter_pairs(out, at + p, second + p, target, to, width)
