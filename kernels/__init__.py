@@ -103,6 +103,10 @@ TABLE: dict[tuple[str, str], Entry] = {
         for part in ("", "_forward", "_backward")
     },
     **{
+        (f"max_unpool_{part}", "numpy"): Entry("cnnlayers.kernels.cpu.max_unpool", needs="cnnlayers.kernels.cpu.jit")
+        for part in ("forward", "backward")
+    },
+    **{
         (op, "numpy"): Entry("cnnlayers.kernels.cpu.pad", needs="cnnlayers.kernels.cpu.jit")
         for op in ("pad_forward", "pad_backward")
     },

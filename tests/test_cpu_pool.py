@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,45 @@ def test_no_channels_and_no_samples_touch_nothing(op: str, options: dict[str, An
         x = np.empty(shape, "float32")
         y, ctx = getattr(F, f"{op}_forward")(x, 3, 2, 1, **options)
         assert getattr(F, f"{op}_backward")(y, ctx).shape == shape
+
+
+# What a call may allocate beyond its result and what it saves: tables and chunks' workspaces, whatever x's size.
+BOUNDED = [
+    ("max_pool", (3, 2, 1)),
+    ("avg_pool", (3, 2, 1)),
+    ("sum_pool", (2,)),
+    ("adaptive_max_pool", (6,)),
+    ("adaptive_avg_pool", (6,)),
+]
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(("op", "args"), BOUNDED, ids=str)
+def test_memory_beyond_the_result_is_bounded(op: str, args: Any, layout: str, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((4, 16, 112, 112)).astype("float32")  # 3.2 MB
+    with kernels.mode("require"):
+        y, ctx = getattr(F, f"{op}_forward")(x, *args, data_format=layout)  # compiles, and makes the plans
+        getattr(F, f"{op}_backward")(y, ctx)
+        tracemalloc.start()
+        try:
+            y, ctx = getattr(F, f"{op}_forward")(x, *args, data_format=layout)
+            forward, _ = tracemalloc.get_traced_memory()
+            peak = tracemalloc.get_traced_memory()[1]
+            assert peak <= y.nbytes + ctx.nbytes + 300_000
+            tracemalloc.reset_peak()
+            dx = getattr(F, f"{op}_backward")(y, ctx)
+            assert tracemalloc.get_traced_memory()[1] - forward <= dx.nbytes + 300_000
+        finally:
+            tracemalloc.stop()
+
+
+def test_memory_of_an_unpool_is_its_result_and_where_entries_went(rng: np.random.Generator) -> None:
+    y, indices = F.max_pool(rng.standard_normal((4, 16, 112, 112)).astype("float32"), 2, return_indices=True)
+    with kernels.mode("require"):
+        F.max_unpool_forward(y, indices, 2)
+        tracemalloc.start()
+        try:
+            back, ctx = F.max_unpool_forward(y, indices, 2)
+            assert tracemalloc.get_traced_memory()[1] <= back.nbytes + ctx.nbytes + 300_000
+        finally:
+            tracemalloc.stop()

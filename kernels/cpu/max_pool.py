@@ -279,5 +279,7 @@ def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Array:
         from_ties if ties != "first" else from_argmax_simple if plan.simple_backward else from_argmax
     )
     lines_of_saved = 1 if ties == "first" else saved.shape[0]
-    parallel_over_planes(plan.planes, 1, (as_lines(dy), as_lines(saved, lines_of_saved)), (as_lines(dx),), run)
+    moved = ties == "first" and plan.disjoint  # numbers are only moved: half types need no conversion
+    source, target = (as_bits(dy), as_bits(dx)) if moved else (dy, dx)
+    parallel_over_planes(plan.planes, 1, (as_lines(source), as_lines(saved, lines_of_saved)), (as_lines(target),), run)
     return dx
