@@ -9,6 +9,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import backends, kernels, layers, optim
+from cnnlayers.autograd import Tensor
 from cnnlayers.kernels.cpu import jit as cpu
 
 from .conftest import Impl
@@ -370,3 +371,28 @@ def test_optimisers_of_complex_parameters_are_pytorchs(rng: np.random.Generator,
     optimizer.step({"p": gradient})
     twin.step({"p": gradient})
     np.testing.assert_array_equal(twin.params["p"], ours)
+
+
+# --------------------------------------------------------------------------------------------------- PyTorch, autograd
+def test_ops_on_pytorchs_tensors(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    import cnnlayers.torch.functional as ours
+
+    x, weight, bias = (
+        torch.tensor(noise(rng, *shape), requires_grad=True) for shape in ((2, 3, 6, 6), (4, 3, 3, 3), (4,))
+    )
+    for given in (x, x.conj()):
+        y, theirs = ours.conv(given, weight, bias), torch.nn.functional.conv2d(given, weight, bias)
+        torch.testing.assert_close(y, theirs)
+        dy = torch.tensor(noise(rng, *y.shape))
+        for a, b in zip(*(torch.autograd.grad(r, [x, weight, bias], dy) for r in (y, theirs)), strict=True):
+            torch.testing.assert_close(a, b)
+    padded = ours.pad(x, 1, "reflect")
+    torch.testing.assert_close(padded, torch.nn.functional.pad(x, (1, 1, 1, 1), "reflect"))
+    with pytest.raises(TypeError, match="only pad"):
+        ours.relu(x.detach())
+
+
+def test_tensors_of_autograd_are_real() -> None:
+    with pytest.raises(TypeError, match=r"got .*complex64: Tensors are real; for complex arrays call .*functional"):
+        Tensor(np.ones(2, "complex64"))

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array, cast, check_floating, check_numeric, is_float
+from cnnlayers.functional._common import Array, cast, check_floating, check_numeric, is_complex, is_float
 from cnnlayers.specs.arguments import entries_of, flag, integer, real
 
 from . import ops
@@ -128,6 +128,11 @@ class Tensor(NumpyFunctions):
         if isinstance(data, int | float | list | tuple):
             data = backends.asarray(data)
         b = backends.of(data, name="data")
+        if is_complex(b, data.dtype):
+            raise TypeError(
+                f"data must be floating, integer or bool, got {data.dtype}: Tensors are real; for complex arrays call"
+                " the forward and backward of cnnlayers.functional, or cnnlayers.torch"
+            )
         self._data: Array = whole(check_numeric(b, data, "data"))
         self._node: Node | None = None
         self._wanted = False
