@@ -156,6 +156,11 @@ class Impl:
         assert host.tobytes() == expected.tobytes(), f"{host}\nis not bit for bit\n{expected}"
 
 
+def numpy_dtype(name: str) -> np.dtype:
+    """The dtype of this name; bfloat16 is ml_dtypes', and the test is skipped where that is not installed."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
 def strict(a: Any) -> Any:
     """An array of array-api-strict; the test is skipped where that is not installed."""
     return pytest.importorskip("array_api_strict").asarray(np.asarray(a))
@@ -180,6 +185,13 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
             pytest.skip(reason)
         with kernels.mode("off" if name == "numpy" else "auto"):
             yield Impl(name, np)
+
+
+@pytest.fixture
+def cupy() -> Iterator[Any]:
+    """The stand-in for CuPy, whose kernels run on the emulator; an op that has a kernel must use it."""
+    with standin_cupy.installed() as module, kernels.mode("require"):
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,9 @@ from cnnlayers import kernels
 from cnnlayers.kernels.cuda import norm_plan
 
 from . import standin_cuda
+from .conftest import numpy_dtype
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 3e-6, "float64": 1e-11}
-
-
-def kind(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,10 @@ def names(made: list[standin_cuda.Launch]) -> list[str]:
 
 def drawn(call: Call, rng: np.random.Generator, dtype: str = "float64", mean: float = 2.0) -> list[Any]:
     """x, dy, and gamma and beta."""
-    x, dy = rng.normal(mean, 1.5, call.shape).astype(kind(dtype)), rng.normal(size=call.shape).astype(kind(dtype))
+    x, dy = (
+        rng.normal(mean, 1.5, call.shape).astype(numpy_dtype(dtype)),
+        rng.normal(size=call.shape).astype(numpy_dtype(dtype)),
+    )
     return [x, dy, [rng.normal(1.0, 0.5, call.parameter).astype("float32") for _ in range(2)]]
 
 
@@ -199,7 +199,7 @@ def expected(call: Call, x: np.ndarray, dy: np.ndarray, parameters: list[np.ndar
 def check(found: list[Any], wanted: list[Any], dtype: str, scale: float = 1.0) -> None:
     for i, (f, w) in enumerate(zip(found, wanted, strict=True)):
         rounded = i < 2  # y and dx have x's dtype, gradients of parameters float32
-        assert f.dtype == (kind(dtype) if rounded else np.float32)
+        assert f.dtype == (numpy_dtype(dtype) if rounded else np.float32)
         tolerance = scale * max(TOLERANCE[dtype] if rounded else 0.0, TOLERANCE["float32"])
         tolerance = scale * TOLERANCE[dtype] if rounded and dtype == "float64" else tolerance
         np.testing.assert_allclose(f.astype(np.float64), w, rtol=tolerance, atol=tolerance * max(1.0, np.abs(w).max()))

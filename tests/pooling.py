@@ -55,11 +55,6 @@ def some_pool(rng: np.random.Generator, ndim: int) -> Pool:
             return Pool(length, kernel, stride, pads, dilation, bool(rng.integers(2)))
 
 
-def kind(name: str) -> np.dtype:
-    """The dtype of that name, bfloat16 by ml_dtypes."""
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 def drawn(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
     """Numbers of many magnitudes, subnormal ones and both zeros among them, so that another order of adding shows."""
     if dtype.kind in "iub":

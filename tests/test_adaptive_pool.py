@@ -12,7 +12,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl
+from .conftest import Impl, numpy_dtype
 from .pooling import FORMATS, ordered
 from .reference import pool as reference
 from .reference.pool import Adaptive
@@ -128,7 +128,7 @@ def test_none_keeps_an_axis(impl: Impl, rng: np.random.Generator) -> None:
 def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:  # candle PR 3719
     if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
         pytest.skip(f"{impl.name} has no bfloat16")
-    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    kind = numpy_dtype(dtype)
     for lengths, out in [((64, 64), 1), ((65, 65), 2)]:
         x = impl.array(np.ones((1, 1, *lengths), kind))
         impl.same(F.adaptive_avg_pool(x, out), np.ones((1, 1, out, out), kind))

@@ -12,7 +12,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl
+from .conftest import Impl, numpy_dtype
 from .pooling import BY_CASE, FORMATS, options, ordered, some_pool
 from .reference import pool as reference
 from .reference.pool import Pool
@@ -237,7 +237,7 @@ def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:
     # candle PR 3719: the average of 4,096 ones was 0.5
     if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
         pytest.skip(f"{impl.name} has no bfloat16")
-    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    kind = numpy_dtype(dtype)
     n = 2200  # added up in float16, ones end at 2048
     x, cells = impl.array(np.ones((1, 1, n), kind)), np.arange(1.0, n + 1.0).reshape(1, 1, -1)
     given: dict[str, Any] = {"stride": 1, "padding": ((n - 1, 0),)}  # windows of 1, 2, … n cells
@@ -255,7 +255,7 @@ def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:
 def test_results_have_the_dtype_of_x(impl: Impl, dtype: str, rng: np.random.Generator) -> None:
     if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
         pytest.skip(f"{impl.name} has no bfloat16")
-    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    kind = numpy_dtype(dtype)
     x = rng.standard_normal((2, 3, 6, 6)).astype(kind)
     pool = Pool((6, 6), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1))
     tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-6, "float64": 1e-12}[dtype]

@@ -21,6 +21,7 @@ import pytest
 from cnnlayers import backends
 
 from . import standin_cupy
+from .conftest import numpy_dtype
 
 cupy_probe, selection = backends.cupy_probe, backends.selection
 
@@ -603,7 +604,7 @@ def test_a_backend_makes_arrays_where_it_is(example: Any) -> None:
 
 @pytest.mark.parametrize("name", [*backends.FLOATS, *backends.COMPLEX, *backends.INTEGERS, "bool"])
 def test_dtypes_go_by_their_array_api_names(name: str) -> None:
-    dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+    dtype = numpy_dtype(name)
     numpy_backend = backends.of(np.zeros(1))
     assert backends.dtype_name(numpy_backend, np.zeros(1, dtype)) == name
     assert backends.name_of_dtype(numpy_backend, dtype) == name

@@ -174,7 +174,7 @@ def test_conv_transpose_is_what_the_loops_say(
 def test_channels_last_columns_either_way(
     impl: Impl, in_runs: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "LEAST_RUN", in_runs)
+    monkeypatch.setattr("cnnlayers.specs.conv.LEAST_RUN", in_runs)
     op = Conv((5, 6), (3, 2), (2, 1), ((1, 1), (0, 2)), (1, 2), 2)
     image, dy, w, _, _ = arrays(op, 3, 2, rng)
     last = {"data_format": "channels_last"}

@@ -13,6 +13,8 @@ from cnnlayers import kernels
 from cnnlayers.backends import threads
 from cnnlayers.kernels.cpu import jit, parallel
 
+from .conftest import numpy_dtype
+
 if jit.unavailable():
     pytest.skip(str(jit.unavailable()), allow_module_level=True)
 
@@ -83,7 +85,7 @@ def test_softmax_is_exact(axis: int, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7, 3), (3, 16), (2, 3, 47), (2, 9001), (0, 4)])
 def test_as_the_portable_code(op: str, args: Any, dtype: str, shape: Any, rng: np.random.Generator) -> None:
-    kind = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    kind = numpy_dtype(dtype)
     x, dy = ((3 * rng.standard_normal(shape)).astype(kind) for _ in range(2))
     tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5, "float64": 1e-13}[dtype]
     found = trio(op, x, dy, *args)

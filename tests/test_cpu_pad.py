@@ -13,16 +13,14 @@ from cnnlayers import kernels, specs
 from cnnlayers.backends import threads
 from cnnlayers.kernels.cpu import jit as cpu
 
+from .conftest import numpy_dtype
+
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
 MODES = ["constant", "edge", "reflect", "symmetric", "wrap"]
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 ZEROS_OF_BOTH_SIGNS = (0.0, -0.0)
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def any_bits(rng: np.random.Generator, shape: tuple[int, ...], name: str) -> np.ndarray:

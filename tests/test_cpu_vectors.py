@@ -15,6 +15,8 @@ import pytest
 
 from cnnlayers.kernels.cpu import jit
 
+from .conftest import numpy_dtype
+
 pytestmark = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))
 if jit.unavailable() is None:
     from numba import njit
@@ -27,16 +29,12 @@ N = 16
 ONLY_X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other CPUs all have the units")
 
 
-def dtype_of(name: str) -> Any:
-    return pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else np.dtype(name)
-
-
 def floats(name: str, number: int, seed: int = 0) -> Any:
     """Random numbers, with special ones among them."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(number)
     x[rng.permutation(number)[: number // 2]] = rng.choice(SPECIAL, number // 2)
-    return x.astype(dtype_of(name))
+    return x.astype(numpy_dtype(name))
 
 
 def wide(x: Any) -> Any:
@@ -173,7 +171,7 @@ def test_half_types_round_to_nearest_and_keep_nan(name: str) -> None:
     rng = np.random.default_rng(1)
     x = rng.integers(0, 2**32, 1 << 14, np.uint32).view(np.float32)
     x = np.concatenate([x, rng.standard_normal(1 << 14).astype(np.float32)])
-    out = np.empty(x.size, dtype_of(name))
+    out = np.empty(x.size, numpy_dtype(name))
     load, store = v.load, v.store
 
     @njit
@@ -236,7 +234,7 @@ def test_arithmetic(operation: str, name: str) -> None:
 @pytest.mark.parametrize("name", FLOATS)
 def test_fma_is_rounded_once(name: str) -> None:
     rng = np.random.default_rng(0)
-    x, y, z = rng.standard_normal((3, N)).astype(dtype_of(name))
+    x, y, z = rng.standard_normal((3, N)).astype(numpy_dtype(name))
     z = (-x * y).astype(x.dtype)  # cancels, so that a second rounding shows
     out = np.empty(N, wide(x).dtype)
     compiled("fma", "three")(*map(v.as_bits, (x, y, z)), out)

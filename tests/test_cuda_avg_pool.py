@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,24 +9,19 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels, specs
-from cnnlayers.functional.avg_pool import Average
 from cnnlayers.kernels.cuda import avg_pool as launchers
 from cnnlayers.kernels.cuda.window import pack_cells
+from cnnlayers.specs import Average
 
-from . import portable, simt, standin_cuda, standin_cupy
-from .pooling import CASES, FORMATS, kind, options, ordered, some_pool
+from . import portable, simt, standin_cuda
+from .conftest import numpy_dtype
+from .pooling import CASES, FORMATS, options, ordered, some_pool
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 # The portable code sums in another order: an ulp of the result's dtype, and of what the sum went through.
 NEAR = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 1e-6, "float64": 1e-14}
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
-
-
-@pytest.fixture
-def cupy() -> Iterator[types.ModuleType]:
-    with standin_cupy.installed() as module, kernels.mode("require"):
-        yield module
 
 
 def near(got: Any, expected: np.ndarray) -> None:
@@ -62,7 +55,7 @@ def agree(cupy: Any, op: str, x: np.ndarray, *args: Any, **given: Any) -> set[st
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
     for pool in CASES:
-        x = ordered(rng.standard_normal((2, 3, *pool.lengths)), data_format).astype(kind(dtype))
+        x = ordered(rng.standard_normal((2, 3, *pool.lengths)), data_format).astype(numpy_dtype(dtype))
         given = options(pool) | {"data_format": data_format}
         kernel = "sum_pool_tiled" if pack_cells(window_of(x, given), x.dtype.itemsize) else "sum_pool"
         assert agree(cupy, "sum_pool", x, **given) == {kernel, f"{kernel}_backward"}
@@ -106,7 +99,7 @@ def test_tiles_give_the_bits_of_the_general_kernels(
     )
     rng = np.random.default_rng(0)
     for h, w in ((7, 16), (8, 8), (2, 24), (3, 4)):
-        x = rng.standard_normal((2, 3, h, w)).astype(kind(dtype))
+        x = rng.standard_normal((2, 3, h, w)).astype(numpy_dtype(dtype))
         x[0, 0, 0, :2], x[0, 1, -1, -1], x[1, 2, 0, 0] = -0.0, np.nan, np.inf
         found = []
         for general in (False, True):
@@ -126,10 +119,12 @@ def test_a_window_of_the_whole_plane(cupy: Any, dtype: str) -> None:
     """A warp or a block a plane, with packs of all sizes; many planes, one, and more cells than are added at once."""
     rng = np.random.default_rng(0)
     for shape in ((2, 3, 7, 7), (1, 1, 64, 66), (3, 2, 48, 48), (70, 1, 2, 8), (2, 3, 40), (1, 2, 5, 6, 8)):
-        x = rng.standard_normal(shape).astype(kind(dtype))
+        x = rng.standard_normal(shape).astype(numpy_dtype(dtype))
         assert agree(cupy, "adaptive_avg_pool", x, 1) == {"sum_planes", "fill_planes"}
         assert agree(cupy, "sum_pool", x, shape[2:]) == {"sum_planes", "fill_planes"}
-    view = cupy.asarray(rng.standard_normal(2 * 64 + 1).astype(kind(dtype)))[1:].reshape(2, 1, 8, 8)  # not aligned
+    view = cupy.asarray(rng.standard_normal(2 * 64 + 1).astype(numpy_dtype(dtype)))[1:].reshape(
+        2, 1, 8, 8
+    )  # not aligned
     np.testing.assert_allclose(
         F.adaptive_avg_pool(view, 1).get().astype(float),
         view.get().astype(float).mean((2, 3), keepdims=True),
@@ -141,7 +136,7 @@ def test_a_window_of_the_whole_plane(cupy: Any, dtype: str) -> None:
 def test_long_rows_are_shared_by_a_warp(cupy: Any, rng: np.random.Generator) -> None:
     wide = {"sum_pool_wide", "sum_pool_backward"}
     for dtype in FLOATS:
-        x = rng.standard_normal((2, 3, 7, 70)).astype(kind(dtype))
+        x = rng.standard_normal((2, 3, 7, 70)).astype(numpy_dtype(dtype))
         assert agree(cupy, "avg_pool", x, (3, 40), (2, 30), (1, 5), ceil_mode=True) == wide
         assert agree(cupy, "adaptive_avg_pool", x, (2, 2)) == wide
         assert agree(cupy, "sum_pool", x[:, 0], 33, 3, 0, 2) == wide

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +12,11 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import backends, kernels
 from cnnlayers.functional import conv_tiling as tiles
-from cnnlayers.functional.conv_tiling import Conv
 from cnnlayers.kernels.cuda import im2col as launchers
 from cnnlayers.specs import conv_window
+from cnnlayers.specs.conv import Conv
 
-from . import portable, simt, standin_cuda, standin_cupy
+from . import portable, simt, standin_cuda
 
 correlate = importlib.import_module("cnnlayers.functional.conv_im2col")
 
@@ -35,12 +34,6 @@ CASES = {
     "odd runs": ((2, 5, 6, 17), (2, 3), 2, 2, 1, 1, "channels_last"),
     "even runs": ((1, 3, 5, 4, 18), (2, 2, 2), 1, 1, 2, 1, "channels_last"),
 }
-
-
-@pytest.fixture
-def cupy() -> Iterator[types.ModuleType]:
-    with standin_cupy.installed() as module, kernels.mode("require"):
-        yield module
 
 
 @pytest.fixture

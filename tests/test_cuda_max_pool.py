@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ import cnnlayers.functional as F
 from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import max_pool as launchers
 
-from . import portable, simt, standin_cuda, standin_cupy
-from .pooling import CASES, FORMATS, drawn, kind, options, ordered, rivals
+from . import portable, simt, standin_cuda
+from .conftest import numpy_dtype
+from .pooling import CASES, FORMATS, drawn, options, ordered, rivals
 from .reference.pool import Pool
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
@@ -26,12 +26,6 @@ pytestmark = [
     pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable())),
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # ml_dtypes and NaN
 ]
-
-
-@pytest.fixture
-def cupy() -> Iterator[types.ModuleType]:
-    with standin_cupy.installed() as module, kernels.mode("require"):
-        yield module
 
 
 @pytest.fixture
@@ -77,7 +71,7 @@ def test_windows_of_any_shape(cupy: Any, dtype: str, data_format: str, rng: np.r
         (5, 5, 5), (2, 2, 2), (2, 2, 2), ((0, 0),) * 3, (1, 1, 1)
     )  # disjoint, with cells that no window reaches
     for number, pool in enumerate((*CASES, rest)):
-        x = ordered(rivals(rng, (2, 3, *pool.lengths), kind(dtype)), data_format)
+        x = ordered(rivals(rng, (2, 3, *pool.lengths), numpy_dtype(dtype)), data_format)
         with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
             for ties in TIES:
                 agree(
@@ -100,7 +94,7 @@ def test_windows_that_the_compiler_knows(
 ) -> None:
     for number, height in enumerate((kernel, 4, 5, 7)):
         for after in range(min(pad + 2, kernel)):  # below; at the right, windows must be as many as packs hold
-            x = rivals(rng, (2, 2, height, 3 * FULL[dtype]), kind(dtype))
+            x = rivals(rng, (2, 2, height, 3 * FULL[dtype]), numpy_dtype(dtype))
             given = {
                 "kernel_size": kernel,
                 "stride": stride,
@@ -121,8 +115,8 @@ def test_rows_and_arrays_on_narrower_boundaries(cupy: Any, dtype: str, rng: np.r
         return {int(launch.name.split(", ")[3]) if "tile" in launch.name else 1 for launch in made}
 
     for width, expected in [(2, 2), (4, 4), (6, 2), (8, FULL[dtype]), (12, 4), (7, 1)]:
-        assert cells(rivals(rng, (2, 2, 4, width), kind(dtype))) == {expected}
-    flat, device = (lambda a: (a, cupy.asarray(a)))(rivals(rng, (200,), kind(dtype)))
+        assert cells(rivals(rng, (2, 2, 4, width), numpy_dtype(dtype))) == {expected}
+    flat, device = (lambda a: (a, cupy.asarray(a)))(rivals(rng, (200,), numpy_dtype(dtype)))
     for start, expected in [(1, 1), (2, 2), (4, 4), (8, FULL[dtype])]:
         views = tuple(a[start : start + 128].reshape(2, 1, 4, 16) for a in (flat, device))
         ran = cells(views)
@@ -138,7 +132,7 @@ def test_long_rows_are_shared_by_a_warp(cupy: Any, rng: np.random.Generator) -> 
             ((90,), (33,), {"stride": 7, "padding": 20, "dilation": 2, "ceil_mode": True}),
             ((2, 3, 35), (2, 2, 35), {"stride": 1}),
         ]:
-            x = rivals(rng, (2, 2, *lengths), kind(dtype))
+            x = rivals(rng, (2, 2, *lengths), numpy_dtype(dtype))
             ran = agree(cupy, x, {"kernel_size": kernel} | given, indices=len(lengths) > 1)
             assert ran == {"max_pool_wide", "max_pool_gather"}
             assert "max_pool" in agree(cupy, x, {"kernel_size": kernel} | given, "all")  # tie bits: a thread a window
@@ -160,13 +154,13 @@ def test_an_argmax_of_two_and_four_bytes(cupy: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_adaptive_windows(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
     for lengths, out in [((7,), 3), ((5,), 8), ((90,), 2), ((6, 8), (3, 2)), ((5, 7), (2, 4)), ((4, 3, 5), (3, 2, 2))]:
-        x = ordered(rivals(rng, (2, 3, *lengths), kind(dtype)), data_format)
+        x = ordered(rivals(rng, (2, 3, *lengths), numpy_dtype(dtype)), data_format)
         y, ctx = portable.adaptive_max_pool_forward(x, out, data_format=data_format)
         got, kept = F.adaptive_max_pool_forward(cupy.asarray(x), out, data_format=data_format)
         same(got, y)
         same(F.adaptive_max_pool(cupy.asarray(x), out, data_format=data_format), y)
         same(kept.arrays["argmax"], ctx.arrays["argmax"])
-        dy = drawn(rng, y.shape, kind(dtype))
+        dy = drawn(rng, y.shape, numpy_dtype(dtype))
         dx = F.adaptive_max_pool_backward(cupy.asarray(dy), kept).get()
         np.testing.assert_array_equal(
             dx, portable.adaptive_max_pool_backward(dy, ctx)
@@ -174,7 +168,7 @@ def test_adaptive_windows(cupy: Any, dtype: str, data_format: str, rng: np.rando
 
 
 def test_64_bit_offsets(cupy: Any, wide: None, rng: np.random.Generator) -> None:
-    x = rivals(rng, (2, 3, 6, 8), kind("float32"))
+    x = rivals(rng, (2, 3, 6, 8), numpy_dtype("float32"))
     for given, ties in [
         ({"kernel_size": 2}, "first"),
         ({"kernel_size": 3, "stride": 1, "padding": 1}, "split"),
@@ -190,7 +184,7 @@ def test_a_thread_takes_more_than_one_element(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
-    x = rivals(rng, (3, 5, 31, 32), kind("float32"))
+    x = rivals(rng, (3, 5, 31, 32), numpy_dtype("float32"))
     for given in ({"kernel_size": 2}, {"kernel_size": 3, "stride": 1, "padding": 1}, {"kernel_size": (31, 32)}):
         agree(cupy, x, given)
         agree(cupy, x[..., :-1], given | {"kernel_size": 3, "stride": 3}, "all")
@@ -203,7 +197,7 @@ def test_sums_of_integer_gradients_wrap(cupy: Any) -> None:  # as NumPy's do
 
 
 def test_strides_of_any_kind(cupy: Any, rng: np.random.Generator) -> None:
-    base = rivals(rng, (6, 8, 10, 12), kind("float32"))
+    base = rivals(rng, (6, 8, 10, 12), numpy_dtype("float32"))
     for view in (
         lambda a: a.transpose(3, 1, 2, 0),
         lambda a: a[::-1, ::2, :, ::-3],

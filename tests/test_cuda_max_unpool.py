@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,14 @@ from cnnlayers import kernels
 from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda import max_unpool as launchers
 
-from . import simt, standin_cuda, standin_cupy
-from .pooling import FORMATS, kind, ordered, rivals
+from . import simt, standin_cuda
+from .conftest import numpy_dtype
+from .pooling import FORMATS, ordered, rivals
 
 pytestmark = [
     pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable())),
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # ml_dtypes and NaN
 ]
-
-
-@pytest.fixture
-def cupy() -> Iterator[types.ModuleType]:
-    with standin_cupy.installed() as module, kernels.mode("require"):
-        yield module
 
 
 def agree(cupy: Any, x: np.ndarray, indices: np.ndarray, data_format: str = "channels_first") -> None:
@@ -52,7 +45,7 @@ def agree(cupy: Any, x: np.ndarray, indices: np.ndarray, data_format: str = "cha
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_repeated_indices(cupy: Any, dtype: str, data_format: str, rng: np.random.Generator) -> None:
     for lengths in ((7,), (3, 4), (2, 3, 2)):
-        x = ordered(rivals(rng, (2, 3, *lengths), kind(dtype)), data_format)
+        x = ordered(rivals(rng, (2, 3, *lengths), numpy_dtype(dtype)), data_format)
         plane = 2 ** len(lengths) * int(np.prod(lengths))
         for most in (plane, 3):
             agree(cupy, x, ordered(rng.integers(0, most, (2, 3, *lengths)), data_format), data_format)
@@ -60,7 +53,7 @@ def test_repeated_indices(cupy: Any, dtype: str, data_format: str, rng: np.rando
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"])
 def test_indices_of_any_dtype(cupy: Any, dtype: str, rng: np.random.Generator) -> None:
-    agree(cupy, rivals(rng, (2, 3, 4, 4), kind("float32")), rng.integers(0, 64, (2, 3, 4, 4)).astype(dtype))
+    agree(cupy, rivals(rng, (2, 3, 4, 4), numpy_dtype("float32")), rng.integers(0, 64, (2, 3, 4, 4)).astype(dtype))
 
 
 def test_bad_indices_are_dropped(cupy: Any) -> None:
@@ -78,7 +71,7 @@ def test_bad_indices_are_dropped(cupy: Any) -> None:
 def test_64_bit_offsets_and_several_elements_a_thread(
     cupy: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, indices = rivals(rng, (3, 5, 9, 9), kind("float32")), rng.integers(0, 18 * 18, (3, 5, 9, 9))
+    x, indices = rivals(rng, (3, 5, 9, 9), numpy_dtype("float32")), rng.integers(0, 18 * 18, (3, 5, 9, 9))
     monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
     agree(cupy, x, indices)
     monkeypatch.setattr(launchers, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
@@ -86,7 +79,7 @@ def test_64_bit_offsets_and_several_elements_a_thread(
 
 
 def test_strides_and_empty_arrays(cupy: Any, rng: np.random.Generator) -> None:
-    x, indices = rivals(rng, (4, 3, 6, 5), kind("float32")), rng.integers(0, 120, (4, 3, 6, 5))
+    x, indices = rivals(rng, (4, 3, 6, 5), numpy_dtype("float32")), rng.integers(0, 120, (4, 3, 6, 5))
     device, at = (cupy.asarray(a)[::-2, :, :, ::-1] for a in (x, indices))
     expected = F.max_unpool(x[::-2, :, :, ::-1], indices[::-2, :, :, ::-1], 2)
     assert F.max_unpool(device, at, 2).get().tobytes() == expected.tobytes()

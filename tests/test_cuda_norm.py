@@ -7,7 +7,6 @@ Here devices shrink until every way is taken. test_cuda_norm_plan.py has the way
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.kernels.cuda import channels_last_norm, layer_norm_backward, norm_backward, norm_forward
 
-from . import portable, simt, standin_cuda, standin_cupy
+from . import portable, simt, standin_cuda
 from .norms import (
     CALLS,
     EACH_CALL,
@@ -35,12 +34,6 @@ from .norms import (
 )
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
-
-
-@pytest.fixture
-def cupy() -> Iterator[types.ModuleType]:
-    with standin_cupy.installed() as module, kernels.mode("require"):
-        yield module
 
 
 # ------------------------------------------------------------------------------------------------- ways, dtypes, orders

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import kernels
 from cnnlayers.kernels.cuda import compile as compiling
 from cnnlayers.kernels.cuda import layer_norm_backward, norm_arguments, norm_plan
 from cnnlayers.kernels.cuda.norm_plan import (
@@ -27,14 +24,8 @@ from cnnlayers.kernels.cuda.norm_plan import (
     pack_of,
 )
 
-from . import simt, standin_cupy
+from . import simt
 from .norms import LAST, TRAIN, device, names
-
-
-@pytest.fixture
-def cupy() -> Iterator[types.ModuleType]:
-    with standin_cupy.installed() as module, kernels.mode("require"):
-        yield module
 
 
 # ---------------------------------------------------------------------------------------------------------------- plans

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,8 @@ import cnnlayers.functional as F
 from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import pad as launchers
 
-from . import portable, simt, standin_cuda, standin_cupy
+from . import portable, simt, standin_cuda
+from .conftest import numpy_dtype
 from .reference.pad import MODES
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
@@ -23,19 +22,9 @@ pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.
 
 
 @pytest.fixture
-def cupy() -> Iterator[types.ModuleType]:
-    with standin_cupy.installed() as module, kernels.mode("require"):
-        yield module
-
-
-@pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """64-bit offsets, as if the arrays had over 2**31 elements."""
     monkeypatch.setattr(launchers, "offset_types", lambda *sizes: ("unsigned long long", np.uint64))
-
-
-def kind(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def drawn(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
@@ -84,8 +73,8 @@ def test_bits_are_the_portable_codes(cupy: Any, mode: str, dtype: str) -> None:
     rng = np.random.default_rng(0)
     value = 3 if mode == "constant" else 0
     for number, (data_format, shape, pads) in enumerate(CASES):
-        x = drawn(rng, shape, kind(dtype))
-        dy = drawn(rng, specs.pad_spec(shape, pads, mode, data_format).out_shape, kind(dtype))
+        x = drawn(rng, shape, numpy_dtype(dtype))
+        dy = drawn(rng, specs.pad_spec(shape, pads, mode, data_format).out_shape, numpy_dtype(dtype))
         with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
             agree(cupy, x, dy, pads, mode, data_format, value)
 
@@ -93,8 +82,8 @@ def test_bits_are_the_portable_codes(cupy: Any, mode: str, dtype: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_64_bit_offsets(cupy: Any, wide: None, mode: str, rng: np.random.Generator) -> None:
     for data_format, shape, pads in CASES:
-        dy = drawn(rng, specs.pad_spec(shape, pads, mode, data_format).out_shape, kind("float32"))
-        agree(cupy, drawn(rng, shape, kind("float32")), dy, pads, mode, data_format)
+        dy = drawn(rng, specs.pad_spec(shape, pads, mode, data_format).out_shape, numpy_dtype("float32"))
+        agree(cupy, drawn(rng, shape, numpy_dtype("float32")), dy, pads, mode, data_format)
 
 
 def test_a_thread_takes_more_than_one_pack(
@@ -102,8 +91,8 @@ def test_a_thread_takes_more_than_one_pack(
 ) -> None:
     monkeypatch.setattr(launchers, "grid_size", lambda b, threads: 2)
     for mode in ("constant", "reflect"):
-        dy = drawn(rng, (2, 2, 49, 53), kind("float16"))
-        agree(cupy, drawn(rng, (2, 2, 45, 50), kind("float16")), dy, [(2, 2), (1, 2)], mode, "channels_first")
+        dy = drawn(rng, (2, 2, 49, 53), numpy_dtype("float16"))
+        agree(cupy, drawn(rng, (2, 2, 45, 50), numpy_dtype("float16")), dy, [(2, 2), (1, 2)], mode, "channels_first")
 
 
 def test_every_small_pad_and_crop(cupy: Any, rng: np.random.Generator) -> None:
@@ -114,8 +103,10 @@ def test_every_small_pad_and_crop(cupy: Any, rng: np.random.Generator) -> None:
                     spec = specs.pad_spec((1, 2, 4), [(before, after)], mode, "channels_first")
                 except ValueError:
                     continue
-                dy = drawn(rng, spec.out_shape, kind("float32"))
-                agree(cupy, drawn(rng, (1, 2, 4), kind("float32")), dy, [(before, after)], mode, "channels_first")
+                dy = drawn(rng, spec.out_shape, numpy_dtype("float32"))
+                agree(
+                    cupy, drawn(rng, (1, 2, 4), numpy_dtype("float32")), dy, [(before, after)], mode, "channels_first"
+                )
 
 
 def test_a_lone_gradient_moves_untouched(cupy: Any) -> None:  # NaN payloads too, which a conversion would lose
@@ -142,8 +133,8 @@ def test_a_fill_of_any_bits(cupy: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- any array
 @pytest.mark.parametrize("mode", MODES)
 def test_strides_and_offsets(cupy: Any, mode: str, rng: np.random.Generator) -> None:
-    base = drawn(rng, (6, 8, 10, 12), kind("float32"))
-    flat = drawn(rng, (961,), kind("float32"))
+    base = drawn(rng, (6, 8, 10, 12), numpy_dtype("float32"))
+    flat = drawn(rng, (961,), numpy_dtype("float32"))
     views = [
         lambda a: a.transpose(3, 1, 2, 0),
         lambda a: a[::-1, ::2, :, ::-3],
@@ -179,7 +170,7 @@ def test_nothing_waits_for_the_device(cupy: Any, rng: np.random.Generator) -> No
     """After a warm-up neither a compilation nor a transfer is left: a CUDA graph can hold the calls."""
     for data_format, shape in (("channels_first", (2, 8, 6, 8)), ("channels_last", (2, 6, 8, 8))):
         for mode in ("constant", "wrap"):
-            x = cupy.asarray(drawn(rng, shape, kind("float16")))
+            x = cupy.asarray(drawn(rng, shape, numpy_dtype("float16")))
             assert kernels.warmup(F.pad, x, 1, mode, data_format=data_format) in (1, 2)  # one kernel may do for both
             with standin_cuda.no_host_sync():
                 y, ctx = F.pad_forward(x, 1, mode, data_format=data_format)

@@ -20,6 +20,7 @@ from cnnlayers import functional as F
 from cnnlayers.kernels.cuda import compile as compiler
 
 from . import kernel_calls, simt, standin_cuda, standin_cupy
+from .conftest import numpy_dtype
 
 # (op, arguments, options) whose forward and backward are repeated; x is (8, 16, 33, 34), or a part of it, and has ties.
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
@@ -108,7 +109,7 @@ def test_the_same_bits_a_hundred_times_under_load(cupy, op, args, options, dtype
 @BY_EXACT
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 def test_cpu_and_gpu_give_the_same_bits(cupy, op, args, options, dtype):
-    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    kind = numpy_dtype(dtype)
     x = some(cupy, "float32").astype(kind)
     x[0, 0, :3, :3], x[0, 1, 5, 5], x[1, 2], x[1, 3, 4] = -0.0, np.nan, -np.inf, 1e-41 if dtype == "float32" else 1e-7
     agree(cupy, op, x, args, options)

@@ -14,7 +14,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.autograd import Tensor
 
-from .conftest import Impl
+from .conftest import Impl, numpy_dtype
 from .pooling import FORMATS
 
 TENTH = float(np.float32(0.1))
@@ -62,7 +62,7 @@ def test_more_cells_than_float32_counts(ones_: bool) -> None:  # numpy#22956, nu
 @MODES
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_all_dtypes(mode: str, dtype: str) -> None:
-    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    kind = numpy_dtype(dtype)
     for data_format in ("channels_first", "channels_last"):
         x = tenths(1, 2, MANY, data_format=data_format, dtype=kind)
         with kernels.mode(mode):

@@ -14,7 +14,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl
+from .conftest import Impl, numpy_dtype
 from .pooling import BY_CASE, FORMATS, options, ordered, some_pool
 from .reference import pool as reference
 from .reference.pool import Pool
@@ -25,10 +25,6 @@ INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 NAN, INF = math.nan, math.inf
 # ml_dtypes' comparisons raise the processor's flag for a NaN, which NumPy then reports.
 NAN_OF_BFLOAT16 = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def line(*values: Any, dtype: str = "float64") -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl
+from .conftest import Impl, numpy_dtype
 from .pooling import FORMATS, ordered
 from .reference import pool as reference
 
@@ -130,7 +130,7 @@ def test_indices_of_any_integer_dtype(impl: Impl, dtype: str) -> None:
 def test_values_keep_their_bits(impl: Impl, dtype: str) -> None:
     if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
         pytest.skip(f"{impl.name} has no bfloat16")
-    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    kind = numpy_dtype(dtype)
     x = np.array([[[-0.0, math.nan, math.inf]]]).astype(kind)
     x.view(f"u{kind.itemsize}")[0, 0, 1] |= 5  # a payload
     y, ctx = F.max_unpool_forward(impl.array(x), impl.array([[[5, 1, 2]]]), 2)

@@ -12,7 +12,7 @@ import cnnlayers.functional as F
 from cnnlayers.layers import RMSNorm
 from cnnlayers.testing import gradcheck
 
-from .conftest import HALF, Impl
+from .conftest import HALF, Impl, numpy_dtype
 from .reference import norm as reference
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-12}
@@ -281,7 +281,7 @@ def test_bfloat16(case: Case, rng: np.random.Generator) -> None:
 def test_rms_norm_takes_the_epsilon_of_the_dtype_it_computes_in(impl: Impl, dtype: str, epsilon: float) -> None:
     if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
         pytest.skip(f"{impl.name} has no bfloat16")
-    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    kind = numpy_dtype(dtype)
     x = impl.array(np.full((1, 4), epsilon**0.5, "float64").astype(kind))  # then x**2 and epsilon are one size
     for y in (F.rms_norm(x, 4), RMSNorm(4, elementwise_affine=False)(x)):
         np.testing.assert_allclose(impl.numpy(y).astype("float64"), 0.5**0.5, rtol=0.01)

@@ -14,6 +14,7 @@ from cnnlayers.layers import BatchNorm, Conv, Flatten, Linear, Sequential
 from cnnlayers.optim import SGD, Adam
 
 from . import standin_cupy
+from .conftest import numpy_dtype
 
 KINDS = [
     pytest.param(SGD, {"lr": 0.1, "momentum": 0.0}, id="sgd"),
@@ -175,10 +176,6 @@ def test_a_state_of_another_kind_or_shape() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- half precision
-def half(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 HALVES = pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 
 
@@ -190,15 +187,15 @@ def test_half_parameters_are_updated_in_float32(
 ) -> None:
     """Each step is that of float32, from the rounded parameter; squares that float16 cannot hold do no harm."""
     params, grads = draw(rng, 6)
-    ours = {name: p.astype(half(dtype)) for name, p in params.items()}
+    ours = {name: p.astype(numpy_dtype(dtype)) for name, p in params.items()}
     wide = {name: p.astype("float32") for name, p in ours.items()}
     optimizer, float32 = kind(ours, **options), kind(wide, **options)
     for g in grads:
-        halves = {name: np.clip(a * size, -6e4, 6e4).astype(half(dtype)) for name, a in g.items()}
+        halves = {name: np.clip(a * size, -6e4, 6e4).astype(numpy_dtype(dtype)) for name, a in g.items()}
         optimizer.step(halves)
         float32.step({name: a.astype("float32") for name, a in halves.items()})
         for name, p in ours.items():
-            assert p.dtype == half(dtype)
+            assert p.dtype == numpy_dtype(dtype)
             with np.errstate(over="ignore"):
                 wide[name][...] = wide[name].astype(p.dtype)
             np.testing.assert_array_equal(p.astype("float32"), wide[name])
@@ -207,20 +204,20 @@ def test_half_parameters_are_updated_in_float32(
 
 @HALVES
 def test_adam_trains_a_half_network(dtype: str) -> None:
-    net = Linear(4, 2, rng=0).map_arrays(lambda a: a.astype(half(dtype)))
-    x = np.random.default_rng(1).standard_normal((16, 4)).astype(half(dtype))
+    net = Linear(4, 2, rng=0).map_arrays(lambda a: a.astype(numpy_dtype(dtype)))
+    x = np.random.default_rng(1).standard_normal((16, 4)).astype(numpy_dtype(dtype))
     optimizer, losses = Adam(net.params, lr=0.02), []
     for _ in range(60):
         y = net(x).astype("float32")
         losses.append(float((y**2).mean()))
-        net.backward((y / y.size).astype(half(dtype)))
+        net.backward((y / y.size).astype(numpy_dtype(dtype)))
         optimizer.step(net.grads)
     assert losses[-1] < 0.05 * losses[0]
 
 
 @pytest.mark.parametrize("impl_dtype", ["float16", "bfloat16"])
 def test_half_parameters_on_a_stand_in_for_cupy(impl_dtype: str) -> None:
-    dtype = half(impl_dtype)
+    dtype = numpy_dtype(impl_dtype)
     with standin_cupy.installed() as cupy:
         p = cupy.asarray(np.ones(3, dtype))
         optimizer = Adam({"p": p}, lr=0.5, weight_decay=0.1)
@@ -232,9 +229,13 @@ def test_half_parameters_on_a_stand_in_for_cupy(impl_dtype: str) -> None:
 @HALVES
 def test_a_state_of_half_moments_is_taken(dtype: str) -> None:
     """Moments that are stored in the parameter's own dtype."""
-    p = np.ones(3, half(dtype))
+    p = np.ones(3, numpy_dtype(dtype))
     optimizer = Adam({"p": p})
-    old = {"steps": np.array([4]), "mean.p": np.full(3, 0.5, half(dtype)), "square.p": np.full(3, 0.25, half(dtype))}
+    old = {
+        "steps": np.array([4]),
+        "mean.p": np.full(3, 0.5, numpy_dtype(dtype)),
+        "square.p": np.full(3, 0.25, numpy_dtype(dtype)),
+    }
     optimizer.load_state_dict(old)
     new = optimizer.state_dict()
     assert new["mean.p"].dtype == new["square.p"].dtype == np.float32

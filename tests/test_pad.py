@@ -13,7 +13,7 @@ import cnnlayers.functional as F
 from cnnlayers import specs
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl
+from .conftest import Impl, numpy_dtype
 from .reference import pad as reference
 
 MODES = reference.MODES
@@ -26,10 +26,6 @@ PAIRS = [(0, 0), (1, 0), (0, 2), (2, 1), (-1, 0), (0, -1), (-1, 2), (2, -1), (-1
 
 def channels_last(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(x, 1, -1))
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def spatial(pairs: Any) -> list[tuple[int, int]]:

@@ -18,6 +18,8 @@ from cnnlayers import autograd, cs231n, kernels, layers, models, optim
 from cnnlayers import functional as F
 from cnnlayers.kernels.cpu import jit as cpu
 
+from .conftest import numpy_dtype
+
 IMAGE = (2, 4, 6, 6)
 WIDE = (2, 16, 8, 8)  # of as many channels as Winograd's form wants
 TIES = ("first", "all", "split")
@@ -75,10 +77,6 @@ def test_every_op_is_here() -> None:
     assert {op for op, _, _ in CALLS} == ops
 
 
-def the_dtype(name: str) -> Any:
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 def nasty(kind: str, shape: tuple[int, ...], dtype: Any, seed: int = 0) -> np.ndarray:
     """Numbers of the worst kinds, among some of the ordinary; made without a warning."""
     smallest, largest = 9.2e-41, 3.3895313892515355e38
@@ -128,7 +126,7 @@ def trio(op: str, arrays: dict[str, np.ndarray], options: dict[str, Any], dy_of:
 def test_no_op_heeds_its_values(
     op: str, shapes: dict[str, tuple[int, ...]], options: dict[str, Any], dtype: str, mode: str
 ) -> None:
-    kind = the_dtype(dtype)
+    kind = numpy_dtype(dtype)
     for worst in KINDS:
         arrays = {name: nasty(worst, shape, kind, seed) for seed, (name, shape) in enumerate(shapes.items())}
         if "running_var" in arrays:

@@ -7,9 +7,6 @@ from .activations import (
     leaky_relu,
     leaky_relu_backward,
     leaky_relu_forward,
-    relu,
-    relu_backward,
-    relu_forward,
     sigmoid,
     sigmoid_backward,
     sigmoid_forward,
@@ -60,6 +57,7 @@ from .lp_pool import lp_pool, lp_pool_backward, lp_pool_forward
 from .max_pool import max_pool, max_pool_backward, max_pool_forward
 from .max_unpool import max_unpool, max_unpool_backward, max_unpool_forward
 from .pad import pad, pad_backward, pad_forward
+from .relu import relu, relu_backward, relu_forward
 from .softmax import softmax, softmax_backward, softmax_forward
 
 __all__ = [

@@ -25,7 +25,6 @@ from ._common import (
     check_backward,
     check_floating,
     inference_of,
-    masked,
     on_device,
     plan_of,
 )
@@ -54,97 +53,11 @@ def _forward(op: str, portable: Any, x: Array) -> tuple[Array, Context]:
     return y, Context(plan, {"y": y})
 
 
-def _backward(op: str, portable: Any, dy: Array, ctx: Context, saved: str) -> Array:
+def run_backward(op: str, portable: Any, dy: Array, ctx: Context, saved: str) -> Array:
     """dx, from dy and the array that was saved."""
     _, dy = check_backward(op, dy, ctx, exact=True)
     dx: Array = ctx.plan.run(f"{op}_backward", portable, dy, ctx.arrays[saved])
     return dx
-
-
-# ----------------------------------------------------------------------------------------------------------------- relu
-def _relu(b: Backend, spec: None, x: Array) -> Array:
-    return b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
-
-
-def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
-    y = _relu(b, spec, x)
-    return y, backends.packed(b, b.array(y != b.zeros((), x.dtype), b.xp.bool))
-
-
-def _relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
-    return masked(b, dy, backends.unpacked(b, passes, tuple(dy.shape)))
-
-
-@on_device
-def relu(x: Array) -> Array:
-    """Rectified linear unit: y = x where x > 0, else 0.
-
-    This form saves nothing; `relu_forward` is for training.
-
-    Parameters
-    ----------
-    x : array
-        Any shape, floating.
-
-    Returns
-    -------
-    y : array
-        x's shape and dtype. NaN stays NaN.
-
-    Raises
-    ------
-    TypeError
-        x has another dtype.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cnnlayers import functional as F
-    >>> F.relu(np.array([-2.0, 3.0]))
-    array([0., 3.])
-
-    References
-    ----------
-    torch.nn.functional.relu
-    """
-    return plan_of(plan_of_same_shape, (x,), "relu").run("relu", _relu, x)
-
-
-@on_device
-def relu_forward(x: Array) -> tuple[Array, Context]:
-    """`relu` for training: y and the context.
-
-    The parameter and errors are those of `relu`.
-
-    Returns
-    -------
-    y : array
-        x's shape and dtype.
-    ctx : Context
-        For `relu_backward`. It has one bit an element (on a GPU one bool).
-    """
-    plan = plan_of(plan_of_same_shape, (x,), "relu")
-    y, passes = plan.run("relu_forward", _relu_forward, x)
-    return y, Context(plan, {"passes": passes})
-
-
-@on_device
-def relu_backward(dy: Array, ctx: Context) -> Array:
-    """dx of `relu`: dy where x was positive or NaN, else 0.
-
-    Parameters
-    ----------
-    dy : array
-        y's shape, floating.
-    ctx : Context
-        From `relu_forward`; it may serve more than once.
-
-    Returns
-    -------
-    dx : array
-        x's shape and dtype.
-    """
-    return _backward("relu", _relu_backward, dy, ctx, "passes")
 
 
 # ----------------------------------------------------------------------------------------------------------- leaky relu
@@ -223,7 +136,7 @@ def leaky_relu_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    return _backward("leaky_relu", _leaky_relu_backward, dy, ctx, "positive")
+    return run_backward("leaky_relu", _leaky_relu_backward, dy, ctx, "positive")
 
 
 # ----------------------------------------------------------------------------------------------------------------- gelu
@@ -329,7 +242,7 @@ def gelu_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    return _backward("gelu", _gelu_backward, dy, ctx, "x")
+    return run_backward("gelu", _gelu_backward, dy, ctx, "x")
 
 
 # ---------------------------------------------------------------------------------------------------- sigmoid and tanh
@@ -399,7 +312,7 @@ def sigmoid_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    return _backward("sigmoid", _sigmoid_backward, dy, ctx, "y")
+    return run_backward("sigmoid", _sigmoid_backward, dy, ctx, "y")
 
 
 @on_device
@@ -465,4 +378,4 @@ def tanh_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    return _backward("tanh", _tanh_backward, dy, ctx, "y")
+    return run_backward("tanh", _tanh_backward, dy, ctx, "y")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, adaptive_window
+from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Average, adaptive_window
 from cnnlayers.specs.arguments import DataFormat, OutputSize
 
 from ._common import (
@@ -26,7 +26,7 @@ from ._common import (
     plan_of,
     sum_dtype,
 )
-from .avg_pool import Average, axis_index, portable_avg_pool, resized
+from .avg_pool import axis_index, portable_avg_pool, resized
 from .complex_arrays import run_planes
 from .plane_chunks import in_planes
 from .window_arrays import on_axis, window_ends, window_starts

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import Axis, Window, pool_window, taps
+from cnnlayers.specs import Average, Axis, Window, pool_window, taps
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, flag, integer
 
 from ._common import (
@@ -39,15 +38,6 @@ from ._common import (
 from .complex_arrays import run_planes
 from .plane_chunks import in_planes
 from .window_arrays import on_axis, tap_counts
-
-
-@dataclass(frozen=True)
-class Average:
-    """An average pool: its windows, and what a window's sum is divided by."""
-
-    window: Window
-    include_pad: bool = True
-    override: int | None = None
 
 
 def axis_index(where: int, part: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import DataFormat, flag, layout, real
+from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
 from . import row_chunks
 from ._common import (
@@ -27,7 +28,7 @@ from .norm import (
     norm_of,
     norm_plan,
 )
-from .norm_math import Norm, Rows, Statistics, batch_rows, reciprocal_std
+from .norm_math import Statistics, reciprocal_std
 
 ALONE = "batch statistics need two; training=False uses the running ones"
 

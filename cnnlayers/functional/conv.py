@@ -19,6 +19,7 @@ from typing import Any
 from cnnlayers.backends import Backend
 from cnnlayers.specs import conv_window, transposed_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Shape, Size, flag, integer, layout, sizes
+from cnnlayers.specs.conv import Conv, interned
 
 from ._common import (
     Array,
@@ -38,7 +39,6 @@ from ._common import (
 from .blas import single_threaded_blas
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
 from .conv_im2col import correlate, correlate_adjoint, weight_gradient
-from .conv_tiling import Conv, interned
 
 
 def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat, by_channel: int) -> Shape:

@@ -28,10 +28,11 @@ from typing import Any
 from cnnlayers import kernels
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Shape
+from cnnlayers.specs.conv import Conv
 
 from . import blas
 from ._common import LONG, Array, cast, itemsize, sum_dtype
-from .conv_tiling import ALL, Conv, Tap, Tile, blocks_of, taps_of, tiles_of
+from .conv_tiling import ALL, Tap, Tile, blocks_of, taps_of, tiles_of
 
 STRANDS = 16  # partial weight gradients made side by side,
 STRAND_BYTES = 64 << 20  # and what they may take together

@@ -6,14 +6,13 @@ of a bounded size. The cuts follow from shapes alone, never from the number of t
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from cnnlayers.backends import Backend, planned
-from cnnlayers.specs import Window, window_taps
+from cnnlayers.specs import Conv, Window, window_taps
 from cnnlayers.specs.arguments import Shape
 
 from . import blas
@@ -24,107 +23,11 @@ TILE_FLOPS = 100_000_000  # of a tile on the CPU, about: less is too little for 
 ENOUGH = 128  # windows that a product is of on the CPU, at least: with fewer BLAS is busy with packing the weight
 APART = 256  # windows of a sample, channels first, that on the CPU are a product of their own
 SHARES = 4  # tiles on the CPU, at least: some threads can then be busy to the end
-LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
-DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for the direct form
-DIRECT_TERMS = 2048  # of a sum, at most: it is in the array's dtype
-LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 
 ALL = slice(None)
 Tap: TypeAlias = tuple[
     int, tuple[slice, ...], tuple[slice, ...]
 ]  # flat tap, windows that see cells under it, those cells
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution from an image to its maps. `window`: on the image; `filters`: the maps' channels.
-
-    A *split* array of either has its channel axis split into (groups, channels of a group).
-    """
-
-    window: Window
-    filters: int
-    groups: int
-
-    @property
-    def ndim(self) -> int:
-        return len(self.window.axes)
-
-    @property
-    def channels(self) -> int:
-        """The image's."""
-        return self.window.layout.channels
-
-    @functools.cached_property
-    def last(self) -> bool:
-        """Whether channels are the last axis."""
-        return self.window.layout.channel > 1
-
-    @functools.cached_property
-    def maps_shape(self) -> Shape:
-        return self.window.layout.with_spatial(self.window.out_lengths, self.filters)
-
-    @functools.cached_property
-    def weight_shape(self) -> Shape:
-        """The weight by group: (groups, filters of a group, channels of a group, taps)."""
-        taps = math.prod(self.window.kernel)
-        return (self.groups, self.filters // self.groups, self.channels // self.groups, taps)
-
-    @functools.cached_property
-    def channels_contiguous(self) -> bool:
-        """Whether columns have channels that lie in runs as runs: rows are (tap, channel), stored cell by cell. Else
-        they are (channel, tap), so that a weight need not be turned."""
-        return self.last and self.weight_shape[2] >= LEAST_RUN
-
-    @functools.cached_property
-    def empty(self) -> bool:
-        """Nothing to multiply: no samples, or no channels on one side."""
-        return 0 in self.window.layout.shape or self.filters == 0
-
-    @functools.cached_property
-    def depthwise(self) -> bool:
-        """One channel a group, and few filters: too little for matrix products."""
-        _, filters, channels, _ = self.weight_shape
-        return self.groups > 1 and channels == 1 and filters <= 4
-
-    @functools.cached_property
-    def pointwise(self) -> bool:
-        """A 1×1 kernel that reads every cell once: the columns are the image."""
-        return all(a.kernel == a.stride == 1 and a.before == 0 and a.out == a.length for a in self.window.axes)
-
-    @functools.cached_property
-    def winograd(self) -> bool:
-        """A 3×3 kernel with stride 1 on enough channels for Winograd's form, which needs float32 and a kernel."""
-        fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
-        return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
-
-    @functools.cached_property
-    def direct(self) -> bool:
-        """A weight that is small enough for the direct form, whose sums are then short enough for float32."""
-        _, filters, channels, taps = self.weight_shape
-        terms = max(channels, filters) * taps
-        return terms <= DIRECT_TERMS and filters * channels * taps <= DIRECT_WEIGHT
-
-    @functools.cached_property
-    def flops(self) -> float:
-        """Of any of the three functions: multiplications and additions."""
-        windows = self.window.layout.shape[0] * math.prod(self.window.out_lengths)
-        return 2.0 * windows * self.filters * self.weight_shape[2] * math.prod(self.window.kernel)
-
-    def split(self, shape: Shape) -> Shape:
-        """The shape of a split array."""
-        at = self.window.layout.channel
-        return (*shape[:at], self.groups, shape[at] // self.groups, *shape[at + 1 :])
-
-    def at(self, samples: slice, spatial: Sequence[slice]) -> tuple[slice, ...]:
-        """These samples and cells of a split array."""
-        return (samples, *spatial, ALL, ALL) if self.last else (samples, ALL, ALL, *spatial)
-
-
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
-def interned(spec: Conv) -> Conv:
-    """The first one equal to this: what it has worked out of itself serves later calls."""
-    return spec
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers.specs.arguments import DataFormat, grouped, layout
+from cnnlayers.specs.norm import group_rows, instance_rows
 
 from ._common import (
     Array,
@@ -24,7 +25,6 @@ from .norm import (
     norm_of,
     norm_plan,
 )
-from .norm_math import group_rows, instance_rows
 
 
 def _group_norm_plan(

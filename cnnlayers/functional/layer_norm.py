@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers.specs.arguments import Size, trailing
+from cnnlayers.specs.norm import trailing_rows
 
 from ._common import (
     Array,
@@ -24,7 +25,6 @@ from .norm import (
     norm_of,
     norm_plan,
 )
-from .norm_math import trailing_rows
 
 
 def _layer_norm_plan(x: Array, gamma: Array | None, beta: Array | None, normalized_shape: Any, eps: Any) -> Plan:

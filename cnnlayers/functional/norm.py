@@ -20,6 +20,7 @@ from typing import Any
 
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import real
+from cnnlayers.specs.norm import Norm, Rows
 
 from . import row_chunks
 from ._common import (
@@ -32,7 +33,6 @@ from ._common import (
     check_parameter,
     common_backend,
 )
-from .norm_math import Norm, Rows
 
 
 def checked_eps(value: Any) -> float:

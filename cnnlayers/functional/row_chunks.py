@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from cnnlayers.backends import Backend, run_chunks
+from cnnlayers.specs.norm import Norm
 
 from . import norm_math
 from ._common import Array, cast, itemsize
-from .norm_math import Norm, Statistics, forward_with_batch_stats
+from .norm_math import Statistics, forward_with_batch_stats
 
 CHUNK = 600_000  # bytes of x, about
 

@@ -6,20 +6,25 @@ in "channels_last". Only the standard library is used; arrays of these numbers a
 """
 
 from .arguments import Layout, Pair, Shape
-from .conv import conv_window, transposed_window
+from .conv import Conv, conv_window, transposed_window
+from .norm import Norm, Rows
 from .padding import PAD_MODES, Pad, pad_spec
-from .pooling import MaxPoolSpec, adaptive_window, max_pool_spec, pool_window, unpool_window
+from .pooling import Average, MaxPoolSpec, adaptive_window, max_pool_spec, pool_window, unpool_window
 from .windows import AdaptiveAxis, AdaptiveWindow, Axis, Window, effective, out_length, taps, window_taps
 
 __all__ = [
     "PAD_MODES",
     "AdaptiveAxis",
     "AdaptiveWindow",
+    "Average",
     "Axis",
+    "Conv",
     "Layout",
     "MaxPoolSpec",
+    "Norm",
     "Pad",
     "Pair",
+    "Rows",
     "Shape",
     "Window",
     "adaptive_window",

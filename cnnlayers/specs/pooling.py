@@ -120,3 +120,12 @@ def max_pool_spec(
     choice(ties, "ties", get_args(Ties))
     window = pool_window(shape, kernel_size, stride, padding, dilation, ceil_mode, data_format)
     return MaxPoolSpec(window, ties, flag(return_indices, "return_indices"))
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average pool: its windows, and what a window's sum is divided by."""
+
+    window: Window
+    include_pad: bool = True
+    override: int | None = None

@@ -1,6 +1,6 @@
 """Launchers of im2col.cu: the steps "im2col" and "col2im" of a convolution, called as the portable code is.
 
-Specs, tiles and taps are those of functional/conv_tiling.py.
+Specs are those of specs/conv.py, tiles and taps those of functional/conv_tiling.py.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import torch
 from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Context, Plan
-from cnnlayers.functional.norm_math import Norm, Rows, batch_rows
 from cnnlayers.specs.arguments import DataFormat, layout
+from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
 from .batching import LOOP, Rule
 from .library import Op

@@ -11,10 +11,10 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Context, Plan
 from cnnlayers.functional.conv import _weight_shape
-from cnnlayers.functional.conv_tiling import Conv
-from cnnlayers.functional.conv_tiling import interned as shared
 from cnnlayers.specs import conv_window, transposed_window
 from cnnlayers.specs.arguments import DataFormat
+from cnnlayers.specs.conv import Conv
+from cnnlayers.specs.conv import interned as shared
 
 from .batching import LOOP, Rule
 from .library import Op

@@ -16,8 +16,8 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Context, Plan
 from cnnlayers.functional.local_response_norm import Response
-from cnnlayers.functional.norm_math import Norm, Rows, group_rows, instance_rows, trailing_rows
 from cnnlayers.specs.arguments import DataFormat, grouped, integer, layout, trailing
+from cnnlayers.specs.norm import Norm, Rows, group_rows, instance_rows, trailing_rows
 
 from .batching import LOOP, Rule
 from .library import Op, differentiable_by_x

@@ -10,8 +10,7 @@ import torch
 from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.functional._common import Context, Plan
-from cnnlayers.functional.avg_pool import Average
-from cnnlayers.specs import Window, adaptive_window, pool_window
+from cnnlayers.specs import Average, Window, adaptive_window, pool_window
 from cnnlayers.specs.arguments import DataFormat, PadMode, layout
 from cnnlayers.specs.padding import pad_spec
 
