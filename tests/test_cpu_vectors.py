@@ -154,7 +154,7 @@ def test_stores_past_the_caches(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_each_half_number_keeps_its_bits(name: str) -> None:
-    x = np.arange(2**16, dtype=np.uint16).view(dtype_of(name))  # NaNs with payloads among them
+    x = np.arange(2**16, dtype=np.uint16).view(numpy_dtype(name))  # NaNs with payloads among them
     out, load, store = np.empty_like(x), v.load, v.store
 
     @njit
