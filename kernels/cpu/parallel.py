@@ -13,6 +13,9 @@ import numpy as np
 
 from cnnlayers.backends import run_chunks
 
+from .convert import convert
+from .vectors import as_bits
+
 Array = Any
 
 CHUNK_BYTES = 2_400_000  # bytes that a chunk reads and writes, about; starting a smaller one costs more than it gains
@@ -95,13 +98,19 @@ def parallel_over_planes(
     half = inputs[0].dtype
 
     def tile(start: int, stop: int) -> None:
-        tiles = [a[:, _part(a, planes, start, stop)] for a in arrays]
-        for i, a in enumerate(tiles):
-            dtype = np.float32 if a.dtype == half else a.dtype
-            tiles[i] = a.astype(dtype) if i < len(inputs) else np.empty(a.shape, dtype)
-        run(*(a.reshape(-1) for a in tiles), 0, (stop - start) * units_per_plane)
-        for out, done in zip(outputs, tiles[len(inputs) :], strict=True):
-            out[:, _part(out, planes, start, stop)] = _narrowed(done, out.dtype)
+        parts = [a[:, _part(a, planes, start, stop)] for a in arrays]
+        tiles = [np.empty(p.shape, np.float32) if p.dtype == half else p for p in parts]
+        for part, tile in zip(parts[: len(inputs)], tiles, strict=False):
+            if part.dtype == half:
+                convert(flat(as_bits(part)), tile.reshape(-1))
+        for i in range(len(inputs), len(tiles)):  # of several lines a part is not contiguous
+            tiles[i] = np.empty(tiles[i].shape, tiles[i].dtype)
+        run(*(tile.reshape(-1) for tile in tiles), 0, (stop - start) * units_per_plane)
+        for part, tile in zip(parts[len(inputs) :], tiles[len(inputs) :], strict=True):
+            if part.dtype == half:
+                convert(tile.reshape(-1), as_bits(part).reshape(-1))
+            else:
+                part[...] = tile
 
     parallel_chunks(planes, HALF_TILE_FACTOR * nbytes, tile)
 
@@ -109,15 +118,6 @@ def parallel_over_planes(
 @functools.cache
 def _is_half(dtype: Any) -> bool:
     return str(dtype) in HALF_TYPES
-
-
-def _narrowed(tile: Array, dtype: Any) -> Array:
-    """A tile in an output's dtype. A NaN of bfloat16 gets the upper bits of the float32 NaN: the cast loses them."""
-    out = tile.astype(dtype, copy=False)
-    if str(dtype) == "bfloat16" and tile.dtype == np.float32:
-        nan = np.isnan(tile)
-        out.view(np.uint16)[nan] = tile.view(np.uint32)[nan] >> 16
-    return out
 
 
 def _part(array: Array, planes: int, start: int, stop: int) -> slice:
