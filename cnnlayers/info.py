@@ -119,7 +119,7 @@ def _kernels() -> Iterator[str]:
     if "cnnlayers.kernels.cpu.jit" not in reasons:
         stored = f"not stored: {reasons[code]}" if code in reasons else f"stored in {directory()}"
         yield f"compiled code is {stored}{'' if code in reasons else ' (CNNLAYERS_CACHE_DIR sets it)'}"
-        yield "A kernel is compiled at its first call, within a second or two; cnnlayers.kernels.warmup does it ahead"
+        yield "A kernel is compiled at its first call, which takes seconds; cnnlayers.kernels.warmup does it ahead"
 
 
 _PROBE = """
