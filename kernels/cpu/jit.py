@@ -53,7 +53,7 @@ def _has_vector_units() -> bool:
     return not any(name in assembly for name in ("fmaf", "extendhfsf2", "gnu_h2f"))
 
 
-def kernel(*, relaxed: bool = False, inlined: bool = False) -> Callable[[F], F]:
+def kernel(*, relaxed: bool = False, inlined: bool = False, allocates: bool = True) -> Callable[[F], F]:
     """Compile the function at its first call for each set of argument types.
 
     relaxed: sums may be reordered, which lets the compiler vectorise them. Never use it where the order of operations
@@ -61,12 +61,17 @@ def kernel(*, relaxed: bool = False, inlined: bool = False) -> Callable[[F], F]:
 
     inlined: the kernels that call this one contain its code, for a part of a loop that is short.
 
+    allocates: whether it makes arrays. If it does not, no references to its arrays are counted, which for a short row
+    takes longer than the row.
+
     A kernel may use only constants and other kernels from an enclosing function; anything else is a TypeError."""
 
     def compile_function(function: F) -> F:
         njit: Any = importlib.import_module("numba").njit
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inlined}
         options["fastmath"] = set(RELAXED) if relaxed else False
+        if not allocates:
+            options["_nrt"] = False
         dispatcher = njit(**options)(function)
         _code_cache()(dispatcher)
         return cast(F, dispatcher)

@@ -37,7 +37,7 @@ RUN_CELLS = 4096  # cells that are summed lane by lane: 64 in each of four accum
 
 
 # -------------------------------------------------------------------------------------------------- cells start to stop
-@kernel()
+@kernel(allocates=False)
 def _run_sum(x: Array, start: int, stop: int) -> float:
     """The sum of one run of cells."""
     s0 = s1 = s2 = s3 = broadcast(x, 0.0)
@@ -55,7 +55,7 @@ def _run_sum(x: Array, start: int, stop: int) -> float:
     return sum_
 
 
-@kernel()
+@kernel(allocates=False)
 def _run_squares(x: Array, start: int, stop: int, mean: float) -> tuple[float, float, float]:
     """The sums of x - shift and of its square over one run of cells; shift: the mean as x's lanes round it."""
     shift = broadcast(x, mean)
@@ -73,7 +73,7 @@ def _run_squares(x: Array, start: int, stop: int, mean: float) -> tuple[float, f
     return np.float64(lane(shift, 0)), total(add(s0, s1)), total(add(q0, q1))
 
 
-@kernel()
+@kernel(allocates=False)
 def cell_moments(x: Array, start: int, stop: int) -> tuple[float, float]:
     """The mean of some contiguous cells, and the sum of squares about it (Chan, Golub and LeVeque 1979)."""
     mean, squares, cells = 0.0, 0.0, 0
@@ -92,7 +92,7 @@ def cell_moments(x: Array, start: int, stop: int) -> tuple[float, float]:
     return mean, 0.0 if squares < 0.0 else squares
 
 
-@kernel()
+@kernel(allocates=False)
 def mean_square(x: Array, start: int, stop: int) -> float:
     """The mean of x**2 over some contiguous cells."""
     squares = 0.0
@@ -101,7 +101,7 @@ def mean_square(x: Array, start: int, stop: int) -> float:
     return squares / (stop - start)
 
 
-@kernel()
+@kernel(allocates=False)
 def cell_gradient_sums(dy: Array, x: Array, start: int, stop: int, shift: Number) -> tuple[float, float]:
     """The sums of dy and of dy * (x - shift)."""
     sum_dy, sum_products, shifts = 0.0, 0.0, broadcast(x, shift)
@@ -126,7 +126,7 @@ def cell_gradient_sums(dy: Array, x: Array, start: int, stop: int, shift: Number
     return sum_dy, sum_products
 
 
-@kernel()
+@kernel(allocates=False)
 def _scale_shift(x: Array, y: Array, start: int, stop: int, shift: Number, scale: Number, offset: Number) -> None:
     """y = (x - shift) * scale + offset."""
     shifts, scales, offsets = broadcast(x, shift), broadcast(x, scale), broadcast(x, offset)
@@ -138,7 +138,7 @@ def _scale_shift(x: Array, y: Array, start: int, stop: int, shift: Number, scale
         store_first(y, whole, fma(sub(load_first(x, whole, count), shifts), scales, offsets), count)
 
 
-@kernel()
+@kernel(allocates=False)
 def _input_gradient(
     dy: Array, x: Array, dx: Array, start: int, stop: int,
     shift: Number, gamma: Number, x_factor: Number, constant: Number, rstd: Number,
@@ -158,7 +158,7 @@ def _input_gradient(
 
 
 # ----------------------------------------------------------------------------------------------- pieces of segments
-@kernel()
+@kernel(allocates=False)
 def piece_bounds(piece: int, length: int, pieces: int) -> tuple[int, int, int]:
     """The segment that a piece belongs to, its first cell, and the cell after its last. Segments have `pieces` each."""
     segment, part = piece // pieces, piece % pieces
@@ -166,7 +166,7 @@ def piece_bounds(piece: int, length: int, pieces: int) -> tuple[int, int, int]:
     return segment, first + length * part // pieces, first + length * (part + 1) // pieces
 
 
-@kernel()
+@kernel(allocates=False)
 def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, start: int, stop: int) -> None:
     """The mean of each piece from start to stop, and the sum of squares about it."""
     for u in range(start, stop):
@@ -174,7 +174,7 @@ def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, sta
         mean[u], squares[u] = cell_moments(x, first, last)
 
 
-@kernel()
+@kernel(allocates=False)
 def gradient_sums(
     dy: Array, x: Array, shift: Array, sum_dy: Array, sum_dy_xhat: Array, length: int, pieces: int, start: int,
     stop: int,
@@ -186,7 +186,7 @@ def gradient_sums(
         sum_dy[u], sum_dy_xhat[u] = cell_gradient_sums(dy, x, first, last, shift[segment % shift.size])
 
 
-@kernel()
+@kernel(allocates=False)
 def scale_shift(
     x: Array, y: Array, shift: Array, scale: Array, offset: Array, length: int, pieces: int, start: int, stop: int
 ) -> None:
@@ -197,7 +197,7 @@ def scale_shift(
         _scale_shift(x, y, first, last, shift[c], scale[c], offset[c])
 
 
-@kernel()
+@kernel(allocates=False)
 def input_gradient(
     dy: Array, x: Array, dx: Array, shift: Array, gamma: Array, x_factor: Array, constant: Array, rstd: Array,
     length: int, pieces: int, start: int, stop: int,
@@ -213,7 +213,7 @@ def input_gradient(
 # Each block of rows goes through all its steps while a core's cache holds it. A row has a part in each of `samples`
 # samples (1 where rows lie in one sample): `group_size` neighbouring segments. There are `rows` rows; segments are
 # counted within a sample. gamma and beta start again where they end.
-@kernel()
+@kernel(allocates=False)
 def blocks_forward(
     x: Array, y: Array, gamma: Array, beta: Array, mean: Array, var: Array, rstd: Array, eps: float,
     samples: int, group_size: int, length: int, block: int, start: int, stop: int,
@@ -244,7 +244,7 @@ def blocks_forward(
                     _scale_shift(x, y, first, first + length, mean[r], scale, beta[c] - delta * scale)
 
 
-@kernel()
+@kernel(allocates=False)
 def blocks_backward(
     dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, sum_dy: Array, sum_dy_xhat: Array,
     samples: int, group_size: int, length: int, block: int, start: int, stop: int,
