@@ -141,8 +141,8 @@ def _y_shape(case: cases.Case) -> tuple[int, ...]:
         return (*case.shape[:2], 1, 1)
     if case.op not in functions:
         return case.shape
-    _, ctx = functions[case.op](np.zeros((1, 1, *case.shape[2:]), np.float32), **case.options)
-    return (*case.shape[:2], *ctx.y_shape[2:])
+    y, _ = functions[case.op](np.zeros((1, 1, *case.shape[2:]), np.float32), **case.options)
+    return (*case.shape[:2], *y.shape[2:])
 
 
 def write_predictions(path: Path = PREDICTED) -> int:
