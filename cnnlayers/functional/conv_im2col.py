@@ -291,9 +291,10 @@ def form_of(b: Backend, spec: Conv, dtype: Any) -> str:
     """How a convolution is computed, by shape, dtype and backend alone.
 
     "point": a matrix product of the array as it is. On NumPy with kernels: "direct", vector loops, for small weights;
-    "winograd" for 3×3 with stride 1 and many channels (measured at 64 channels of 28²: 1.4 times as fast as direct
-    loops, 1.6 at 256 of 14²). "depthwise": elementwise products, tap by tap. "columns": im2col and BLAS (for a 3×3
-    kernel with stride 2 on 128 channels of 28² 1.9 times as fast as direct loops)."""
+    "winograd" for 3×3 with stride 1 and many channels (at 64 channels of 28² about 1.6 times as fast as direct loops).
+    "depthwise": elementwise products, tap by tap. "columns": im2col and BLAS (for a 3×3 kernel with stride 2 on 128
+    channels of 28² 1.9 times as fast as direct loops).
+    """
     if spec.pointwise and not spec.depthwise:
         return "point"
     if b.name == "numpy" and spec.direct:

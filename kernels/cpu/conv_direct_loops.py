@@ -87,7 +87,7 @@ def _one_filter(
     sheets: Array, offsets: Array, first: int, count: int, weight: Array, w: int, bias: float, out: Array, to: int,
     windows: int,
 ) -> None:  # fmt: skip
-    """One filter by 64 windows, which is twice as fast as three filters too many for a depthwise convolution."""
+    """One filter by 64 windows, for a depthwise convolution: four filters at a time would compute three too many."""
     for p in range(0, windows, 64):
         a = broadcast(out, bias)
         b, c, d = a, a, a

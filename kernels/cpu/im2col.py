@@ -1,9 +1,9 @@
 """The steps of a convolution that copy cells ("im2col" and its adjoint "col2im"), and sums over channels.
 
-Specs, tiles and taps are those of functional/conv_tiling.py. Images and columns are contiguous, float32 or float64;
-only one tile writes to a part of them. Columns are (groups, channels, taps, samples, *windows); with a matrix for each
-sample (samples, groups, channels, taps, *windows); with contiguous channels (groups, samples, *windows, taps,
-channels). A missing spatial axis has one cell.
+Specs are those of specs/conv.py, tiles and taps those of functional/conv_tiling.py. Images and columns are contiguous,
+float32 or float64; only one tile writes to a part of them. Columns are (groups, channels, taps, samples, *windows);
+with a matrix for each sample (samples, groups, channels, taps, *windows); with contiguous channels (groups, samples,
+*windows, taps, channels). A missing spatial axis has one cell.
 
 In a row of windows, those from `first` to `stop` see cells under a tap, and the others see padding."""
 
