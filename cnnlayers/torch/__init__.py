@@ -12,8 +12,9 @@ from typing import Any
 
 from . import functional
 from .modules import MODULES, convert, revert
+from .onnx import onnx_translations
 
-__all__ = ["convert", "functional", "revert", *MODULES]
+__all__ = ["convert", "functional", "onnx_translations", "revert", *MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,228 @@
+"""What translations to ONNX share, and those of pooling and padding: windows worked out here, once and for all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnlayers import functional as F
+from cnnlayers.specs import adaptive_window
+from cnnlayers.specs.windows import Axis
+
+from .ops.windows import one_or_all, sides, window_of
+
+Value = Any  # a tensor of the ONNX graph
+Shape = Sequence[int]
+
+
+def opset() -> Any:
+    from onnxscript import opset18
+
+    return opset18
+
+
+def constant(array: Any) -> Value:
+    import onnx_ir
+
+    return opset().Constant(value=onnx_ir.tensor(np.ascontiguousarray(array)))
+
+
+def scalar(x: Value, value: float) -> Value:
+    return constant(np.asarray(value, x.dtype.numpy()))
+
+
+def refuse(op: str, why: str) -> ValueError:
+    return ValueError(
+        f"cnnlayers.{op} cannot be exported to ONNX: {why}. Change the option, or export cnnlayers.torch.revert(model)"
+    )
+
+
+def static_shape(op: str, x: Value, data_format: str) -> tuple[int, ...]:
+    """x's shape, channels first, 1 for an open batch."""
+    shape = list(x.shape)
+    if data_format == "channels_last":
+        shape = [shape[0], shape[-1], *shape[1:-1]]
+    shape[0] = shape[0] if isinstance(shape[0], int) else 1
+    if not all(isinstance(n, int) for n in shape):
+        raise refuse(op, f"only the batch may be left open, got shape {list(map(str, x.shape))}")
+    return tuple(shape)
+
+
+def in_channels_first(run: Callable[[Value], Value], x: Value, data_format: str) -> Value:
+    """run(x) of x in channels first, its result in x's format."""
+    if data_format == "channels_first":
+        return run(x)
+    op, n = opset(), len(x.shape)
+    y = run(op.Transpose(x, perm=[0, n - 1, *range(1, n - 1)]))
+    return op.Transpose(y, perm=[0, *range(2, n), 1])
+
+
+# ------------------------------------------------------------------------------------------------------------- pooling
+def _pads(axes: Sequence[Axis]) -> list[int]:
+    """ONNX's pads: before on each axis, then what the last window needs behind."""
+    behind = [(a.out - 1) * a.stride + a.dilation * (a.kernel - 1) + 1 - a.before - a.length for a in axes]
+    return [a.before for a in axes] + [max(b, 0) for b in behind]
+
+
+def geometry(axes: Sequence[Axis]) -> dict[str, list[int]]:
+    return {
+        "kernel_shape": [a.kernel for a in axes],
+        "strides": [a.stride for a in axes],
+        "pads": _pads(axes),
+    }
+
+
+def _maxima(op: str, x: Value, axes: Sequence[Axis], dilations: list[int]) -> Value:
+    y = opset().MaxPool(x, **geometry(axes), dilations=dilations)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def max_pool(
+    x: Value,
+    kernel_size: Shape,
+    stride: Shape = (),
+    padding: Shape = (0,),
+    auto_pad: str = "",
+    dilation: Shape = (1,),
+    ceil_mode: bool = False,
+    ties: str = "first",
+    data_format: str = "channels_first",
+) -> Value:
+    _check_max_dtype("max_pool", x)
+    sizes = kernel_size, stride, padding, auto_pad, dilation
+    axes = window_of(static_shape("max_pool", x, data_format), sizes, ceil_mode, "channels_first").axes
+    return in_channels_first(lambda x: _maxima("max_pool", x, axes, [a.dilation for a in axes]), x, data_format)
+
+
+def _check_max_dtype(op: str, x: Value) -> None:
+    if x.dtype.name not in ("FLOAT16", "FLOAT", "DOUBLE", "INT8", "UINT8"):
+        raise refuse(op, f"MaxPool takes float16, float32, float64, int8 and uint8, got {x.dtype.name}")
+
+
+def _counts(axis: Axis, inside: bool) -> np.ndarray:
+    """Of each window on an axis, the taps in the input, or in the input and its declared padding."""
+    low, high = (0, axis.length) if inside else (-axis.before, axis.length + axis.after)
+    taps = np.arange(axis.out)[:, None] * axis.stride + np.arange(axis.kernel) * axis.dilation - axis.before
+    return ((taps >= low) & (taps < high)).sum(1)
+
+
+def _sums(x: Value, like: Value, axes: Sequence[Axis], channels: int, scale: np.ndarray) -> Value:
+    """The sums of windows times `scale`, one number a window; a number that is 1 everywhere costs nothing."""
+    op, dtype = opset(), like.dtype.numpy()
+    taps = math.prod(a.kernel for a in axes)
+    if any(a.dilation > 1 for a in axes):  # AveragePool has dilations from opset 19
+        ones = constant(np.ones((channels, 1, *(a.kernel for a in axes)), dtype))
+        y = op.Conv(x, ones, **geometry(axes), dilations=[a.dilation for a in axes], group=channels)
+    else:
+        y, scale = op.AveragePool(x, **geometry(axes), count_include_pad=1), scale * taps
+    return y if np.all(scale == 1) else op.Mul(y, constant(scale.astype(dtype)))
+
+
+def avg_pool(
+    x: Value,
+    kernel_size: Shape,
+    stride: Shape = (),
+    padding: Shape = (0,),
+    auto_pad: str = "",
+    dilation: Shape = (1,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    data_format: str = "channels_first",
+) -> Value:
+    shape = static_shape("avg_pool", x, data_format)
+    axes = window_of(shape, (kernel_size, stride, padding, auto_pad, dilation), ceil_mode, "channels_first").axes
+    divisor = np.ones([a.out for a in axes])
+    for i, axis in enumerate(axes):
+        divisor *= _counts(axis, not count_include_pad).reshape([-1 if j == i else 1 for j in range(len(axes))])
+    scale = 1 / np.maximum(divisor, 1) if divisor_override is None else np.full(divisor.shape, 1 / divisor_override)
+    return in_channels_first(lambda y: _sums(y, x, axes, shape[1], scale), x, data_format)
+
+
+def sum_pool(
+    x: Value,
+    kernel_size: Shape,
+    stride: Shape = (),
+    padding: Shape = (0,),
+    auto_pad: str = "",
+    dilation: Shape = (1,),
+    ceil_mode: bool = False,
+    data_format: str = "channels_first",
+) -> Value:
+    options = kernel_size, stride, padding, auto_pad, dilation, ceil_mode
+    return avg_pool(x, *options, divisor_override=1, data_format=data_format)
+
+
+def lp_pool(
+    x: Value,
+    kernel_size: Shape,
+    stride: Shape = (),
+    padding: Shape = (0,),
+    auto_pad: str = "",
+    dilation: Shape = (1,),
+    ceil_mode: bool = False,
+    norm_type: float = 2.0,
+    data_format: str = "channels_first",
+) -> Value:
+    if norm_type != int(norm_type):
+        raise refuse("lp_pool", f"LpPool takes whole norms, got norm_type={norm_type}")
+    sizes = kernel_size, stride, padding, auto_pad, dilation
+    axes = window_of(static_shape("lp_pool", x, data_format), sizes, ceil_mode, "channels_first").axes
+    options: dict[str, Any] = {**geometry(axes), "dilations": [a.dilation for a in axes], "p": int(norm_type)}
+    return in_channels_first(lambda y: opset().LpPool(y, **options), x, data_format)
+
+
+def _adaptive(op: str, x: Value, output_size: Shape, data_format: str) -> list[Axis]:
+    shape = static_shape(op, x, data_format)
+    window = adaptive_window(shape, one_or_all(output_size), "channels_first")
+    sizes = window.out_shape[2:]
+    if any(n % m for n, m in zip(shape[2:], sizes, strict=True)):
+        raise refuse(op, f"output_size must divide the axes, got {tuple(sizes)} for {shape[2:]}")
+    return [Axis(n, m, n // m, n // m) for n, m in zip(shape[2:], sizes, strict=True)]
+
+
+def adaptive_avg_pool(x: Value, output_size: Shape, data_format: str = "channels_first") -> Value:
+    axes = _adaptive("adaptive_avg_pool", x, output_size, data_format)
+    return in_channels_first(lambda y: opset().AveragePool(y, **geometry(axes)), x, data_format)
+
+
+def adaptive_max_pool(x: Value, output_size: Shape, data_format: str = "channels_first") -> Value:
+    axes = _adaptive("adaptive_max_pool", x, output_size, data_format)
+    return in_channels_first(lambda y: _maxima("adaptive_max_pool", y, axes, [1] * len(axes)), x, data_format)
+
+
+# ------------------------------------------------------------------------------------------------------------- padding
+def pad(
+    x: Value, padding: Shape, mode: str = "constant", value: float = 0, data_format: str = "channels_first"
+) -> Value:
+    """Pad where it has the mode and nothing is cropped, else the cells by their indices."""
+    shape = static_shape("pad", x, data_format)
+    given = sides(padding, "", len(shape) - 2)
+    pairs = [
+        (p, p) if isinstance(p, int) else p for p in ([given] * (len(shape) - 2) if isinstance(given, int) else given)
+    ]
+    if mode == "constant":
+        return in_channels_first(lambda y: _filled(y, x, shape, pairs, value), x, data_format)
+    if mode in ("reflect", "edge") and min(itertools.chain(*pairs)) >= 0:
+        ends = [0, 0, *(a for a, _ in pairs), 0, 0, *(b for _, b in pairs)]
+        run = lambda y: opset().Pad(y, constant(np.array(ends, "int64")), mode=mode)  # noqa: E731
+        return in_channels_first(run, x, data_format)
+    return in_channels_first(lambda y: _gathered(y, shape, pairs, mode), x, data_format)
+
+
+def _gathered(x: Value, shape: Shape, pairs: Sequence[tuple[int, int]], mode: Any) -> Value:
+    for axis, (length, pair) in enumerate(zip(shape[2:], pairs, strict=True), 2):
+        cells = F.pad(np.arange(length)[None, None], ((pair[0], pair[1]),), mode)[0, 0]
+        if not np.array_equal(cells, np.arange(length)):
+            x = opset().Gather(x, constant(cells.astype("int64")), axis=axis)
+    return x
+
+
+def _filled(x: Value, like: Value, shape: Shape, pairs: Sequence[tuple[int, int]], value: float) -> Value:
+    x = _gathered(x, shape, [(min(a, 0), min(b, 0)) for a, b in pairs], "constant")
+    ends = [0, 0, *(max(a, 0) for a, _ in pairs), 0, 0, *(max(b, 0) for _, b in pairs)]
+    return opset().Pad(x, constant(np.array(ends, "int64")), scalar(like, value), mode="constant")
