@@ -76,8 +76,16 @@ def geometry(axes: Sequence[Axis]) -> dict[str, list[int]]:
     }
 
 
-def _maxima(op: str, x: Value, axes: Sequence[Axis], dilations: list[int]) -> Value:
-    y = opset().MaxPool(x, **geometry(axes), dilations=dilations)
+def _maxima(x: Value, like: Value, axes: Sequence[Axis], dilations: list[int]) -> Value:
+    """Padding that differs between the sides is an operator of its own: onnx's ReferenceEvaluator mixes it up."""
+    options = geometry(axes)
+    before, behind = options["pads"][: len(axes)], options["pads"][len(axes) :]
+    if before != behind:
+        dtype = like.dtype.numpy()
+        lowest = -math.inf if dtype.kind == "f" else np.iinfo(dtype).min
+        ends = constant(np.array([0, 0, *before, 0, 0, *behind], "int64"))
+        x, options["pads"] = opset().Pad(x, ends, scalar(like, lowest), mode="constant"), [0] * 2 * len(axes)
+    y = opset().MaxPool(x, **options, dilations=dilations)
     return y[0] if isinstance(y, tuple) else y
 
 
@@ -95,7 +103,7 @@ def max_pool(
     _check_max_dtype("max_pool", x)
     sizes = kernel_size, stride, padding, auto_pad, dilation
     axes = window_of(static_shape("max_pool", x, data_format), sizes, ceil_mode, "channels_first").axes
-    return in_channels_first(lambda x: _maxima("max_pool", x, axes, [a.dilation for a in axes]), x, data_format)
+    return in_channels_first(lambda y: _maxima(y, x, axes, [a.dilation for a in axes]), x, data_format)
 
 
 def _check_max_dtype(op: str, x: Value) -> None:
@@ -192,7 +200,7 @@ def adaptive_avg_pool(x: Value, output_size: Shape, data_format: str = "channels
 
 def adaptive_max_pool(x: Value, output_size: Shape, data_format: str = "channels_first") -> Value:
     axes = _adaptive("adaptive_max_pool", x, output_size, data_format)
-    return in_channels_first(lambda y: _maxima("adaptive_max_pool", y, axes, [1] * len(axes)), x, data_format)
+    return in_channels_first(lambda y: _maxima(y, x, axes, [1] * len(axes)), x, data_format)
 
 
 # ------------------------------------------------------------------------------------------------------------- padding
