@@ -1,8 +1,8 @@
 """Convolutional-network layers with explicit forward and backward, on NumPy and CuPy.
 
 `cnnlayers.functional` has the ops, `cnnlayers.layers` the layers, `cnnlayers.backends` says where arrays live. The rest
-(autograd, checkpoints, cs231n, models, optim, data, testing, torch, distributed, bench) is imported when it is first
-asked for.
+(autograd, checkpoints, cs231n, models, optim, data, testing, torch, keras, distributed, bench) is imported when it is
+first asked for.
 """
 
 import importlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "backends", "functional", "kernels", "layers", "linear_operator", "load", "save"]
 
-_LATER = ("autograd", "bench", "cs231n", "data", "distributed", "models", "optim", "testing", "torch")
+_LATER = ("autograd", "bench", "cs231n", "data", "distributed", "keras", "models", "optim", "testing", "torch")
 _FUNCTIONS = {"linear_operator": "operators", "load": "checkpoint", "save": "checkpoint"}
 
 

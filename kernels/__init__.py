@@ -63,7 +63,8 @@ class Entry:
 
 
 PARTS = ("forward", "backward")
-# (op, backend) -> entry. An op that is not here has the portable code alone.
+# (step, backend) -> entry: ("max_pool_forward", "numpy") is the function max_pool_forward of kernels/cpu/max_pool.py.
+# An op that is not here has the portable code alone.
 TABLE: dict[tuple[str, str], Entry] = {
     **{
         (f"{op}{part}", "cupy"): Entry("cnnlayers.kernels.cuda.max_pool")

@@ -4,8 +4,9 @@ Rules of the family: the weight is (F, C/groups, *k), for a transposed convoluti
 formats. Cells outside x count as 0. Sums are kept in float32 (float64 for float64), and parameters are cast to that.
 On the CPU, with compiled kernels, convolutions with small weights (to 20,000 numbers in a group) are computed by direct
 loops, with the same bits on every CPU. Larger 3×3 ones of float32 with stride 1 take Winograd's form: faster, and exact
-to about 3e-6 of the largest result instead of 7e-7. `kernels.winograd("off")`, or the variable CNNLAYERS_WINOGRAD=off,
-forbids it. Where NaN or infinities would spread to other cells in a form, another form computes the result.
+to at most 5e-6 of the largest result instead of 7e-7. `kernels.winograd("off")`, or the variable
+CNNLAYERS_WINOGRAD=off, forbids it. Where NaN or infinities would spread to other cells in a form, another form computes
+the result.
 
 conv_transpose is conv's adjoint, the map from dy to dx, so both ops are made of the same three functions (`correlate`).
 

@@ -12,7 +12,7 @@ several of them add to is added up in a fixed order, so the bits do not depend o
 channel a group the taps are multiplied and added elementwise; a 1×1 kernel is a matrix product on the array as it lies.
 
 Kernels may serve: for the moving of cells ("im2col", "col2im"), or on the CPU for a whole function: direct loops, and
-Winograd's form for 3×3 kernels. `form_of` chooses, by shape and dtype alone.
+Winograd's form for 3×3 kernels. `form_of` chooses.
 
 All arrays of a call have one dtype. Loops run over tiles and taps. Sums over tiles, over more than SHORT blocks of taps
 and over more than LONG windows of a cell are kept in float64; matrix products see to their own (`blas`).
@@ -274,7 +274,7 @@ def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | 
 
 
 def _is_long(b: Backend, spec: Conv, dtype: Any) -> bool:
-    """Whether `dtype` is too short for the sums of `spread`, or of a depthwise `correlate`."""
+    """Whether `dtype` is too short for the sums of `correlate_adjoint`, or of a depthwise `correlate`."""
     if dtype == b.xp.float64:
         return False
     taps = math.prod(spec.window.kernel) if spec.depthwise else 0
@@ -282,13 +282,15 @@ def _is_long(b: Backend, spec: Conv, dtype: Any) -> bool:
 
 
 def _widely(b: Backend, function: Any, spec: Conv, array: Array, weight: Array, bias: Array | None) -> Array:
-    """`correlate` or `spread` in float64, its result in the dtype of the arrays."""
+    """`correlate` or `correlate_adjoint` in float64, its result in the dtype of the arrays."""
     wide = [None if a is None else b.xp.astype(a, b.xp.float64) for a in (array, weight, bias)]
     return b.xp.astype(function(b, spec, *wide), array.dtype)
 
 
 def form_of(b: Backend, spec: Conv, dtype: Any) -> str:
-    """How a convolution is computed, by shape, dtype and backend alone.
+    """The form of a convolution to try first, by shape, dtype, backend and the Winograd option.
+
+    Where its kernel cannot serve, "depthwise" or "columns" computes the call.
 
     "point": a matrix product of the array as it is. On NumPy with kernels: "direct", vector loops, for small weights;
     "winograd" for 3×3 with stride 1 and many channels (at 64 channels of 28² about 1.6 times as fast as direct loops).

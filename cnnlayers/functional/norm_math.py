@@ -49,8 +49,8 @@ def float64_sum(b: Backend, a: Array, axes: Shape) -> Array:
 
 
 def sum_of_products(b: Backend, a: Array, axes: Shape) -> Array:
-    """`total` of products: their mean is no larger than they are, so a short last axis is summed in their own dtype,
-    several times as fast, and what it gives in float64."""
+    """`float64_sum` of products: their mean is no larger than they are, so a short last axis is summed in their own
+    dtype, several times as fast, and what it gives in float64."""
     last = a.ndim - 1
     together = b.name != "numpy" or a.strides[last] == a.itemsize  # else NumPy adds one after another
     if last in axes and a.shape[last] <= SHORT and together:
@@ -116,15 +116,15 @@ def reciprocal_std(b: Backend, var: Array, eps: float) -> Array:
     return 1.0 / b.xp.sqrt(var + eps)
 
 
-def sum_dy_xhat(b: Backend, rows: Rows, g: Array, centred: Centred, rstd: Array, plain: Array) -> Array:
+def dy_xhat_sums(b: Backend, rows: Rows, dy: Array, centred: Centred, rstd: Array, sum_dy: Array) -> Array:
     """dy * xhat, summed over the cells that share a parameter: a small float64 array, but in layer norm.
 
-    plain: dy, summed likewise.
+    sum_dy: dy, summed likewise.
     """
     xc, delta = centred
-    sums = sum_of_products(b, g * xc, rows.shared)
+    sums = sum_of_products(b, dy * xc, rows.shared)
     if delta is not None:
-        sums = sums - cast(b, delta, sums.dtype) * plain
+        sums = sums - cast(b, delta, sums.dtype) * sum_dy
     return sums * cast(b, rstd, sums.dtype)
 
 
@@ -160,28 +160,32 @@ def backward_with_batch_stats(
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)`: dx in x's shape and compute dtype, the others in the parameters'."""
     rows = norm.rows
-    g, centred = to_view(b, rows, dy), centre(b, to_view(b, rows, x), mean)
-    plain = float64_sum(b, g, rows.shared)
-    along = sum_dy_xhat(b, rows, g, centred, rstd, plain)
-    dgamma = parameter_gradient(b, rows, along, norm.gamma_dtype)
-    dbeta = parameter_gradient(b, rows, plain, norm.beta_dtype)
+    dy, centred = to_view(b, rows, dy), centre(b, to_view(b, rows, x), mean)
+    sum_dy = float64_sum(b, dy, rows.shared)
+    sum_dy_xhat = dy_xhat_sums(b, rows, dy, centred, rstd, sum_dy)
+    dgamma = parameter_gradient(b, rows, sum_dy_xhat, norm.gamma_dtype)
+    dbeta = parameter_gradient(b, rows, sum_dy, norm.beta_dtype)
     gamma = as_parameter(b, rows, gamma)
-    through = _through_statistics(b, norm, centred, rstd, scale_shift(b, along, gamma), scale_shift(b, plain, gamma))
-    dx = scale_shift(b, scale_shift(b, g, gamma) - through, rstd)
+    through = _through_statistics(
+        b, norm, centred, rstd, scale_shift(b, sum_dy_xhat, gamma), scale_shift(b, sum_dy, gamma)
+    )
+    dx = scale_shift(b, scale_shift(b, dy, gamma) - through, rstd)
     return b.xp.reshape(dx, rows.shape), dgamma, dbeta
 
 
-def _through_statistics(b: Backend, norm: Norm, centred: Centred, rstd: Array, along: Array, plain: Array) -> Array:
+def _through_statistics(
+    b: Backend, norm: Norm, centred: Centred, rstd: Array, sum_dxhat_xhat: Array, sum_dxhat: Array
+) -> Array:
     """(sum(dxhat) + xhat * sum(dxhat * xhat)) / n: what a cell does to y through its row's mean and variance.
 
-    along, plain: dxhat * xhat and dxhat, already summed over the cells that share a parameter.
+    sum_dxhat_xhat, sum_dxhat: dxhat * xhat and dxhat, already summed over the cells that share a parameter.
     """
     axes, (xc, delta) = norm.rows.axes, centred
-    n, [along, plain] = over_ranks(
-        b, norm.comm, norm.rows.count, sum_of_products(b, along, axes), sum_of_products(b, plain, axes)
+    n, [sum_dxhat_xhat, sum_dxhat] = over_ranks(
+        b, norm.comm, norm.rows.count, sum_of_products(b, sum_dxhat_xhat, axes), sum_of_products(b, sum_dxhat, axes)
     )
-    slope = rstd * along / max(n, 1)
-    return scale_shift(b, xc, slope, None if delta is None else plain / max(n, 1) - delta * slope)
+    slope = rstd * sum_dxhat_xhat / max(n, 1)
+    return scale_shift(b, xc, slope, None if delta is None else sum_dxhat / max(n, 1) - delta * slope)
 
 
 # ------------------------------------------------------------------------------------------- where statistics are given
@@ -197,11 +201,11 @@ def forward_with_running_stats(
 def backward_with_running_stats(
     b: Backend, norm: Norm, dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
-    """As `rows_backward`, but x has no part in the statistics, and is needed for dgamma alone."""
-    rows, g, dgamma = norm.rows, to_view(b, norm.rows, dy), None
-    plain = float64_sum(b, g, rows.shared)
+    """As `backward_with_batch_stats`, but x has no part in the statistics, and is needed for dgamma alone."""
+    rows, dy, dgamma = norm.rows, to_view(b, norm.rows, dy), None
+    sum_dy = float64_sum(b, dy, rows.shared)
     if x is not None:
-        along = sum_dy_xhat(b, rows, g, centre(b, to_view(b, rows, x), mean), rstd, plain)
-        dgamma = parameter_gradient(b, rows, along, norm.gamma_dtype)
-    dx = scale_shift(b, g, scale_shift(b, rstd, as_parameter(b, rows, gamma)))
-    return b.xp.reshape(dx, rows.shape), dgamma, parameter_gradient(b, rows, plain, norm.beta_dtype)
+        sum_dy_xhat = dy_xhat_sums(b, rows, dy, centre(b, to_view(b, rows, x), mean), rstd, sum_dy)
+        dgamma = parameter_gradient(b, rows, sum_dy_xhat, norm.gamma_dtype)
+    dx = scale_shift(b, dy, scale_shift(b, rstd, as_parameter(b, rows, gamma)))
+    return b.xp.reshape(dx, rows.shape), dgamma, parameter_gradient(b, rows, sum_dy, norm.beta_dtype)

@@ -1,4 +1,4 @@
-"""The mathematics of rows.py on the CPU, a chunk of whole rows at a time, on the library's threads.
+"""norm_math.py's functions for the norms; on NumPy a chunk of whole rows at a time, on the library's threads.
 
 What is made on the way then stays in a core's cache. A chunk is some samples, or some channels in batch norm, whose
 rows run over all samples. Where it ends depends on the shape alone, so bits do not depend on the number of threads.
@@ -69,7 +69,7 @@ def _run(cuts: list[slice], work: Callable[[slice], Any]) -> list[Any]:
 
 
 def forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Statistics]:
-    """As `rows_forward`."""
+    """As `norm_math.forward_with_batch_stats`."""
     axis, cuts = _cuts(b, norm, x)
     if not cuts:
         return forward_with_batch_stats(b, norm, x, gamma, beta)

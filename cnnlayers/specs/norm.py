@@ -49,7 +49,8 @@ class Rows:
 @dataclass(frozen=True, eq=False)
 class Norm:
     """A norm of an array. `gamma_dtype`, `beta_dtype`: None without the parameter. The rest is batch norm's: `comm`,
-    whose ranks share the rows; `given`, mean and variance are the running ones; `training`, they are updated."""
+    whose ranks share the rows; `use_running_stats`, mean and variance are the running ones; `training`, they are
+    updated."""
 
     rows: Rows
     gamma_dtype: Any

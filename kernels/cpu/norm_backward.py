@@ -127,7 +127,7 @@ def _backward_through_stats(
 def _backward_with_fixed_stats(
     layout: ChannelLayout, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array
 ) -> tuple[Array, Array, Array]:
-    """The same with running statistics: dx does not depend on them."""
+    """The same with running statistics, which do not depend on x: dx = dy * gamma * rstd."""
     partition, dx = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype)
     mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
     sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, mean.astype(accumulator(x.dtype)), mean, rstd)

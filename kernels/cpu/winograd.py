@@ -1,12 +1,12 @@
 """3×3 convolutions with stride 1 by Winograd's F(4×4, 3×3): a quarter of the multiplications.
 
 It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group. Its
-results are a little less exact than the direct form's: the largest error is about 2e-6 of the largest result, up to
-5e-6 with hundreds of channels (direct form: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
-the direct form; float64 always uses it.
+results are a little less exact than a matrix product's: the largest error is about 2e-6 of the largest result, up to
+5e-6 with hundreds of channels (a product: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
+im2col and BLAS, which float64 always uses.
 
 A cell that is not finite would change its complete tile. So if a result is not finite, the launcher raises
-`UnsuitableData`, and the direct form computes the call: NaN and infinities stay where the definition has them.
+`UnsuitableData`, and im2col with BLAS computes the call: NaN and infinities stay where the definition has them.
 
 The maps are cut into chunks of strips (a strip is a row of tiles). Each chunk is transformed, multiplied by BLAS on one
 thread, and transformed back. The gradient of a small weight is computed as partial sums, each of several chunks; their
@@ -121,7 +121,7 @@ def _check_finite(results: Any) -> None:
     if not np.isfinite(results).all():
         raise UnsuitableData(
             "a result of Winograd's form is NaN or infinite, from the data or an overflow, and so is its whole tile;"
-            " kernels.winograd('off') selects the direct form"
+            " kernels.winograd('off') selects im2col and BLAS"
         )
 
 

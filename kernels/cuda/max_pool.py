@@ -1,7 +1,8 @@
 """Launchers of max_pool.cu and max_pool_tiled.cu: max pooling and its adaptive form, called as the portable code is.
 
-max_pool_tiled.cu takes planes, channels first, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, if rows are whole
-aligned packs. All other windows, integers, and calls that return indices go to max_pool.cu.
+max_pool_tiled.cu takes planes, channels first, two spatial axes, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, no
+dilation and (kernel - stride + 1) // 2 cells of padding before, if rows are whole aligned packs. All other windows,
+integers, and calls that return indices go to max_pool.cu.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _disjoint(window: Any) -> bool:
 def _forward_kernel(
     window: Any, element: str, saved: str, offset: str, cells: int, ties: str | None
 ) -> tuple[str, str]:
-    """The stem and name of the kernel; `cells` as `_pack_cells` returns them; `ties` None to save nothing."""
+    """The stem and name of the kernel; `cells` as `_aligned_pack_cells` returns them; `ties` None to save nothing."""
     if cells:
         w = window.axes[1]
         shape = (w.kernel, w.stride, cells, _save_flags(ties))
