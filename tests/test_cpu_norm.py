@@ -153,6 +153,32 @@ def test_a_large_mean(case: Case) -> None:
 @pytest.mark.parametrize(
     "case",
     [
+        Case("batch_norm", (3, 4, 5, 5), options=BATCH),
+        Case("batch_norm", (2, 17, 2501), options=BATCH),
+        Case("batch_norm", (6, 8), options=BATCH),
+        Case("batch_norm", (3, 20, 9, 9), options=BATCH, last=True),
+        Case("group_norm", (3, 4, 5, 5), (2,)),
+        Case("group_norm", (3, 20, 9, 9), (5,), last=True),
+        Case("instance_norm", (3, 4, 5, 5)),
+        Case("layer_norm", (6, 70), (70,)),
+    ],
+    ids=lambda case: f"{case.op} {case.shape} {case.last}",
+)
+def test_numbers_near_the_largest_give_no_nan(case: Case) -> None:
+    """Their sum overflows, their mean does not."""
+    x, _, parameters = case.arrays("float32")
+    x = x / np.abs(x).max() * np.float32(3e38)
+    x.reshape(-1)[0] = np.nan
+    y, _ = case.forward(x, parameters)
+    with kernels.mode("off"):
+        expected, _ = case.forward(x, parameters)
+    assert 0 < np.isnan(y).sum() < y.size
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
         Case("batch_norm", (1, 2, 6001), options=BATCH),
         Case("batch_norm", (2, 17, 2501), options=BATCH),
         Case("group_norm", (20, 2, 6001), (2,)),

@@ -579,6 +579,9 @@ def test_params_are_assigned_together_and_none_comes_or_goes(rng):
     with pytest.raises(KeyError, match=r"no parameter .0\.wieght.; there are 0\.weight, 0\.bias"):
         net.params.update({"0.bias": np.ones(2), "0.wieght": np.ones((2, 3))})
     assert not bias.any()
+    with pytest.raises(ValueError, match=r"0\.weight must have shape"):
+        net.params.update({"0.bias": np.ones(2), "0.weight": np.ones(7)})
+    assert not bias.any()
     for change in (
         lambda p: p.pop("0.bias"),
         lambda p: p.popitem(),

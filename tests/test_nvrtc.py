@@ -96,7 +96,7 @@ def test_an_error_is_the_compilers_own() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_nvcc_finds_the_same(compiled: list[nvrtc.Kernel], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: None)
+    monkeypatch.setattr(nvrtc, "location", lambda: None)
     assert nvrtc.compiler().startswith("nvcc ")
     again = nvrtc.compile_all(SOURCE, KERNELS, [90])
     before = [k for k in compiled if k.arch == 90]
@@ -106,7 +106,7 @@ def test_nvcc_finds_the_same(compiled: list[nvrtc.Kernel], monkeypatch: pytest.M
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: None)
+    monkeypatch.setattr(nvrtc, "location", lambda: None)
     monkeypatch.setenv("PATH", "/nonexistent")
     assert "pip install nvidia-cuda-nvrtc" in str(nvrtc.unavailable())
     assert nvrtc.compiler() == "none"

@@ -72,11 +72,12 @@ class Parameters(dict[str, Array]):
             super().__setitem__(name, store[key])
 
     def update(self, *others: Any, **more: Array) -> None:
-        """Assign to several names. Nothing is written unless all the names are there."""
+        """Assign to several names. Nothing is written unless all of them can be."""
         values = dict[str, Array](*others, **more)
-        for name in values:
+        for name, value in values.items():
             if name not in self:
-                self[name] = values[name]  # raises
+                self[name] = value  # raises
+            checked_value(name, self[name], value)
         for name, value in values.items():
             self[name] = value
 

@@ -100,6 +100,20 @@ def _add_moments(x: Array, shift: Array, s: Array, q: Array, first: int, last: i
 
 
 @kernel()
+def _means_of_large(x: Array, mean_part: Array, mean: Array, squares: Array, start: int, first: int, last: int) -> None:
+    """The means of columns whose finite values are too large to be added up; the squares of such overflow."""
+    channels, small = mean_part.size, broadcast(x, 1.0 / (last - first))
+    for c in range(0, channels, LANES):
+        count, s = min(LANES, channels - c), broadcast(x, 0.0)
+        for i in range(first, last):
+            s = fma(_read(x, i * channels + c, count), small, s)
+        _write(mean_part, c, s, count)
+    for c in range(channels):
+        if not np.isfinite(mean[start + c]) and np.isfinite(mean_part[c]):
+            mean[start + c], squares[start + c] = mean_part[c], np.inf
+
+
+@kernel()
 def _add_gradient_sums(
     dy: Array, x: Array, shift: Array, parameter_start: int, s: Array, q: Array, first: int, last: int
 ) -> None:
@@ -136,6 +150,8 @@ def moments(
             mean[at] = shift[c] + delta
             about_mean = squares[at] - (last - first) * delta * delta
             squares[at] = 0.0 if about_mean < 0.0 else about_mean
+        if not np.isfinite(mean[u * channels : (u + 1) * channels].sum()):
+            _means_of_large(x, shift, mean, squares, u * channels, first, last)
 
 
 @kernel()

@@ -38,6 +38,16 @@ RUN_CELLS = 4096  # cells that are summed lane by lane: 64 in each of four accum
 
 # -------------------------------------------------------------------------------------------------- cells start to stop
 @kernel(allocates=False)
+def _sum_of_large(x: Array, start: int, stop: int) -> float:
+    """The sum of one run of cells that may be too large to be added lane by lane."""
+    sum_, small = broadcast(x, 0.0), broadcast(x, 1.0 / RUN_CELLS)
+    for i in range(start, stop, LANES):
+        sum_ = fma(load_first(x, i, min(LANES, stop - i)), small, sum_)
+    whole: float = RUN_CELLS * total(sum_)
+    return whole
+
+
+@kernel(allocates=False)
 def _run_sum(x: Array, start: int, stop: int) -> float:
     """The sum of one run of cells."""
     s0 = s1 = s2 = s3 = broadcast(x, 0.0)
@@ -52,7 +62,7 @@ def _run_sum(x: Array, start: int, stop: int) -> float:
     if i < stop:
         s1 = add(s1, load_first(x, i, stop - i))
     sum_: float = total(add(add(s0, s1), add(s2, s3)))
-    return sum_
+    return sum_ if np.isfinite(sum_) else _sum_of_large(x, start, stop)
 
 
 @kernel(allocates=False)
@@ -82,8 +92,8 @@ def cell_moments(x: Array, start: int, stop: int) -> tuple[float, float]:
         n = last - first
         run_mean = _run_sum(x, first, last) / n
         shift, rest, run_squares = _run_squares(x, first, last, run_mean)
-        run_squares -= rest * rest / n
         if np.isfinite(rest):
+            run_squares -= rest * rest / n
             run_mean = shift + rest / n
         distance = run_mean - mean if cells else 0.0
         squares += run_squares + distance * distance * cells * n / (cells + n)
