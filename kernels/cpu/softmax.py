@@ -174,7 +174,7 @@ def softmax_statistics(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
     top, rest = np.empty(rows, np.float64 if x.dtype == np.float64 else np.float32), np.empty(rows)
     source = to_lanes(x)
     parallel_chunks(rows, x.nbytes, lambda start, stop: row_statistics(source, top, rest, count, start, stop))
-    return top[:, None], rest[:, None]
+    return top.reshape(-1, 1), rest.reshape(-1, 1)
 
 
 def scaled_exponentials(b: Backend, spec: None, x: Array, top: Array, scale: Array) -> Array:

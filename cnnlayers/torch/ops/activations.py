@@ -28,8 +28,8 @@ def _same(x: torch.Tensor, *_: Any) -> torch.Tensor:
 
 # ----------------------------------------------------------------------------------------------------------- leaky_relu
 def _leaky_relu_forward(x: Any, negative_slope: float) -> Any:
-    y, context = F.leaky_relu_forward(x, negative_slope)
-    return y, context.arrays["positive"]
+    b = backends.of(x)
+    return F.leaky_relu(x, negative_slope), b.array(x > b.zeros((), x.dtype), b.xp.bool)  # vmap stacks them
 
 
 def _leaky_relu_backward(dy: Any, positive: Any, negative_slope: float) -> Any:
