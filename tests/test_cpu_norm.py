@@ -14,6 +14,9 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import threads
+
+pytest.importorskip("numba", reason="no Numba")
+
 from cnnlayers.kernels.cpu import jit, parallel
 
 if jit.unavailable():
