@@ -12,7 +12,7 @@ from cnnlayers import kernels
 from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda import max_unpool as launchers
 
-from . import simt, standin_cuda
+from . import portable, simt, standin_cuda
 from .conftest import numpy_dtype
 from .pooling import FORMATS, ordered, rivals
 
@@ -24,9 +24,9 @@ pytestmark = [
 
 def agree(cupy: Any, x: np.ndarray, indices: np.ndarray, data_format: str = "channels_first") -> None:
     """The kernels' y, dx and saved cells have the bits of the portable code's."""
-    y, ctx = F.max_unpool_forward(x, indices, 2, data_format=data_format)
+    y, ctx = portable.max_unpool_forward(x, indices, 2, data_format=data_format)
     dy = rivals(np.random.default_rng(1), y.shape, x.dtype)
-    dx = F.max_unpool_backward(dy, ctx)
+    dx = portable.max_unpool_backward(dy, ctx)
     for number, order in enumerate(simt.ORDERS):
         with standin_cuda.emulating(order=order, seed=number) as made:
             got, kept = F.max_unpool_forward(cupy.asarray(x), cupy.asarray(indices), 2, data_format=data_format)
@@ -81,7 +81,7 @@ def test_64_bit_offsets_and_several_elements_a_thread(
 def test_strides_and_empty_arrays(cupy: Any, rng: np.random.Generator) -> None:
     x, indices = rivals(rng, (4, 3, 6, 5), numpy_dtype("float32")), rng.integers(0, 120, (4, 3, 6, 5))
     device, at = (cupy.asarray(a)[::-2, :, :, ::-1] for a in (x, indices))
-    expected = F.max_unpool(x[::-2, :, :, ::-1], indices[::-2, :, :, ::-1], 2)
+    expected = portable.max_unpool(x[::-2, :, :, ::-1], indices[::-2, :, :, ::-1], 2)
     assert F.max_unpool(device, at, 2).get().tobytes() == expected.tobytes()
     with standin_cuda.emulating() as made:
         nothing = cupy.asarray(np.zeros((0, 3, 4), "float32"))
@@ -98,9 +98,8 @@ def test_nothing_waits_for_the_device(cupy: Any) -> None:
         F.max_unpool_backward(y, ctx)
 
 
-def test_an_entry_that_wins_no_cell_is_told_so() -> (
-    None
-):  # the stand-in's garbage would hide it: its bits are those of −1
+def test_an_entry_that_wins_no_cell_is_marked() -> None:
+    """The stand-in's garbage would hide it: its bits are those of −1."""
     name = "max_unpool_claim<long long, int, int>"
     owner, reached, sizes = np.full(4, -1, "int32"), np.full(2, 7, "int32"), (2, 2, 4, 1)
     indices = np.array([4, 1])
