@@ -517,7 +517,7 @@ def test_dlpack_exporters_and_array_makers_are_taken() -> None:
     assert backends.to_numpy(Maker()).tolist() == [1.0, 2.0]
     read_only = np.arange(3.0)
     read_only.flags.writeable = False
-    assert backends.to_numpy(Both(read_only)).tolist() == [0.0, 1.0, 2.0]  # NumPy 2.0 exports no read-only memory
+    assert backends.to_numpy(Both(read_only)).tolist() == [0.0, 1.0, 2.0]  # some exporters refuse read-only memory
 
 
 class DeviceExporter:
