@@ -51,7 +51,7 @@ class PlanCache:
         return self.keep(key, make(*args)) if plan is None else plan
 
     def find(self, key: Any) -> Any:
-        """The plan that is kept under this key, or None."""
+        """The cached plan of this key, or None."""
         entry = self._plans.get(key)
         if entry is None:
             return None

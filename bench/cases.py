@@ -132,7 +132,7 @@ BREADTH = tuple(
     )
 )
 
-# Calls whose time is the library's own, not the memory's or the arithmetic's.
+# Small calls: most of their time is Python, not memory traffic or arithmetic.
 SMALL = tuple(
     replace(case, group="small", shape=shape if len(case.shape) == 4 else (shape[0], 512))
     for shape in ((2, 8, 8, 8), (8, 16, 16, 16))

@@ -47,7 +47,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Half of what lies between a fifth and four fifths of the calls, as a part of the median."""
+        """Half the distance from the 20th to the 80th percentile, as a fraction of the median."""
         return (self.p80 - self.p20) / 2 / self.median
 
 

@@ -68,6 +68,6 @@ def operations(case: Case, part: str, y_shape: tuple[int, ...]) -> float | None:
     """A convolution's multiplications and additions as its definition has them; None for other ops."""
     if case.weight is None:
         return None
-    places = case.shape if case.op == "conv_transpose" else y_shape  # each of which meets every weight of its channel
+    places = case.shape if case.op == "conv_transpose" else y_shape  # each times every weight of its channel
     once = 2.0 * math.prod(places) * math.prod(case.weight[1:])
     return 2 * once if part == BACKWARD else once

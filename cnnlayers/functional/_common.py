@@ -34,7 +34,7 @@ class Plan:
 
     def __init__(self, op: str, backend: Backend, dtype: Any, y_shape: tuple[int, ...], spec: Any = None) -> None:
         self.op, self.backend, self.dtype, self.y_shape, self.spec = op, backend, dtype, y_shape, spec
-        # What sums are kept in; None for integers and bool, which have no gradient.
+        # The dtype of sums; None for integers and bool, which have no gradient.
         self.computed = accumulator_dtype(backend, dtype) if is_float(backend, dtype) else None
         self.complex = is_complex(backend, dtype)
         if self.complex:
@@ -74,7 +74,7 @@ class Plan:
 def plan_of(make: Callable[..., Plan], arrays: tuple[Array | None, ...], *options: Any) -> Plan:
     """`make(*arrays, *options)`: the checks of a call that depend on shapes, dtypes and options alone, and their plan.
 
-    The plans of NumPy arrays are kept. The types of the options belong to the key, because 1, 1.0 and True are equal,
+    The plans of NumPy arrays are cached. The types of the options belong to the key, because 1, 1.0 and True are equal,
     and so do the signs of floats. An option that may equal another of its type (a list, a NumPy number, (True, 2)) is
     checked anew each time.
     """
