@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-all test-keras bench lint types wheel sdist test-oldest kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
+.PHONY: help demo test test-all test-keras bench lint types docs wheel sdist test-oldest kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -34,9 +34,14 @@ test-keras: $(TESTED) $(VENV)/.keras  ## run Keras's own tests of the layers tha
 	$(PYTEST) tests/test_keras.py tests/test_readme.py
 
 # The PyTorch that the targets are for; one that is there already will do.
+PYTORCH := $(BIN)/python -c 'import torch' 2> /dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
 bench: $(VENV)/.train $(VENV)/.cpu  ## this machine beside PyTorch, as a table, JSON and pictures in bench/results
-	@$(BIN)/python -c 'import torch' 2> /dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
+	@$(PYTORCH)
 	$(BIN)/cnnlayers bench --device cpu
+
+docs: $(VENV)/.train,cpu,docs  ## build this documentation in docs/_build/html, with its pages' code run; warnings are errors
+	@$(PYTORCH)
+	$(BIN)/python -m sphinx --jobs 2 --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
 
 lint: $(VENV)/.dev  ## ruff: style, imports, formatting
 	$(BIN)/ruff check .
@@ -95,4 +100,4 @@ format: $(VENV)/.dev  ## let ruff format and sort
 	$(BIN)/ruff format .
 
 clean:           ## remove what the targets made, but for runs/
-	rm -rf $(VENV) .venv-oldest .typecheck .gpu build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .typecheck .gpu build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
