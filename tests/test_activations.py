@@ -53,6 +53,12 @@ def test_pytorch_gives_the_same(
         impl.close(mine, other.numpy(), rtol=4 * TOLERANCE[dtype], atol=4 * TOLERANCE[dtype])
 
 
+@HALF
+def test_relu_has_no_negative_zero(impl: Impl, dtype: str) -> None:
+    y = backends.to_numpy(F.relu(impl.array(np.full(40, -0.0, dtype))))
+    assert not np.signbit(y).any()
+
+
 @EACH_CALL
 def test_gradients(op: str, args: Any, rng: np.random.Generator) -> None:
     gradcheck(getattr(F, op), rng.standard_normal((3, 4, 2)), *args)

@@ -90,6 +90,7 @@ def test_empty_batch_leaves_running_statistics(impl: Impl, shape: tuple[int, ...
 
 
 X = np.ones((2, 3), "float32")
+SHARED = np.ones(3)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,8 @@ X = np.ones((2, 3), "float32")
         ((np.ones(2), np.ones(2)), {}, ValueError, r"running_mean must have shape \(3,\), got \(2,\)"),
         ((np.ones(3), np.ones(3, int)), {}, TypeError, "running_var must be float"),
         ((np.ones(3), np.broadcast_to(1.0, 3)), {"training": True}, ValueError, "running_var .* read-only"),
+        ((SHARED, SHARED), {"training": True}, ValueError, "share memory"),
+        ((SHARED, SHARED[::-1]), {"training": True}, ValueError, "share memory"),
         ((None, None), {"momentum": "fast"}, TypeError, "momentum must be a real number"),
         ((None, None), {"momentum": None}, TypeError, "momentum must be a real number"),
         ((None, None), {"training": 1}, TypeError, "training must be True or False"),

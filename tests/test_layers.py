@@ -415,6 +415,28 @@ def test_load_state_dict_names_every_fault_and_changes_nothing():
         np.testing.assert_array_equal(array, before[name])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("weight", [1e300, 0, 0], "weight has values beyond the range of float32"),
+        ("running_var", [0, 0, -1e39], "running_var has values beyond"),
+        ("num_batches_tracked", -1, "num_batches_tracked must be a whole number from 0 on, got -1"),
+        ("num_batches_tracked", 1.5, "got 1.5"),
+        ("num_batches_tracked", float("nan"), "got nan"),
+    ],
+)
+def test_load_state_dict_refuses_what_it_cannot_keep(name, value, said):
+    layer = BatchNorm(3)
+    before = {key: np.array(a) for key, a in layer.state_dict().items()}
+    with pytest.raises(ValueError, match=said):
+        layer.load_state_dict(before | {name: np.array(value)})
+    for key, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, before[key])
+    layer.load_state_dict(before | {"weight": np.array([np.inf, np.nan, 1e-300]), "num_batches_tracked": np.array(3.0)})
+    np.testing.assert_array_equal(layer.params["weight"], [np.inf, np.nan, 0])
+    assert layer.state_dict()["num_batches_tracked"] == 3
+
+
 def test_num_batches_tracked_is_optional():
     layer = BatchNorm(3)
     state = {name: a + 2 for name, a in layer.state_dict().items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
+
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import DataFormat, flag, layout, real
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
@@ -43,10 +45,14 @@ def _check_running(b: Backend, rows: Rows, mean: Array | None, var: Array | None
 
 
 def _check_writeable(**running: Array | None) -> None:
-    """ValueError for a read-only array that training would write to."""
+    """ValueError for a read-only array that training would write to, or for two that share memory."""
     for name, array in running.items():
         if not getattr(getattr(array, "flags", None), "writeable", True):
             raise ValueError(f"{name} is updated in training, got a read-only array: pass a copy")
+    mean, var = running.values()
+    shares = all(isinstance(a, numpy.ndarray) for a in (mean, var)) and numpy.shares_memory(mean, var)
+    if mean is not None and (mean is var or shares):
+        raise ValueError("running_mean and running_var share memory, and training updates each in place: pass copies")
 
 
 def _reducing(comm: Any) -> Any:

@@ -8,6 +8,7 @@ from cnnlayers.backends import Backend
 from ._common import (
     Array,
     Context,
+    itemsize,
     masked,
     on_device,
     plan_of,
@@ -16,7 +17,8 @@ from .activations import plan_of_same_shape, run_backward
 
 
 def _relu(b: Backend, spec: None, x: Array) -> Array:
-    return b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
+    y = b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
+    return y + b.zeros((), x.dtype) if itemsize(b, x) == 2 else y  # NumPy's float16 maximum keeps -0.0; -0.0 + 0 is 0
 
 
 def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:

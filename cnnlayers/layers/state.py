@@ -42,7 +42,8 @@ def check_prefix(layer: str, own: Iterable[str], names: Iterable[str]) -> None:
 
 def checked_value(name: str, array: Array, value: Any, complex_too: bool = False) -> Array:
     """`value` as an array of `array`'s backend and dtype. `complex_too`: complex where the value is, in array's
-    precision. ValueError for a shape, TypeError for no real numbers, or complex ones where the array is real."""
+    precision. ValueError for a shape, or a value that the dtype cannot hold; TypeError for no real numbers, or complex
+    ones where the array is real."""
     b = backends.of(array)
     if isinstance(value, numpy.ndarray):
         value = backends.native(value)
@@ -64,4 +65,19 @@ def checked_value(name: str, array: Array, value: Any, complex_too: bool = False
             dtype = b.xp.complex128 if own == "float64" else b.xp.complex64
     elif kind not in (*backends.FLOATS, *backends.INTEGERS):
         raise TypeError(f"{name} must hold real numbers, got {kind}")
-    return b.xp.astype(value, dtype) if type(value) is type(array) else b.array(value, dtype)
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        stored = b.xp.astype(value, dtype) if type(value) is type(array) else b.array(value, dtype)
+    _check_stored(name, value, stored, own)
+    return stored
+
+
+def _check_stored(name: str, value: Array, stored: Array, dtype: str) -> None:
+    """ValueError where finite values became infinite in `dtype`, or where a count is none."""
+    if dtype in backends.INTEGERS:
+        if not bool(((stored == value) & (value >= 0)).all()):
+            raise ValueError(f"{name} must be a whole number from 0 on, got {value}")
+    elif value.dtype.itemsize > stored.dtype.itemsize:
+        xp = backends.of(stored).xp
+        lost = xp.isinf(stored) & backends.of(stored).array(backends.of(value).xp.isfinite(value), xp.bool)
+        if bool(xp.any(lost)):
+            raise ValueError(f"{name} has values beyond the range of {dtype}, in which this layer keeps it")
