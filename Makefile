@@ -41,7 +41,7 @@ bench: $(VENV)/.train $(VENV)/.cpu  ## this machine beside PyTorch, as a table, 
 
 docs: $(VENV)/.train,cpu,docs  ## build this documentation in docs/_build/html, with its pages' code run; warnings are errors
 	@$(PYTORCH)
-	$(BIN)/python -m sphinx --jobs 2 --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/python -m sphinx --jobs 2 --fresh-env --write-all --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
 
 lint: $(VENV)/.dev  ## ruff: style, imports, formatting
 	$(BIN)/ruff check .

@@ -4,11 +4,17 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
-os.environ["CNNLAYERS_BACKEND"] = "numpy"  # the pages' outputs are those of NumPy wherever they are built
-os.environ.setdefault("CNNLAYERS_NUM_THREADS", "2")
-
 import cnnlayers
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+os.environ["CNNLAYERS_BACKEND"] = "numpy"  # the pages' outputs are those of NumPy wherever they are built
+
+# The pages run under IPython's own settings, not the builder's, and without a kernel's notes on its connection.
+PROFILE = HERE / "_build" / "ipython" / "profile_default"
+PROFILE.mkdir(parents=True, exist_ok=True)
+(PROFILE / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 40\n")
+os.environ["IPYTHONDIR"] = str(PROFILE.parent)
 
 project = "cnnlayers"
 author = "cnnlayers developers"
@@ -34,7 +40,7 @@ nitpick_ignore_regex = [("py:obj", ".*")]
 autosummary_generate = False
 
 # Pages with code cells run while the site is built; an error in one ends the build.
-nb_execution_mode = "cache"
+nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240
 nb_execution_show_tb = True

@@ -3,18 +3,18 @@
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math.latex2mathml import tex2mathml
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.writers.html5 import HTML5Translator
 
 
 def mathml(text: str, *, block: bool) -> str:
-    """MathML of an equation in LaTeX; an equation that docutils cannot read ends the build."""
-    try:
-        return tex2mathml(text.strip(), as_block=block)
-    except Exception as error:
-        raise ExtensionError(f"not LaTeX that docutils turns into MathML: {text!r}: {error}") from error
+    """MathML of an equation in LaTeX; a command that is not known ends the build."""
+    result = convert(text.strip(), display="block" if block else "inline")
+    if "\\" in result:
+        raise ExtensionError(f"latex2mathml does not know a command of the equation {text.strip()!r}")
+    return result
 
 
 def visit_inline(writer: HTML5Translator, node: nodes.math) -> None:
@@ -23,11 +23,8 @@ def visit_inline(writer: HTML5Translator, node: nodes.math) -> None:
 
 
 def visit_block(writer: HTML5Translator, node: nodes.math_block) -> None:
-    text = node.astext().strip()
-    if "\\\\" in text and "\\begin" not in text:
-        text = f"\\begin{{aligned}}{text}\\end{{aligned}}"
     writer.body.append(writer.starttag(node, "div", CLASS="math", IDS=node.get("ids", [])))
-    writer.body.append(mathml(text, block=True) + "</div>\n")
+    writer.body.append(mathml(node.astext(), block=True) + "</div>\n")
     raise nodes.SkipNode
 
 
