@@ -17,6 +17,8 @@ import numpy
 
 from cnnlayers import augmentation, backends, cifar, picture_folder
 
+__all__ = ["Dataset", "augment", "batches", "load", "load_cifar10", "load_digits", "load_folder"]
+
 Array = Any
 Rows = Any  # a NumPy array of int64 row numbers
 
@@ -26,12 +28,44 @@ TEST_SEED = 0  # never --seed: the test rows must be the same in every run
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures `x` (N, C, H, W) float32, normalised; labels `y` (N,) int64; the rows that train and those that test.
+    """Labelled pictures, normalised, and which of them train and which test.
 
-    `mean`, `std`: of the training part's channels, for pixels from 0 to 1. `crop`: the cells that augmentation pads by
-    before it crops at random, with `blank`, a normalised value; `flip`: whether it mirrors, too. `strokes`: whether
-    these are light strokes on a dark ground that fill their pictures' height; augmentation distorts such. `digest`: a
-    checksum of a folder's pictures and labels, by which a resumed run finds that they changed; 0 for the other sets.
+    Parameters
+    ----------
+    name : str
+        "digits", "cifar10" or a folder's name.
+    x : array
+        (N, C, H, W) float32, normalised.
+    y : array
+        (N,) int64, the labels.
+    classes : tuple of str
+        Their names.
+    train, test : numpy.ndarray
+        The rows of x that train and those that test, int64.
+    mean, std : tuple of float
+        Of the training part's channels, for pixels from 0 to 1.
+    crop : int
+        The cells that augmentation pads by before it crops at random.
+    flip : bool
+        Whether augmentation mirrors.
+    blank : float
+        What augmentation pads with, a normalised value.
+    strokes : bool
+        Whether these are light strokes on a dark ground that fill their pictures' height; augmentation distorts such.
+    digest : int
+        A checksum of a folder's pictures and labels, by which a resumed run finds that they changed; 0 for other sets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import data
+    >>> x, y, rows = np.zeros((20, 1, 4, 4), np.float32), np.arange(20) % 2, np.arange(20)
+    >>> pictures = data.Dataset("noughts", x, y, ("a", "b"), rows[:16], rows[16:], (0.0,), (1.0,), 0, False)
+    >>> pictures.shape
+    (1, 4, 4)
+    >>> rest, held = pictures.hold_out(0.25, seed=0)
+    >>> len(rest), len(held)
+    (12, 4)
     """
 
     name: str
@@ -54,7 +88,25 @@ class Dataset:
         return tuple(self.x.shape[1:])
 
     def hold_out(self, share: float, seed: int) -> tuple[Rows, Rows]:
-        """The training rows without, and those in, a validation split of this share of every class, chosen by seed."""
+        """Split the training rows in two, class by class.
+
+        Parameters
+        ----------
+        share : float
+            Of every class, between 0 and 1: what the second part gets.
+        seed : int
+            Chooses the rows.
+
+        Returns
+        -------
+        rest, held : numpy.ndarray
+            Ascending row numbers, int64: those to train on, and those to validate with.
+
+        Raises
+        ------
+        ValueError
+            A share outside (0, 1), or a part that would be empty.
+        """
         if not 0.0 < share < 1.0:
             raise ValueError(f"share must lie between 0 and 1, got {share}")
         labels = backends.to_numpy(self.y)[self.train]
@@ -91,7 +143,19 @@ def _normalise(x: Array, train: Rows) -> tuple[tuple[float, ...], tuple[float, .
 def load_digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8×8 cells of grey; a fixed fifth of each class is for testing.
 
-    Raises ImportError, with the command that mends it, where scikit-learn is not installed.
+    Returns
+    -------
+    Dataset
+        x: (1797, 1, 8, 8).
+
+    Raises
+    ------
+    ImportError
+        scikit-learn is not installed; the message has the command that mends it.
+
+    References
+    ----------
+    sklearn.datasets.load_digits
     """
     try:
         from sklearn import datasets
@@ -121,9 +185,28 @@ def load_digits() -> Dataset:
 
 
 def load_cifar10(path: str | Path) -> Dataset:
-    """CIFAR-10 from its python folder; `path` is that folder (cifar-10-batches-py) or the one it lies in.
+    """CIFAR-10 from its python folder.
 
-    Raises FileNotFoundError for a missing folder or file, ValueError for a damaged one, naming it.
+    Parameters
+    ----------
+    path : str or path
+        The folder cifar-10-batches-py, or the one it lies in.
+
+    Returns
+    -------
+    Dataset
+        x: (60000, 3, 32, 32).
+
+    Raises
+    ------
+    FileNotFoundError
+        A missing folder or file.
+    ValueError
+        A damaged file, by its name.
+
+    References
+    ----------
+    https://www.cs.toronto.edu/~kriz/cifar.html
     """
     folder = cifar.folder_of(Path(path))
     classes = cifar.class_names(folder)
@@ -145,7 +228,19 @@ def load_cifar10(path: str | Path) -> Dataset:
 def load_folder(path: str | Path) -> Dataset:
     """A folder with one folder of pictures a class; a fixed fifth of each class is for testing.
 
-    Raises as `picture_folder.read`.
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    Dataset
+        x: (N, C, H, W), C 1 or 3.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ImportError
+        As `picture_folder.read` says.
     """
     folder = Path(path)
     cells, labels, classes = picture_folder.read(folder)
@@ -176,7 +271,22 @@ def name_of(data: str) -> str:
 
 
 def load(data: str) -> Dataset:
-    """`digits`, or CIFAR-10 or pictures from the folder given. Raises as the three loaders do."""
+    """Load a data set by what the command line's `--data` takes.
+
+    Parameters
+    ----------
+    data : str
+        "digits", or the folder of CIFAR-10 or of pictures.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, ImportError
+        As `load_digits`, `load_cifar10` and `load_folder`.
+    """
     if data == "digits":
         return load_digits()
     path = Path(data)
@@ -191,9 +301,25 @@ def load(data: str) -> Dataset:
 def augment(
     dataset: Dataset, x: Array, rng: numpy.random.Generator, whole: int | None = None, part: slice = slice(None)
 ) -> Array:
-    """The pictures `x`, changed at random: strokes by `augmentation.distort`, others by `augmentation.crop_and_flip`.
+    """Change pictures at random: strokes by `augmentation.distort`, others by `augmentation.crop_and_flip`.
 
-    whole, part: `x` is that part of a batch of so many pictures. All of them draw, so each changes as it would there.
+    Parameters
+    ----------
+    dataset : Dataset
+        Says how its pictures may be changed.
+    x : array
+        (N, C, H, W), of this set.
+    rng : numpy.random.Generator
+    whole : int or None
+        The size of the batch that x is a part of; None: x is all of it. The whole batch is drawn for, so each picture
+        changes as it would there.
+    part : slice
+        Which part of the batch x is.
+
+    Returns
+    -------
+    array
+        x's shape and dtype.
     """
     if dataset.strokes:
         return augmentation.distort(x, rng, dataset.blank, whole, part)
@@ -213,8 +339,40 @@ def batches(
 ) -> Iterator[tuple[Array, Array]]:
     """`(x, y)` for each batch of these rows, the last one as small as it comes.
 
-    With `rng`, the rows are shuffled and the pictures augmented: an epoch of training. Without, neither: an evaluation.
-    part: which part of a batch of so many pictures is wanted, the same pictures as in the whole one; it may be empty.
+    Parameters
+    ----------
+    dataset : Dataset
+    rows : numpy.ndarray
+        Row numbers, int64.
+    size : int
+        Pictures in a batch.
+    rng : numpy.random.Generator or None
+        With one, the rows are shuffled and the pictures augmented: an epoch of training. Without, neither: an
+        evaluation.
+    part : callable
+        part(n): the slice that is wanted of a batch of n pictures, the same pictures as in the whole one; it may be
+        empty.
+
+    Yields
+    ------
+    x : array
+        (size, C, H, W) float32.
+    y : array
+        (size,) int64.
+
+    Raises
+    ------
+    ValueError
+        A size below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import data
+    >>> x, y, rows = np.zeros((5, 1, 4, 4), np.float32), np.zeros(5, np.int64), np.arange(5)
+    >>> pictures = data.Dataset("noughts", x, y, ("a",), rows, rows[:0], (0.0,), (1.0,), 0, False)
+    >>> [len(labels) for _, labels in data.batches(pictures, pictures.train, 2)]
+    [2, 2, 1]
     """
     if size < 1:
         raise ValueError(f"a batch needs at least one picture, got size {size}")

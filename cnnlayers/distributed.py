@@ -22,27 +22,25 @@ import hashlib
 import os
 import pickle
 import signal
-import stat
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any, NoReturn, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.functional._common import Array, accumulator_dtype
+from cnnlayers.launcher import launched_rank, launched_size, size_variable, wait_for_reader
 from cnnlayers.layers import BatchNorm, Layer
+
+__all__ = ["Apart", "MPIUnavailable", "Ranks", "launched_rank", "launched_size", "size_variable", "world"]
 
 T = TypeVar("T")
 
 INSTALL = "pip install 'cnnlayers[mpi]'"
 BUCKET_BYTES = 1 << 22  # gradients travel in flat buckets of about this size: few messages, each soon ready
-# What the launchers of MPICH, Intel MPI, Open MPI, MVAPICH and Slurm (srun) tell a process, before MPI is started.
-RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
-SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class MPIUnavailable(RuntimeError):
@@ -53,31 +51,18 @@ class Apart(RuntimeError):
     """The ranks' models are not the same any more."""
 
 
-def _told(variables: Sequence[str], otherwise: int) -> int:
-    found = (os.environ.get(name, "") for name in variables)
-    return next((int(text) for text in found if text.isdecimal()), otherwise)
-
-
-def launched_rank() -> int:
-    """This process's rank by its launcher's word; 0 without one. Needs no MPI."""
-    return _told(RANK_VARIABLES, 0)
-
-
-def size_variable() -> str:
-    """The name of the variable by which `launched_size` knows; empty without a launcher."""
-    return next((name for name in SIZE_VARIABLES if os.environ.get(name, "").isdecimal()), "")
-
-
-def launched_size() -> int:
-    """How many processes the launcher started, by its word; 1 without one. Needs no MPI."""
-    return _told(SIZE_VARIABLES, 1)
-
-
 def world() -> Ranks:
     """All ranks that mpiexec started: starts MPI.
 
-    Raises MPIUnavailable, with the command that mends it, where mpi4py or its MPI is missing, and where mpiexec is
-    another MPI's than mpi4py's, so that each process believes itself alone.
+    Returns
+    -------
+    Ranks
+
+    Raises
+    ------
+    MPIUnavailable
+        mpi4py or its MPI is missing, or mpiexec is another MPI's than mpi4py's, so that each process believes itself
+        alone. The message has the command that mends it.
     """
     try:
         from mpi4py import MPI
@@ -105,8 +90,29 @@ def _takes_cuda() -> bool:
 class Ranks:
     """The processes of an mpi4py communicator; without one, this process alone, for which everything is free.
 
-    `rank`, `size`; `first`: whether this is rank 0, which alone writes and prints. It has an `allreduce`, and so can be
-    given to batch norm as `comm`.
+    It has an `allreduce`, and so can be given to batch norm as `comm`.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm or None
+
+    Attributes
+    ----------
+    rank, size : int
+        This process's number, and how many there are.
+    first : bool
+        Whether this is rank 0, which alone writes and prints.
+
+    Examples
+    --------
+    >>> from cnnlayers import distributed
+    >>> ranks = distributed.Ranks()
+    >>> ranks.size, ranks.part(8)
+    (1, slice(0, 8, None))
+
+    References
+    ----------
+    https://mpi4py.readthedocs.io
     """
 
     def __init__(self, comm: Any = None) -> None:
@@ -129,7 +135,18 @@ class Ranks:
 
     # ------------------------------------------------------------------------------------------------------------- sums
     def allreduce(self, values: Any) -> Any:
-        """The sum over all ranks of a host array of float64, as a new array."""
+        """The sum over all ranks.
+
+        Parameters
+        ----------
+        values : array_like
+            Numbers on the host, of the same shape on every rank.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64, a new array.
+        """
         own = numpy.array(values, dtype=numpy.float64, order="C")
         if self.size == 1:
             return own
@@ -139,9 +156,22 @@ class Ranks:
 
     @backends.quiet
     def add(self, grads: Mapping[str, Array]) -> dict[str, Array]:
-        """Every gradient's sum over all ranks, in its dtype. Raises KeyboardInterrupt on all where one was interrupted.
+        """Every gradient's sum over all ranks.
 
-        Half types are added in float32.
+        Parameters
+        ----------
+        grads : dict of str to array
+            The same names, shapes and dtypes on every rank.
+
+        Returns
+        -------
+        dict of str to array
+            In the gradients' dtypes; half types are added in float32.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            On all ranks, where one was interrupted in an `interruptible` block.
         """
         if self.size == 1:
             return dict(grads)
@@ -192,7 +222,14 @@ class Ranks:
     def join(self, model: Layer) -> None:
         """Give the model rank 0's parameters and statistics, on all ranks, and let its batch norms span them.
 
-        Raises ValueError, on every rank, where the ranks' models differ in names, shapes or dtypes.
+        Parameters
+        ----------
+        model : Layer
+
+        Raises
+        ------
+        ValueError
+            On every rank, where the ranks' models differ in names, shapes or dtypes.
         """
         if self.size == 1:
             return
@@ -209,7 +246,17 @@ class Ranks:
                 layer.comm = self
 
     def check(self, model: Layer) -> None:
-        """Raise Apart, on every rank, unless the model is the same everywhere to the last bit."""
+        """Check that the model is the same on every rank to the last bit.
+
+        Parameters
+        ----------
+        model : Layer
+
+        Raises
+        ------
+        Apart
+            On every rank, where it is not.
+        """
         if self.size == 1:
             return
         digest = hashlib.sha256()
@@ -269,7 +316,7 @@ class Ranks:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             if self.size > 1:
-                _wait_for_reader(stream)
+                wait_for_reader(stream)
         if self.size > 1:
             self.comm.Abort(code)
         raise SystemExit(code)
@@ -294,7 +341,8 @@ class Ranks:
     # ---------------------------------------------------------------------------------------------------------- machine
     def share_cores(self) -> None:
         """Take this rank's share of the cores that it and other ranks may use: `CNNLAYERS_NUM_THREADS`, unless it is
-        set. To be called before the first op."""
+        set. To be called before the first op.
+        """
         if self.size > 1:
             mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
             sharing = sum(bool(mine & other) for other in self._here().allgather(mine))  # a launcher may bind ranks
@@ -302,7 +350,8 @@ class Ranks:
 
     def take_gpu(self) -> None:
         """Make another GPU the current one for each rank of a machine, as far as they go, and where they go far enough
-        have NCCL add the gradients. CuPy must be selected, and the ranks must be all of MPI's: NCCL starts by those."""
+        have NCCL add the gradients. CuPy must be selected, and the ranks must be all of MPI's: NCCL starts by those.
+        """
         if self.size == 1:
             return
         cuda, here = backends.current().xp.cuda, self._here()
@@ -348,17 +397,3 @@ def _portable(error: Exception | None) -> Exception | None:
     except Exception:  # an exception's own __init__ may refuse in any way
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _wait_for_reader(stream: IO[str], seconds: float = 2.0) -> None:
-    """Wait until a pipe's other end has read what it was given, at most so long: a launcher that is told to end the job
-    forgets what it has not read (MPICH's lost the last line of one traceback in sixteen). Other streams need none."""
-    try:
-        from fcntl import ioctl
-        from termios import FIONREAD
-
-        fd, end = stream.fileno(), time.monotonic() + seconds
-        while stat.S_ISFIFO(os.fstat(fd).st_mode) and time.monotonic() < end and any(ioctl(fd, FIONREAD, bytes(4))):
-            time.sleep(0.005)
-    except (ImportError, OSError, ValueError):  # no such calls on this system, or no file behind the stream
-        return

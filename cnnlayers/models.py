@@ -31,6 +31,8 @@ from cnnlayers.layers.base import generator
 from cnnlayers.specs import pool_window
 from cnnlayers.specs.arguments import choice, entries_of, flag, integer, sizes
 
+__all__ = ["ResNet", "ThreeLayerConvNet", "build"]
+
 STAGES = (16, 32, 64)  # channels; each stage but the first halves the picture's sides
 SHORTCUTS = ("projection", "padding")
 
@@ -46,9 +48,40 @@ def _picture(input_shape: Any) -> tuple[int, ...]:
 class ThreeLayerConvNet(Sequential):
     """conv - [batch norm] - relu - 2×2 max pool - affine - relu - affine: CS231n's first convolutional network.
 
-    input_shape: a picture's (C, H, W), H and W at least 2; the convolution keeps them ("same" padding). The output is
-    (N, classes), to be given to `softmax_cross_entropy`. rng: None, a seed or a NumPy Generator for the initial
-    weights. Raises ValueError or TypeError for sizes that are none.
+    Parameters
+    ----------
+    input_shape : sequence of int
+        A picture's (C, H, W), H and W at least 2; the convolution keeps them ("same" padding).
+    classes : int
+        How many classes.
+    filters, kernel_size : int
+        Of the convolution.
+    hidden : int
+        The first affine layer's outputs.
+    batch_norm : bool
+        Whether batch norm follows the convolution.
+    rng : None, int or numpy.random.Generator
+        What the initial weights are drawn from.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Sizes that are none.
+
+    Notes
+    -----
+    x: (N, C, H, W); y: (N, classes), to be given to `softmax_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.models import ThreeLayerConvNet
+    >>> ThreeLayerConvNet((1, 8, 8), rng=0)(np.zeros((2, 1, 8, 8), np.float32)).shape
+    (2, 10)
+
+    References
+    ----------
+    https://cs231n.github.io/assignments2020/assignment2/
     """
 
     def __init__(
@@ -166,23 +199,50 @@ def _blocks(depth: int) -> int:
 class ResNet(_Renamed):
     """He et al.'s residual network for small pictures: depth 6n + 2 weight layers in three stages of n blocks.
 
+    conv 3×3 - batch norm - relu, n blocks each of 16, 32 and 64 channels, global average pool, linear. A block adds its
+    input to two 3×3 convolutions of it; the first block of the second and third stage has stride 2.
+
+    Parameters
+    ----------
+    depth : int
+        8, 14, 20, 26, …
+    input_shape : sequence of int
+        A picture's (C, H, W), which sets C alone: any H and W will do.
+    classes : int
+        How many classes.
+    shortcut : {"projection", "padding"}
+        Where the shape changes: the paper's option B (a strided 1×1 convolution and batch norm), or option A, the
+        paper's own choice for these networks (strided, channels of zeros on both sides).
+    rng : None, int or numpy.random.Generator
+        What the initial weights are drawn from.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A depth that is not 6n + 2, sizes that are none, an unknown shortcut.
+
+    Notes
+    -----
+    x: (N, C, H, W); y: (N, classes).
+
     It is the network of the paper's section 4.2, for CIFAR. It is not ImageNet's ResNet-18, -34, -50, -101 or -152
     (section 4.1): those have four stages of 64 to 512 channels, a 7×7 convolution and a max pool before them, from 50
     layers on bottleneck blocks, and are not offered here; torchvision has them. 50 and 152 are of the form 6n + 2, and
     give the small network with a UserWarning that says so.
 
-    conv 3×3 - batch norm - relu, n blocks each of 16, 32 and 64 channels, global average pool, linear. A block adds its
-    input to two 3×3 convolutions of it; the first block of the second and third stage has stride 2.
-
-    depth: 8, 14, 20, 26, … input_shape: a picture's (C, H, W), which sets C alone: any H and W will do. The output is
-    (N, classes). shortcut: where the shape changes, "projection" (the paper's option B: a strided 1×1 convolution and
-    batch norm) or "padding" (option A, the paper's own choice for these: strided, channels of zeros on both sides).
-    rng: None, a seed or a NumPy Generator for the initial weights.
-
     The state has torchvision's key names: conv1, bn1, layer1.0.conv1, layer2.0.downsample.0, fc. `load_state_dict` also
     takes `shortcut` for `downsample` and `linear` for `fc`, as other PyTorch code calls them.
-    Raises ValueError or TypeError for a depth that is not 6n + 2, sizes that are none and an unknown shortcut.
-    Source: He, Zhang, Ren and Sun 2015, https://arxiv.org/abs/1512.03385, section 4.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.models import ResNet
+    >>> ResNet(8, rng=0).eval()(np.zeros((2, 3, 8, 8), np.float32)).shape
+    (2, 10)
+
+    References
+    ----------
+    He, Zhang, Ren and Sun 2015, https://arxiv.org/abs/1512.03385, section 4.2
     """
 
     _names: ClassVar[Mapping[str, str]] = {
@@ -245,7 +305,34 @@ NAMES: Mapping[str, Callable[..., Layer]] = {
 
 
 def build(name: str, arguments: Mapping[str, Any], *, rng: Any = None) -> Layer:
-    """The model of this name and these arguments. Raises ValueError for an unknown name, and as the model does."""
+    """The model of this name and these arguments.
+
+    Parameters
+    ----------
+    name : str
+        A key of `NAMES`: "three-layer" or "resnet8".
+    arguments : dict of str to object
+        The constructor's arguments by name, plain numbers that JSON can hold.
+    rng : None, int or numpy.random.Generator
+        What the initial weights are drawn from.
+
+    Returns
+    -------
+    Layer
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+    TypeError
+        Arguments that are no mapping. Else as the model raises.
+
+    Examples
+    --------
+    >>> from cnnlayers import models
+    >>> sum(p.size for p in models.build("resnet8", {"classes": 10}).params.values())
+    78042
+    """
     if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"there is no model {name!r}; there are {', '.join(NAMES)}")
     if not isinstance(arguments, Mapping):

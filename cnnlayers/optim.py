@@ -24,17 +24,10 @@ from cnnlayers.autograd import Tensor
 from cnnlayers.backends import Backend
 from cnnlayers.functional._common import Array, accumulator_dtype, cast, is_complex
 from cnnlayers.layers.base import Parameters, was_replaced
-from cnnlayers.specs.arguments import flag, real
+from cnnlayers.optim_checks import by_name, check_mapping, number, real_numbers
+from cnnlayers.specs.arguments import flag
 
 __all__ = ["SGD", "Adam", "Optimizer"]
-
-
-def _number(value: Any, name: str, least: float, below: float = math.inf) -> float:
-    number = real(value, name)
-    if not least <= number < below:
-        bound = f"at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
-        raise ValueError(f"{name} must be {bound}, got {number:g}")
-    return number
 
 
 def _wide(b: Backend, dtype: Any) -> Any:
@@ -42,40 +35,25 @@ def _wide(b: Backend, dtype: Any) -> Any:
     return dtype if is_complex(b, dtype) else accumulator_dtype(b, dtype)
 
 
-def _check_mapping(value: Any, name: str, source: str) -> None:
-    if not isinstance(value, Mapping):
-        raise TypeError(
-            f"{name} must be a mapping of names to arrays, as {source} gives it, got {type(value).__name__}"
-        )
-
-
-def _real_numbers(name: str, value: Any) -> numpy.ndarray:
-    """`value` as an array on the host. TypeError where it is not made of real numbers."""
-    try:
-        host = backends.to_numpy(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of real numbers: {error}") from error
-    if host.dtype.kind not in "iuf" and host.dtype.name != "bfloat16":
-        raise TypeError(f"{name} must be an array of real numbers, got {host.dtype}")
-    return host
-
-
-def _by_name(params: Any) -> Mapping[str, Array | Tensor]:
-    """`params` by name. Tensors may come one after another: then their names are "0", "1" and so on."""
-    if isinstance(params, Tensor) or (isinstance(params, Iterable) and not hasattr(params, "keys")):
-        given = [params] if isinstance(params, Tensor) else list(params) if not hasattr(params, "dtype") else [None]
-        if all(isinstance(p, Tensor) for p in given):
-            return {str(i): p for i, p in enumerate(given)}
-    _check_mapping(params, "params", "layer.params")
-    mapping: Mapping[str, Array | Tensor] = params
-    return mapping
-
-
 class Optimizer:
-    """What the optimisers share: the parameters, the checks, and their own arrays, one set of `slots` a parameter.
+    """What the optimisers share: the parameters, the checks, and their own arrays.
 
-    params: names -> arrays, as `layer.params`; or Tensors that require a gradient: names -> Tensors, as
-    `autograd.parameters(layer)` gives them, or a list.
+    A subclass names its arrays in `slots`, one set a parameter, and defines `_update`.
+
+    Parameters
+    ----------
+    params : dict of str to array, dict of str to Tensor, or list of Tensor
+        `layer.params`; or Tensors that require a gradient, as `autograd.parameters(layer)` gives them. Floating or
+        complex, any shapes. They are changed in place.
+    lr : float
+        Learning rate, at least 0. The attribute `lr` may be changed between steps.
+    weight_decay : float
+        Added to the gradient: g + weight_decay * p.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As SGD and Adam.
     """
 
     slots: tuple[str, ...] = ()
@@ -84,14 +62,14 @@ class Optimizer:
         self, params: Mapping[str, Array] | Mapping[str, Tensor] | Iterable[Tensor], lr: float, weight_decay: float
     ) -> None:
         self._layer = params.layer if isinstance(params, Parameters) else None
-        named = _by_name(params)
+        named = by_name(params)
         if not named:
             raise ValueError("params is empty: an optimiser needs at least one parameter, as layer.params gives them")
         self._tensors = {name: p for name, p in named.items() if isinstance(p, Tensor)}
         self.params: dict[str, Array] = {n: p.data if isinstance(p, Tensor) else p for n, p in named.items()}
         self._check_tensors()
-        self.lr = _number(lr, "lr", 0.0)
-        self.weight_decay = _number(weight_decay, "weight_decay", 0.0)
+        self.lr = number(lr, "lr", 0.0)
+        self.weight_decay = number(weight_decay, "weight_decay", 0.0)
         self.steps = 0
         self._state: dict[str, Array] = {}
         for name, p in self.params.items():
@@ -121,8 +99,10 @@ class Optimizer:
             names[id(tensor)] = name
 
     def zero_grad(self) -> None:
-        """Set the Tensors' gradients to None, so that the next backward begins anew. There is nothing to do where the
-        parameters are arrays."""
+        """Set the Tensors' gradients to None, so that the next backward begins anew.
+
+        There is nothing to do where the parameters are arrays.
+        """
         for tensor in self._tensors.values():
             tensor.grad = None
 
@@ -141,19 +121,28 @@ class Optimizer:
 
     @backends.quiet
     def step(self, grads: Mapping[str, Array] | None = None) -> None:
-        """Update every parameter from its gradient.
+        """Update the parameters from their gradients.
 
-        grads: with params' names and shapes, as `layer.grads` has them. None where the parameters are Tensors: then
-        their `grad`. Tensors without a gradient, or that require none any longer, stay as they are; Adam's count of
-        steps, which it corrects its start by, is that of all parameters.
+        Parameters
+        ----------
+        grads : dict of str to array, or None
+            With params' names and shapes, as `layer.grads` has them. None where the parameters are Tensors: then
+            their `grad`. Tensors without a gradient, or that require none any longer, stay as they are; Adam's count of
+            steps, which it corrects its start by, is that of all parameters.
 
-        Raises ValueError for a missing, unknown or misshapen gradient, TypeError for one of another owner or not
-        of real numbers, RuntimeError where other arrays stand in the place of these parameters, or no Tensor has a
-        gradient.
+        Raises
+        ------
+        ValueError
+            A missing, unknown or misshapen gradient.
+        TypeError
+            A gradient of another owner or not of real numbers.
+        RuntimeError
+            Other arrays stand in the place of these parameters (after `to` or `map_arrays`), or no Tensor has a
+            gradient. Where it raises, nothing has changed.
         """
         self._check_in_use()
         grads = self._gradients(grads)
-        lr = _number(self.lr, "lr", 0.0)
+        lr = number(self.lr, "lr", 0.0)
         self.steps += 1
         for name in grads:
             p, b = self.params[name], self._owner(name)
@@ -181,7 +170,7 @@ class Optimizer:
             )
 
     def _check(self, grads: Mapping[str, Array] | None, expected: Iterable[str]) -> None:
-        _check_mapping(grads, "grads", "layer.grads")
+        check_mapping(grads, "grads", "layer.grads")
         assert grads is not None
         missing = sorted(str(name) for name in expected if grads.get(name) is None)
         unknown = sorted(str(name) for name in grads if name not in self.params)
@@ -212,7 +201,13 @@ class Optimizer:
         raise NotImplementedError(f"{type(self).__name__} has no update rule: define _update, as SGD does")
 
     def state_dict(self) -> dict[str, Array]:
-        """What resuming needs, as host arrays: `steps`, and `<slot>.<parameter>` for each of the optimiser's arrays."""
+        """What resuming needs: `steps`, and `<slot>.<parameter>` for each of the optimiser's arrays.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Copies on the host.
+        """
         host = {name: backends.to_numpy(a).copy() for name, a in self._state.items()}
         return {"steps": backends.to_numpy([self.steps]), **host}
 
@@ -221,15 +216,24 @@ class Optimizer:
         own = self._state.get(name)
         if own is not None and is_complex(backends.of(own), own.dtype):
             return backends.to_numpy(value)
-        return _real_numbers(f"{name} of the state", value)
+        return real_numbers(f"{name} of the state", value)
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Take over what `state_dict` gave; the arrays are copied, and cast to float32 or float64.
+        """Take over what `state_dict` gave.
 
-        Raises ValueError for missing, unknown or misshapen entries, TypeError for what is no array of real
-        numbers; then nothing was changed.
+        Parameters
+        ----------
+        state : dict of str to array
+            The arrays are copied, and cast to float32 or float64.
+
+        Raises
+        ------
+        ValueError
+            Missing, unknown or misshapen entries.
+        TypeError
+            An entry that is no array of real numbers. Where it raises, nothing has changed.
         """
-        _check_mapping(state, "state", "state_dict()")
+        check_mapping(state, "state", "state_dict()")
         expected = {"steps": (1,)} | {name: tuple(a.shape) for name, a in self._state.items()}
         host = {str(name): self._numbers(str(name), a) for name, a in state.items()}
         given = {name: tuple(a.shape) for name, a in host.items()}
@@ -250,10 +254,45 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent: v = momentum * v + g; p -= lr * v (Nesterov: p -= lr * (g + momentum * v)).
+    """Stochastic gradient descent: v = momentum * v + g; p -= lr * v.
 
-    Raises ValueError for a negative lr, momentum or weight_decay, and for Nesterov without momentum.
-    Source: torch.optim.SGD without dampening; Sutskever et al. 2013.
+    With `nesterov`: p -= lr * (g + momentum * v).
+
+    Parameters
+    ----------
+    params : dict of str to array, dict of str to Tensor, or list of Tensor
+        `layer.params`; or Tensors that require a gradient, as `autograd.parameters(layer)` gives them. Floating or
+        complex, any shapes. They are changed in place.
+    lr : float
+        Learning rate, at least 0. The attribute `lr` may be changed between steps.
+    momentum : float
+        At least 0.
+    weight_decay : float
+        At least 0; g is the gradient plus weight_decay * p.
+    nesterov : bool
+        Nesterov's momentum; needs a momentum above 0.
+
+    Raises
+    ------
+    ValueError
+        A negative number, Nesterov without momentum; no parameters, a Tensor that was computed, or stands there twice.
+    TypeError
+        Parameters that are no arrays or Tensors, or of another dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import optim
+    >>> weight = np.array([1.0, -2.0])
+    >>> sgd = optim.SGD({"weight": weight}, lr=0.5, momentum=0.0)
+    >>> sgd.step({"weight": np.array([1.0, -1.0])})
+    >>> weight
+    array([ 0.5, -1.5])
+
+    References
+    ----------
+    torch.optim.SGD without dampening; Sutskever et al. 2013, "On the importance of initialization and momentum in deep
+    learning"
     """
 
     slots = ("velocity",)
@@ -267,7 +306,7 @@ class SGD(Optimizer):
         *,
         nesterov: bool = False,
     ) -> None:
-        self.momentum = _number(momentum, "momentum", 0.0)
+        self.momentum = number(momentum, "momentum", 0.0)
         self.nesterov = flag(nesterov, "nesterov")
         if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov needs a momentum above 0, got 0")
@@ -281,10 +320,50 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam: m and v are running means of g and g²; p -= lr * m̂ / (sqrt(v̂) + eps), both freed of their start at zero.
+    """Adam: m = β₁ m + (1 - β₁) g; v = β₂ v + (1 - β₂) g²; p -= lr * m̂ / (sqrt(v̂) + eps).
 
-    Raises ValueError for a negative lr, eps or weight_decay and for betas outside [0, 1).
-    Source: torch.optim.Adam; Kingma and Ba 2015 (arXiv:1412.6980).
+    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) after t steps.
+
+    Parameters
+    ----------
+    params : dict of str to array, dict of str to Tensor, or list of Tensor
+        `layer.params`; or Tensors that require a gradient, as `autograd.parameters(layer)` gives them. Floating or
+        complex, any shapes. They are changed in place.
+    lr : float
+        Learning rate, at least 0. The attribute `lr` may be changed between steps.
+    betas : tuple of float
+        (β₁, β₂), each in [0, 1).
+    eps : float
+        At least 0.
+    weight_decay : float
+        At least 0; g is the gradient plus weight_decay * p.
+
+    Raises
+    ------
+    ValueError
+        A negative number, betas outside [0, 1); no parameters, a Tensor that was computed, or stands there twice.
+    TypeError
+        Parameters that are no arrays or Tensors, or of another dtype.
+
+    Notes
+    -----
+    A complex parameter is two real ones, as PyTorch has it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import optim
+    >>> from cnnlayers.autograd import Tensor
+    >>> weight = Tensor([1.0, -2.0], requires_grad=True)
+    >>> adam = optim.Adam([weight], lr=0.1)
+    >>> (weight * weight).sum().backward()
+    >>> adam.step()
+    >>> weight.data
+    array([ 0.9, -1.9])
+
+    References
+    ----------
+    torch.optim.Adam; Kingma and Ba 2015, https://arxiv.org/abs/1412.6980
     """
 
     slots = ("mean", "square")
@@ -299,8 +378,8 @@ class Adam(Optimizer):
     ) -> None:
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
-        self.betas = (_number(betas[0], "betas[0]", 0.0, 1.0), _number(betas[1], "betas[1]", 0.0, 1.0))
-        self.eps = _number(eps, "eps", 0.0)
+        self.betas = (number(betas[0], "betas[0]", 0.0, 1.0), number(betas[1], "betas[1]", 0.0, 1.0))
+        self.eps = number(eps, "eps", 0.0)
         super().__init__(params, lr, weight_decay)
 
     def _update(self, b: Backend, name: str, p: Array, g: Array, lr: float) -> None:

@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+
+from cnnlayers import backends
+from cnnlayers.data import Dataset
+from cnnlayers.evaluation import Tested
+
 TRAIN, VALIDATION, RIGHT, WRONG, FAINT = "#4878a8", "#d1702b", "#2e7d32", "#c62828", "#9aa0a6"
 COLUMNS, ROWS = 10, 2
 WIDEST, LONGEST_NAME = 18, 10  # letters in a line above a picture, and in a class's name there
@@ -21,6 +27,20 @@ class Example:
     truth: str
     guess: str
     probability: float
+
+
+def example(dataset: Dataset, tested: Tested, i: int) -> Example:
+    """The i-th test picture, in its own colours."""
+    normalised = backends.to_numpy(dataset.x[int(dataset.test[i])])
+    mean, std = (numpy.reshape(v, (-1, 1, 1)) for v in (dataset.mean, dataset.std))
+    image = numpy.clip(normalised * std + mean, 0, 1).transpose(1, 2, 0)
+    guess = int(tested.probabilities[i].argmax())
+    return Example(
+        image[:, :, 0] if image.shape[2] == 1 else image,
+        dataset.classes[int(tested.labels[i])],
+        dataset.classes[guess],
+        float(tested.probabilities[i, guess]),
+    )
 
 
 def curves(title: str, epochs: Sequence[dict[str, Any]], best: int, examples: Sequence[Example], caption: str) -> bytes:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends, checkpoint, models, pictures
+from cnnlayers.evaluation import EVALUATION_BATCH, logits_of, softmax
 from cnnlayers.layers import Layer
 from cnnlayers.pictures import resize
 from cnnlayers.run_folder import LAST, MODEL, TEXT
-from cnnlayers.train import EVALUATION_BATCH, logits_of, softmax
 
 INK = 0.2  # of the darkest stroke: above it a cell belongs to a stroke
 FAINTEST = 0.05  # a stroke's difference from the ground, of the range from black to white

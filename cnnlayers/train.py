@@ -18,28 +18,23 @@ import math
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 import cnnlayers
-from cnnlayers import backends, checkpoint, data, models, optim, plots, run_folder
+from cnnlayers import backends, checkpoint, data, evaluation, models, optim, plots, run_folder
 from cnnlayers import functional as F
 from cnnlayers.distributed import Ranks
+from cnnlayers.evaluation import EVALUATION_BATCH, Tested, logits_of
 from cnnlayers.layers import Layer
 from cnnlayers.progress import Lines
 from cnnlayers.run_folder import CURVES, HISTORY, LAST, MODEL, TEXT
+from cnnlayers.run_settings import ARGUMENTS, DECAY, RATES, RATES_OF_OTHERS, VALIDATION_SHARE, Settings
 
-VALIDATION_SHARE = 0.15
-DECAY = 0.93  # of the learning rate, each epoch
-# The first learning rate, by data and optimiser: pictures of many cells give sums of many terms, and need small steps.
-RATES = {"digits": {"adam": 3e-3, "sgd": 0.05}}
-RATES_OF_OTHERS = {"adam": 1e-3, "sgd": 0.01}
-# A model's arguments beside the pictures' shape and the number of classes.
-ARGUMENTS: Mapping[str, Mapping[str, Any]] = {"three-layer": {"hidden": 256, "batch_norm": True}, "resnet8": {}}
-EVALUATION_BATCH = 512
+__all__ = ["Diverged", "Run", "Settings", "Tested", "resume", "start"]
+
 SHOWN_CLASSES = 10
 SHOW_EVERY_S = 0.1
 ALONE = Ranks()
@@ -47,51 +42,33 @@ ALONE = Ranks()
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides a result, beside the number of epochs. `data`: "digits" or a path. `lr`: None for that of RATES."""
-
-    data: str = "digits"
-    model: str = "three-layer"
-    optimizer: str = "adam"
-    lr: float | None = None
-    batch_size: int = 64
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What the best model does on the test rows: `probabilities` is (rows, classes), on the host."""
-
-    accuracy: float
-    loss: float
-    labels: Any
-    probabilities: Any
-
-
 class Diverged(RuntimeError):
     """The loss is no number any more."""
-
-
-def softmax(logits: Any) -> Any:
-    """Probabilities, in float64 on the host, from the logits of a batch."""
-    powers = numpy.exp(logits - logits.max(axis=1, keepdims=True), dtype=numpy.float64)
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _stream(seed: int, *purpose: int) -> numpy.random.Generator:
     return numpy.random.default_rng(numpy.random.SeedSequence(seed, spawn_key=purpose))
 
 
-def logits_of(model: Layer, x: Any) -> Any:
-    """The model's output in evaluation, with nothing kept for a backward."""
-    y = model.eval()(x)
-    model.release()
-    return y
-
-
 class Run:
-    """A model in training and its folder. `records` holds the figures of the epochs that are on disk."""
+    """A model in training and its folder; `start` and `resume` make one.
+
+    Parameters
+    ----------
+    settings : Settings
+    out : path
+        The folder.
+    ranks : distributed.Ranks
+        The processes that train it together.
+
+    Attributes
+    ----------
+    model : Layer
+    optimizer : optim.Optimizer
+    dataset : data.Dataset
+    records : list of dict
+        The figures of the epochs that are on disk.
+    """
 
     def __init__(self, settings: Settings, out: Path, ranks: Ranks = ALONE) -> None:
         self.ranks = ranks
@@ -292,23 +269,14 @@ class Run:
         """The best model, as it lies on disk, on the test rows; history.json gets its figures."""
         best = self._new_model()
         checkpoint.load(best, self.out / MODEL)
-        found = [
-            backends.to_numpy(logits_of(best, x))
-            for x, _ in data.batches(self.dataset, self.dataset.test, EVALUATION_BATCH)
-        ]
-        probabilities = softmax(numpy.concatenate(found))
-        labels = backends.to_numpy(self.dataset.y)[self.dataset.test]
-        of_truth = numpy.maximum(probabilities[numpy.arange(len(labels)), labels], numpy.finfo(numpy.float64).tiny)
-        accuracy = float((probabilities.argmax(axis=1) == labels).mean())
-        tested = Tested(accuracy, float(-numpy.log(of_truth).mean()), labels, probabilities)
+        tested = evaluation.test(best, self.dataset)
         self.write_history(tested)
         return tested
 
     def draw(self, tested: Tested) -> None:
         """curves.png, with the test pictures that the model found hardest. Raises ImportError without matplotlib."""
-        of_truth = tested.probabilities[numpy.arange(len(tested.labels)), tested.labels]
-        hardest = numpy.argsort(of_truth, kind="stable")[: plots.ROWS * plots.COLUMNS]
-        examples = [self._example(tested, int(i)) for i in hardest]
+        hardest = numpy.argsort(tested.of_truth, kind="stable")[: plots.ROWS * plots.COLUMNS]
+        examples = [plots.example(self.dataset, tested, int(i)) for i in hardest]
         wrong = round((1 - tested.accuracy) * len(tested.labels))
         png = plots.curves(
             f"{self.dataset.name}, {self.settings.model}: test accuracy {100 * tested.accuracy:.1f} %",
@@ -318,19 +286,6 @@ class Run:
             f"The hardest of the {len(tested.labels):,} test pictures, {wrong:,} of which were classified wrongly",
         )
         checkpoint.replace_file(self.out / CURVES, png)
-
-    def _example(self, tested: Tested, i: int) -> plots.Example:
-        normalised = backends.to_numpy(self.dataset.x[int(self.dataset.test[i])])
-        mean, std = (numpy.reshape(v, (-1, 1, 1)) for v in (self.dataset.mean, self.dataset.std))
-        image = numpy.clip(normalised * std + mean, 0, 1).transpose(1, 2, 0)
-        guess = int(tested.probabilities[i].argmax())
-        names = self.dataset.classes
-        return plots.Example(
-            image[:, :, 0] if image.shape[2] == 1 else image,
-            names[int(tested.labels[i])],
-            names[guess],
-            float(tested.probabilities[i, guess]),
-        )
 
 
 def _hits(b: backends.Backend, logits: Any, y: Any) -> Any:
@@ -345,8 +300,36 @@ def _merit(record: Record) -> float:
 def start(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE, *, overwrite: bool = False) -> Run:
     """A new run with these settings, its folder made.
 
-    Raises FileExistsError where the folder holds a run, unless `overwrite`: then that run stays until the first epoch
-    of the new one is finished. Raises as the data's loaders do, OSError for the folder.
+    Parameters
+    ----------
+    given : dict of str to object
+        The settings that are not `Settings`' own defaults, by name.
+    out : path
+        The folder.
+    ranks : distributed.Ranks
+        The processes that train it together.
+    overwrite : bool
+        Whether the folder may hold a run. It stays until the first epoch of the new one is finished.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    FileExistsError
+        The folder holds a run, and `overwrite` is not set.
+    OSError
+        The folder cannot be made. Else as `data.load`.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from cnnlayers import train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = train.start({"model": "resnet8"}, pathlib.Path(folder) / "digits")
+    >>> run.parameters
+    77754
     """
     with ranks.agreeing():
         if ranks.first and not overwrite:
@@ -359,10 +342,27 @@ def start(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE, *, overwrit
 
 
 def resume(given: Mapping[str, Any], out: Path, ranks: Ranks = ALONE) -> Run:
-    """The run in `out`, at its last finished epoch; settings that are not given are its own.
+    """The run in a folder, at its last finished epoch.
 
-    Raises FileNotFoundError where there is no run, ValueError for a damaged one, for a setting that differs from its
-    own and for pictures that are not those it began with.
+    Parameters
+    ----------
+    given : dict of str to object
+        Settings by name; those that are not given are the run's own.
+    out : path
+        The folder.
+    ranks : distributed.Ranks
+        The processes that train it together; their number may be another than before.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no run.
+    ValueError
+        A damaged run, a setting that differs from its own, pictures that are not those it began with.
     """
     arrays, kept = ranks.of_first(lambda: run_folder.read_last(out))
     with ranks.agreeing():

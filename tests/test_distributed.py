@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnlayers import backends, checkpoint, cli, data, distributed, kernels, layers, models, predict, train
+from cnnlayers import backends, checkpoint, cli, data, distributed, kernels, launcher, layers, models, predict, train
 from cnnlayers import functional as F
 from cnnlayers.distributed import Ranks
 
@@ -301,7 +301,7 @@ def test_the_job_ends_once_its_error_has_been_read(monkeypatch: pytest.MonkeyPat
 
     comm = Comm(World(2), 1)
     comm.Abort = lambda code: read.append(b"ended %d" % code)  # type: ignore[attr-defined]
-    monkeypatch.setattr(distributed, "time", types.SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    monkeypatch.setattr(launcher, "time", types.SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
     with open(source, "rb"), open(sink, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         with pytest.raises(SystemExit), Ranks(comm).ending_together():

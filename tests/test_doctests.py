@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 import cnnlayers
-from cnnlayers import backends, functional, kernels, layers, testing
+from cnnlayers import autograd, backends, data, distributed, functional, keras, kernels, layers, models, optim, testing
+from cnnlayers import train as training
+
+try:
+    from cnnlayers import torch as cnnlayers_torch
+except ImportError:  # PyTorch is not installed
+    cnnlayers_torch = None
 
 OPS = sorted(name for name in functional.__all__ if not name.endswith(("_forward", "_backward")))
 LAYERS = sorted(layers.__all__)
@@ -19,7 +25,16 @@ PUBLIC = [
     *((kernels, name) for name in ("mode", "warmup", "winograd")),
     *((cnnlayers, name) for name in ("linear_operator", "load", "save")),
     (testing, "gradcheck"),
+    *((place, name) for place in (optim, models, data, training, distributed) for name in place.__all__),
+    *((autograd, name) for name in autograd.__all__ if name != "functional"),
+    *((keras, name) for name in ("install", "installed")),
+    *((cnnlayers_torch, name) for name in getattr(cnnlayers_torch, "__all__", ()) if name != "functional"),
 ]
+CLASSES = [(place, name) for place, name in PUBLIC if inspect.isclass(getattr(place, name))]
+# Names that say all by their name and summary: exceptions, and functions of one word's result.
+WITHOUT_SECTIONS = {"Layer", "Apart", "Diverged", "MPIUnavailable", "installed"}
+# What the examples need beside the library itself.
+NEEDS = {"linear_operator": "scipy.sparse.linalg", "start": "sklearn", "onnx_translations": "onnxscript"}
 
 
 def sections(text: str) -> list[str]:
@@ -41,8 +56,8 @@ def run_examples(place, name: str) -> int:
 
 @pytest.mark.parametrize(("place", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
 def test_the_examples_of_a_docstring_give_what_they_say(place, name):
-    if name == "linear_operator":
-        pytest.importorskip("scipy.sparse.linalg")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     run_examples(place, name)
 
 
@@ -52,7 +67,20 @@ def test_a_docstring_has_numpydocs_sections_after_a_summary(place, name):
     summary, _, rest = text.partition("\n")
     assert summary.endswith((".", ":"))
     assert not rest.strip() or rest.startswith("\n"), "a blank line after the summary"
-    assert sections(text) or name == "Layer"
+    assert sections(text) or name in WITHOUT_SECTIONS
+
+
+@pytest.mark.parametrize(("place", "name"), CLASSES, ids=[name for _, name in CLASSES])
+def test_every_public_member_of_a_class_has_a_summary(place, name):
+    members = {
+        member: value
+        for kind in getattr(place, name).__mro__
+        if kind.__module__.startswith("cnnlayers") and not kind.__module__.startswith("cnnlayers.torch")
+        for member, value in vars(kind).items()
+        if not member.startswith("_") and (inspect.isroutine(value) or isinstance(value, property))
+    }
+    without = [member for member, value in members.items() if not (inspect.getdoc(value) or "").strip()]
+    assert not without, f"{name} has members without a docstring: {without}"
 
 
 @pytest.mark.parametrize("name", OPS)

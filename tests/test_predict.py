@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnlayers import backends, cli, pictures, predict, progress, train
+from cnnlayers import backends, cli, evaluation, pictures, predict, progress, train
 
 from . import drawn_digits
 from .command_line import RUN, refusal
@@ -237,7 +237,7 @@ def test_drawn_digits_are_read(tmp_path_factory: pytest.TempPathFactory) -> None
     inputs = [predict.cells_of(model, drawing[:, :, None] / 255) for _, drawing in found]
     right = np.array([
         np.argmax(row) == int(label)
-        for row, (label, _) in zip(train.logits_of(model.model, np.stack(inputs)), found, strict=True)
+        for row, (label, _) in zip(evaluation.logits_of(model.model, np.stack(inputs)), found, strict=True)
     ])  # fmt: skip
     assert right.mean() >= 0.915
     sevens = [label == "7" for label, _ in found]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnlayers import backends, checkpoint, data, models, optim, plots, progress, train
+from cnnlayers import backends, checkpoint, data, evaluation, models, optim, plots, progress, train
 from cnnlayers import functional as F
 
 from . import standin_cupy
@@ -256,7 +256,7 @@ def test_nothing_in_the_curves_touches_the_edge(
 
 
 def test_softmax_of_large_logits() -> None:
-    np.testing.assert_allclose(train.softmax(np.array([[1e4, 1e4, -1e4]], np.float32)), [[0.5, 0.5, 0.0]])
+    np.testing.assert_allclose(evaluation.softmax(np.array([[1e4, 1e4, -1e4]], np.float32)), [[0.5, 0.5, 0.0]])
 
 
 def test_a_run_on_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,22 @@ def no_grad() -> Block[bool]:
 
     It holds for this thread or async task only. `@no_grad()` makes a function's whole body such a block; a generator's
     or coroutine's body whenever it runs, so that its caller records as before while it is suspended.
+
+    Returns
+    -------
+    context manager and decorator
+
+    Examples
+    --------
+    >>> from cnnlayers.autograd import Tensor, no_grad
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> with no_grad():
+    ...     (x * 2).requires_grad
+    False
+
+    References
+    ----------
+    torch.no_grad
     """
     return assigned(_recording, lambda: False)
 

@@ -21,9 +21,16 @@ from .tensor import Tensor, record
 
 
 class Parameter(Tensor):
-    """A layer's parameter as a Tensor: `data` is the layer's live array, `grad` what `layer.grads` gives.
+    """A layer's parameter as a Tensor; `parameters` gives them.
 
-    To assign to `data` writes into the live array. `requires_grad = False` leaves the parameter out of graphs.
+    `data` is the layer's live array, and assigning to it writes into that array; `grad` is what `layer.grads` gives.
+    `requires_grad = False` leaves the parameter out of graphs.
+
+    Parameters
+    ----------
+    layer : Layer
+    name : str
+        Its own name of the parameter.
     """
 
     __slots__ = ("_arrays", "_gradients", "_name")
@@ -53,9 +60,31 @@ class Parameter(Tensor):
 
 
 def parameters(layer: Any) -> dict[str, Tensor]:
-    """The parameters of a layer or network as Tensors, by the names of `layer.params`: always the same Tensors.
+    """The parameters of a layer or network as Tensors: always the same Tensors.
 
-    An optimiser takes them as they are: `optim.Adam(parameters(net))`. TypeError where `layer` is none.
+    Parameters
+    ----------
+    layer : Layer
+
+    Returns
+    -------
+    dict of str to Tensor
+        By the names of `layer.params`; an optimiser takes them as they are.
+
+    Raises
+    ------
+    TypeError
+        What is no layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers.autograd import Tensor, parameters
+    >>> from cnnlayers.layers import Linear
+    >>> net = Linear(2, 1, rng=0)
+    >>> net(Tensor(np.ones((3, 2), np.float32))).sum().backward()
+    >>> {name: tensor.grad for name, tensor in parameters(net).items()}
+    {'weight': array([[3., 3.]], dtype=float32), 'bias': array([3.], dtype=float32)}
     """
     if not hasattr(layer, "walk"):
         raise TypeError(f"parameters takes a layer of cnnlayers.layers, got {type(layer).__name__}")

@@ -11,36 +11,18 @@ backward and before the next forward, never between a forward and its backward.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy
 
 from cnnlayers import backends
 from cnnlayers.functional._common import Array, cast, check_floating, check_numeric, is_complex, is_float
-from cnnlayers.specs.arguments import entries_of, flag, integer, real
+from cnnlayers.specs.arguments import flag, integer, real
 
 from . import ops
 from .graph import Gradients, Node, Source, recording, walk_back, whole
-from .index import plain_index, take
-from .numpy_functions import NumpyFunctions
-
-Operator: TypeAlias = Callable[[Any, Any], Any]
-NUMBERS = (int, float, numpy.integer, numpy.floating)  # constants without an owner, whatever the arrays' is
-
-
-def _numbers(given: tuple[Any, ...], name: str) -> tuple[int, ...]:
-    """Ints, given one by one or as one sequence."""
-    entries = entries_of(given[0], name) if len(given) == 1 else None
-    return tuple(integer(v, name) for v in (given if entries is None else entries))
-
-
-def _is_operand(value: Any, numbers: bool = True) -> bool:
-    """Whether an operator takes this: a Tensor, an array, or a real number."""
-    if isinstance(value, int | float):
-        return numbers
-    return isinstance(value, Tensor) or (hasattr(value, "dtype") and hasattr(value, "shape"))
+from .operators import NUMBERS, Operators
 
 
 @backends.quiet
@@ -68,56 +50,34 @@ def record(name: str, y: Array, sources: Sequence[Source | None], gradients: Gra
     return Tensor._of(y, Node(name, y, sources, gradients))
 
 
-def _operators(name: str, op: Callable[..., ops.Result], *, numbers: bool = True) -> tuple[Operator, Operator]:
-    """The operator and its reflection; each leaves what is no array to Python, whose TypeError names the kinds."""
+class Tensor(Operators):
+    """An array in a graph of ops.
 
-    def run(self: Tensor, other: Any) -> Any:
-        return apply(name, op, self, other) if _is_operand(other, numbers) else NotImplemented
+    Parameters
+    ----------
+    data : array, number or sequence of numbers
+        A floating, integer or bool array of NumPy, CuPy or another array-API library, kept as it is (one of a NumPy
+        subclass as a plain view); numbers and sequences of them become an array of the selected backend.
+    requires_grad : bool
+        Whether backward fills `grad`. Only these Tensors, made by the caller, get a `grad`; those computed from them do
+        not keep theirs.
 
-    def reflected(self: Tensor, other: Any) -> Any:
-        return apply(name, op, other, self) if _is_operand(other, numbers) else NotImplemented
+    Raises
+    ------
+    TypeError
+        Another kind or dtype; `requires_grad` of what is not floating.
 
-    return run, reflected
+    Examples
+    --------
+    >>> from cnnlayers.autograd import Tensor
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4.])
 
-
-def _in_place(compute: Operator) -> Operator:
-    """`t += x` is `t = t + x`, but for a leaf: there it would lose the Tensor whose grad backward fills."""
-
-    def run(self: Tensor, other: Any) -> Any:
-        if self._wanted:
-            raise RuntimeError(
-                "this would replace a Tensor that requires gradient by a computed one: to update it, change its array,"
-                " as in t.data -= lr * t.grad; to compute with it, give the result another name"
-            )
-        return compute(self, other)
-
-    return run
-
-
-def _comparison(compare: Operator) -> Operator:
-    """A comparison (or a union of masks), element by element: a Tensor of bools, which has no gradient."""
-
-    @backends.quiet
-    def run(self: Tensor, other: Any) -> Any:
-        if not _is_operand(other):
-            return NotImplemented
-        plain = other.data if isinstance(other, Tensor) else backends.plain(other)
-        backends.of(self.data, None if isinstance(plain, NUMBERS) else plain)
-        with backends.on_device_of(self.data):
-            return Tensor._of(compare(self.data, plain))
-
-    return run
-
-
-class Tensor(NumpyFunctions):
-    """An array in a graph of ops. `data`: its array; `grad`: the gradient that `backward` has added up, or None.
-
-    data: a floating, integer or bool array of NumPy, CuPy or another array-API library, kept as it is (one of a NumPy
-    subclass as a plain view); numbers and sequences of them become an array of the selected backend. requires_grad:
-    whether backward shall fill `grad`.
-    Only these Tensors, made by the caller, get a `grad`; those computed from them do not keep theirs.
-
-    Raises TypeError: another kind or dtype, `requires_grad` of what is not floating.
+    References
+    ----------
+    torch.Tensor
     """
 
     __slots__ = ("__weakref__", "_data", "_grad", "_node", "_wanted")
@@ -139,10 +99,12 @@ class Tensor(NumpyFunctions):
         self._grad: Array | None = None
         self.requires_grad = requires_grad
 
-    @classmethod
-    def _of(cls, data: Array, node: Node | None = None) -> Tensor:
+    _apply = staticmethod(apply)
+
+    @staticmethod
+    def _of(data: Array, node: Node | None = None) -> Tensor:
         """A result: what an op computed, and its node where it was recorded."""
-        made = cls.__new__(cls)
+        made = Tensor.__new__(Tensor)
         made._data, made._node, made._wanted, made._grad = whole(data), node, False, None
         return made
 
@@ -163,18 +125,22 @@ class Tensor(NumpyFunctions):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The length of every axis."""
         return tuple(self._data.shape)
 
     @property
     def dtype(self) -> Any:
+        """The array's dtype, of its own library."""
         return self._data.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return int(self._data.size)
 
     def _like(self, array: Array, name: str) -> Array:
@@ -188,7 +154,17 @@ class Tensor(NumpyFunctions):
         return array
 
     def item(self) -> Any:
-        """The value of a Tensor with one element, as a Python number. ValueError for another size."""
+        """The value of a Tensor with one element.
+
+        Returns
+        -------
+        int, float or bool
+
+        Raises
+        ------
+        ValueError
+            Another size.
+        """
         if self.size != 1:
             raise ValueError(f"only a Tensor with one element is a number, got shape {self.shape}")
         return backends.to_numpy(self._data).item()
@@ -259,17 +235,33 @@ class Tensor(NumpyFunctions):
         return through_layer(layer, self, *args, **options)
 
     def detach(self) -> Tensor:
-        """A Tensor of the same array, without history: gradients do not pass it."""
+        """A Tensor of the same array, without history: gradients do not pass it.
+
+        Returns
+        -------
+        Tensor
+        """
         return Tensor._of(self._data)
 
     def backward(self, gradient: Any = None, *, retain_graph: bool = False) -> None:
         """Add to the `grad` of every Tensor this was computed from, and that requires it, its part of the gradient.
 
-        gradient: that of some loss in this Tensor, an array (or Tensor) of its shape, floating, on its device; a number
-        or nothing (1) for a Tensor with one element. What was saved is freed as it is used, unless retain_graph.
+        Parameters
+        ----------
+        gradient : array, Tensor, number or None
+            That of some loss in this Tensor: of its shape, floating, on its device. A number, or None (1), for a Tensor
+            with one element.
+        retain_graph : bool
+            Whether what was saved stays for another backward; else it is freed as it is used.
 
-        Raises RuntimeError: no graph leads here, or backward went through it before. ValueError: a shape, a gradient
-        missing. TypeError: a dtype, an owner, a kind. Where it raises, no `grad` has changed.
+        Raises
+        ------
+        RuntimeError
+            No graph leads here, or backward went through it before.
+        ValueError
+            Another shape, or a gradient missing.
+        TypeError
+            A dtype, an owner, a kind. Where it raises, no `grad` has changed.
         """
         source = self._source
         if source is None:
@@ -296,109 +288,37 @@ class Tensor(NumpyFunctions):
         array = cast(b, check_floating(b, whole(array), "gradient"), self.dtype)
         return self._like(array, "gradient")
 
-    # ------------------------------------------------------------------------------------------------------ operators
-    __add__, __radd__ = _operators("add", ops.add)
-    __sub__, __rsub__ = _operators("subtract", ops.subtract)
-    __mul__, __rmul__ = _operators("multiply", ops.multiply)
-    __truediv__, __rtruediv__ = _operators("divide", ops.divide)
-    __pow__, __rpow__ = _operators("power", ops.power)
-    __matmul__, __rmatmul__ = _operators("matmul", ops.matmul, numbers=False)
-    __iadd__, __isub__, __imul__ = _in_place(__add__), _in_place(__sub__), _in_place(__mul__)
-    __itruediv__, __ipow__, __imatmul__ = _in_place(__truediv__), _in_place(__pow__), _in_place(__matmul__)
-    __lt__, __le__ = _comparison(operator.lt), _comparison(operator.le)
-    __gt__, __ge__ = _comparison(operator.gt), _comparison(operator.ge)
-    __eq__, __ne__ = _comparison(operator.eq), _comparison(operator.ne)
-    __and__ = __rand__ = _comparison(operator.and_)
-    __or__ = __ror__ = _comparison(operator.or_)
-    __hash__ = object.__hash__  # by identity, as == compares elements
-
-    def __neg__(self) -> Tensor:
-        return apply("negative", ops.negative, self)
-
-    def __abs__(self) -> Tensor:
-        return apply("abs", ops.absolute, self)
-
-    def __invert__(self) -> Tensor:
-        return Tensor._of(~self._data)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        b = backends.of(self._data)
-        entries = index if isinstance(index, tuple) else (index,)
-        plain = plain_index(b, self._data, tuple(e.data if isinstance(e, Tensor) else e for e in entries))
-        return apply("indexing", take, self, index=plain)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise TypeError(
-            "the elements of a Tensor are not assigned to, as that would not be tracked: compute a new one (a mask"
-            " times the old, say), or write to .data where no gradient is to pass"
-        )
-
-    # -------------------------------------------------------------------------------------------------------- methods
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        """The sum over all axes, one or several."""
-        return apply("sum", ops.total, self, axis=axis, keepdims=flag(keepdims, "keepdims"))
-
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        """The mean over all axes, one or several."""
-        return apply("mean", ops.mean, self, axis=axis, keepdims=flag(keepdims, "keepdims"))
-
-    def max(self, axis: Any = None, keepdims: bool = False, *, ties: str = "first") -> Tensor:
-        """The maximum over all axes, one or several; NaN wins.
-
-        ties: who gets the gradient, as in `max_pool`: the "first" maximum in C order, "all", or "split" equally.
-        """
-        return self._extreme("max", axis, keepdims, ties)
-
-    def min(self, axis: Any = None, keepdims: bool = False, *, ties: str = "first") -> Tensor:
-        """The minimum, as `max`."""
-        return self._extreme("min", axis, keepdims, ties)
-
-    def _extreme(self, which: str, axis: Any, keepdims: bool, ties: str) -> Tensor:
-        keepdims = flag(keepdims, "keepdims")
-        return apply(which, ops.extreme, self, axis=axis, keepdims=keepdims, ties=ties, which=which)
-
-    def reshape(self, *shape: Any) -> Tensor:
-        """The elements in another shape, given as a tuple or as numbers; one entry may be -1, what is left."""
-        return apply("reshape", ops.reshape, self, shape=_numbers(shape, "shape"))
-
-    def transpose(self, *axes: Any) -> Tensor:
-        """The axes in another order, as NumPy: all of them, as a tuple or as numbers; reversed where none is named."""
-        order = tuple(reversed(range(self.ndim))) if not axes or axes[0] is None else _numbers(axes, "axes")
-        return apply("transpose", ops.transpose, self, axes=order)
-
-    @property
-    def T(self) -> Tensor:
-        """The axes in reverse."""
-        return self.transpose()
-
-    def exp(self) -> Tensor:
-        return apply("exp", ops.exp, self)
-
-    def log(self) -> Tensor:
-        return apply("log", ops.log, self)
-
-    def sqrt(self) -> Tensor:
-        return apply("sqrt", ops.sqrt, self)
-
-    def tanh(self) -> Tensor:
-        return apply("tanh", ops.tanh, self)
-
-    def abs(self) -> Tensor:
-        return abs(self)
-
-    def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
-        """At least low and at most high; the gradient passes where the element lies between them, bounds included."""
-        bounds = {"low": low, "high": high}
-        given = {name: None if v is None else real(v, name, finite=False) for name, v in bounds.items()}
-        return apply("clip", ops.clip, self, **given)
-
-    def astype(self, dtype: Any) -> Tensor:
-        """In another dtype of its library; the gradient comes back in this one."""
-        return apply("astype", ops.astype, self, dtype=dtype)
-
 
 def concat(tensors: Sequence[Any], axis: int = 0) -> Tensor:
-    """Tensors (or plain arrays, as constants) one after another along an axis that they have."""
+    """Tensors one after another along an axis that they have.
+
+    Parameters
+    ----------
+    tensors : list or tuple of Tensor or array
+        Arrays are constants.
+    axis : int
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    TypeError
+        What is no list or tuple of Tensors or arrays.
+    ValueError
+        An axis that they do not have, shapes that differ elsewhere.
+
+    Examples
+    --------
+    >>> from cnnlayers.autograd import Tensor, concat
+    >>> concat([Tensor([1.0]), Tensor([2.0, 3.0])])
+    Tensor(array([1., 2., 3.]))
+
+    References
+    ----------
+    numpy.concatenate
+    """
     if not isinstance(tensors, list | tuple) or not all(hasattr(t, "shape") for t in tensors):
         raise TypeError(f"tensors must be a list or tuple of Tensors or arrays, got {type(tensors).__name__}")
     parts = tuple(tensors)

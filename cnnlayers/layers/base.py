@@ -172,6 +172,7 @@ class Layer:
 
     @property
     def own_grads(self) -> dict[str, Array]:
+        """The gradients of the layer's own parameters, by name."""
         return self._gradients
 
     @own_grads.setter

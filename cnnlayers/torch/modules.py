@@ -182,7 +182,10 @@ def _module(name: str, run: Run) -> Any:
             return base.forward(self, input, *more, **options)
         return run(self, widened_by_autocast(name, input), *more, **options)
 
-    doc = f"torch.nn.{name} with this library's op inside: its arguments, state and shapes."
+    doc = (
+        f"torch.nn.{name} with this library's op inside.\n\n"
+        f"See Also\n--------\ntorch.nn.{name} : Its arguments, state and shapes are the same.\n"
+    )
     members = {"forward": forward, "__prepare_scriptable__": _refuse_scripting}  # the hook that torch.jit.script calls
     return type(name, (base,), {**members, "__module__": __name__, "__doc__": doc})
 
@@ -198,12 +201,36 @@ _REPLACED = {getattr(nn, name): module for name, module in MODULES.items()}
 
 
 def convert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """A copy of `model` in which pooling, padding and normalisation are this library's; with `inplace`, `model` itself.
+    """A copy of a model in which pooling, padding and normalisation are this library's.
 
-    Parameters, buffers, hooks and training mode stay as they are; make the optimizer from what this gives. Left alone:
-    subclasses of torch.nn's modules, convolutions and all other modules, and what has no counterpart here
-    (AdaptiveMaxPool with return_indices, InstanceNorm with running statistics). `revert` is the way back. Raises
-    TypeError for no module.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Parameters, buffers, hooks and training mode stay as they are; make the optimizer from what this gives.
+    inplace : bool
+        Whether to change the model itself.
+
+    Returns
+    -------
+    torch.nn.Module
+        The copy, or `model`.
+
+    Raises
+    ------
+    TypeError
+        What is no module.
+
+    Notes
+    -----
+    Left alone: subclasses of torch.nn's modules, convolutions and all other modules, and what has no counterpart here
+    (AdaptiveMaxPool with return_indices, InstanceNorm with running statistics).
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from cnnlayers.torch import convert
+    >>> type(convert(nn.Sequential(nn.MaxPool2d(2)))[0]).__module__
+    'cnnlayers.torch.modules'
     """
     model = _taken("convert", model, inplace)
     for module in model.modules():
@@ -214,9 +241,31 @@ def convert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 
 def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """A copy of `model` with torch.nn's modules in the place of this library's; with `inplace`, `model` itself.
+    """A copy of a model with torch.nn's modules in the place of this library's: it undoes `convert`.
 
-    It undoes `convert`: parameters, buffers, hooks and training mode stay as they are. Raises TypeError for no module.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Parameters, buffers, hooks and training mode stay as they are.
+    inplace : bool
+        Whether to change the model itself.
+
+    Returns
+    -------
+    torch.nn.Module
+        The copy, or `model`.
+
+    Raises
+    ------
+    TypeError
+        What is no module.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from cnnlayers.torch import convert, revert
+    >>> type(revert(convert(nn.MaxPool2d(2)))) is nn.MaxPool2d
+    True
     """
     model = _taken("revert", model, inplace)
     originals = {module: original for original, module in _REPLACED.items()}
