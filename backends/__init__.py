@@ -4,7 +4,20 @@ An op runs where its arrays live (`of`); the selected backend (`current`) only s
 here imports CuPy before it is asked for.
 """
 
-from .arrays import all_numpy, all_plain, asarray, native, of, on_device_of, packed, plain, quiet, to_numpy, unpacked
+from .arrays import (
+    all_numpy,
+    all_plain,
+    asarray,
+    native,
+    of,
+    on_device_of,
+    packed,
+    plain,
+    quiet,
+    share_memory,
+    to_numpy,
+    unpacked,
+)
 from .block import Block, Exclusive, assigned
 from .dtypes import COMPLEX, FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import available_memory, result, workspace
@@ -42,6 +55,7 @@ __all__ = [
     "quiet",
     "result",
     "run_chunks",
+    "share_memory",
     "single_threaded_blas",
     "to_numpy",
     "uniform",

@@ -156,6 +156,12 @@ def all_numpy(arrays: Iterable[Any]) -> bool:
     return _ARRAYS.issuperset(map(type, arrays))
 
 
+def share_memory(first: Any, second: Any) -> bool:
+    """Whether two arrays are one, or NumPy arrays that have an element in common."""
+    both = isinstance(first, numpy.ndarray) and isinstance(second, numpy.ndarray)
+    return first is second or (both and numpy.shares_memory(first, second))
+
+
 def plain(array: Any) -> Any:
     """A view of type `numpy.ndarray` of an array of one of NumPy's subclasses (`numpy.memmap`, say); anything else as
     it is. A masked array or a matrix, whose rules would be lost, is not changed either: `of` refuses it."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy
-
+from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import DataFormat, flag, layout, real
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
@@ -50,8 +49,7 @@ def _check_writeable(**running: Array | None) -> None:
         if not getattr(getattr(array, "flags", None), "writeable", True):
             raise ValueError(f"{name} is updated in training, got a read-only array: pass a copy")
     mean, var = running.values()
-    shares = all(isinstance(a, numpy.ndarray) for a in (mean, var)) and numpy.shares_memory(mean, var)
-    if mean is not None and (mean is var or shares):
+    if mean is not None and backends.share_memory(mean, var):
         raise ValueError("running_mean and running_var share memory, and training updates each in place: pass copies")
 
 
