@@ -28,7 +28,7 @@ ROUNDS = 4
 SLOW_ROUNDS = 3  # of one call each, for who takes more than half a row's time a call
 MOST = 60  # calls a block
 SETTLE = 0.04  # seconds
-SHORT = 0.02  # seconds: a call longer than this needs no uncounted one before it in later blocks
+SHORT_CALL = 0.02  # seconds: a call longer than this needs no uncounted one before it in later blocks
 COPY_BYTES = 1 << 27  # of the copy that measures the bandwidth: more than a cache
 
 
@@ -170,7 +170,7 @@ def interleaved(
             runs = int(min(MOST, max(1, share / max(first[name], 1e-7))))
             time.sleep(clock.settle)
             with contestant.session(), _no_collection():
-                if first[name] < SHORT:
+                if first[name] < SHORT_CALL:
                     clock.block(contestant, call, copies, 1)
                 blocks[name].append(clock.block(contestant, call, copies, runs))
     return {name: _summary(found) for name, found in blocks.items()}
@@ -180,7 +180,7 @@ def _first(clock: Clock, contestant: Contestant, call: Call, copies: int) -> flo
     """Seconds of a call, to plan by; the launch's own where that is longer."""
     with contestant.session(), _no_collection():
         block = clock.block(contestant, call, copies, 1)
-        if block.times[0] < SHORT:
+        if block.times[0] < SHORT_CALL:
             block = clock.block(contestant, call, copies, 2)
     return max(min(block.times), min(block.host, default=0.0))
 

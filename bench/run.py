@@ -32,7 +32,7 @@ QUICK, QUICK_COPY, QUICK_PEAK = 0.02, 1 << 22, 128
 
 
 @dataclass
-class Plan:
+class RunPlan:
     """What will be measured, and where it goes. deadline: seconds after which no further case begins."""
 
     device: str
@@ -81,7 +81,7 @@ def plan(
     quick: bool = False,
     minutes: float | None = None,
     main: bool = False,
-) -> Plan:
+) -> RunPlan:
     """What a command line asks for. device None: the GPU where CuPy can use one, else the CPU.
 
     Raises ValueError for an op or a peer that there is not, and for a peer asked for that is absent;
@@ -96,10 +96,10 @@ def plan(
         raise ValueError(f"{out} is a file: results need a folder")
     out.mkdir(parents=True, exist_ok=True)
     deadline = None if minutes is None else 60 * minutes
-    return Plan(device, b, cases, contestants, absent, out, bool(asked), quick, deadline)
+    return RunPlan(device, b, cases, contestants, absent, out, bool(asked), quick, deadline)
 
 
-def run(planned: Plan, say: Callable[[str], None], step: Callable[[int, int, str], None]) -> Outcome:
+def run(planned: RunPlan, say: Callable[[str], None], step: Callable[[int, int, str], None]) -> Outcome:
     """Measure; `say` gets the table line by line, `step` what is being done. Ctrl-C ends it with what there is."""
     started = time.monotonic()
     facts = machine.facts(planned.b, ["cnnlayers", *sys.argv[1:]])
@@ -129,7 +129,7 @@ def run(planned: Plan, say: Callable[[str], None], step: Callable[[int, int, str
     return outcome
 
 
-def _titles(planned: Plan, facts: dict[str, Any]) -> list[str]:
+def _titles(planned: RunPlan, facts: dict[str, Any]) -> list[str]:
     said = [
         f"{facts['device']}, {facts['threads']} threads; PyTorch has as many",
         f"copy: {facts['copy_bytes_a_second'] / 1e9:.1f} GB/s (read and written), measured again with every row;"
@@ -141,7 +141,7 @@ def _titles(planned: Plan, facts: dict[str, Any]) -> list[str]:
     return [*said, "", *report.LEGEND, "", report.heading()]
 
 
-def _rows(planned: Plan, case: Case, settings: Settings, outcome: Outcome) -> Iterator[Row]:
+def _rows(planned: RunPlan, case: Case, settings: Settings, outcome: Outcome) -> Iterator[Row]:
     """A case's rows, each in the outcome as soon as it is measured; its memory is given back afterwards."""
     clock = clock_of(planned.b)
     cache = int(planned.b.device.attributes["L2CacheSize"]) if planned.b.name == "cupy" else 0
@@ -167,7 +167,7 @@ def _free(b: Backend) -> None:
             sys.modules["torch"].cuda.empty_cache()
 
 
-def keep(planned: Plan, outcome: Outcome) -> list[Path]:
+def keep(planned: RunPlan, outcome: Outcome) -> list[Path]:
     """Write the table, the JSON and the pictures; give their paths. Without matplotlib there are no pictures."""
     said = [*report.busy(outcome.facts), *report.summary(outcome.rows)]
     complete = not (outcome.interrupted or outcome.left_out)

@@ -12,7 +12,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, Context, Plan
+from cnnlayers.functional._common import Array, CallPlan, Context
 from cnnlayers.functional.conv import conv_dx, conv_transpose_dx
 from cnnlayers.functional.linear import linear_dx
 from cnnlayers.specs.arguments import Shape, entries_of, integer
@@ -173,10 +173,10 @@ def _module(b: Backend) -> Any:
         ) from error
 
 
-def _plan_for(ctx: Context, dtype: Any) -> Plan:
+def _plan_for(ctx: Context, dtype: Any) -> CallPlan:
     """A context's plan, for an x of this dtype."""
     plan = ctx.plan
-    return plan if plan.dtype == dtype else Plan(plan.op, plan.backend, dtype, plan.y_shape, plan.spec)
+    return plan if plan.dtype == dtype else CallPlan(plan.op, plan.backend, dtype, plan.y_shape, plan.spec)
 
 
 def _adjoint(name: str, ctx: Context) -> Callable[[Array], Array]:

@@ -24,7 +24,7 @@ from .reference.conv import Conv
 
 memory = importlib.import_module("cnnlayers.backends.memory")
 tiles = importlib.import_module("cnnlayers.functional.conv_tiling")
-correlate = importlib.import_module("cnnlayers.functional.conv_im2col")
+correlate = importlib.import_module("cnnlayers.functional.correlation")
 
 # lengths, kernel, stride, padding (before, after), dilation, groups; then the channels and filters of a group
 CASES = [

@@ -18,7 +18,7 @@ from cnnlayers.specs.conv import Conv
 
 from . import portable, simt, standin_cuda
 
-correlate = importlib.import_module("cnnlayers.functional.conv_im2col")
+correlate = importlib.import_module("cnnlayers.functional.correlation")
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 

@@ -452,9 +452,9 @@ def test_a_call_is_checked_once_for_its_shapes_dtypes_and_options(
 ) -> None:
     made: list[Any] = []
     monkeypatch.setattr(
-        _common.Plan,
+        _common.CallPlan,
         "__init__",
-        lambda plan, *args, made=made, init=_common.Plan.__init__: (made.append(args[0]), init(plan, *args))[1],
+        lambda plan, *args, made=made, init=_common.CallPlan.__init__: (made.append(args[0]), init(plan, *args))[1],
     )
     with kernels.mode("off"):
         for x in (X, X.copy(), -X):

@@ -26,7 +26,7 @@ from cnnlayers.cs231n.normalization import (
     spatial_groupnorm_backward,
     spatial_groupnorm_forward,
 )
-from cnnlayers.functional._common import Array, Context, Plan, cast, check_backward, on_device
+from cnnlayers.functional._common import Array, CallPlan, Context, cast, check_backward, on_device
 
 __all__ = [
     "affine_backward",
@@ -116,12 +116,12 @@ def dropout_forward(x: Any, dropout_param: Param) -> tuple[Array, Cache]:
     training = is_training(dropout_param, "dropout_param")
     b, (x,) = together(x=x)
     if not training:
-        return b.xp.asarray(x, copy=True), Cache(Context(Plan("dropout", b, x.dtype, tuple(x.shape))))
+        return b.xp.asarray(x, copy=True), Cache(Context(CallPlan("dropout", b, x.dtype, tuple(x.shape))))
     p = option(dropout_param, "p", "dropout_param")
     if not 0 < p <= 1:
         raise ValueError(f"dropout_param['p'] is the probability of keeping a value: 0 < p <= 1, got {p!r}")
     mask = _mask(b, tuple(x.shape), p, dropout_param.get("seed"))
-    ctx = Context(Plan("dropout", b, x.dtype, tuple(x.shape), float(p)), {"mask": mask})
+    ctx = Context(CallPlan("dropout", b, x.dtype, tuple(x.shape), float(p)), {"mask": mask})
     return _dropped(b, x, mask, float(p)), Cache(ctx)
 
 

@@ -15,15 +15,13 @@ from cnnlayers.specs.arguments import is_key
 P = ParamSpec("P")
 R = TypeVar("R")
 Array = Any  # an array of NumPy, CuPy or another array-API library
-SHORT = 32  # values of a sum in their own dtype: more lose digits
-LONG = 1024  # the same where float64 would be dear, and so many values are rare
-
-
+SHORT_SUM = 32  # the most values that are added up in their own dtype: more lose digits
+LONG_SUM = 1024  # the same where float64 would be dear, and so many values are rare
 LARGE = 1 << 30  # bytes of a result for which memory is checked first
 TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
 
 
-class Plan:
+class CallPlan:
     """What the shapes, dtypes and options of a call decide, once they are checked. Calls that agree in them share one
     (`plan_of`), so change none.
 
@@ -71,7 +69,7 @@ class Plan:
             )
 
 
-def plan_of(make: Callable[..., Plan], arrays: tuple[Array | None, ...], *options: Any) -> Plan:
+def plan_of(make: Callable[..., CallPlan], arrays: tuple[Array | None, ...], *options: Any) -> CallPlan:
     """`make(*arrays, *options)`: the checks of a call that depend on shapes, dtypes and options alone, and their plan.
 
     The plans of NumPy arrays are cached. The types of the options belong to the key, because 1, 1.0 and True are equal,
@@ -83,7 +81,7 @@ def plan_of(make: Callable[..., Plan], arrays: tuple[Array | None, ...], *option
         shapes = [None if a is None else (a.shape, a.dtype) for a in arrays]
         signs = [math.copysign(1.0, v) for v in options if type(v) is float]
         key = (make, options, *map(type, options), *shapes, *signs)
-    plan: Plan | None = None if key is None else backends.PLANS.find(key)
+    plan: CallPlan | None = None if key is None else backends.PLANS.find(key)
     if plan is None:
         plan = make(*arrays, *options)
         if key is not None:
@@ -101,7 +99,7 @@ class Context:
 
     __slots__ = ("arrays", "plan")
 
-    def __init__(self, plan: Plan, arrays: Mapping[str, Array | None] | None = None) -> None:
+    def __init__(self, plan: CallPlan, arrays: Mapping[str, Array | None] | None = None) -> None:
         self.plan = plan
         self.arrays = arrays or {}
 
@@ -275,13 +273,13 @@ def accumulator_dtype(b: Backend, dtype: Any) -> Any:
 
 def sum_dtype(b: Backend, number: int, dtype: Any) -> Any:
     """The dtype in which so many values of a floating dtype are added up, one after another."""
-    return dtype if number <= SHORT else b.xp.float64
+    return dtype if number <= SHORT_SUM else b.xp.float64
 
 
 def sum_widely(b: Backend, dy: Array, number: int) -> Array:
     """A gradient in the dtype in which backward adds up to so many of its values, one after another, at a cell: float64
-    (or complex128) for more than LONG, for portable code and kernels alike."""
-    if number <= LONG or not (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
+    (or complex128) for more than LONG_SUM, for portable code and kernels alike."""
+    if number <= LONG_SUM or not (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
         return dy
     return cast(b, dy, b.xp.float64 if is_float(b, dy.dtype) else b.xp.complex128)
 

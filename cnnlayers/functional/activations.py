@@ -18,8 +18,8 @@ from cnnlayers.specs.arguments import real
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -39,11 +39,11 @@ def in_wide_dtype(b: Backend, array: Array) -> Array:
     return cast(b, array, accumulator_dtype(b, array.dtype))
 
 
-def plan_of_same_shape(x: Array, op: str, spec: Any = None) -> Plan:
+def plan_of_same_shape(x: Array, op: str, spec: Any = None) -> CallPlan:
     """The plan of an op whose y has the shape of x, which must be floating."""
     b = backends.of(x)
     check_floating(b, x, "x")
-    return Plan(op, b, x.dtype, tuple(x.shape), spec)
+    return CallPlan(op, b, x.dtype, tuple(x.shape), spec)
 
 
 def _forward(op: str, portable: Any, x: Array) -> tuple[Array, Context]:
@@ -61,7 +61,7 @@ def run_backward(op: str, portable: Any, dy: Array, ctx: Context, saved: str) ->
 
 
 # ----------------------------------------------------------------------------------------------------------- leaky relu
-def _leaky_relu_plan(x: Array, negative_slope: Any) -> Plan:
+def _leaky_relu_plan(x: Array, negative_slope: Any) -> CallPlan:
     return plan_of_same_shape(x, "leaky_relu", real(negative_slope, "negative_slope"))
 
 
@@ -165,7 +165,7 @@ def _finite_x(b: Backend, x: Array) -> Array:
     return b.xp.clip(x, -1e4, 1e4)  # keeps NaN
 
 
-def _gelu_plan(x: Array, approximate: Any) -> Plan:
+def _gelu_plan(x: Array, approximate: Any) -> CallPlan:
     plan = plan_of_same_shape(x, "gelu", approximate)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")

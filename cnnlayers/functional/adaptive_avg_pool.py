@@ -1,7 +1,7 @@
 """Adaptive average pooling: the average of windows that divide an axis as evenly as can be.
 
-Sums are taken axis by axis, in float32 for half types, of more than SHORT cells in float64. Where all windows have one
-size and one stride this is average pooling. Backward is the adjoint, axis by axis in the other direction.
+Sums are taken axis by axis, in float32 for half types, of more than SHORT_SUM cells in float64. Where all windows have
+one size and one stride this is average pooling. Backward is the adjoint, axis by axis in the other direction.
 
 Source: torch.nn.functional.adaptive_avg_pool2d.
 """
@@ -15,8 +15,8 @@ from cnnlayers.specs.arguments import DataFormat, OutputSize
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_linear,
@@ -85,11 +85,11 @@ def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> 
     return dy
 
 
-def _adaptive_avg_pool_plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> Plan:
+def _adaptive_avg_pool_plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> CallPlan:
     b = backends.of(x)
     check_linear(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    return Plan("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
+    return CallPlan("adaptive_avg_pool", b, x.dtype, spec.out_shape, spec)
 
 
 @on_device

@@ -16,8 +16,8 @@ from cnnlayers.specs.arguments import DataFormat, OutputSize
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_floating,
@@ -88,11 +88,11 @@ def _windows_over(b: Backend, where: int, ndim: int, axis: AdaptiveAxis) -> list
     ]
 
 
-def _plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> Plan:
+def _plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> CallPlan:
     b = backends.of(x)
     check_floating(b, x, "x")
     spec = adaptive_window(tuple(x.shape), output_size, data_format)
-    return Plan("adaptive_max_pool", b, x.dtype, spec.out_shape, spec)
+    return CallPlan("adaptive_max_pool", b, x.dtype, spec.out_shape, spec)
 
 
 @on_device

@@ -1,7 +1,7 @@
 """Average, sum and adaptive average pooling: everything that adds up windows.
 
 Rules of the family: a window's sum is taken axis by axis (first spatial axis first), each over slices of the array, in
-float32 for half types; in float64 where more than SHORT cells, or in backward windows, are added up. Cells
+float32 for half types; in float64 where more than SHORT_SUM cells, or in backward windows, are added up. Cells
 outside the input add nothing.
 The divisor of an average counts the cells inside the input and its declared padding, never ceil mode's overhang; a
 window that meets no cell gives 0 and passes no gradient. Backward is the sum's adjoint, axis by axis in the other
@@ -22,10 +22,10 @@ from cnnlayers.specs import Average, Axis, Window, pool_window, taps
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, flag, integer
 
 from ._common import (
-    SHORT,
+    SHORT_SUM,
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_linear,
@@ -53,7 +53,7 @@ def resized(array: Array, where: int, length: int) -> tuple[int, ...]:
 # ----------------------------------------------------------------------------------------------------- sums of windows
 def loops_over_windows(axis: Axis) -> bool:
     """Whether a loop over the axis's windows is shorter than one over taps: for one window, and for long kernels."""
-    return axis.out == 1 or axis.out < axis.kernel > SHORT
+    return axis.out == 1 or axis.out < axis.kernel > SHORT_SUM
 
 
 def window_parts(axis: Axis) -> Iterator[tuple[slice, slice]]:
@@ -131,7 +131,7 @@ def _avg_pool_backward(b: Backend, spec: Average, dy: Array) -> Array:
     return window_adjoint(b, spec.window, _divided(b, spec, dy))
 
 
-def _avg_pool_plan(x: Array, include_pad: Any, override: Any, *options: Any) -> Plan:
+def _avg_pool_plan(x: Array, include_pad: Any, override: Any, *options: Any) -> CallPlan:
     """The plan of an average pool. options: the arguments of `pool_window`."""
     b = backends.of(x)
     check_linear(b, x, "x")
@@ -139,7 +139,7 @@ def _avg_pool_plan(x: Array, include_pad: Any, override: Any, *options: Any) -> 
         raise ValueError("divisor_override must be any int but 0, got 0")
     window = pool_window(tuple(x.shape), *options)
     spec = Average(window, flag(include_pad, "count_include_pad"), None if override is None else int(override))
-    return Plan("avg_pool", b, x.dtype, window.out_shape, spec)
+    return CallPlan("avg_pool", b, x.dtype, window.out_shape, spec)
 
 
 @on_device
@@ -239,12 +239,12 @@ _sum_pool_forward = in_planes(in_accumulator_dtype(window_sums))
 _sum_pool_backward = in_planes(in_accumulator_dtype(window_adjoint))
 
 
-def _sum_pool_plan(x: Array, *options: Any) -> Plan:
+def _sum_pool_plan(x: Array, *options: Any) -> CallPlan:
     """The plan of a sum pool. options: the arguments of `pool_window`."""
     b = backends.of(x)
     check_linear(b, x, "x")
     window = pool_window(tuple(x.shape), *options)
-    return Plan("sum_pool", b, x.dtype, window.out_shape, window)
+    return CallPlan("sum_pool", b, x.dtype, window.out_shape, window)
 
 
 @on_device

@@ -12,8 +12,8 @@ from cnnlayers.specs.norm import Norm, Rows, batch_rows
 from . import row_chunks
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_parameter,
     inference_of,
@@ -108,7 +108,7 @@ def _batch_norm_plan(
     unbiased: Any,
     comm: Any,
     data_format: Any,
-) -> Plan:
+) -> CallPlan:
     b = norm_backend(x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
     rows = batch_rows(layout(tuple(x.shape), data_format, least=0), checked_eps(eps))
     training, unbiased, momentum = flag(training, "training"), flag(unbiased, "unbiased"), real(momentum, "momentum")

@@ -5,8 +5,8 @@ by its shape alone, each chunk is computed by BLAS on one thread, and the chunks
 pool.
 
 BLAS adds up in the product's own dtype, one block of a sum after another, and in small products one term: a sum of a
-million float32 numbers loses two or three digits. So a sum of more than LONG terms is cut into runs, and the products
-of the runs are added up in float64.
+million float32 numbers loses two or three digits. So a sum of more than RUN_TERMS terms is cut into runs, and the
+products of the runs are added up in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it
 SHARED_FLOPS = 8_000_000  # a convolution of no more is not shared out
 MOST_CHUNKS = 32
-LONG = 4096  # terms of a run: adding up the runs' products takes a fortieth of the time of these, at most
+RUN_TERMS = 4096  # terms of a run: adding up the runs' products takes a fortieth of the time of these, at most
 RUN, SMALL = 128, 4096  # terms of a run of a small product, and the numbers of one at most
 LEAST_CUT = 32  # rows or columns of a chunk: thinner ones spend their time on packing the other factor
 
@@ -113,14 +113,14 @@ def matmul(
 
 def _is_short(b: Backend, x: Array) -> bool:
     """Whether sums along x's rows may be kept in its dtype from the first term to the last."""
-    return bool(x.shape[-1] <= LONG or x.dtype == b.xp.float64)
+    return bool(x.shape[-1] <= RUN_TERMS or x.dtype == b.xp.float64)
 
 
 def _in_runs(b: Backend, x: Array, w: Array) -> Array:
     """x @ w in float64, of which each run of terms is a product in x's dtype."""
     if x.shape[-2] * w.shape[-1] <= SMALL:
         return _in_short_runs(b, x, w)
-    first, *others = split_evenly(x.shape[-1], -(-x.shape[-1] // LONG))
+    first, *others = split_evenly(x.shape[-1], -(-x.shape[-1] // RUN_TERMS))
     total = b.xp.astype(b.xp.matmul(x[..., first], w[..., first, :]), b.xp.float64)
     for run in others:
         total += b.xp.matmul(x[..., run], w[..., run, :])

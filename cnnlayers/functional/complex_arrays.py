@@ -20,7 +20,7 @@ from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Layout
 
-from ._common import Array, Plan, cast, is_complex
+from ._common import Array, CallPlan, cast, is_complex
 
 
 def _in_one_memory(b: Backend) -> bool:
@@ -89,7 +89,7 @@ def _of_planes(spec: Any) -> Any:
     return dataclasses.replace(spec, window=windows) if hasattr(spec, "window") else windows
 
 
-def run_planes(plan: Plan, step: str, portable: Callable[..., Array], x: Array, *rest: Any) -> Array:
+def run_planes(plan: CallPlan, step: str, portable: Callable[..., Array], x: Array, *rest: Any) -> Array:
     """What `plan.run` computes, x being real or complex; for ops that compute each plane by itself."""
     if not plan.complex:
         return plan.run(step, portable, x, *rest)
@@ -148,7 +148,7 @@ def _bias_pairs(b: Backend, bias: Array | None) -> Array | None:
     return b.xp.reshape(b.xp.stack([bias, b.xp.zeros_like(bias)], axis=1), (-1,))
 
 
-def run_weighted(plan: Plan, real: Callable[..., Array], x: Array, weight: Array, bias: Array | None) -> Array:
+def run_weighted(plan: CallPlan, real: Callable[..., Array], x: Array, weight: Array, bias: Array | None) -> Array:
     """`real(b, spec, x, weight, bias)`, a convolution's or linear map's forward, for real and complex arrays."""
     b, spec = plan.backend, plan.spec
     if not plan.complex:
@@ -162,7 +162,7 @@ def run_weighted(plan: Plan, real: Callable[..., Array], x: Array, weight: Array
 
 
 def run_weighted_backward(
-    plan: Plan,
+    plan: CallPlan,
     real: Callable[..., tuple[Array | None, Array]],
     dy: Array,
     x: Array,

@@ -24,8 +24,8 @@ from cnnlayers.specs.conv import Conv, interned
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -39,7 +39,7 @@ from ._common import (
 )
 from .blas import single_threaded_blas
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
-from .conv_im2col import correlate, correlate_adjoint, weight_gradient
+from .correlation import correlate, correlate_adjoint, weight_gradient
 
 
 def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat, by_channel: int) -> Shape:
@@ -105,14 +105,14 @@ def _conv_backward(
 
 def _conv_plan(
     x: Array, weight: Array, bias: Array | None, stride: Any, padding: Any, dilation: Any, groups: Any, data_format: Any
-) -> Plan:
+) -> CallPlan:
     b = _arrays(x, weight, bias)
     groups = integer(groups, "groups", 1)
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
     window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
     spec = interned(Conv(window, weight.shape[0], groups))
     check_shape(bias, "bias", (spec.filters,))
-    return Plan("conv", b, x.dtype, spec.maps_shape, spec)
+    return CallPlan("conv", b, x.dtype, spec.maps_shape, spec)
 
 
 @on_device
@@ -187,7 +187,7 @@ def conv_forward(
 conv = inference_of(conv_forward)
 
 
-def conv_dx(plan: Plan, dy: Array, weight: Array) -> Array:
+def conv_dx(plan: CallPlan, dy: Array, weight: Array) -> Array:
     """dx of `conv` alone, for a dy of the plan's dtype."""
     return run_weighted(plan, _conv_transpose_forward, dy, weight, None)
 
@@ -243,7 +243,7 @@ def _conv_transpose_plan(
     dilation: Any,
     groups: Any,
     data_format: Any,
-) -> Plan:
+) -> CallPlan:
     b = _arrays(x, weight, bias)
     groups = integer(groups, "groups", 1)
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=0)
@@ -253,7 +253,7 @@ def _conv_transpose_plan(
     )
     spec = interned(Conv(window, weight.shape[0], groups))
     check_shape(bias, "bias", (filters,))
-    return Plan("conv_transpose", b, x.dtype, window.layout.shape, spec)
+    return CallPlan("conv_transpose", b, x.dtype, window.layout.shape, spec)
 
 
 @on_device
@@ -332,7 +332,7 @@ def conv_transpose_forward(
 conv_transpose = inference_of(conv_transpose_forward)
 
 
-def conv_transpose_dx(plan: Plan, dy: Array, weight: Array) -> Array:
+def conv_transpose_dx(plan: CallPlan, dy: Array, weight: Array) -> Array:
     """dx of `conv_transpose` alone, for a dy of the plan's dtype."""
     return run_weighted(plan, _conv_forward, dy, conjugate(plan.backend, weight), None)
 

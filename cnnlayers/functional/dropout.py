@@ -15,8 +15,8 @@ from cnnlayers.specs.arguments import flag, real
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -35,7 +35,7 @@ def _scaled(b: Backend, array: Array, mask: Array, p: float) -> Array:
     return masked(b, array * (1 / (1 - p)), mask)
 
 
-def _plan(x: Array, p: Any, training: Any) -> Plan:
+def _plan(x: Array, p: Any, training: Any) -> CallPlan:
     """The plan of a dropout. Its spec is p, None where nothing is to be dropped."""
     b = backends.of(x)
     check_floating(b, x, "x")
@@ -43,7 +43,7 @@ def _plan(x: Array, p: Any, training: Any) -> Plan:
     if not 0 <= p <= 1:
         raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
     drops = flag(training, "training") and p > 0
-    return Plan("dropout", b, x.dtype, tuple(x.shape), p if drops else None)
+    return CallPlan("dropout", b, x.dtype, tuple(x.shape), p if drops else None)
 
 
 @on_device

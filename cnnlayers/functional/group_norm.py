@@ -9,8 +9,8 @@ from cnnlayers.specs.norm import group_rows, instance_rows
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     inference_of,
     on_device,
     plan_of,
@@ -29,7 +29,7 @@ from .norm import (
 
 def _group_norm_plan(
     x: Array, gamma: Array | None, beta: Array | None, num_groups: Any, eps: Any, data_format: Any
-) -> Plan:
+) -> CallPlan:
     b = norm_backend(x, gamma=gamma, beta=beta)
     lay = layout(tuple(x.shape), data_format, least=0)
     rows = group_rows(lay, grouped(lay.channels, num_groups), checked_eps(eps))
@@ -126,7 +126,7 @@ def group_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
     return norm_backward("group_norm", dy, ctx)
 
 
-def _instance_norm_plan(x: Array, gamma: Array | None, beta: Array | None, eps: Any, data_format: Any) -> Plan:
+def _instance_norm_plan(x: Array, gamma: Array | None, beta: Array | None, eps: Any, data_format: Any) -> CallPlan:
     b = norm_backend(x, gamma=gamma, beta=beta)
     rows = instance_rows(layout(tuple(x.shape), data_format, least=0), checked_eps(eps))
     check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")

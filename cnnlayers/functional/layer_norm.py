@@ -9,8 +9,8 @@ from cnnlayers.specs.norm import trailing_rows
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     accumulator_dtype,
     inference_of,
     on_device,
@@ -27,7 +27,7 @@ from .norm import (
 )
 
 
-def _layer_norm_plan(x: Array, gamma: Array | None, beta: Array | None, normalized_shape: Any, eps: Any) -> Plan:
+def _layer_norm_plan(x: Array, gamma: Array | None, beta: Array | None, normalized_shape: Any, eps: Any) -> CallPlan:
     b = norm_backend(x, gamma=gamma, beta=beta)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), checked_eps(eps))
@@ -110,7 +110,7 @@ def layer_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
     return norm_backward("layer_norm", dy, ctx)
 
 
-def _rms_norm_plan(x: Array, gamma: Array | None, normalized_shape: Any, eps: Any) -> Plan:
+def _rms_norm_plan(x: Array, gamma: Array | None, normalized_shape: Any, eps: Any) -> CallPlan:
     b = norm_backend(x, gamma=gamma)
     small = checked_eps(float(b.xp.finfo(accumulator_dtype(b, x.dtype)).eps) if eps is None else eps)
     shape = tuple(x.shape)

@@ -12,8 +12,8 @@ from cnnlayers.specs.arguments import flag
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -55,7 +55,7 @@ def _linear_backward(
         return dx, matmul(b, _transposed(b, rows), _rows(b, cast(b, x, dy.dtype)))
 
 
-def _plan(x: Array, weight: Array, bias: Array | None) -> Plan:
+def _plan(x: Array, weight: Array, bias: Array | None) -> CallPlan:
     b = common_backend(x=x, weight=weight, bias=bias)
     check_weighted(b, x, weight=weight, bias=bias)
     shape = tuple(x.shape)
@@ -64,7 +64,7 @@ def _plan(x: Array, weight: Array, bias: Array | None) -> Plan:
     if weight.ndim != 2 or weight.shape[1] != shape[-1]:
         raise ValueError(f"weight must be (out, {shape[-1]}) for x of shape {shape}, got shape {tuple(weight.shape)}")
     check_shape(bias, "bias", (weight.shape[0],))
-    return Plan("linear", b, x.dtype, (*shape[:-1], weight.shape[0]))
+    return CallPlan("linear", b, x.dtype, (*shape[:-1], weight.shape[0]))
 
 
 @on_device
@@ -114,7 +114,7 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 linear = inference_of(linear_forward)
 
 
-def linear_dx(plan: Plan, dy: Array, weight: Array) -> Array:
+def linear_dx(plan: CallPlan, dy: Array, weight: Array) -> Array:
     """dx of `linear` alone, for a dy of the plan's dtype."""
     b = plan.backend
     return run_weighted(plan, _linear_forward, dy, _transposed(b, conjugate(b, weight)), None)

@@ -18,8 +18,8 @@ from cnnlayers.specs.arguments import DataFormat, Layout, integer, layout, real
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_floating,
@@ -72,12 +72,12 @@ def _local_response_norm_backward(b: Backend, spec: Response, dy: Array, x: Arra
     return direct - 2.0 * spec.alpha * spec.beta / spec.size * x * gathered
 
 
-def _plan(x: Array, size: Any, alpha: Any, beta: Any, k: Any, data_format: DataFormat) -> Plan:
+def _plan(x: Array, size: Any, alpha: Any, beta: Any, k: Any, data_format: DataFormat) -> CallPlan:
     b = backends.of(x)
     check_floating(b, x, "x")
     lay = layout(tuple(x.shape), data_format, least=0)
     spec = Response(lay, integer(size, "size", 1), real(alpha, "alpha"), real(beta, "beta"), real(k, "k"))
-    return Plan("local_response_norm", b, x.dtype, lay.shape, spec)
+    return CallPlan("local_response_norm", b, x.dtype, lay.shape, spec)
 
 
 @on_device

@@ -17,8 +17,8 @@ from cnnlayers.specs.arguments import real
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     accumulator_dtype,
     cast,
     check_backward,
@@ -38,7 +38,7 @@ def _factor(dy: Any, ctx: Any) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------ softmax cross-entropy
-def _cross_entropy_plan(x: Array, labels: Array) -> Plan:
+def _cross_entropy_plan(x: Array, labels: Array) -> CallPlan:
     b = common_backend(x=x, labels=labels)
     check_floating(b, x, "x")
     if x.ndim != 2:
@@ -52,7 +52,7 @@ def _cross_entropy_plan(x: Array, labels: Array) -> Plan:
         raise TypeError(f"labels must be an array of integers, got {got}")
     if tuple(labels.shape) != (x.shape[0],):
         raise ValueError(f"labels must have shape ({x.shape[0]},), one for each row of x, got {tuple(labels.shape)}")
-    return Plan("softmax_cross_entropy", b, x.dtype, ())
+    return CallPlan("softmax_cross_entropy", b, x.dtype, ())
 
 
 def _labels(b: Backend, labels: Array, classes: int) -> Array:
@@ -117,7 +117,7 @@ def _scaled_exponentials(b: Backend, spec: None, x: Array, top: Array, scale: Ar
     return cast(b, b.xp.exp(cast(b, x, top.dtype) - top) * scale, x.dtype)
 
 
-def _loss_forward(plan: Plan, x: Array, labels: Array) -> tuple[Array, Array, Array]:
+def _loss_forward(plan: CallPlan, x: Array, labels: Array) -> tuple[Array, Array, Array]:
     """The mean loss, and of each row `top` and `rest`."""
     (rows, classes), b = x.shape, plan.backend
     top, rest = plan.run("softmax_statistics", _row_statistics, x)
@@ -126,7 +126,7 @@ def _loss_forward(plan: Plan, x: Array, labels: Array) -> tuple[Array, Array, Ar
     return b.array(b.xp.sum(losses) / rows, top.dtype), top, cast(b, rest, top.dtype)
 
 
-def _loss_backward(plan: Plan, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
+def _loss_backward(plan: CallPlan, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
     (rows, classes), b = x.shape, plan.backend
     scale = _marked(b, dy / (rows * (1.0 + rest)), labels, classes)
     dx = plan.run("scaled_exponentials", _scaled_exponentials, x, top, scale)
@@ -212,7 +212,7 @@ def _difference(b: Backend, x: Array, target: Array, dtype: Any) -> Array:
     return cast(b, x, dtype) - cast(b, target, dtype)
 
 
-def _mse_plan(x: Array, target: Array) -> Plan:
+def _mse_plan(x: Array, target: Array) -> CallPlan:
     b = common_backend(x=x, target=target)
     check_floating(b, x, "x")
     check_floating(b, target, "target")
@@ -220,7 +220,7 @@ def _mse_plan(x: Array, target: Array) -> Plan:
         raise ValueError(f"target must have x's shape {tuple(x.shape)}, got {tuple(target.shape)}")
     if x.size == 0:
         raise ValueError(f"the loss of nothing is not defined: x must have elements, got shape {tuple(x.shape)}")
-    return Plan("mse_loss", b, x.dtype, ())
+    return CallPlan("mse_loss", b, x.dtype, ())
 
 
 @on_device

@@ -25,7 +25,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Axis, Window, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
-from ._common import Array, Context, Plan, cast, check_backward, check_floating, inference_of, on_device, plan_of
+from ._common import Array, CallPlan, Context, cast, check_backward, check_floating, inference_of, on_device, plan_of
 from .avg_pool import axis_index, loops_over_windows, resized, window_adjoint, window_parts, window_sums
 from .plane_chunks import in_planes
 
@@ -140,13 +140,13 @@ def norm_exponent(norm_type: Any) -> float:
     return p
 
 
-def _lp_pool_plan(x: Array, norm_type: Any, *options: Any) -> Plan:
+def _lp_pool_plan(x: Array, norm_type: Any, *options: Any) -> CallPlan:
     """The plan of an Lp pool. options: the arguments of `pool_window`."""
     b = backends.of(x)
     check_floating(b, x, "x")
     p = norm_exponent(norm_type)
     window = pool_window(tuple(x.shape), *options)
-    return Plan("lp_pool", b, x.dtype, window.out_shape, lp_pool_spec(b, window, p, x.dtype))
+    return CallPlan("lp_pool", b, x.dtype, window.out_shape, lp_pool_spec(b, window, p, x.dtype))
 
 
 @on_device

@@ -24,8 +24,8 @@ from cnnlayers.specs.arguments import DataFormat, Padding, Size, Ties
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_numeric,
@@ -109,15 +109,15 @@ def _number_of_ties(b: Backend, window: Window, bits: Array, dtype: Any) -> Arra
     return b.xp.where(number == 0, b.zeros((), dtype) + 1, number)
 
 
-def _max_pool_plan(x: Array, *options: Any) -> Plan:
+def _max_pool_plan(x: Array, *options: Any) -> CallPlan:
     """The plan of these arguments, which are `max_pool`'s after x."""
     b = backends.of(x)
     check_numeric(b, x, "x")
     spec = max_pool_spec(tuple(x.shape), *options)
-    return Plan("max_pool", b, x.dtype, spec.window.out_shape, spec)
+    return CallPlan("max_pool", b, x.dtype, spec.window.out_shape, spec)
 
 
-def _as_bytes(plan: Plan, x: Array) -> Array:
+def _as_bytes(plan: CallPlan, x: Array) -> Array:
     """bool as uint8, which has an order."""
     b = plan.backend
     return cast(b, x, b.xp.uint8) if plan.computed is None and backends.dtype_name(b, x) == "bool" else x

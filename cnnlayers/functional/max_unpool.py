@@ -17,8 +17,8 @@ from cnnlayers.specs.arguments import DataFormat, Padding, Size
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_floating,
@@ -105,7 +105,7 @@ def _check_indices(b: Backend, window: Window, indices: Array) -> None:
         raise ValueError(f"indices must be from 0 to {plane - 1} (the output's plane), got {low} to {high}")
 
 
-def _plan(x: Array, indices: Array, *options: Any) -> Plan:
+def _plan(x: Array, indices: Array, *options: Any) -> CallPlan:
     """The plan of an unpool. options: the arguments of `unpool_window`."""
     for name, array in (("x", x), ("indices", indices)):
         backends.of(array, name=name)  # common_backend passes over None
@@ -116,7 +116,7 @@ def _plan(x: Array, indices: Array, *options: Any) -> Plan:
     if tuple(indices.shape) != tuple(x.shape):
         raise ValueError(f"indices must have x's shape {tuple(x.shape)}, got {tuple(indices.shape)}")
     window = unpool_window(tuple(x.shape), *options)
-    return Plan("max_unpool", b, x.dtype, window.layout.shape, window)
+    return CallPlan("max_unpool", b, x.dtype, window.layout.shape, window)
 
 
 @on_device

@@ -25,8 +25,8 @@ from cnnlayers.specs.norm import Norm, Rows
 from . import row_chunks
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_floating,
@@ -70,12 +70,12 @@ def forward_own_stats(
     return y, stats.mean, stats.rstd
 
 
-def norm_plan(op: str, b: Backend, x: Array, norm: Norm) -> Plan:
-    return Plan(op, b, x.dtype, norm.rows.shape, norm)
+def norm_plan(op: str, b: Backend, x: Array, norm: Norm) -> CallPlan:
+    return CallPlan(op, b, x.dtype, norm.rows.shape, norm)
 
 
 def norm_forward(
-    plan: Plan, portable: Any, x: Array, gamma: Array | None, beta: Array | None, *more: Any
+    plan: CallPlan, portable: Any, x: Array, gamma: Array | None, beta: Array | None, *more: Any
 ) -> tuple[Array, Context]:
     y, mean, rstd = plan.run(f"{plan.op}_forward", portable, x, gamma, beta, *more)
     for_dgamma_alone = gamma is None and plan.spec.use_running_stats

@@ -28,7 +28,7 @@ from cnnlayers.specs.norm import Norm, Rows
 
 from ._common import Array, accumulator_dtype, cast
 
-SHORT = 1024  # cells along the last axis
+SHORT_ROW = 1024  # cells along the last axis
 Centred: TypeAlias = tuple[Array, Array | None]  # (x - shift, delta); (x, None) in RMS norm
 
 
@@ -53,7 +53,7 @@ def sum_of_products(b: Backend, a: Array, axes: Shape) -> Array:
     dtype, several times as fast, and what it gives in float64."""
     last = a.ndim - 1
     together = b.name != "numpy" or a.strides[last] == a.itemsize  # else NumPy adds one after another
-    if last in axes and a.shape[last] <= SHORT and together:
+    if last in axes and a.shape[last] <= SHORT_ROW and together:
         a = b.xp.sum(a, axis=last, keepdims=True)
     return float64_sum(b, a, axes)
 

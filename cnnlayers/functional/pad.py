@@ -22,8 +22,8 @@ from cnnlayers.specs.arguments import DataFormat, PadMode, Pair, Sides, real
 
 from ._common import (
     Array,
+    CallPlan,
     Context,
-    Plan,
     cast,
     check_backward,
     check_numeric,
@@ -110,7 +110,7 @@ def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
     return b.xp.asarray(y[_kept(spec)], copy=True) if cropped else y
 
 
-def _pad_complex(plan: Plan, x: Array, value: complex) -> Array:
+def _pad_complex(plan: CallPlan, x: Array, value: complex) -> Array:
     """Padding of a complex array: as two real planes, whose border is then given the imaginary part of the value."""
     b, spec = plan.backend, plan.spec
     if b.name not in ("numpy", "cupy"):  # whose parts cannot be read and written without a loss of infinities and NaN
@@ -177,12 +177,12 @@ def _fill(b: Backend, x: Array, value: Any) -> Any:
     return complex(*numbers) if name in backends.COMPLEX else numbers[0]
 
 
-def _plan(x: Array, padding: Sides, mode: PadMode, data_format: DataFormat) -> Plan:
+def _plan(x: Array, padding: Sides, mode: PadMode, data_format: DataFormat) -> CallPlan:
     b = backends.of(x)
     if not is_complex(b, x.dtype):
         check_numeric(b, x, "x")
     spec = pad_spec(tuple(x.shape), padding, mode, data_format)
-    return Plan("pad", b, x.dtype, spec.out_shape, spec)
+    return CallPlan("pad", b, x.dtype, spec.out_shape, spec)
 
 
 @on_device

@@ -12,11 +12,11 @@ from typing import Any
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import integer
 
-from ._common import Array, Context, Plan, cast, check_backward, inference_of, on_device, plan_of
+from ._common import Array, CallPlan, Context, cast, check_backward, inference_of, on_device, plan_of
 from .activations import in_wide_dtype, plan_of_same_shape
 
 
-def _plan(x: Array, axis: Any) -> Plan:
+def _plan(x: Array, axis: Any) -> CallPlan:
     plan = plan_of_same_shape(x, "softmax", integer(axis, "axis"))
     if not -x.ndim <= plan.spec < x.ndim:
         raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {plan.spec}")

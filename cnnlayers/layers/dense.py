@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array, Context, Plan, check_backward, check_numeric, is_complex
+from cnnlayers.functional._common import Array, CallPlan, Context, check_backward, check_numeric, is_complex
 from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer, generator, uniform
@@ -119,7 +119,7 @@ class Flatten(Layer):
         if start > end:
             raise ValueError(f"start_dim {self.start_dim} lies behind end_dim {self.end_dim} in an x of shape {shape}")
         joined = (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
-        return b.xp.reshape(x, joined), Context(Plan("flatten", b, x.dtype, joined, shape))
+        return b.xp.reshape(x, joined), Context(CallPlan("flatten", b, x.dtype, joined, shape))
 
     @staticmethod
     def _axis(dim: int, name: str, shape: tuple[int, ...]) -> int:

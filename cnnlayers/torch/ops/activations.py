@@ -8,7 +8,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context, Plan
+from cnnlayers.functional._common import CallPlan, Context
 
 from .batching import LOOP, Rule
 from .library import Op, differentiable_by_x
@@ -18,7 +18,7 @@ TWO = Rule({0: 0, 1: 0}, stacked=True)
 
 
 def _context(op: str, like: Any, spec: Any = None, **saved: Any) -> Context:
-    return Context(Plan(op, backends.of(like), like.dtype, tuple(like.shape), spec), saved)
+    return Context(CallPlan(op, backends.of(like), like.dtype, tuple(like.shape), spec), saved)
 
 
 def _same(x: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -116,7 +116,7 @@ _by_result(softmax, softmax_backward)
 # ------------------------------------------------------------------------------------------------------------- mse_loss
 def _mse_loss_backward(dy: Any, x: Any, target: Any) -> Any:
     saved = {"x": x, "target": target}
-    return F.mse_loss_backward(dy, Context(Plan("mse_loss", backends.of(x), x.dtype, ()), saved))
+    return F.mse_loss_backward(dy, Context(CallPlan("mse_loss", backends.of(x), x.dtype, ()), saved))
 
 
 def _save_mse_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

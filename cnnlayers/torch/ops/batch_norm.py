@@ -9,7 +9,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context, Plan
+from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.specs.arguments import DataFormat, layout
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
@@ -70,7 +70,7 @@ def _backward(
     )
     saved = {"x": x, "mean": mean, "rstd": rstd, "gamma": gamma}
     return F.batch_norm_backward(
-        dy, Context(Plan("batch_norm", backends.of(dy), dy.dtype, tuple(dy.shape), norm), saved)
+        dy, Context(CallPlan("batch_norm", backends.of(dy), dy.dtype, tuple(dy.shape), norm), saved)
     )
 
 

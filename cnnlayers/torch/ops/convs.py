@@ -9,7 +9,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context, Plan
+from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.functional.conv import _weight_shape
 from cnnlayers.specs import conv_window, transposed_window
 from cnnlayers.specs.arguments import DataFormat
@@ -34,7 +34,7 @@ def _register(op: str, options: str, call: Callable[..., Any], spec: Callable[..
     def backward(dy: Any, x: Any, weight: Any, bias_like: Any, needs_dx: bool, *given: Any) -> Any:
         y_shape, held = spec(tuple(x.shape), tuple(weight.shape), *given)
         arrays = {"x": x, "weight": weight, "bias": bias_like}
-        context = Context(Plan(op, backends.of(x), x.dtype, tuple(y_shape), held()), arrays)
+        context = Context(CallPlan(op, backends.of(x), x.dtype, tuple(y_shape), held()), arrays)
         return getattr(F, f"{op}_backward")(dy, context, needs_dx=needs_dx)
 
     def fake_backward(

@@ -8,7 +8,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context, Plan
+from cnnlayers.functional._common import CallPlan, Context
 
 from .batching import LOOP, Rule
 from .library import Op
@@ -22,7 +22,9 @@ def _relu_forward(x: Any) -> Any:
 
 
 def _relu_backward(dy: Any, passes: Any) -> Any:
-    return F.relu_backward(dy, Context(Plan("relu", backends.of(dy), dy.dtype, tuple(dy.shape)), {"passes": passes}))
+    return F.relu_backward(
+        dy, Context(CallPlan("relu", backends.of(dy), dy.dtype, tuple(dy.shape)), {"passes": passes})
+    )
 
 
 def _save_relu(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
@@ -53,7 +55,9 @@ relu_backward.last("relu")
 # The mask is drawn outside, by PyTorch's generator or by `dropout_mask` from a seed.
 def _dropout(x: Any, mask: Any, p: float) -> Any:
     """Dropout is its own adjoint: y is to x what dx is to dy."""
-    return F.dropout_backward(x, Context(Plan("dropout", backends.of(x), x.dtype, tuple(x.shape), p), {"mask": mask}))
+    return F.dropout_backward(
+        x, Context(CallPlan("dropout", backends.of(x), x.dtype, tuple(x.shape), p), {"mask": mask})
+    )
 
 
 def _dropout_mask(x: Any, p: float, seed: int) -> Any:
@@ -93,7 +97,7 @@ def _loss_forward(x: Any, labels: Any) -> Any:
 def _loss_backward(dy: Any, x: Any, labels: Any, top: Any, rest: Any) -> Any:
     b = backends.of(x)
     saved = {"x": x, "labels": b.xp.asarray(labels, dtype=b.xp.int64), "top": top, "rest": rest}
-    return F.softmax_cross_entropy_backward(dy, Context(Plan("softmax_cross_entropy", b, x.dtype, ()), saved))
+    return F.softmax_cross_entropy_backward(dy, Context(CallPlan("softmax_cross_entropy", b, x.dtype, ()), saved))
 
 
 def _fake_loss_forward(x: torch.Tensor, labels: torch.Tensor) -> Any:

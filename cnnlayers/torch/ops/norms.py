@@ -14,7 +14,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context, Plan
+from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.functional.local_response_norm import Response
 from cnnlayers.specs.arguments import DataFormat, grouped, integer, layout, trailing
 from cnnlayers.specs.norm import Norm, Rows, group_rows, instance_rows, trailing_rows
@@ -75,7 +75,7 @@ def _register(
         rows = rows_of(tuple(x.shape), *options)
         saved = {"x": x, "mean": mean, "rstd": rstd, "gamma": gamma}
         norm = norm_of(rows, gamma, beta_like)
-        return getattr(F, f"{op}_backward")(dy, Context(Plan(op, backends.of(x), x.dtype, rows.shape, norm), saved))
+        return getattr(F, f"{op}_backward")(dy, Context(CallPlan(op, backends.of(x), x.dtype, rows.shape, norm), saved))
 
     def fake_backward(dy: torch.Tensor, x: torch.Tensor, gamma: Any, beta: Any, *rest: Any) -> Any:
         return fake_gradients(rows_of(tuple(x.shape), *rest[2:]), dy, gamma, beta)
@@ -171,7 +171,7 @@ def _fake_rms_norm_forward(x: torch.Tensor, normalized: Shape, gamma: Any, eps: 
 def _rms_norm_backward(dy: Any, x: Any, gamma: Any, rstd: Any, normalized: Shape, eps: float | None) -> Any:
     norm = norm_of(_rms_rows(x, normalized, eps), gamma, None)
     saved = {"x": x, "mean": None, "rstd": rstd, "gamma": gamma}
-    return F.rms_norm_backward(dy, Context(Plan("rms_norm", backends.of(x), x.dtype, tuple(x.shape), norm), saved))
+    return F.rms_norm_backward(dy, Context(CallPlan("rms_norm", backends.of(x), x.dtype, tuple(x.shape), norm), saved))
 
 
 def _fake_rms_norm_backward(dy: torch.Tensor, x: torch.Tensor, gamma: Any, rstd: Any, *options: Any) -> Any:
@@ -228,7 +228,7 @@ def _local_response_norm(x: Any, size: int, alpha: float, beta: float, k: float,
 def _local_response_norm_backward(dy: Any, x: Any, *options: Any) -> Any:
     spec, op = _response(x.shape, *options), "local_response_norm"
     return F.local_response_norm_backward(
-        dy, Context(Plan(op, backends.of(x), x.dtype, tuple(x.shape), spec), {"x": x})
+        dy, Context(CallPlan(op, backends.of(x), x.dtype, tuple(x.shape), spec), {"x": x})
     )
 
 

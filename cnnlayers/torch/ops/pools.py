@@ -9,7 +9,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context, Plan
+from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.functional.lp_pool import lp_pool_spec
 from cnnlayers.specs import MaxPoolSpec, unpool_window
 from cnnlayers.specs.arguments import DataFormat
@@ -72,7 +72,7 @@ def _max_pool_forward(x: Any, *args: Any) -> Any:
 def _max_pool_backward(dy: Any, saved: Any, shape: Shape, *options: Any) -> Any:
     window, ties = _max_window(shape, options), options[-2]
     context = Context(
-        Plan("max_pool", backends.of(dy), dy.dtype, window.out_shape, MaxPoolSpec(window, ties)), {"saved": saved}
+        CallPlan("max_pool", backends.of(dy), dy.dtype, window.out_shape, MaxPoolSpec(window, ties)), {"saved": saved}
     )
     return F.max_pool_backward(dy, context)
 
@@ -124,7 +124,9 @@ def _adaptive_max_pool_forward(x: Any, output_size: Shape, data_format: DataForm
 
 def _adaptive_max_pool_backward(dy: Any, argmax: Any, shape: Shape, output_size: Shape, data_format: DataFormat) -> Any:
     spec, y_shape = adaptive(shape, output_size, data_format)
-    context = Context(Plan("adaptive_max_pool", backends.of(dy), dy.dtype, tuple(y_shape), spec), {"argmax": argmax})
+    context = Context(
+        CallPlan("adaptive_max_pool", backends.of(dy), dy.dtype, tuple(y_shape), spec), {"argmax": argmax}
+    )
     return F.adaptive_max_pool_backward(dy, context)
 
 
@@ -178,7 +180,7 @@ def _max_unpool_forward(x: Any, indices: Any, *options: Any) -> Any:
 def _max_unpool_backward(dy: Any, reached: Any, shape: Shape, *options: Any) -> Any:
     window = _unpool_window(shape, options)
     y_shape = window.layout.shape
-    context = Context(Plan("max_unpool", backends.of(dy), dy.dtype, y_shape, window), {"reached": reached})
+    context = Context(CallPlan("max_unpool", backends.of(dy), dy.dtype, y_shape, window), {"reached": reached})
     return F.max_unpool_backward(dy, context)
 
 
@@ -230,7 +232,7 @@ def _lp_pool_backward(dy: Any, x: Any, *options: Any) -> Any:
     window = _lp_window(x.shape, options)
     b = backends.of(x)
     spec = lp_pool_spec(b, window, options[-2], x.dtype)
-    return F.lp_pool_backward(dy, Context(Plan("lp_pool", b, x.dtype, window.out_shape, spec), {"x": x}))
+    return F.lp_pool_backward(dy, Context(CallPlan("lp_pool", b, x.dtype, window.out_shape, spec), {"x": x}))
 
 
 lp_pool = Op(

@@ -9,7 +9,7 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Context, Plan
+from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.specs import Average, Window, adaptive_window, pool_window
 from cnnlayers.specs.arguments import DataFormat, PadMode, layout
 from cnnlayers.specs.padding import pad_spec
@@ -63,7 +63,7 @@ def _linear(
 
     def backward(dy: Any, shape: Shape, *given: Any) -> Any:
         held, y_shape = spec(tuple(shape), *given)
-        context = Context(Plan(op, backends.of(dy), dy.dtype, tuple(y_shape), held))
+        context = Context(CallPlan(op, backends.of(dy), dy.dtype, tuple(y_shape), held))
         return getattr(F, f"{op}_backward")(dy, context)
 
     forward = Op(f"{op}(Tensor x, {options}) -> Tensor", call, fake, Rule({0: 0}))

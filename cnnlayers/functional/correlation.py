@@ -14,8 +14,8 @@ channel a group the taps are multiplied and added elementwise; a 1×1 kernel is 
 Kernels may serve: for the moving of cells ("im2col", "col2im"), or on the CPU for a whole function: direct loops, and
 Winograd's form for 3×3 kernels. `form_of` chooses.
 
-All arrays of a call have one dtype. Loops run over tiles and taps. Sums over tiles, over more than SHORT blocks of taps
-and over more than LONG windows of a cell are kept in float64; matrix products see to their own (`blas`).
+All arrays of a call have one dtype. Loops run over tiles and taps. Sums over tiles, over more than SHORT_SUM blocks of
+taps and over more than LONG_SUM windows of a cell are kept in float64; matrix products see to their own (`blas`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cnnlayers.specs.arguments import Shape
 from cnnlayers.specs.conv import Conv
 
 from . import blas
-from ._common import LONG, Array, cast, itemsize, sum_dtype
+from ._common import LONG_SUM, Array, cast, itemsize, sum_dtype
 from .conv_tiling import ALL, Tap, Tile, blocks_of, taps_of, tiles_of
 
 STRANDS = 16  # partial weight gradients made side by side,
@@ -278,7 +278,7 @@ def _is_long(b: Backend, spec: Conv, dtype: Any) -> bool:
     if dtype == b.xp.float64:
         return False
     taps = math.prod(spec.window.kernel) if spec.depthwise else 0
-    return max(math.prod(a.overlap for a in spec.window.axes), taps) > LONG
+    return max(math.prod(a.overlap for a in spec.window.axes), taps) > LONG_SUM
 
 
 def _widely(b: Backend, function: Any, spec: Conv, array: Array, weight: Array, bias: Array | None) -> Array:
