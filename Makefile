@@ -39,9 +39,10 @@ bench: $(VENV)/.train $(VENV)/.cpu  ## this machine beside PyTorch, as a table, 
 	@$(PYTORCH)
 	$(BIN)/cnnlayers bench --device cpu
 
-docs: $(VENV)/.train,cpu,docs  ## build this documentation in docs/_build/html, with its pages' code run; warnings are errors
+docs: $(VENV)/.train,cpu,docs  ## build the site in docs/_build/html: run its pages, check its links; warnings are errors
 	@$(PYTORCH)
 	$(BIN)/python -m sphinx --jobs 2 --fresh-env --write-all --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/python tests/site_check.py docs/_build/html
 
 lint: $(VENV)/.dev  ## ruff: style, imports, formatting
 	$(BIN)/ruff check .
