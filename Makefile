@@ -29,9 +29,11 @@ test: $(TESTED)  ## run every test that this machine can run, with a sample of t
 test-all: $(TESTED)  ## run every case of every test that this machine can run
 	$(PYTEST) $(PYTEST_ARGUMENTS)
 
+# Where Keras is installed, make test-all runs Keras's own tests by this one.
+KERAS_SUITE := tests/test_keras.py::test_kerass_own_tests_pass_without_jax
 test-keras: $(TESTED) $(VENV)/.keras  ## run Keras's own tests of the layers that cnnlayers.keras replaces, without JAX, and ours
-	$(BIN)/python -m tests.keras_suite
-	$(PYTEST) tests/test_keras.py tests/test_readme.py
+	$(BIN)/python -m tests.keras_suite --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) tests/test_keras.py tests/test_readme.py --deselect $(KERAS_SUITE) $(PYTEST_ARGUMENTS)
 
 # The PyTorch that the targets are for; one that is there already will do.
 PYTORCH := $(BIN)/python -c 'import torch' 2> /dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0

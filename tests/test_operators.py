@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -237,15 +238,23 @@ def test_scipy_is_imported_by_the_call_alone() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- example
-def test_the_example_restores_a_picture(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("deblur", ROOT / "examples" / "deblur.py")
-    assert spec is not None
-    assert spec.loader is not None
-    deblur = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(deblur)
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example programs can be imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+
+def test_the_example_restores_a_picture(tmp_path: Path, examples: None) -> None:
+    deblur = importlib.import_module("deblur")
     file = tmp_path / "deblur.png" if importlib.util.find_spec("matplotlib") else None
     errors = deblur.main(None if file is None else str(file))
     taken, black, reflected = errors.values()
     assert reflected < 0.7 * taken < taken < black
     if file is not None:
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_example_with_pylops_keeps_edges(examples: None) -> None:
+    pytest.importorskip("pylops")
+    taken, least_squares, variation = importlib.import_module("deblur_pylops").main().values()
+    assert variation < 0.7 * least_squares < least_squares < taken
