@@ -11,6 +11,7 @@ from .arrays import (
     native,
     of,
     on_device_of,
+    owner_key,
     packed,
     plain,
     quiet,
@@ -22,7 +23,7 @@ from .block import Block, Exclusive, assigned
 from .dtypes import COMPLEX, FLOATS, INTEGERS, dtype_name, name_of_dtype
 from .memory import available_memory, result, workspace
 from .plans import PLANS, planned
-from .random import check_rng, uniform
+from .random import check_rng, philox_key, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, run_chunks, single_threaded_blas
 
@@ -49,7 +50,9 @@ __all__ = [
     "num_threads",
     "of",
     "on_device_of",
+    "owner_key",
     "packed",
+    "philox_key",
     "plain",
     "planned",
     "quiet",

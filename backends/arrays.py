@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy
@@ -81,11 +81,21 @@ def _owner(array: Any, name: str = "x") -> Backend:
             )
         return _NUMPY
     if _root(array) == "cupy" and hasattr(array, "dtype"):
-        return Backend("cupy", sys.modules["cupy"], array.device)
+        return _on_cupy(sys.modules["cupy"], array.device)
     if hasattr(array, "__array_namespace__") and _root(array) not in JAX:
         xp = array.__array_namespace__()
         return Backend(getattr(xp, "__name__", _root(array)).partition(".")[0], xp, array.device)
     raise TypeError(f"{name} must be an array of NumPy, CuPy or another array-API library, {_not_taken(array)}")
+
+
+_CUPY: dict[tuple[Any, int], Backend] = {}  # by CuPy's module and the device's number: CuPy's devices are not hashable
+
+
+def _on_cupy(cupy: Any, device: Any) -> Backend:
+    key = cupy, device.id
+    if key not in _CUPY:
+        _CUPY[key] = Backend("cupy", cupy, device)
+    return _CUPY[key]
 
 
 JAX = ("jax", "jaxlib")  # its arrays answer __array_namespace__, but cannot be written to
@@ -162,6 +172,17 @@ def share_memory(first: Any, second: Any) -> bool:
     return first is second or (both and numpy.shares_memory(first, second))
 
 
+def owner_key(arrays: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What tells the owners of arrays apart, hashable; of NumPy's nothing, of CuPy's the devices. None entries are
+    passed over. None: there are arrays of another kind."""
+    if all_numpy(arrays):
+        return ()
+    cupy: Any = sys.modules.get("cupy")
+    if cupy is None or not {cupy.ndarray, type(None)}.issuperset(map(type, arrays)):
+        return None
+    return (cupy, *(a.device.id for a in arrays if a is not None))
+
+
 def plain(array: Any) -> Any:
     """A view of type `numpy.ndarray` of an array of one of NumPy's subclasses (`numpy.memmap`, say); anything else as
     it is. A masked array or a matrix, whose rules would be lost, is not changed either: `of` refuses it."""
@@ -174,7 +195,7 @@ def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     """A block in which CuPy works on `array`'s device; nothing to do for any other array."""
     if type(array) is not numpy.ndarray and _root(array) == "cupy" and hasattr(array, "device"):
         device: contextlib.AbstractContextManager[Any] = array.device
-        return device
+        return _NOTHING if sys.modules["cupy"].cuda.runtime.getDevice() == array.device.id else device
     return _NOTHING
 
 

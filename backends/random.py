@@ -1,8 +1,13 @@
-"""Random numbers: CuPy's arrays are drawn by CuPy's generators, those of every other library by NumPy's."""
+"""Random numbers: by NumPy's generators; for CuPy's arrays by Philox, whose key a seed or CuPy's generator gives.
+
+Philox has no state to set up: a CuPy generator that is made for a call would first fill 250,000 states.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
+import os
 from typing import Any
 
 import numpy
@@ -34,7 +39,47 @@ def check_rng(b: Backend, rng: Any) -> None:
 
 def uniform(b: Backend, shape: tuple[int, ...], rng: Any) -> Any:
     """float32 numbers, 0 <= u < 1. `rng`: a Generator, which moves on; a seed: the same numbers every time; or None."""
-    random = _random(b)
-    if not isinstance(rng, random.Generator):
-        rng = random.default_rng(None if rng is None else operator.index(rng))
+    if b.name == "cupy":
+        return _philox(b, philox_key(b, rng), math.prod(shape)).reshape(shape)
+    if not isinstance(rng, numpy.random.Generator):
+        rng = numpy.random.default_rng(None if rng is None else operator.index(rng))
     return b.array(rng.random(shape, dtype=numpy.float32), b.xp.float32)
+
+
+def philox_key(b: Backend, rng: Any) -> Any:
+    """The key of a call's random numbers on CuPy: an int below 2**64, or eight bytes that a Generator draws on the
+    device. Such an array is a key already."""
+    if isinstance(rng, b.xp.ndarray):
+        return rng
+    if rng is None:
+        return int.from_bytes(os.urandom(8), "little")
+    if isinstance(rng, b.xp.random.Generator):
+        return rng.random((1,), dtype=numpy.float64).view(b.xp.uint64)
+    seed = operator.index(rng)
+    return seed if seed < 2**64 else int(numpy.random.SeedSequence(seed).generate_state(1, numpy.uint64)[0])
+
+
+def _philox(b: Backend, key: Any, count: int) -> Any:
+    """The numbers that kernels/cuda/activations.cu draws, as array code: Philox4x32-10, whose block i // 4 has the
+    number i as its word i % 4, of which the upper 24 bits count.
+
+    J. K. Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011,
+    https://doi.org/10.1145/2063384.2063405.
+    """
+    word = b.xp.uint64
+    low32, high = numpy.uint64(0xFFFFFFFF), numpy.uint64(32)
+    key = b.full((1,), key, word) if isinstance(key, int) else key
+    blocks = b.array(b.arange(-(-count // 4)), word)
+    zero = b.zeros(tuple(blocks.shape), word)
+    words, keys = [blocks & low32, blocks >> high, zero, zero], [key & low32, key >> high]
+    for _ in range(10):
+        first, second = words[0] * numpy.uint64(0xD2511F53), words[2] * numpy.uint64(0xCD9E8D57)
+        words = [
+            (second >> high) ^ words[1] ^ keys[0],
+            second & low32,
+            (first >> high) ^ words[3] ^ keys[1],
+            first & low32,
+        ]
+        keys = [(k + numpy.uint64(step)) & low32 for k, step in zip(keys, (0x9E3779B9, 0xBB67AE85), strict=True)]
+    drawn = b.xp.stack(words, axis=1).reshape(-1)[:count] >> numpy.uint64(8)
+    return drawn.astype(b.xp.float32) * numpy.float32(2**-24)

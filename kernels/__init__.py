@@ -80,6 +80,16 @@ TABLE: dict[tuple[str, str], Entry] = {
     **{(op, "cupy"): Entry("cnnlayers.kernels.cuda.pad") for op in ("pad_forward", "pad_backward")},
     **{(step, "cupy"): Entry("cnnlayers.kernels.cuda.im2col") for step in ("im2col", "col2im")},
     **{
+        (op, "cupy"): Entry("cnnlayers.kernels.cuda.activations")
+        for op in (
+            "relu",
+            *(f"{op}_{part}" for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh", "dropout") for part in PARTS),
+        )
+    },
+    **{(f"softmax_cross_entropy_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.cross_entropy") for part in PARTS},
+    **{(f"lp_pool_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.lp_pool") for part in PARTS},
+    **{(f"local_response_norm_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.local_response_norm") for part in PARTS},
+    **{
         (f"{op}_norm_forward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_forward")
         for op in ("batch", "group", "instance", "layer", "rms")
     },

@@ -19,7 +19,7 @@ import numpy as np
 
 import cnnlayers.functional as F
 from cnnlayers import kernels
-from cnnlayers.backends import FLOATS, INTEGERS
+from cnnlayers.backends import FLOATS, INTEGERS, PLANS
 from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda import launch, norm_plan
 
@@ -55,21 +55,28 @@ class Call:
         and the arrays that went in, came out or are kept. `fill`: makes x; garbage otherwise."""
         x = (fill or cupy.empty)(self.shape, _dtype(dtype))
         inputs = [x, *self._parameters(cupy, x)]
-        args = (inputs[1], *self.args) if self.op in ("max_unpool", "conv") else (*self.args, *inputs[1:])
+        first = self.op in ("max_unpool", "conv", "softmax_cross_entropy")
+        args = (*inputs[1:2], *self.args) if first else (*self.args, *inputs[1:])
         y, ctx = getattr(F, f"{self.op}_forward")(x, *args, **self.options)
         y = y[0] if isinstance(y, tuple) else y
         kept = [a for a in ctx.arrays.values() if a is not None]
         yield "forward", [*inputs, y, *kept]
         found = getattr(F, f"{self.op}_backward")(y, ctx)
         yield "backward", [y, *kept, *(a for a in (found if isinstance(found, tuple) else (found,)) if a is not None)]
-        if not self.op.endswith("_norm"):
+        if not self._has_parameters:
             getattr(F, self.op)(x, *args, **self.options)
             yield "inference", [*inputs, y]
+
+    @property
+    def _has_parameters(self) -> bool:
+        return self.op.endswith("_norm") and self.op != "local_response_norm"
 
     def _parameters(self, cupy: Any, x: Any) -> list[Any]:
         if self.op == "max_unpool":
             return [cupy.zeros(self.shape, np.int64)]
-        if not self.op.endswith("_norm"):
+        if self.op == "softmax_cross_entropy":
+            return [cupy.zeros(self.shape[:1], np.int64)]
+        if not self._has_parameters:
             if self.op != "conv":
                 return []
             channels = self.shape[-1 if self.options.get("data_format") else 1]
@@ -153,7 +160,29 @@ def _norms() -> Iterator[Call]:
         yield Call(op, (rows, cells), ((cells,),), {}, FLOATS if cells % 8 == 0 else FEW)
 
 
-CALLS = (*_pools(), *_pads(), *_convs(), *_norms())
+def _single_launches() -> Iterator[Call]:
+    for op, args in (
+        ("relu", ()),
+        ("leaky_relu", ()),
+        ("gelu", ()),
+        ("gelu", ("tanh",)),
+        ("sigmoid", ()),
+        ("tanh", ()),
+    ):
+        yield Call(op, (2, 3, 40), args)
+        yield Call(op, (2, 3, 7), args, {}, FEW)  # an element behind the last pack
+    yield Call("dropout", (2, 3, 40), (0.5,), {**TRAIN, "rng": 0})
+    for classes in (10, 2000):
+        yield Call("softmax_cross_entropy", (40, classes), (), {}, FLOATS if classes == 10 else FEW)
+    for size in (5, 50):
+        yield Call("local_response_norm", (2, 64, 5, 5), (size,), {}, FLOATS if size == 5 else FEW)
+    yield Call("lp_pool", (2, 3, 8, 9), (2,))
+    yield Call("lp_pool", (2, 3, 8, 9), (3,), {"stride": 1})
+    yield Call("lp_pool", (2, 3, 8, 9), (5,), {"stride": 1}, FEW)
+    yield Call("lp_pool", (2, 3, 8, 9), ((8, 9),), {"norm_type": 9.0}, FEW)
+
+
+CALLS = (*_pools(), *_pads(), *_convs(), *_norms(), *_single_launches())
 
 
 @dataclass(frozen=True)
@@ -227,9 +256,11 @@ def far() -> Iterator[None]:
     before = {m: m.offset_types for m in launchers if hasattr(m, "offset_types") and not m.__name__.endswith(".launch")}
     for module in before:
         module.offset_types = lambda *sizes: ("unsigned long long", np.uint64)
+    PLANS.clear()
     try:
         yield
     finally:
+        PLANS.clear()
         for module, offsets in before.items():
             module.offset_types = offsets
 

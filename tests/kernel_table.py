@@ -78,6 +78,15 @@ def _prices() -> Iterator[Price]:
     yield Price(Call("max_pool", (2, 28, 28, 64), (2,), LAST, ("float32",)), {"inference": (1.001, 1.15)})
     for op, args, asked in (("avg_pool", (2,), 2.9), ("avg_pool", (3, 2, 1), 4.8), ("avg_pool", (3, 1, 1), 7.6)):
         yield Price(Call(op, (2, 4, 56, 56), args, {}, few), dict.fromkeys(("forward", "backward"), (ONCE, asked)))
+    for op in ("relu", "gelu", "dropout"):
+        call = Call(op, (2, 4, 56, 56), (), {**TRAIN, "rng": 0} if op == "dropout" else {}, few)
+        yield Price(call, dict.fromkeys(("forward", "backward"), (ONCE, ONCE)))
+    yield Price(
+        Call("softmax_cross_entropy", (256, 500), (), {}, few), {"forward": (ONCE, 2.9), "backward": (ONCE, 1.45)}
+    )
+    yield Price(Call("lp_pool", (2, 4, 56, 56), (2,), {}, few), {"forward": (ONCE, 2.2), "backward": (ONCE, 3.5)})
+    lrn = Call("local_response_norm", (2, 32, 24, 24), (5,), {}, few)
+    yield Price(lrn, {"forward": (ONCE, 3.5), "backward": (ONCE, 4.9)})
     pooled = dict.fromkeys(("forward", "backward"), (ONCE, 1.5))
     yield Price(Call("adaptive_avg_pool", (2, 4, 56, 56), (1,), {}, few), pooled)
     for mode in ("constant", "edge", "reflect", "symmetric", "wrap"):
@@ -211,7 +220,7 @@ def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
     """Whether a kernel is meant to (load, store) 16 bytes at once: where its packs have so many."""
     numbers = [int(a) for a in kernel.arguments[1:] if a.isdecimal()]
     if (
-        kernel.stem in ("max_pool", "avg_pool", "max_unpool")
+        kernel.stem in ("max_pool", "avg_pool", "max_unpool", "cross_entropy", "local_response_norm", "lp_pool")
         or not numbers
         or kernel.template == "channels_last_finish"
     ):

@@ -260,7 +260,8 @@ def _by_nvcc(source: str, mangled: dict[str, str], arch: int, options: Sequence[
 
 # ----------------------------------------------------------------------------------------------------- logs and PTX
 def _kernels(mangled: dict[str, str], arch: int, log: str, ptx: str) -> list[Kernel]:
-    reports = {m[1]: m[0] for m in re.finditer(r"Function properties for '?(\w+)'?(?s:.*?)Used \d+ registers.*", log)}
+    report = r"Compiling entry function '(\w+)'(?s:.*?)Used \d+ registers.*"
+    reports = {m[1]: m[0] for m in re.finditer(report, log)}
     bodies = dict(zip(names := re.findall(r"\.entry (\w+)", ptx), re.split(r"\.entry \w+", ptx)[1:], strict=True))
     made = []
     for name, low in mangled.items():

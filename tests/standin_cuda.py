@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from cnnlayers.backends import PLANS
+
 from . import simt
 
 # A small device of compute capability 9.0: few processors, so that small arrays fill it.
@@ -71,11 +73,15 @@ def emulating(*, attributes: Mapping[str, int] | None = None, **changes: Any) ->
     before, made = settings, list[Launch]()
     settings = replace(settings, **changes, attributes={**settings.attributes, **(attributes or {})})
     recorders.append(made)
+    if attributes:
+        PLANS.clear()
     try:
         yield made
     finally:
         settings = before
         recorders.pop()
+        if attributes:
+            PLANS.clear()
 
 
 @contextlib.contextmanager
@@ -137,8 +143,7 @@ class Device:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and self.id == other.id
 
-    def __hash__(self) -> int:
-        return self.id
+    __hash__ = None  # type: ignore[assignment]  # CuPy's defines equality alone
 
     def __int__(self) -> int:
         return self.id
@@ -235,6 +240,10 @@ class MemoryPointer:
     @property
     def device(self) -> Device:
         return Device()
+
+    @property
+    def device_id(self) -> int:
+        return Device.id
 
     def __int__(self) -> int:
         return self.ptr

@@ -150,7 +150,7 @@ class Flags:
 def _poisoned(shape: Any, dtype: Any = float) -> ndarray:
     """What `empty` gives: loud garbage."""
     a = np.empty(shape, dtype)
-    a.view(np.uint8).reshape(-1)[...] = 0xFF if a.size else 0
+    a.reshape(-1).view(np.uint8)[...] = 0xFF
     return ndarray(a)
 
 

@@ -186,7 +186,8 @@ def test_warmup_of_any_function_and_of_an_array(cupy: Any) -> None:
     assert kernels.warmup(lambda: F.max_pool(F.pad(x, 1, "edge"), 2)) == 2
     assert kernels.warmup(F.max_pool, x, 2) == kernels.warmup(F.max_pool, x.shape, 2) == 3
     assert kernels.warmup(F.max_pool, x > 0, 2) == 1  # bool has no gradient
-    assert kernels.warmup(F.relu, x) == 0
+    assert kernels.warmup(F.relu, x) == 3
+    assert kernels.warmup(F.softmax, x) == 0  # array code alone
     assert F.max_pool(x, 2).get().tolist() == np.ones((2, 2, 3, 3)).tolist()  # launches again
 
 

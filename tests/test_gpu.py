@@ -40,6 +40,16 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("group_norm", (2,), {}),
     ("layer_norm", ((34,),), {}),
     ("rms_norm", ((34,),), {}),
+    ("relu", (), {}),
+    ("leaky_relu", (), {}),
+    ("gelu", (), {}),
+    ("gelu", ("tanh",), {}),
+    ("sigmoid", (), {}),
+    ("tanh", (), {}),
+    ("dropout", (0.5,), {"training": True, "rng": 0}),
+    ("local_response_norm", (5,), {}),
+    ("lp_pool", (2,), {}),
+    ("lp_pool", (3, 2.0, 1), {}),
 ]
 
 

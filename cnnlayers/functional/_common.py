@@ -46,8 +46,7 @@ class CallPlan:
         function = self.steps.get(key)
         if function is None or kernels.warming_up():
             function = kernels.find(step, self.backend, self.spec, *arrays) or portable
-            if self.backend.name == "numpy":  # elsewhere a kernel may look at more than dtypes and shapes
-                self.steps[key] = function
+            self.steps[key] = function
         result: R = function(self.backend, self.spec, *arrays)
         return result
 
@@ -72,15 +71,15 @@ class CallPlan:
 def plan_of(make: Callable[..., CallPlan], arrays: tuple[Array | None, ...], *options: Any) -> CallPlan:
     """`make(*arrays, *options)`: the checks of a call that depend on shapes, dtypes and options alone, and their plan.
 
-    The plans of NumPy arrays are cached. The types of the options belong to the key, because 1, 1.0 and True are equal,
-    and so do the signs of floats. An option that may equal another of its type (a list, a NumPy number, (True, 2)) is
-    checked anew each time.
+    The plans of NumPy's and CuPy's arrays are cached. The types of the options belong to the key, because 1, 1.0 and
+    True are equal, and so do the signs of floats. An option that may equal another of its type (a list, a NumPy number,
+    (True, 2)) is checked anew each time.
     """
-    key = None
-    if backends.all_numpy(arrays) and is_key(options):
+    key, owners = None, backends.owner_key(arrays)
+    if owners is not None and is_key(options):
         shapes = [None if a is None else (a.shape, a.dtype) for a in arrays]
         signs = [math.copysign(1.0, v) for v in options if type(v) is float]
-        key = (make, options, *map(type, options), *shapes, *signs)
+        key = (make, options, *owners, *map(type, options), *shapes, *signs)
     plan: CallPlan | None = None if key is None else backends.PLANS.find(key)
     if plan is None:
         plan = make(*arrays, *options)
@@ -304,10 +303,9 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0] if args else next(iter(kwargs.values()), None)
         if not (backends.all_plain(args) and backends.all_plain(kwargs.values())):
-            calls: Any = functools.partial(quiet, *map(backends.plain, args))
-            options = {key: backends.plain(value) for key, value in kwargs.items()}
+            plain: Any = quiet
             with backends.on_device_of(first):
-                result: R = calls(**options)
+                result: R = plain(*map(backends.plain, args), **{k: backends.plain(v) for k, v in kwargs.items()})
                 return result
         return quiet(*args, **kwargs)
 

@@ -93,9 +93,19 @@ def dropout_forward(x: Array, p: float = 0.5, *, training: bool = False, rng: An
     backends.check_rng(b, rng)
     if plan.spec is None:
         return x, Context(plan)
-    mask = b.array(backends.uniform(b, tuple(x.shape), rng) >= plan.spec, b.xp.bool)
-    y = cast(b, _scaled(b, cast(b, x, accumulator_dtype(b, x.dtype)), mask, plan.spec), x.dtype)
+    # On CuPy the key of the random numbers is drawn here: kernel and array code take the same.
+    source = backends.philox_key(b, rng) if b.name == "cupy" else rng
+    y, mask = plan.run("dropout_forward", _dropout_forward, x, source)
     return y, Context(plan, {"mask": mask})
+
+
+def _dropout_forward(b: Backend, p: float, x: Array, source: Any) -> tuple[Array, Array]:
+    mask = b.array(backends.uniform(b, tuple(x.shape), source) >= p, b.xp.bool)
+    return _dropout_backward(b, p, x, mask), mask
+
+
+def _dropout_backward(b: Backend, p: float, dy: Array, mask: Array) -> Array:
+    return cast(b, _scaled(b, cast(b, dy, accumulator_dtype(b, dy.dtype)), mask, p), dy.dtype)
 
 
 dropout = inference_of(dropout_forward)
@@ -117,7 +127,8 @@ def dropout_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    b, dy = check_backward("dropout", dy, ctx)
+    _, dy = check_backward("dropout", dy, ctx, exact=True)
     if ctx.spec is None:
-        return cast(b, dy, ctx.dtype)
-    return cast(b, _scaled(b, dy, ctx.arrays["mask"], ctx.spec), ctx.dtype)
+        return dy
+    dx: Array = ctx.plan.run("dropout_backward", _dropout_backward, dy, ctx.arrays["mask"])
+    return dx

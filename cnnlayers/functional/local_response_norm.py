@@ -20,9 +20,11 @@ from ._common import (
     Array,
     CallPlan,
     Context,
+    accumulator_dtype,
     cast,
     check_backward,
     check_floating,
+    in_accumulator_dtype,
     inference_of,
     on_device,
     plan_of,
@@ -60,11 +62,18 @@ def _denominator(b: Backend, spec: Response, x: Array) -> Array:
     return spec.alpha / spec.size * sums + spec.k
 
 
+@in_accumulator_dtype
 def _local_response_norm_forward(b: Backend, spec: Response, x: Array) -> Array:
     return x * _denominator(b, spec, x) ** -spec.beta
 
 
 def _local_response_norm_backward(b: Backend, spec: Response, dy: Array, x: Array) -> Array:
+    narrow, wide = x.dtype, accumulator_dtype(b, x.dtype)
+    dx = _gradient(b, spec, cast(b, dy, wide), cast(b, x, wide))
+    return cast(b, dx, narrow)
+
+
+def _gradient(b: Backend, spec: Response, dy: Array, x: Array) -> Array:
     # x[j] reaches y[j] itself, and by d every y[c] whose window holds j: those windows are c's own, mirrored.
     d = _denominator(b, spec, x)
     direct = dy * d**-spec.beta
@@ -131,9 +140,8 @@ def local_response_norm_forward(
     Krizhevsky, Sutskever and Hinton 2012, section 3.3; torch.nn.functional.local_response_norm
     """
     plan = plan_of(_plan, (x,), size, alpha, beta, k, data_format)
-    b = plan.backend
-    y = _local_response_norm_forward(b, plan.spec, cast(b, x, plan.computed))
-    return cast(b, y, x.dtype), Context(plan, {"x": x})
+    y = plan.run("local_response_norm_forward", _local_response_norm_forward, x)
+    return y, Context(plan, {"x": x})
 
 
 local_response_norm = inference_of(local_response_norm_forward)
@@ -160,7 +168,6 @@ def local_response_norm_backward(dy: Array, ctx: Context) -> Array:
     With d = k + alpha / size * s: dx = dy / d**beta - 2 * alpha * beta / size * x * (the sum of dy * x / d**(beta + 1)
     over the windows that hold the cell).
     """
-    b, dy = check_backward("local_response_norm", dy, ctx)
-    x = ctx.arrays["x"]
-    dx = _local_response_norm_backward(b, ctx.spec, dy, cast(b, x, ctx.plan.computed))
-    return cast(b, dx, ctx.dtype)
+    _, dy = check_backward("local_response_norm", dy, ctx, exact=True)
+    dx: Array = ctx.plan.run("local_response_norm_backward", _local_response_norm_backward, dy, ctx.arrays["x"])
+    return dx

@@ -8,6 +8,7 @@ sum: large scores do no harm, and confident ones lose no digits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -56,14 +57,15 @@ def _cross_entropy_plan(x: Array, labels: Array) -> CallPlan:
 
 
 def _labels(b: Backend, labels: Array, classes: int) -> Array:
-    """The labels as int64, in range; CuPy's are not looked at, because that would stall the device."""
+    """The labels as int64, in range; CuPy's stay as they are, because looking at them would stall the device."""
     if b.name != "cupy":
         low, high = int(b.xp.min(labels)), int(b.xp.max(labels))  # before the cast: a uint64 may be beyond int64
         if low < 0 or high >= classes:
             raise ValueError(
                 f"labels must be from 0 to {classes - 1} for {classes} classes, got values from {low} to {high}"
             )
-    return cast(b, labels, b.xp.int64)
+        labels = cast(b, labels, b.xp.int64)
+    return labels
 
 
 def _indexed(b: Backend) -> bool:
@@ -117,17 +119,25 @@ def _scaled_exponentials(b: Backend, spec: None, x: Array, top: Array, scale: Ar
     return cast(b, b.xp.exp(cast(b, x, top.dtype) - top) * scale, x.dtype)
 
 
+def _with_plan(portable: Callable[..., Any], plan: CallPlan) -> Callable[..., Any]:
+    """A portable function of `(plan, *arrays)`, called as `CallPlan.run` calls one."""
+    return lambda b, spec, *arrays: portable(plan, *arrays)
+
+
 def _loss_forward(plan: CallPlan, x: Array, labels: Array) -> tuple[Array, Array, Array]:
     """The mean loss, and of each row `top` and `rest`."""
     (rows, classes), b = x.shape, plan.backend
+    labels = cast(b, labels, b.xp.int64)
     top, rest = plan.run("softmax_statistics", _row_statistics, x)
     score = cast(b, _at(b, x, _in_range(b, labels, classes)), top.dtype)
     losses = _marked(b, b.xp.log1p(rest) + cast(b, top - score, b.xp.float64), labels, classes)
-    return b.array(b.xp.sum(losses) / rows, top.dtype), top, cast(b, rest, top.dtype)
+    loss = cast(b, b.array(b.xp.sum(losses) / rows, top.dtype), x.dtype)
+    return loss, top, cast(b, rest, top.dtype)
 
 
 def _loss_backward(plan: CallPlan, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
     (rows, classes), b = x.shape, plan.backend
+    labels = cast(b, labels, b.xp.int64)
     scale = _marked(b, dy / (rows * (1.0 + rest)), labels, classes)
     dx = plan.run("scaled_exponentials", _scaled_exponentials, x, top, scale)
     # At the label: softmax - 1 = -(the other exponentials) / sum, both terms of that being 0 or more.
@@ -153,7 +163,7 @@ def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Conte
         0-d, of x's dtype.
     ctx : Context
         For `softmax_cross_entropy_backward`; `softmax_cross_entropy` returns the loss alone. It refers to x, and has
-        the labels as int64 and two numbers a row.
+        the labels (on the CPU as int64) and two numbers a row.
 
     Raises
     ------
@@ -177,8 +187,8 @@ def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Conte
     plan = plan_of(_cross_entropy_plan, (x, labels))
     b = plan.backend
     labels = _labels(b, labels, x.shape[1])
-    loss, top, rest = _loss_forward(plan, x, labels)
-    return cast(b, loss, x.dtype), Context(plan, {"x": x, "labels": labels, "top": top, "rest": rest})
+    loss, top, rest = plan.run("softmax_cross_entropy_forward", _with_plan(_loss_forward, plan), x, labels)
+    return loss, Context(plan, {"x": x, "labels": labels, "top": top, "rest": rest})
 
 
 softmax_cross_entropy = inference_of(softmax_cross_entropy_forward)
@@ -204,7 +214,9 @@ def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
     with backends.on_device_of(saved):
         _, dy = check_backward("softmax_cross_entropy", _factor(dy, ctx), ctx)
         arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "rest")]
-        return _loss_backward(ctx.plan, dy, *arrays)
+        portable = _with_plan(_loss_backward, ctx.plan)
+        dx: Array = ctx.plan.run("softmax_cross_entropy_backward", portable, dy, *arrays)
+        return dx
 
 
 # --------------------------------------------------------------------------------------------------- mean squared error

@@ -208,7 +208,7 @@ def lp_pool_forward(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, data_format
     plan = plan_of(_lp_pool_plan, (x,), norm_type, *options)
-    return _lp_pool_forward(plan.backend, plan.spec, x), Context(plan, {"x": x})
+    return plan.run("lp_pool_forward", _lp_pool_forward, x), Context(plan, {"x": x})
 
 
 lp_pool = inference_of(lp_pool_forward)
@@ -234,6 +234,6 @@ def lp_pool_backward(dy: Array, ctx: Context) -> Array:
     -----
     The gradient is 0 at x = 0, and that of a window whose y is 0.
     """
-    b, dy = check_backward("lp_pool", dy, ctx, exact=True)
-    x = ctx.arrays["x"]
-    return _lp_pool_backward(b, ctx.spec, dy, x)
+    _, dy = check_backward("lp_pool", dy, ctx, exact=True)
+    dx: Array = ctx.plan.run("lp_pool_backward", _lp_pool_backward, dy, ctx.arrays["x"])
+    return dx

@@ -1,13 +1,15 @@
 """What every launcher does: contiguous memory, alignment, C++ type names, the width of an offset, a grid, the launch.
 
-Nothing here waits for the device.
+A launcher works out its launch once for a spec, a dtype and an alignment (`prepared`): the kernel's name, the grid and
+the numbers behind the arrays. Each call then looks at alignment, allocates and launches. Nothing here waits for the
+device.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from .compile import CUDA_TYPE, OPTIONS, KernelError, kernel
 
 BLOCK = 256  # threads of a block
 RESIDENT = 8  # blocks of that size that fit a processor at most
+PACK_BYTES = 16  # the most bytes that one access loads or stores
 WAVES = 4  # the most blocks of a grid, in multiples of what the device runs at once; threads then loop
 
 
@@ -37,6 +40,14 @@ def aligned(array: Any, size: int) -> bool:
     return bool(array.data.ptr % size == 0)
 
 
+def alignment(*arrays: Any) -> int:
+    """The largest power of two, up to PACK_BYTES, of which all addresses are multiples."""
+    bits = PACK_BYTES
+    for array in arrays:
+        bits |= int(array.data.ptr)
+    return bits & -bits
+
+
 def offset_types(*sizes: int) -> tuple[str, type[np.uint32] | type[np.uint64]]:
     """The C++ and NumPy types of offsets into arrays of so many elements."""
     return ("unsigned", np.uint32) if max(sizes) < 2**31 else ("unsigned long long", np.uint64)
@@ -52,6 +63,36 @@ def grid_size(b: Backend, threads: int, block: int = BLOCK) -> int:
 @functools.cache
 def _processors(cupy: Any, device: int) -> int:
     return int(cupy.cuda.Device(device).attributes["MultiProcessorCount"])
+
+
+class Launch(NamedTuple):
+    """A launch without its arrays. `scalars`: the exactly typed NumPy numbers that follow these."""
+
+    stem: str
+    instance: str
+    grid: int
+    block: int
+    scalars: tuple[Any, ...]
+    shared: int = 0
+
+    def __call__(self, *arrays: Any) -> None:
+        launch(self.stem, self.instance, self.grid, self.block, (*arrays, *self.scalars), shared=self.shared)
+
+
+_BY_VALUE = (type(None), int, float, str)  # specs of these types are told apart by value, others by identity
+
+
+def prepared(make: Callable[..., Any], b: Backend, spec: Any, *facts: Any) -> Any:
+    """`make(b, spec, *facts)`, kept in the plan cache. With its spec: so no other one can have the same identity.
+
+    `facts`: all that the result depends on besides the spec and the device; hashable.
+    """
+    identity = (spec or repr(spec)) if isinstance(spec, _BY_VALUE) else id(spec)  # 0.0 and -0.0 are equal
+    key = (make, b.device.id, identity, *facts)
+    found = backends.PLANS.find(key)
+    if found is None:
+        found = backends.PLANS.keep(key, (spec, make(b, spec, *facts)))
+    return found[1]
 
 
 def launch(
