@@ -18,7 +18,7 @@ from cnnlayers.kernels.cuda.norm_plan import (
     STATIC_SMEM,
     Columns,
     Device,
-    Plan,
+    LaunchPlan,
     Rows,
     make_plan,
     pack_of,
@@ -33,7 +33,7 @@ def batch(n: int, c: int, side: int, last: bool = False) -> Rows | Columns:
     return Columns(1, n * side * side, c, 1) if last else Rows(c, n, side * side, c, side * side)
 
 
-def planned(on: Device, shape: Rows | Columns, dtype: str, arrays: int) -> Plan:
+def planned(on: Device, shape: Rows | Columns, dtype: str, arrays: int) -> LaunchPlan:
     return make_plan(on, shape, dtype, pack_of(shape, ITEMSIZE[dtype]), arrays=arrays)
 
 
@@ -100,7 +100,7 @@ def test_plans_fit_any_device_and_leave_no_part_empty(processors: int, shared: i
             assert 1 <= blocks <= count
 
 
-def fits(chosen: Plan, on: Device) -> None:
+def fits(chosen: LaunchPlan, on: Device) -> None:
     assert chosen.shared <= max(0, on.shared - STATIC_SMEM), str(chosen)
     assert not DEFAULT_SMEM_LIMIT - STATIC_SMEM < chosen.shared <= DEFAULT_SMEM_LIMIT, str(
         chosen

@@ -117,7 +117,7 @@ def _tap_counts(axis: Axis, include_pad: bool) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class LoopPlan:
     """A loop of avg_pool_loops.py and its arguments.
 
     shape: of the result. units: rows of it, or planes. least: units in a chunk, at least."""
@@ -130,7 +130,7 @@ class Plan:
 
 
 @backends.planned
-def _plan(spec: Any, backward: bool, float32_sums: bool) -> Plan:
+def _plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     """float32_sums: short sums may be in float32."""
     window, divisors = _window(spec), _divisors(spec)
     shape = window.layout.shape if backward else window.out_shape
@@ -138,8 +138,8 @@ def _plan(spec: Any, backward: bool, float32_sums: bool) -> Plan:
     if channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
         if backward:
-            return Plan(shape, loops.plane_sums_backward, (cells, divisor), planes)
-        return Plan(shape, loops.plane_sums, (cells, divisor), planes, -(-READ_CHUNK_BYTES // (4 * cells)))
+            return LoopPlan(shape, loops.plane_sums_backward, (cells, divisor), planes)
+        return LoopPlan(shape, loops.plane_sums, (cells, divisor), planes, -(-READ_CHUNK_BYTES // (4 * cells)))
     number = math.prod(a.overlap for a in axes) if backward else math.prod(window.kernel)
     dtype = np.float32 if float32_sums and number <= MAX_FLOAT32_TAPS else np.float64
     last = divisors[2] if divisors[2].size == 1 else np.repeat(divisors[2], channels)
@@ -153,14 +153,14 @@ def _plan(spec: Any, backward: bool, float32_sums: bool) -> Plan:
     rows, common = planes * sizes[3] * sizes[4], (np.empty(0, dtype), sizes, ranges, steps, divisors)
     width = axes[2]
     if not isinstance(width, Axis) or not fits_line(width):
-        return Plan(shape, loops.make_uneven(backward), common, rows)
+        return LoopPlan(shape, loops.make_uneven(backward), common, rows)
     stride = width.stride if width.stride <= 2 else 0
     if backward:
-        return Plan(shape, loops.make_backward(stride, channels == 1), (*common, *_adjoint(width, channels)), rows)
+        return LoopPlan(shape, loops.make_backward(stride, channels == 1), (*common, *_adjoint(width, channels)), rows)
     line, unrolled = line_layout(width, channels), width.kernel if width.kernel <= 3 and channels == 1 else 0
     layout = (line.parts, line.pitch, line.padding, line.size)
     run = loops.make_forward(unrolled, stride, channels == 1)
-    return Plan(shape, run, (*common, line.offsets, layout), rows)
+    return LoopPlan(shape, run, (*common, line.offsets, layout), rows)
 
 
 def _adjoint(axis: Axis, channels: int) -> tuple[Array, Array, tuple[int, ...]]:

@@ -156,7 +156,7 @@ def moments(
 
 @kernel()
 def gradient_sums(
-    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_products: Array, channels: int, lines: int, pieces: int,
+    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_dy_shifted: Array, channels: int, lines: int, pieces: int,
     start: int, stop: int,
 ) -> None:  # fmt: skip
     """The sums of dy and of dy * (x - shift) over the columns of pieces start to stop. Both must be 0 before."""
@@ -166,7 +166,7 @@ def gradient_sums(
         for run in range(first, last, RUN_LINES):
             _add_gradient_sums(dy, x, shift, sample * channels, s, q, run, min(run + RUN_LINES, last))
             _flush(s, sum_dy, u * channels)
-            _flush(q, sum_products, u * channels)
+            _flush(q, sum_dy_shifted, u * channels)
 
 
 @kernel()

@@ -80,7 +80,7 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
     return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
 
 
-def _run(plan: _Plan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
+def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
     """Compute the target. weight: (groups, filters, channels, taps), as the target and the source see them."""
     _check_finite(weight, "weight")
     parts = [weight[..., taps].reshape(-1) for taps in plan.taps]
@@ -113,7 +113,7 @@ def _check_finite(numbers: Array, name: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- plans
 @dataclass(frozen=True)
-class _Plan:
+class _LoopPlan:
     """What a loop is given besides its arrays. `taps`: for each phase of the target its taps. `sheets`: their number;
     `sheet`: elements of one."""
 
@@ -175,7 +175,7 @@ def _adjoint_axis(length: int, out: int, kernel: int, stride: int, dilation: int
 
 
 @backends.planned
-def _plan(spec: Any, step: str, itemsize: int) -> _Plan:
+def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
     """The plan for one of the three functions."""
     rows = [(a.length, a.out, a.kernel, a.stride, a.dilation, a.before) for a in spec.window.axes]
     rows = [MISSING] * (3 - len(rows)) + rows
@@ -200,7 +200,7 @@ def _plan(spec: Any, step: str, itemsize: int) -> _Plan:
     source, target = (math.prod(x) for x in ([a.length for a in axes], [a.target_length for a in axes]))
     sizes += _strides(spec, spec.groups * channels, source) + _strides(spec, spec.groups * filters, target)
     outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, channels, spec.groups * filters)
-    return _Plan(
+    return _LoopPlan(
         np.array(table, np.int64),
         np.array([[a.windows, 1, a.windows, 0, pitch, 0, 0] for a, pitch in zip(axes, pitches, strict=True)], np.int64),
         np.array(sizes, np.int64),

@@ -1,4 +1,4 @@
-"""Launchers of max_pool_loops.py: max pooling and adaptive max pooling. Arguments are the portable code's.
+"""Launchers of max_pool_loops.py and max_pool_backward_loops.py: max and adaptive max pooling.
 
 The chunks of forward are rows of windows. The chunks of backward are planes, because windows that overlap add to the
 same cells."""
@@ -17,6 +17,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window
 
+from . import max_pool_backward_loops as backward_loops
 from . import max_pool_loops as loops
 from .parallel import as_lines, flat, parallel_chunks, parallel_over_planes
 from .vectors import LANES, as_bits
@@ -94,15 +95,15 @@ def _regular(window: AdaptiveWindow) -> AnyWindow:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """The arguments of the loops for some windows; max_pool_loops.py explains each."""
+class WindowPlan:
+    """The sizes of some windows, as the loops take them; max_pool_loops.py explains each."""
 
     out_shape: tuple[int, ...]
     planes: int
-    rows: int
+    window_rows: int  # of a plane
     sizes: tuple[int, ...]
     taps: tuple[int, int, int]
-    steps: tuple[int, int, int]
+    dilations: tuple[int, int, int]
     disjoint: bool
     argmax_dtype: Any  # the smallest unsigned dtype for the number of a tap in the window
     simple_backward: bool
@@ -115,20 +116,20 @@ class ForwardPlan:
 
     make: Callable[[bool], Callable[..., None]]
     loop_arguments: tuple[Any, ...]
-    rows: int  # of all planes
+    window_rows: int  # of all planes
 
 
-def _plan(window: AnyWindow) -> Plan:
+def _plan(window: AnyWindow) -> WindowPlan:
     axes, (planes, channels) = three_axes(window), planes_and_channels(window)
     depth, height, width = axes
     number = math.prod(window.kernel)
-    return Plan(
+    return WindowPlan(
         out_shape=window.out_shape,
         planes=planes,
-        rows=depth.out * height.out,
+        window_rows=depth.out * height.out,
         sizes=(*(a.length for a in axes), *(a.out for a in axes), channels),
         taps=(depth.kernel, height.kernel, width.kernel),
-        steps=(dilation_of(depth), dilation_of(height), dilation_of(width)),
+        dilations=(dilation_of(depth), dilation_of(height), dilation_of(width)),
         disjoint=all(isinstance(a, Axis) and a.disjoint for a in axes),
         argmax_dtype=np.uint8 if number <= 2**8 else np.uint16 if number <= 2**16 else np.uint32,
         simple_backward=channels == 1 and all(_all_windows_have_cells(a) for a in axes),
@@ -148,17 +149,16 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     """dtype: of the lanes."""
     axes, (planes, channels) = merged(three_axes(window)), planes_and_channels(window)
     depth, height, width = axes
-    zero, taps = np.empty(0, dtype), tuple(a.kernel for a in axes)
+    like, taps = np.empty(0, dtype), tuple(a.kernel for a in axes)
     sizes = (*(a.length for a in axes), *(a.out for a in axes), channels)
-    steps, rows = tuple(map(dilation_of, axes)), planes * depth.out * height.out
+    dilations, window_rows = tuple(map(dilation_of, axes)), planes * depth.out * height.out
     tables = [cells_under_windows(axis, taps=True) for axis in (depth, height)]
     form = _form(depth, height, width, channels)
     if form != "lines":
         tables.append(cells_under_windows(width, taps=True))
         by_cell = functools.partial(loops.make_forward_by_cell, channels < LANES)
-        return ForwardPlan(
-            by_cell if form == "by cell" else loops.make_forward_by_window, (zero, sizes, taps, steps, *tables), rows
-        )
+        make = by_cell if form == "by cell" else loops.make_forward_by_window
+        return ForwardPlan(make, (like, sizes, taps, dilations, *tables), window_rows)
     assert isinstance(width, Axis)
     line = line_layout(width, channels)
     taps_inside = window_extents(width)[1]
@@ -169,22 +169,21 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     separable = height.kernel * width.kernel > MOST_UNROLLED and width.kernel > 1
     unrolled = width.kernel if width.kernel <= 3 and channels == 1 and not separable else 0
     stride = width.stride if width.stride <= 2 else 0
-    make = functools.partial(loops.make_forward, unrolled, stride, channels == 1, separable)
     layout = (line.parts, line.pitch, line.padding, line.size)
-    return ForwardPlan(make, (zero, sizes, taps, steps, *tables, first_taps, line.offsets, layout, ring), rows)
+    arguments = (like, sizes, taps, dilations, *tables, first_taps, line.offsets, layout, ring)
+    return ForwardPlan(
+        functools.partial(loops.make_forward, unrolled, stride, channels == 1, separable), arguments, window_rows
+    )
 
 
 def _form(depth: AnyAxis, height: AnyAxis, width: AnyAxis, channels: int) -> str:
     """The loops that serve: "lines", "by cell" or "by window"."""
     regular = isinstance(width, Axis) and fits_line(width) and all(isinstance(a, Axis) for a in (depth, height))
     if channels > 1:
-        taps, cells = (
-            height.kernel * width.kernel,
-            [a.stride if isinstance(a, Axis) else a.length for a in (height, width)],
-        )
-        few = channels >= LEAST_CHANNELS and taps <= MOST_UNROLLED * min(cells[0], height.kernel) * min(
-            cells[1], width.kernel
-        )
+        taps = height.kernel * width.kernel
+        # Loops by cell read a cell once for each window over it, loops on lines once: they serve where these are few.
+        distances = [min(a.stride if isinstance(a, Axis) else a.length, a.kernel) for a in (height, width)]
+        few = channels >= LEAST_CHANNELS and taps <= MOST_UNROLLED * math.prod(distances)
         return "by cell" if few or not regular else "lines"
     wide = width.kernel >= 4 and (
         width.out == 1 or (isinstance(width, Axis) and width.stride >= 4 and width.kernel >= 7)
@@ -203,7 +202,7 @@ _plan_of = backends.planned(_plan)
 
 
 @backends.planned
-def _backward_plan(window: AnyWindow, complete: bool) -> tuple[Plan, Array, Tables]:
+def _backward_plan(window: AnyWindow, complete: bool) -> tuple[WindowPlan, Array, Tables]:
     """The plan, the offsets of a window's taps, and `window_starts` of depth, height and width.
 
     If not `complete`, and if `backward_simple` serves, the width has nothing if the stride gives its window starts."""
@@ -235,7 +234,7 @@ def _forward(window: AnyWindow, x: Array, ties: str | None, with_indices: bool) 
         def maxima(start: int, stop: int) -> None:
             run(*arrays, *forward.loop_arguments, start, stop)
 
-        parallel_chunks(forward.rows, x.nbytes + y.nbytes + argmax.nbytes, maxima)
+        parallel_chunks(forward.window_rows, x.nbytes + y.nbytes + argmax.nbytes, maxima)
     indices = _indices(window, argmax) if with_indices else None
     if ties in (None, "first"):
         return y, argmax, indices
@@ -243,9 +242,11 @@ def _forward(window: AnyWindow, x: Array, ties: str | None, with_indices: bool) 
     bits, complete = np.empty((number, *y.shape), np.uint8), _tables(window)
 
     def find_ties(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
-        loops.tie_bits(x, y, bits, plan.sizes, plan.taps[1:], plan.steps, *complete, start, stop)
+        backward_loops.tie_bits(x, y, bits, plan.sizes, plan.taps[1:], plan.dilations, *complete, start, stop)
 
-    parallel_over_planes(plan.planes, plan.rows, (as_lines(x), as_lines(y)), (as_lines(bits, number),), find_ties)
+    parallel_over_planes(
+        plan.planes, plan.window_rows, (as_lines(x), as_lines(y)), (as_lines(bits, number),), find_ties
+    )
     return y, bits, indices
 
 
@@ -254,10 +255,10 @@ def _indices(window: AnyWindow, argmax: Array) -> Array:
     indices = np.empty(argmax.shape, np.int64)
     plan, offsets, tables = _backward_plan(window, True)
 
-    def cells(argmax: Array, indices: Array, start: int, stop: int) -> None:
-        loops.flat_indices(argmax, indices, plan.sizes, offsets, *tables, start, stop)
+    def fill(argmax: Array, indices: Array, start: int, stop: int) -> None:
+        backward_loops.flat_indices(argmax, indices, plan.sizes, offsets, *tables, start, stop)
 
-    parallel_over_planes(plan.planes, plan.rows, (as_lines(argmax),), (as_lines(indices),), cells)
+    parallel_over_planes(plan.planes, plan.window_rows, (as_lines(argmax),), (as_lines(indices),), fill)
     return indices
 
 
@@ -267,13 +268,13 @@ def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Array:
     loop_arguments = (plan.sizes, offsets, plan.disjoint)
 
     def from_ties(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
-        loops.ties_backward(dy, bits, dx, *loop_arguments, ties == "split", *tables, start, stop)
+        backward_loops.ties_backward(dy, bits, dx, *loop_arguments, ties == "split", *tables, start, stop)
 
     def from_argmax(dy: Array, argmax: Array, dx: Array, start: int, stop: int) -> None:
-        loops.backward(dy, argmax, dx, *loop_arguments, *tables, start, stop)
+        backward_loops.backward(dy, argmax, dx, *loop_arguments, *tables, start, stop)
 
     def from_argmax_simple(dy: Array, argmax: Array, dx: Array, start: int, stop: int) -> None:
-        loops.backward_simple(dy, argmax, dx, *loop_arguments, *tables, *plan.stride_and_padding, start, stop)
+        backward_loops.backward_simple(dy, argmax, dx, *loop_arguments, *tables, *plan.stride_and_padding, start, stop)
 
     run: Callable[..., None] = (
         from_ties if ties != "first" else from_argmax_simple if plan.simple_backward else from_argmax

@@ -1,10 +1,9 @@
-"""Max pooling's loops, over rows of windows (forward) or over planes (backward), from `start` to `stop`.
+"""Max pooling's forward loops, over rows of windows from `start` to `stop`.
 
 Arrays are flat: (planes, depth, height, width, channels), half types as their bits (vectors.py). `sizes` are depth,
-height and width of x, those of y, and channels; `taps` the window's sizes; `steps` its dilations. `argmax` is the tap
-of each window's maximum. The tables `d h w` have, for each window of an axis: in forward its first cell, its number of
-cells and the tap over the first (windows.cells_under_windows); in backward the cell under its first tap, which may be
-outside, and its number of cells (windows.window_starts). `zero`: an empty array of the dtype of the lanes.
+height and width of x, those of y, and channels; `taps` the sizes of a window, `dilations` the distances of its taps.
+`argmax` is the tap of each window's maximum. The tables `d h w` have, for each window of an axis, its first cell, its
+number of cells and the tap over the first (windows.cells_under_windows). `like`: an empty array of the lanes' dtype.
 
 Each window starts with −inf at its first tap inside the input, so that a window without cells gives −inf. In C order a
 cell replaces the maximum if it is larger, or if it is the first NaN (`exceeds`)."""
@@ -44,7 +43,6 @@ from .window_lines import make_split
 Array = Any
 Kernel = Any
 U = np.uintp
-CLEAR_AHEAD = 256  # cells that backward sets to 0 at a time, at least
 
 
 @kernel(inlined=True)
@@ -65,35 +63,35 @@ def make_forward(width: int, stride: int, single: bool, separable: bool, save: b
 
     width: the window's along a row, in loops that are unrolled; 0: any. stride: 1, 2, or 0 for any. single: a cell has
     one channel. `first_taps`: of the windows along a row the first taps inside the input, and zeros at the end, which
-    stand for all further windows. `layout`: parts, pitch,
-    padding and size of a line. `ring`: lines that are kept for each depth of a window, a power of two."""
+    stand for all further windows. `layout`: parts, pitch, padding and size of a line. `ring`: lines that are kept for
+    each depth of a window, a power of two."""
     split = make_split(stride, single)
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, zero: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array,
+        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, taps: Any, dilations: Any, d: Array, h: Array,
         first_taps: Array, offsets: Array, layout: Any, ring: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, channels = sizes
         if single:
             channels = 1
-        number, end, lowest = U(out_w * channels), stop * out_w * channels, broadcast(zero, -np.inf)
+        number, end, lowest = U(out_w * channels), stop * out_w * channels, broadcast(like, -np.inf)
         parts, pitch, padding, size = layout
         no_more = U(first_taps.size - LANES)
         kw = U(width) if width > 0 else U(offsets.size)
-        lines = np.full(size if separable else taps[0] * ring * size, -np.inf, zero.dtype)
+        lines = np.full(size if separable else taps[0] * ring * size, -np.inf, like.dtype)
         pitch_of_maxima = out_w * channels + LANES
-        maxima = np.empty(taps[0] * ring * pitch_of_maxima if separable else 0, zero.dtype)
+        maxima = np.empty(taps[0] * ring * pitch_of_maxima if separable else 0, like.dtype)
         places = np.empty(maxima.size if save else 0, np.int32)
         row_at, row_tap = np.empty(taps[0] * taps[1], np.int64), np.empty(taps[0] * taps[1], np.int32)
         plane, od, oh = start // (out_d * out_h), start // out_h % out_d, start % out_h
         done = 0  # rows before this one are in the ring
         for unit in range(start, stop):
-            first = max(0, h[0, oh] - h[2, oh] * steps[1])  # a later window may need rows that this one passes over
+            first = max(0, h[0, oh] - h[2, oh] * dilations[1])  # a later window may need rows that this one passes over
             done = first if unit == start or oh == 0 else max(done, first)
-            rows, next_row = 0, h[0, oh] + (h[1, oh] - 1) * steps[1] + 1
+            rows_under, next_row = 0, h[0, oh] + (h[1, oh] - 1) * dilations[1] + 1
             for td in range(d[1, od]):
-                first_row = (plane * depth + d[0, od] + td * steps[0]) * height
+                first_row = (plane * depth + d[0, od] + td * dilations[0]) * height
                 for row in range(done, next_row):
                     slot = td * ring + (row & (ring - 1))
                     at = 0 if separable else slot * size
@@ -111,15 +109,15 @@ def make_forward(width: int, stride: int, single: bool, separable: bool, save: b
                             if save:
                                 store(places, U(slot * pitch_of_maxima) + o, place)
                 for th in range(h[1, oh]):
-                    slot = td * ring + ((h[0, oh] + th * steps[1]) & (ring - 1))
-                    row_at[rows] = slot * (pitch_of_maxima if separable else size)
-                    row_tap[rows] = ((d[2, od] + td) * taps[1] + h[2, oh] + th) * taps[2]
-                    rows += 1
+                    slot = td * ring + ((h[0, oh] + th * dilations[1]) & (ring - 1))
+                    row_at[rows_under] = slot * (pitch_of_maxima if separable else size)
+                    row_tap[rows_under] = ((d[2, od] + td) * taps[1] + h[2, oh] + th) * taps[2]
+                    rows_under += 1
             done = max(done, next_row)
-            base = row_tap[0] if rows > 0 else 0
+            base = row_tap[0] if rows_under > 0 else 0
             for o in range(U(0), number, U(LANES)):
                 best, place = lowest, add(load(first_taps, min(o, no_more)), integers(base))
-                for i in range(U(rows)):
+                for i in range(U(rows_under)):
                     at = U(row_at[i]) + o
                     if separable:
                         value = load(maxima, at)
@@ -172,10 +170,10 @@ def _largest_lane(x: Any) -> Any:
 
 
 @kernel(inlined=True)
-def _find(x: Array, zero: Array, at: Any, number: Any, step: Any, best: Any) -> Any:
+def _find(x: Array, like: Array, at: Any, number: Any, step: Any, best: Any) -> Any:
     """Where among `number` elements, `step` apart, the first is that equals `best`, or is a NaN as best is: −1 if
     nowhere. And that element: a zero has a sign."""
-    sought = broadcast(zero, best)
+    sought = broadcast(like, best)
     for i in range(0, number, LANES if step == 1 else 1):
         count = min(number - i, LANES) if step == 1 else 1
         value = load_first(x, at + i * step, count)
@@ -196,50 +194,51 @@ def make_forward_by_window(save: bool) -> Kernel:
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, zero: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-        start: int, stop: int,
+        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, taps: Any, dilations: Any, d: Array, h: Array,
+        w: Array, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, _ = sizes
-        line, lowest = np.empty(length + LANES, zero.dtype), zero.dtype.type(-np.inf)
-        best_of, place_of = np.empty(out_w + LANES, zero.dtype), np.empty(out_w + LANES, np.int32)
+        line, lowest = np.empty(length + LANES, like.dtype), like.dtype.type(-np.inf)
+        best_of, place_of = np.empty(out_w + LANES, like.dtype), np.empty(out_w + LANES, np.int32)
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
             first_row = (plane * depth + d[0, od]) * height + h[0, oh]
             base = (d[2, od] * taps[1] + h[2, oh]) * taps[2]
-            rows, direct = d[1, od] * h[1, oh], d[1, od] * h[1, oh] == 1 and taps[2] >= LANES and steps[2] == 1
-            if rows > 0 and not direct:
+            rows_under = d[1, od] * h[1, oh]
+            direct = rows_under == 1 and taps[2] >= LANES and dilations[2] == 1  # without the maxima of columns
+            if rows_under > 0 and not direct:
                 for c in range(0, length, LANES):
-                    best = broadcast(zero, -np.inf)
+                    best = broadcast(like, -np.inf)
                     for td in range(d[1, od]):
-                        at = (first_row + td * steps[0] * height) * length + c
+                        at = (first_row + td * dilations[0] * height) * length + c
                         for th in range(h[1, oh]):
-                            row = at + th * steps[1] * length
+                            row = at + th * dilations[1] * length
                             if c + LANES <= length:
                                 best = maximum(best, load(x, row))
                             else:
                                 best = maximum(best, load_first(x, row, length - c))
                     store(line, c, best)
             for o in range(out_w):
-                first, cells, place = w[0, o], np.int64(w[1, o]), np.int64(base + w[2, o])
+                first, cells_in_row, place = w[0, o], np.int64(w[1, o]), np.int64(base + w[2, o])
                 best = lowest
-                if rows > 0 and cells >= LANES and steps[2] == 1:
+                if rows_under > 0 and cells_in_row >= LANES and dilations[2] == 1:
                     if direct:
-                        best = _largest(x, first_row * length + first, cells)
+                        best = _largest(x, first_row * length + first, cells_in_row)
                     else:
-                        best = _largest(line, np.int64(first), cells)
+                        best = _largest(line, np.int64(first), cells_in_row)
                 elif direct:
-                    value = load_first(x, first_row * length + first, cells)
-                    best = _largest_lane(select(first_lanes(cells), value, broadcast(zero, -np.inf)))
-                elif rows > 0:
-                    for i in range(cells):
-                        value = line[U(first + i * steps[2])]
+                    value = load_first(x, first_row * length + first, cells_in_row)
+                    best = _largest_lane(select(first_lanes(cells_in_row), value, broadcast(like, -np.inf)))
+                elif rows_under > 0:
+                    for i in range(cells_in_row):
+                        value = line[U(first + i * dilations[2])]
                         best = value if (not (value <= best)) & (best == best) else best
-                if rows > 0 and (save or best == 0 or best != best):
+                if rows_under > 0 and (save or best == 0 or best != best):
                     i, found = 0, -1
-                    while found < 0 and i < rows:
+                    while found < 0 and i < rows_under:
                         td, th = i // h[1, oh], i % h[1, oh]
-                        at = (first_row + td * steps[0] * height + th * steps[1]) * length + first
-                        found, value = _find(x, zero, at, cells, steps[2], best)
+                        at = (first_row + td * dilations[0] * height + th * dilations[1]) * length + first
+                        found, value = _find(x, like, at, cells_in_row, dilations[2], best)
                         if found >= 0:
                             best, place = value, place + (td * taps[1] + th) * taps[2] + found
                         i += 1
@@ -260,8 +259,8 @@ def make_forward_by_cell(narrow: bool, save: bool) -> Kernel:
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, zero: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-        start: int, stop: int,
+        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, taps: Any, dilations: Any, d: Array, h: Array,
+        w: Array, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, length, out_d, out_h, out_w, channels = sizes
         for unit in range(start, stop):
@@ -272,13 +271,13 @@ def make_forward_by_cell(narrow: bool, save: bool) -> Kernel:
                 to = (unit * out_w + o) * channels
                 for block in range(0, channels, LANES):
                     c = block if narrow else min(block, channels - LANES)  # the last may overlap the one before
-                    best, place = broadcast(zero, -np.inf), integers(base + w[2, o])
+                    best, place = broadcast(like, -np.inf), integers(base + w[2, o])
                     for td in range(d[1, od]):
                         for th in range(h[1, oh]):
-                            row = (first_row + td * steps[0] * height + th * steps[1]) * length + w[0, o]
+                            row = (first_row + td * dilations[0] * height + th * dilations[1]) * length + w[0, o]
                             at, tap = U(row * channels + c), base + (td * taps[1] + th) * taps[2] + w[2, o]
                             for t in range(U(w[1, o])):
-                                here = at + t * U(steps[2] * channels)
+                                here = at + t * U(dilations[2] * channels)
                                 value = load_first(x, here, channels) if narrow else load(x, here)
                                 better = exceeds(value, best)
                                 best = select(better, value, best)
@@ -294,139 +293,3 @@ def make_forward_by_cell(narrow: bool, save: bool) -> Kernel:
                             store(argmax, to + c, place)
 
     return max_pool
-
-
-@kernel()
-def tie_bits(
-    x: Array, y: Array, bits: Array, sizes: Any, taps: Any, steps: Any, d: Array, h: Array, w: Array,
-    start: int, stop: int,
-) -> None:  # fmt: skip
-    """The tie bits, (bytes, *y): bit `tap` is set if that cell equals the window's maximum, or both are NaN."""
-    depth, height, length, out_d, out_h, out_w, channels = sizes
-    number = bits.size // y.size  # bytes for each window
-    for unit in range(start, stop):
-        plane, row = unit // (out_d * out_h), unit % (out_d * out_h)
-        od, oh = row // out_h, row % out_h
-        to = U(unit * out_w * channels)
-        for byte in range(number):
-            for c in range(U(out_w * channels)):
-                bits[U(byte * y.size) + to + c] = 0
-        for i in range(d[1, od] * h[1, oh]):
-            td, th = i // h[1, oh], i % h[1, oh]
-            at = (plane * depth + d[0, od] + td * steps[0]) * height + h[0, oh] + th * steps[1]
-            base = ((d[2, od] + td) * taps[0] + h[2, oh] + th) * taps[1]
-            for o in range(out_w):
-                here = to + U(o * channels)
-                for t in range(w[1, o]):
-                    cell = U((at * length + w[0, o] + t * steps[2]) * channels)
-                    tap = base + w[2, o] + t
-                    into, bit = U(tap // 8 * y.size) + here, np.uint8(1 << tap % 8)
-                    for c in range(U(channels)):
-                        value, best = x[cell + c], y[here + c]
-                        equal = (value == best) | ((value != value) & (best != best))
-                        bits[into + c] |= bit if equal else np.uint8(0)
-
-
-@kernel()
-def backward_simple(
-    dy: Array, argmax: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
-    stride_w: int, padding_w: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    """`backward` for one channel a cell if every window sees a cell: it takes a third of the time.
-
-    dx is set to 0 only shortly before the windows come, so that it is still in the cache. `stride_w`: from one window
-    of a row to the next; `padding_w`: the padding before the first one. If stride_w is 0, `w` has the starts."""
-    depth, height, length, out_d, out_h, out_w, _ = sizes
-    size, rows = depth * height * length, out_d * out_h
-    last = (out_w - 1) * stride_w - padding_w if stride_w > 0 else w[0, out_w - 1]
-    row_extent = last + offsets[offsets.size - 1] + 1  # cells from the start of a row to the end of its last window
-    for plane in range(start, stop):
-        cleared, end = plane * size, (plane + 1) * size
-        for row in range(rows):
-            od, oh = row // out_h, row % out_h
-            begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
-            needed = begin + row_extent if row + 1 < rows else end
-            if needed > cleared:
-                until = min(max(needed, cleared + CLEAR_AHEAD), end)
-                for i in range(U(cleared), U(until)):
-                    dx[i] = 0
-                cleared = until
-            first = U((plane * rows + row) * out_w)
-            for o in range(U(out_w)):
-                from_row = np.int64(o) * stride_w - padding_w if stride_w > 0 else np.int64(w[0, o])
-                cell = U(begin + from_row + offsets[U(argmax[first + o])])
-                dx[cell] = dy[first + o] if disjoint else dx[cell] + dy[first + o]
-
-
-@kernel()
-def backward(
-    dy: Array, argmax: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, d: Array, h: Array, w: Array,
-    start: int, stop: int,
-) -> None:  # fmt: skip
-    """dx from dy and the argmax: each plane is set to 0, which loads it into the cache, then its windows are added in C
-    order.
-
-    `offsets` are the cells under a window's taps, relative to its start."""
-    depth, height, length, out_d, out_h, out_w, channels = sizes
-    size = depth * height * length * channels
-    for plane in range(start, stop):
-        for i in range(U(plane * size), U((plane + 1) * size)):
-            dx[i] = 0
-        for row in range(out_d * out_h):
-            od, oh = row // out_h, row % out_h
-            if d[1, od] == 0 or h[1, oh] == 0:
-                continue
-            begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
-            first = (plane * out_d * out_h + row) * out_w
-            for o in range(U(out_w)):
-                if w[1, o] == 0:
-                    continue
-                here = (U(first) + o) * U(channels)
-                for c in range(U(channels)):
-                    cell = U(begin + w[0, o] + offsets[U(argmax[here + c])]) * U(channels) + c
-                    dx[cell] = dy[here + c] if disjoint else dx[cell] + dy[here + c]
-
-
-@kernel()
-def ties_backward(
-    dy: Array, bits: Array, dx: Array, sizes: Any, offsets: Array, disjoint: bool, split: bool,
-    d: Array, h: Array, w: Array, start: int, stop: int,
-) -> None:  # fmt: skip
-    """dx from dy and the tie bits: each cell whose bit is set gets dy, or if `split` an equal share of it."""
-    depth, height, length, out_d, out_h, out_w, channels = sizes
-    size = depth * height * length * channels
-    for plane in range(start, stop):
-        for i in range(U(plane * size), U((plane + 1) * size)):
-            dx[i] = 0
-        for row in range(out_d * out_h):
-            od, oh = row // out_h, row % out_h
-            begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
-            first = (plane * out_d * out_h + row) * out_w
-            for o in range(out_w):
-                for c in range(channels):
-                    at = (first + o) * channels + c
-                    share = dy[at]
-                    if split:
-                        number = 0
-                        for tap in range(offsets.size):
-                            number += bits[tap // 8 * dy.size + at] >> tap % 8 & 1
-                        share = share / dy.dtype.type(max(number, 1))
-                    for tap in range(offsets.size):
-                        if bits[tap // 8 * dy.size + at] >> tap % 8 & 1:
-                            cell = (begin + w[0, o] + offsets[tap]) * channels + c
-                            dx[cell] = share if disjoint else dx[cell] + share
-
-
-@kernel()
-def flat_indices(
-    argmax: Array, indices: Array, sizes: Any, offsets: Array, d: Array, h: Array, w: Array, start: int, stop: int
-) -> None:
-    """The flat cell of each maximum in its plane; -1 if the window sees no cell."""
-    _, height, length, out_d, out_h, out_w, channels = sizes
-    for unit in range(start, stop):
-        od, oh = unit % (out_d * out_h) // out_h, unit % out_h
-        begin = (d[0, od] * height + h[0, oh]) * length
-        for o in range(out_w):
-            has_cells = d[1, od] > 0 and h[1, oh] > 0 and w[1, o] > 0
-            for at in range(U((unit * out_w + o) * channels), U((unit * out_w + o + 1) * channels)):
-                indices[at] = begin + w[0, o] + offsets[U(argmax[at])] if has_cells else -1

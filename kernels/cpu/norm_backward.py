@@ -141,8 +141,8 @@ def _gradient_sums(
     partition: Partition, dy: Array, x: Array, shift: Array, mean: Array, rstd: Array
 ) -> tuple[Array, Array]:
     """The sums of dy * xhat and of dy, over each piece of each channel."""
-    sum_dy, sum_dy_xhat = np.zeros((2, partition.number_of_sums))
+    sum_dy, sum_dy_shifted = np.zeros((2, partition.number_of_sums))
     loop_shift = partition.broadcast_to_loops(shift, shift.dtype)
-    run_over_pieces(partition, 2 * x.nbytes, partition.loops.gradient_sums, dy, x, loop_shift, sum_dy, sum_dy_xhat)
+    run_over_pieces(partition, 2 * x.nbytes, partition.loops.gradient_sums, dy, x, loop_shift, sum_dy, sum_dy_shifted)
     sum_dy = partition.by_channel(sum_dy)
-    return (partition.by_channel(sum_dy_xhat) - (mean - shift) * sum_dy) * rstd, sum_dy
+    return (partition.by_channel(sum_dy_shifted) - (mean - shift) * sum_dy) * rstd, sum_dy

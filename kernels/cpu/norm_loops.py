@@ -186,14 +186,14 @@ def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, sta
 
 @kernel(allocates=False)
 def gradient_sums(
-    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_dy_xhat: Array, length: int, pieces: int, start: int,
+    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_dy_shifted: Array, length: int, pieces: int, start: int,
     stop: int,
 ) -> None:  # fmt: skip
     """The sums of dy and of dy * (x - shift) of pieces start to stop. `shift` has a number for each segment; where it
     ends, the loop starts again from its first."""
     for u in range(start, stop):
         segment, first, last = piece_bounds(u, length, pieces)
-        sum_dy[u], sum_dy_xhat[u] = cell_gradient_sums(dy, x, first, last, shift[segment % shift.size])
+        sum_dy[u], sum_dy_shifted[u] = cell_gradient_sums(dy, x, first, last, shift[segment % shift.size])
 
 
 @kernel(allocates=False)
@@ -264,7 +264,7 @@ def blocks_backward(
     for u in range(start, stop):
         low, high = u * block, min((u + 1) * block, rows)
         sum_dy[low * group_size : high * group_size] = 0.0
-        sum_dy_xhat[low * group_size : high * group_size] = 0.0
+        sum_dy_xhat[low * group_size : high * group_size] = 0.0  # at first the sums of dy * (x - shift)
         for n in range(samples):
             for s in range(low * group_size, high * group_size):
                 first = (n * rows * group_size + s) * length

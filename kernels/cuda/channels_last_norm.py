@@ -14,7 +14,7 @@ from cnnlayers.backends import Backend
 from .compile import instance_name
 from .launch import cuda_type, launch, offset_types
 from .norm_arguments import stats_arguments
-from .norm_plan import Columns, Plan, device_of, make_plan, pack_of
+from .norm_plan import Columns, LaunchPlan, device_of, make_plan, pack_of
 
 Array = Any
 GRADIENT_THREADS = 128  # threads of a block whose warps each process one channel or group
@@ -48,7 +48,7 @@ def forward(
     launch("channels_last_norm", apply, plan.rows * plan.stream_blocks, plan.threads, arguments)
 
 
-def forward_instances(plan: Plan, element: str, offset: str, use_running_stats: bool) -> list[str]:
+def forward_instances(plan: LaunchPlan, element: str, offset: str, use_running_stats: bool) -> list[str]:
     """channels_last_norm.cu's kernels of a plan, in their order."""
     if plan.mapping != "two_pass":
         kernel = "cooperative_channels_last_forward" if plan.mapping == "grid" else "channels_last_forward"
@@ -63,7 +63,7 @@ def forward_instances(plan: Plan, element: str, offset: str, use_running_stats: 
 
 
 def _launch_once(
-    b: Backend, shape: Columns, plan: Plan, stem: str, instance: str, arrays: list[Array], more: list[Any]
+    b: Backend, shape: Columns, plan: LaunchPlan, stem: str, instance: str, arrays: list[Array], more: list[Any]
 ) -> None:
     """The one launch of a plan; `more`: the kernel's arguments between its arrays and its shape."""
     if plan.mapping == "grid":
@@ -77,11 +77,11 @@ def _launch_once(
         launch(stem, instance, plan.grid_size, plan.threads, arguments, shared=plan.shared)
 
 
-def _partial(b: Backend, shape: Columns, plan: Plan) -> Array:
+def _partial(b: Backend, shape: Columns, plan: LaunchPlan) -> Array:
     return b.empty((shape.samples * plan.parts, shape.channels, 2), b.xp.float64)
 
 
-def _shape(shape: Columns, plan: Plan) -> list[Any]:
+def _shape(shape: Columns, plan: LaunchPlan) -> list[Any]:
     """The kernels' SHAPE arguments, without `flags`."""
     return [np.uint32(n) for n in (shape.samples, shape.depth, shape.channels // plan.pack, plan.lanes)]
 
@@ -117,7 +117,7 @@ def backward(b: Backend, spec: Any, shape: Columns, arrays: list[Array], gradien
     return sums
 
 
-def backward_instances(plan: Plan, element: str, offset: str, use_running_stats: bool) -> list[str]:
+def backward_instances(plan: LaunchPlan, element: str, offset: str, use_running_stats: bool) -> list[str]:
     """channels_last_norm_backward.cu's kernels of a plan, in their order."""
     if plan.mapping != "two_pass":
         kernel = "cooperative_channels_last_backward" if plan.mapping == "grid" else "channels_last_backward"

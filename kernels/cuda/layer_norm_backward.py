@@ -24,7 +24,7 @@ COLUMNS = 32  # columns of a block of reduce_parameter_gradients, which has eigh
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayerNormPlan:
     """How rows with one parameter an element are assigned to a device; `str()` says it in words.
 
     mapping: "warp" (`lanes` of a warp a row) and "block" (whole warps a row) read each array once; "two_pass" reads it
@@ -58,7 +58,7 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     return norm_arguments.refuses(op, spec, *arrays)
 
 
-def make_plan(device: Device, rows: Rows, dtype: str, pack: int) -> Plan:
+def make_plan(device: Device, rows: Rows, dtype: str, pack: int) -> LayerNormPlan:
     """The plan for these rows."""
     packs, register_packs = rows.cells // pack, REGISTER_PACKS[dtype]
     if packs <= device.threads * register_packs and (2 * rows.rows >= device.processors or packs <= 2 * device.threads):
@@ -68,11 +68,15 @@ def make_plan(device: Device, rows: Rows, dtype: str, pack: int) -> Plan:
         blocks = -(-rows.rows // teams)
         resident = device.processors * max(1, device.threads // (teams * lanes))  # with 128 registers a thread
         blocks = min(blocks, resident, max(-(-blocks // MIN_ROWS_PER_TEAM), device.processors))
-        return Plan("warp" if team else "block", rows.rows, packs, pack, register_packs, teams * lanes, lanes, blocks)
+        return LayerNormPlan(
+            "warp" if team else "block", rows.rows, packs, pack, register_packs, teams * lanes, lanes, blocks
+        )
     parts = max(1, min(-(-8 * device.processors // rows.rows), -(-packs // (STREAM_THREADS * 4))))
     parts = -(-packs // -(-packs // parts))  # no part is empty
     depth = min(rows.rows, MAX_DEPTH)
-    return Plan("two_pass", rows.rows, packs, pack, 0, STREAM_THREADS, 32, -(-rows.rows // depth), parts, depth)
+    return LayerNormPlan(
+        "two_pass", rows.rows, packs, pack, 0, STREAM_THREADS, 32, -(-rows.rows // depth), parts, depth
+    )
 
 
 def _backward(
@@ -98,7 +102,7 @@ def _backward(
 layer_norm_backward = rms_norm_backward = _backward
 
 
-def _instances(plan: Plan, element: str, offset: str) -> list[str]:
+def _instances(plan: LayerNormPlan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     if plan.mapping == "two_pass":
         return [
@@ -117,7 +121,9 @@ def _instances(plan: Plan, element: str, offset: str) -> list[str]:
     ]
 
 
-def _launch(b: Backend, rows: Rows, plan: Plan, arrays: list[Array], dx: Array, columns: Array, flags: int) -> None:
+def _launch(
+    b: Backend, rows: Rows, plan: LayerNormPlan, arrays: list[Array], dx: Array, columns: Array, flags: int
+) -> None:
     instances = _instances(plan, cuda_type(b, dx), offset_types(rows.size)[0])
     numbers = [np.int32(flags), np.uint32(rows.rows), np.uint32(plan.packs)]
     if plan.mapping != "two_pass":
@@ -133,7 +139,9 @@ def _launch(b: Backend, rows: Rows, plan: Plan, arrays: list[Array], dx: Array, 
     launch("layer_norm_backward", instances[1], plan.blocks * width, plan.threads, arguments)
 
 
-def _launch_parameter_gradients(b: Backend, spec: Any, plan: Plan, columns: Array) -> tuple[Array | None, Array | None]:
+def _launch_parameter_gradients(
+    b: Backend, spec: Any, plan: LayerNormPlan, columns: Array
+) -> tuple[Array | None, Array | None]:
     """dgamma and dbeta, from the blocks' sums."""
     dtypes = spec.gamma_dtype, spec.beta_dtype
     if plan.blocks == 1:

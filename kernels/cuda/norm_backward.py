@@ -15,7 +15,7 @@ from . import channels_last_norm, norm_arguments
 from .compile import CUDA_TYPE, instance_name
 from .launch import contiguous, cuda_type, launch, offset_types
 from .norm_arguments import DBETA, DGAMMA, GAMMA, HAS_X
-from .norm_plan import Columns, Plan, Rows, device_of, make_plan, pack_of
+from .norm_plan import Columns, LaunchPlan, Rows, device_of, make_plan, pack_of
 
 Array = Any
 GRADIENT_THREADS = 128  # threads of a block of parameter_gradients: one warp a channel
@@ -76,11 +76,11 @@ def channel_rows(whole: Rows) -> tuple[Rows, int]:
     ), channels
 
 
-def _stem(plan: Plan) -> str:
+def _stem(plan: LaunchPlan) -> str:
     return "norm_cooperative" if plan.mapping == "grid" else "norm_backward"
 
 
-def _instances(spec: Any, plan: Plan, element: str, offset: str) -> list[str]:
+def _instances(spec: Any, plan: LaunchPlan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     if plan.mapping == "group":
         return [instance_name("group_norm_backward", element, plan.pack, plan.register_packs, offset)]
@@ -93,12 +93,14 @@ def _instances(spec: Any, plan: Plan, element: str, offset: str) -> list[str]:
     return [instance_name("norm_sums", element, plan.pack, offset, spec.use_running_stats), *apply]
 
 
-def _numbers(rows: Rows, plan: Plan, flags: int) -> list[Any]:
+def _numbers(rows: Rows, plan: LaunchPlan, flags: int) -> list[Any]:
     numbers = rows.rows, rows.segments, rows.cells // plan.pack, rows.period
     return [np.int32(flags), *(np.uint32(n) for n in numbers)]
 
 
-def _launch_once(b: Backend, spec: Any, rows: Rows, group: int, plan: Plan, arrays: list[Array], flags: int) -> Array:
+def _launch_once(
+    b: Backend, spec: Any, rows: Rows, group: int, plan: LaunchPlan, arrays: list[Array], flags: int
+) -> Array:
     """One launch; the rows' sums, if there are several of a channel."""
     [instance] = _instances(spec, plan, cuda_type(b, arrays[1]), offset_types(rows.size)[0])
     sums = b.empty((rows.rows, 2), b.xp.float64) if rows.rows > rows.period else arrays[3]
@@ -113,7 +115,9 @@ def _launch_once(b: Backend, spec: Any, rows: Rows, group: int, plan: Plan, arra
     return sums
 
 
-def _launch_sums(b: Backend, spec: Any, rows: Rows, group: int, plan: Plan, arrays: list[Array], flags: int) -> Array:
+def _launch_sums(
+    b: Backend, spec: Any, rows: Rows, group: int, plan: LaunchPlan, arrays: list[Array], flags: int
+) -> Array:
     """The sums, then dx, for as many rows at a time as the plan says; or both at once, if running statistics are
     used."""
     sums_of, *apply = _instances(spec, plan, cuda_type(b, arrays[1]), offset_types(rows.size)[0])

@@ -210,8 +210,8 @@ __global__ void __launch_bounds__(256, 1) cooperative_channels_last_backward(BAC
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       gamma[v] = gamma_of<A>(gammas, flags, block.column * V + v);
-      const A sum_dy = gamma[v] * A(sums[row + v].v[0]), sum_dy_xhat = gamma[v] * A(sums[row + v].v[1]);
-      gradient[v] = {moments_of<A>(means[row + v], rstds[row + v]), sum_dy, sum_dy_xhat, A(depth)};
+      const A sum_gamma_dy = gamma[v] * A(sums[row + v].v[0]), sum_gamma_dy_xhat = gamma[v] * A(sums[row + v].v[1]);
+      gradient[v] = {moments_of<A>(means[row + v], rstds[row + v]), sum_gamma_dy, sum_gamma_dy_xhat, A(depth)};
     }
     x_tile.each_with(dy_tile, [&](unsigned j, const auto& x_pack, const auto& dy_pack) {
       dx[at(j)] = input_gradient(gradient, gamma, x_pack, dy_pack);

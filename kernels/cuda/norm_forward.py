@@ -15,7 +15,7 @@ from . import channels_last_norm
 from .compile import instance_name
 from .launch import contiguous, cuda_type, launch, offset_types
 from .norm_arguments import accumulator, memory_layout, new_statistics, parameter, refuses, stats_arguments
-from .norm_plan import Columns, Plan, Rows, device_of, make_plan, pack_of
+from .norm_plan import Columns, LaunchPlan, Rows, device_of, make_plan, pack_of
 
 __all__ = [
     "batch_norm_forward",
@@ -89,11 +89,11 @@ def _forward(
 
 
 # ------------------------------------------------------------------------------------------------------------- launches
-def _stem(plan: Plan) -> str:
+def _stem(plan: LaunchPlan) -> str:
     return "norm_cooperative" if plan.mapping == "grid" else "norm_forward"
 
 
-def _instances(norm: Any, rows: Rows, plan: Plan, element: str, offset: str) -> list[str]:
+def _instances(norm: Any, rows: Rows, plan: LaunchPlan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     mode = PER_ELEMENT if rows.per_element else PER_ROW if rows.channel_cells == rows.cells else PER_CHANNEL
     centred = norm.rows.centred
@@ -108,13 +108,13 @@ def _instances(norm: Any, rows: Rows, plan: Plan, element: str, offset: str) -> 
     return [instance_name("norm_moments", element, plan.pack, plan.register_packs, offset, centred), apply]
 
 
-def _geometry(rows: Rows, plan: Plan) -> list[Any]:
+def _geometry(rows: Rows, plan: LaunchPlan) -> list[Any]:
     numbers = rows.rows, rows.segments, rows.cells // plan.pack, rows.period, max(1, rows.channel_cells // plan.pack)
     return [np.uint32(n) for n in numbers]
 
 
 def _launch_once(
-    b: Backend, rows: Rows, plan: Plan, instances: list[str], arrays: list[Array], stats: list[Any]
+    b: Backend, rows: Rows, plan: LaunchPlan, instances: list[str], arrays: list[Array], stats: list[Any]
 ) -> None:
     if plan.mapping == "grid":
         partial = b.empty((plan.rows * plan.parts, 2), b.xp.float64)
@@ -128,7 +128,7 @@ def _launch_once(
 
 
 def _launch_twice(
-    b: Backend, rows: Rows, plan: Plan, instances: list[str], arrays: list[Array], stats: list[Any]
+    b: Backend, rows: Rows, plan: LaunchPlan, instances: list[str], arrays: list[Array], stats: list[Any]
 ) -> None:
     """Moments, then y, for as many rows at a time as the plan says; or y alone, if running statistics are used."""
     *moments, apply = instances

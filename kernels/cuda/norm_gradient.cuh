@@ -20,9 +20,10 @@ template <typename A> struct NormGradient {
   A shift, rstd, slope, offset;
 
   NormGradient() = default;
-  // sum_dy, sum_dy_xhat: the sums of gamma * dy and of gamma * dy * xhat over the n elements that share statistics
-  __device__ __forceinline__ NormGradient(const Moments<A>& m, A sum_dy, A sum_dy_xhat, A n)
-      : shift(m.shift), rstd(m.rstd), slope(m.rstd * (sum_dy_xhat / n)), offset(sum_dy / n - m.delta * slope) {}
+  // The sums of gamma * dy and of gamma * dy * xhat are those over the n elements that share statistics.
+  __device__ __forceinline__ NormGradient(const Moments<A>& m, A sum_gamma_dy, A sum_gamma_dy_xhat, A n)
+      : shift(m.shift), rstd(m.rstd), slope(m.rstd * (sum_gamma_dy_xhat / n)),
+        offset(sum_gamma_dy / n - m.delta * slope) {}
   template <typename T> __device__ __forceinline__ T operator()(T x, A gamma_dy) const {
     return narrow<T>((gamma_dy - ((widen(x) - shift) * slope + offset)) * rstd);
   }

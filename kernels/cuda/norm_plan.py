@@ -113,7 +113,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """How rows are assigned to a device; `str()` says it in words.
 
     mapping: "warp", "block", "grid" and "group" are one launch, "two_pass" is two. pack: elements of one access;
@@ -162,7 +162,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class ColumnPlan(Plan):
+class ColumnPlan(LaunchPlan):
     """A plan for columns: `rows` counts ranges of columns, `lanes` packs width and `packs` deep; "two_pass" is three
     launches."""
 
@@ -193,7 +193,7 @@ def make_plan(
     arrays: int = 1,
     group: int = 1,
     use_running_stats: bool = False,
-) -> Plan:
+) -> LaunchPlan:
     """The plan for rows of `arrays` arrays: x in a forward, x and dy in a backward.
 
     group: rows that share statistics but need sums of their own; use_running_stats: no statistics are computed.
@@ -214,10 +214,10 @@ def make_plan(
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
-def _row_plan(device: Device, shape: Rows, pack: int, register_packs: int, pack_bytes: int) -> Plan:
+def _row_plan(device: Device, shape: Rows, pack: int, register_packs: int, pack_bytes: int) -> LaunchPlan:
     rows, packs = shape.rows, shape.segments * shape.cells // pack
     if packs <= 64 or (packs <= 32 * register_packs and rows >= 4 * device.processors):
-        return Plan("warp", rows, packs, pack, register_packs, WARP_THREADS, lanes_of(packs), wave=rows)
+        return LaunchPlan("warp", rows, packs, pack, register_packs, WARP_THREADS, lanes_of(packs), wave=rows)
     capacity = register_packs * device.threads + (device.shared - STATIC_SMEM) // pack_bytes
     found = _best_split(device, rows, packs, capacity, device.threads, BARRIER_COST)
     if found is None or _underuses_device(device, rows, packs, found[0]):
@@ -227,7 +227,9 @@ def _row_plan(device: Device, shape: Rows, pack: int, register_packs: int, pack_
     many = parts == 1 and rows >= 4 * device.processors  # small blocks, of which a processor holds several
     threads = threads_of(share, register_packs if many else max(1, register_packs // 2), device.threads)
     shared = _dynamic_smem(pack_bytes * max(0, share - register_packs * threads))
-    return Plan("grid" if parts > 1 else "block", rows, packs, pack, register_packs, threads, 32, parts, wave, shared)
+    return LaunchPlan(
+        "grid" if parts > 1 else "block", rows, packs, pack, register_packs, threads, 32, parts, wave, shared
+    )
 
 
 def _best_split(
@@ -256,7 +258,7 @@ def _underuses_device(device: Device, rows: int, length: int, time: int) -> bool
 
 def _group_plan(
     device: Device, shape: Rows, pack: int, register_packs: int, pack_bytes: int, channels: int, accumulator: int
-) -> Plan:
+) -> LaunchPlan:
     """One block a group of `channels` rows, with each row in whole runs of packs; or two launches."""
     length = shape.cells // pack
     lanes = next(n for n in (32, 16, 8, 4, 2, 1) if 4 * (-length % n) <= length)  # at most a quarter is unused
@@ -267,10 +269,12 @@ def _group_plan(
     groups = shape.rows // channels
     if shared > device.shared - STATIC_SMEM or (2 * groups <= device.processors and slots > 4 * device.threads):
         return _two_pass(device, shape, pack, pack_bytes, 4, channels)
-    return Plan("group", groups, slots, pack, register_packs, threads, lanes, 1, groups, shared)
+    return LaunchPlan("group", groups, slots, pack, register_packs, threads, lanes, 1, groups, shared)
 
 
-def _two_pass(device: Device, shape: Rows, pack: int, pack_bytes: int, register_packs: int, group: int = 1) -> Plan:
+def _two_pass(
+    device: Device, shape: Rows, pack: int, pack_bytes: int, register_packs: int, group: int = 1
+) -> LaunchPlan:
     """Rows that are read twice, whole groups of `group` of them at a time."""
     packs = shape.segments * shape.cells // pack
     run = STREAM_THREADS * register_packs  # packs that a block loads at once
@@ -279,14 +283,14 @@ def _two_pass(device: Device, shape: Rows, pack: int, pack_bytes: int, register_
     fit = device.l2 // 2 // (packs * pack_bytes) // group * group
     stream_blocks, threads = _stream_blocks(packs)
     wave = min(shape.rows, fit or shape.rows)
-    return Plan("two_pass", shape.rows, packs, pack, register_packs, threads, 32, parts, wave, 0, stream_blocks)
+    return LaunchPlan("two_pass", shape.rows, packs, pack, register_packs, threads, 32, parts, wave, 0, stream_blocks)
 
 
-def _stream_plan(shape: Rows, pack: int) -> Plan:
+def _stream_plan(shape: Rows, pack: int) -> LaunchPlan:
     """Rows whose statistics are known: one launch that stores nothing on the chip."""
     packs = shape.segments * shape.cells // pack
     stream_blocks, threads = _stream_blocks(packs)
-    return Plan("two_pass", shape.rows, packs, pack, 0, threads, 32, stream_blocks, shape.rows, 0, stream_blocks)
+    return LaunchPlan("two_pass", shape.rows, packs, pack, 0, threads, 32, stream_blocks, shape.rows, 0, stream_blocks)
 
 
 def _stream_blocks(packs: int) -> tuple[int, int]:
