@@ -26,6 +26,7 @@ EXTRAS = {
     "cuda13": {"cupy-cuda13x": "cupy"},
     "cuda12": {"cupy-cuda12x": "cupy"},
     "mpi": {"mpi4py": "mpi4py"},
+    "cudnn": {"nvidia-cudnn-frontend": "cudnn"},
     "scipy": {"scipy": "scipy"},
     "torch": {"torch": "torch"},
 }
@@ -104,11 +105,14 @@ def _kernels() -> Iterator[str]:
     yield f"mode {_setting(kernels.current_mode)} (CNNLAYERS_KERNELS sets it)"
     allowed = _setting(lambda: "auto" if kernels.winograd_allowed() else "off")
     yield f"Winograd {allowed} (CNNLAYERS_WINOGRAD sets it)"
-    code = "cnnlayers.kernels.cpu.code_cache"
-    reasons = _reasons({entry.needs for entry in kernels.TABLE.values() if entry.needs} | {code})
+    code, cudnn = "cnnlayers.kernels.cpu.code_cache", "cnnlayers.kernels.cuda.cudnn"
+    reasons = _reasons({entry.needs for entry in kernels.TABLE.values() if entry.needs} | {code, cudnn})
+    allowed = _setting(lambda: "auto" if kernels.cudnn_allowed() else "off")
+    usable = f"cannot be used, {reasons[cudnn]}" if cudnn in reasons else "usable"
+    yield from textwrap.wrap(f"cuDNN {allowed} (CNNLAYERS_CUDNN sets it): {usable}", WIDTH, subsequent_indent=" " * 8)
     for name in backends.available():
         entries = {op: entry for (op, backend), entry in kernels.TABLE.items() if backend == name}
-        ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries}
+        ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries if not op.startswith("cudnn_")}
         missing = [reasons[needed] for needed in sorted({e.needs for e in entries.values() if e.needs} & {*reasons})]
         if missing:
             yield from (f"{name:<8}none, {reason}" for reason in missing)

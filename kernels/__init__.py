@@ -133,6 +133,10 @@ TABLE: dict[tuple[str, str], Entry] = {
         for op in ("softmax_forward", "softmax_backward", "softmax_statistics", "scaled_exponentials")
     },
     **{
+        (f"cudnn_{step}", "cupy"): Entry("cnnlayers.kernels.cuda.cudnn")
+        for step in ("correlate", "correlate_adjoint", "weight_gradient")
+    },
+    **{
         (step, "numpy"): Entry("cnnlayers.kernels.cpu.im2col", needs="cnnlayers.kernels.cpu.jit")
         for step in ("im2col", "col2im", "channel_sums")
     },
@@ -143,6 +147,7 @@ TABLE: dict[tuple[str, str], Entry] = {
     },
 }
 
+_cudnn = Setting("CNNLAYERS_CUDNN", ("auto", "off"), "the cuDNN option")
 _mode = Setting(VARIABLE, MODES, "the kernel mode")
 _winograd = Setting("CNNLAYERS_WINOGRAD", ("auto", "off"), "the Winograd option")
 # The kernels that the innermost `warmup` has made ready: CUDA kernels by name, Numba's by op and dtypes.
@@ -201,6 +206,28 @@ def winograd(name: str) -> Block[str]:
     return _winograd.block(name)
 
 
+def cudnn_allowed() -> bool:
+    """Whether convolutions of CuPy arrays may be cuDNN's: by the innermost `cudnn` block, else `CNNLAYERS_CUDNN` (read
+    once), else yes."""
+    return _cudnn.current() == "auto"
+
+
+def cudnn(name: str) -> Block[str]:
+    """A `with` block in which convolutions of CuPy arrays may be cuDNN's or not, in this thread or async task only.
+
+    Parameters
+    ----------
+    name : {"auto", "off"}
+        "auto": where the extra `cudnn` is installed and cuDNN has a deterministic engine for the call.
+
+    Raises
+    ------
+    ValueError
+        Another name.
+    """
+    return _cudnn.block(name)
+
+
 def warming_up() -> bool:
     """Whether this is inside `warmup`."""
     return _ready.get() is not None
@@ -211,10 +238,11 @@ def _has_row(op: str) -> bool:
     return any(op == name for name, _ in TABLE)
 
 
-def find(op: str, b: Backend, spec: Any, *arrays: Any) -> Callable[..., Any] | None:
+def find(op: str, b: Backend, spec: Any, *arrays: Any, required: bool = True) -> Callable[..., Any] | None:
     """The launcher that serves `op` on these arrays, or None for the portable code.
 
-    Raises KernelUnavailable in mode "require" where the op has a kernel that cannot serve; LookupError for an op that
+    `required` says that None means portable code: in mode "require" a kernel that cannot serve then raises
+    KernelUnavailable. cuDNN's functions are not required, as there are other kernels. Raises LookupError for an op that
     has no row in `TABLE`, for any backend.
     """
     entry = TABLE.get((op, b.name))
@@ -233,7 +261,7 @@ def find(op: str, b: Backend, spec: Any, *arrays: Any) -> Callable[..., Any] | N
             if ready is not None and b.name == "numpy":
                 ready.add((op, *(str(getattr(a, "dtype", None)) for a in arrays)))
             return launcher
-    if chosen == "require":
+    if chosen == "require" and required:
         raise KernelUnavailable(f"{op} has a {b.name} kernel that cannot serve this call: {refusal}")
     return None
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cnnlayers import kernels
 from cnnlayers.backends import Backend
 from cnnlayers.specs import conv_window, transposed_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Shape, Size, flag, integer, layout, sizes
@@ -67,10 +68,20 @@ def _arrays(x: Array, weight: Array, bias: Array | None) -> Backend:
     return b
 
 
-def _computed(b: Backend, x: Array, *arrays: Array | None) -> list[Any]:
-    """x and other arrays in the dtype x is computed in."""
+def _computed(
+    b: Backend, step: str, spec: Conv, x: Array, weight: Array, first: Array, second: Array
+) -> tuple[Array, Array]:
+    """Two arrays in the dtype in which a step of a convolution computes: float32 or float64, but x's own, a half type,
+    where cuDNN multiplies it as it is and x and weight share it."""
     dtype = accumulator_dtype(b, x.dtype)
-    return [None if a is None else cast(b, a, dtype) for a in (x, *arrays)]
+    if b.name == "cupy" and x.dtype == weight.dtype != dtype:
+        own = kernels.find(f"cudnn_{step}", b, spec, x, weight, required=False)
+        dtype = dtype if own is None else x.dtype
+    return cast(b, first, dtype), cast(b, second, dtype)
+
+
+def _bias(b: Backend, x: Array, bias: Array | None) -> Array | None:
+    return None if bias is None else cast(b, bias, accumulator_dtype(b, x.dtype))
 
 
 def _channel_sums(b: Backend, spec: Conv, array: Array) -> Array:
@@ -92,15 +103,20 @@ def _gradients(
 
 # ---------------------------------------------------------------------------------------------------------- convolution
 def _conv_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array | None) -> Array:
-    return cast(b, correlate(b, spec, *_computed(b, x, weight, bias)), x.dtype)
+    arrays = _computed(b, "correlate", spec, x, weight, x, weight)
+    return cast(b, correlate(b, spec, *arrays, _bias(b, x, bias)), x.dtype)
 
 
 def _conv_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
-    x, weight = _computed(b, x, weight)
     with single_threaded_blas(b):
-        return correlate_adjoint(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, x, dy)
+        dx = (
+            correlate_adjoint(b, spec, *_computed(b, "correlate_adjoint", spec, x, weight, dy, weight))
+            if needs_dx
+            else None
+        )
+        return dx, weight_gradient(b, spec, *_computed(b, "weight_gradient", spec, x, weight, x, dy))
 
 
 def _conv_plan(
@@ -222,15 +238,16 @@ def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Ar
 
 # ----------------------------------------------------------------------------------------------- transposed convolution
 def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array | None) -> Array:
-    return cast(b, correlate_adjoint(b, spec, *_computed(b, x, weight, bias)), x.dtype)
+    arrays = _computed(b, "correlate_adjoint", spec, x, weight, x, weight)
+    return cast(b, correlate_adjoint(b, spec, *arrays, _bias(b, x, bias)), x.dtype)
 
 
 def _conv_transpose_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
-    x, weight = _computed(b, x, weight)
     with single_threaded_blas(b):
-        return correlate(b, spec, dy, weight) if needs_dx else None, weight_gradient(b, spec, dy, x)
+        dx = correlate(b, spec, *_computed(b, "correlate", spec, x, weight, dy, weight)) if needs_dx else None
+        return dx, weight_gradient(b, spec, *_computed(b, "weight_gradient", spec, x, weight, dy, x))
 
 
 def _conv_transpose_plan(

@@ -12,7 +12,7 @@ several of them add to is added up in a fixed order, so the bits do not depend o
 channel a group the taps are multiplied and added elementwise; a 1×1 kernel is a matrix product on the array as it lies.
 
 Kernels may serve: for the moving of cells ("im2col", "col2im"), or on the CPU for a whole function: direct loops, and
-Winograd's form for 3×3 kernels. `form_of` chooses.
+Winograd's form for 3×3 kernels; `form_of` chooses. On CuPy it is cuDNN, where that is installed and has an engine.
 
 All arrays of a call have one dtype. Loops run over tiles and taps. Sums over tiles, over more than SHORT_SUM blocks of
 taps and over more than LONG_SUM windows of a cell are kept in float64; matrix products see to their own (`blas`).
@@ -308,6 +308,9 @@ def form_of(b: Backend, spec: Conv, dtype: Any) -> str:
 
 def _by_kernel(step: str, b: Backend, spec: Conv, *arrays: Array) -> Array | None:
     """A step's result by a kernel for the whole of it, or None: then the code here computes it."""
+    if b.name == "cupy":
+        launcher = kernels.find(f"cudnn_{step}", b, spec, *arrays, required=False)
+        return None if launcher is None else launcher(b, spec, *arrays)
     form = form_of(b, spec, arrays[0].dtype)
     return kernels.attempt(f"{form}_{step}", b, spec, *arrays) if form in ("direct", "winograd") else None
 
