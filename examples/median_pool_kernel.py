@@ -42,26 +42,40 @@ def median_pool_forward(b: backends.Backend, spec: Any, x: Array) -> tuple[Array
 
 @numba.njit(nogil=True)
 def medians(x: Array, kernel: int, stride: int, y: Array, which: Array) -> None:
-    """Sort the cells of each window by insertion, together with their taps, and take the middle one; of cells that are
-    equal to it the first."""
-    count = kernel * kernel
-    values, taps = np.empty(count, x.dtype), np.empty(count, np.uint8)
+    """The cells of a window are counted against each other: the median has as many below it as above.
+
+    A row of windows is worked on at a time, so that the inner loops run over neighbours in memory and the compiler can
+    vectorise them. The taps are taken from the last to the first: of equal cells the first one stays.
+    """
+    count, columns = kernel * kernel, y.shape[2]
+    cells = np.empty((count, columns), x.dtype)
+    below, equal = np.empty(columns, np.int32), np.empty(columns, np.int32)
     for plane in range(x.shape[0]):
         for i in range(y.shape[1]):
-            for j in range(y.shape[2]):
-                unknown = -1
-                for tap in range(count):
-                    value = x[plane, i * stride + tap // kernel, j * stride + tap % kernel]
-                    if value != value and unknown < 0:
-                        unknown = tap
-                    place = tap
-                    while place > 0 and values[place - 1] > value:
-                        values[place], taps[place] = values[place - 1], taps[place - 1]
-                        place -= 1
-                    values[place], taps[place] = value, tap
-                middle = count // 2
-                while middle > 0 and values[middle - 1] == values[middle]:
-                    middle -= 1
-                tap = taps[middle] if unknown < 0 else unknown
-                y[plane, i, j] = x[plane, i * stride + tap // kernel, j * stride + tap % kernel]
-                which[plane, i, j] = tap
+            for tap in range(count):
+                row = x[plane, i * stride + tap // kernel, tap % kernel :]
+                for j in range(columns):
+                    cells[tap, j] = row[j * stride]
+            found = which[plane, i]
+            for tap in range(count - 1, -1, -1):
+                count_below_and_equal(cells, tap, below, equal)
+                for j in range(columns):
+                    if below[j] <= count // 2 < below[j] + equal[j]:
+                        found[j] = tap
+            for tap in range(count - 1, -1, -1):  # a NaN is the median of its window
+                for j in range(columns):
+                    if np.isnan(cells[tap, j]):
+                        found[j] = tap
+            for j in range(columns):
+                y[plane, i, j] = cells[found[j], j]
+
+
+@numba.njit(nogil=True)
+def count_below_and_equal(cells: Array, tap: int, below: Array, equal: Array) -> None:
+    """How many cells of each window are below the one at this tap, and how many are equal to it."""
+    below[:] = 0
+    equal[:] = 0
+    for other in range(cells.shape[0]):
+        for j in range(cells.shape[1]):
+            below[j] += np.int32(cells[other, j] < cells[tap, j])
+            equal[j] += np.int32(cells[other, j] == cells[tap, j])
