@@ -14,6 +14,7 @@ FORWARD, BACKWARD, INFERENCE, STEP = "forward", "backward", "inference", "step"
 TRAINING = (FORWARD, BACKWARD)
 ALL = (INFERENCE, FORWARD, BACKWARD)
 NETWORKS = ("three_layer_step", "lenet_step", "resnet8_step")  # no ops: whole training steps
+KERAS = ("keras_mobilenet_v2", "keras_resnet50", "keras_vgg16")  # no ops: inference of a network of Keras
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,9 @@ STEPS = tuple(
         ("resnet8_step", (64, 3, 32, 32), ""),
     )
 )
-CPU = (*MAIN, *BREADTH, *SMALL, *LAYERS, *TUTORIAL, *STEPS, *SWEEP)
+# Keras's NumPy backend, on this library and on JAX, where Keras is installed.
+KERAS_CASES = tuple(Case(op, (4, 3, 224, 224), options=LAST, parts=(INFERENCE,), group="keras") for op in KERAS)
+CPU = (*MAIN, *BREADTH, *SMALL, *LAYERS, *TUTORIAL, *STEPS, *KERAS_CASES, *SWEEP)
 
 # ------------------------------------------------------------------------------------------------------------------ GPU
 _GPU = (
@@ -269,6 +272,7 @@ PEERS: Mapping[str, tuple[str, ...] | None] = {
     "tutorial": None,
     "networks": ("pytorch", *VARIANTS, "onnxruntime"),
     "step": ("pytorch",),
+    "keras": ("keras-jax",),
     "sweep": ("pytorch",),
 }
 
@@ -295,6 +299,8 @@ def _small(case: Case) -> Case:
         return replace(case, shape=(min(n, 100), *rest))
     if case.group in ("small", "step"):
         return case
+    if case.group == "keras":
+        return replace(case, shape=(1, 3, 64, 64))
     largest = {3: 28, 4: 8}.get(len(rest), 200)
     if len(rest) > 1:
         rest[1:] = [min(length, largest) for length in rest[1:]]

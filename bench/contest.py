@@ -12,8 +12,8 @@ from typing import Any
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 
-from . import network
-from .cases import BACKWARD, FORWARD, INFERENCE, NETWORKS, STEP
+from . import keras_networks, network
+from .cases import BACKWARD, FORWARD, INFERENCE, KERAS, NETWORKS, STEP
 from .problem import Problem, trio
 
 Array = Any
@@ -65,6 +65,8 @@ class Ours(Contestant):
         op, parameters, options = problem.case.op, problem.parameters, problem.options(part)
         if part == STEP:
             return network.step(problem)
+        if op in KERAS:
+            return keras_networks.on_this_library(problem)
         if part == INFERENCE:
             inference = trio(op)
             return lambda i: (inference(problem.inputs[i], **parameters, **options),)

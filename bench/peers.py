@@ -43,6 +43,9 @@ PEERS = {
     "onnxruntime": Peer(
         CPU, ("onnxruntime", "onnx"), "onnxruntime onnx", "ONNX Runtime", _from("peer_onnx", "OnnxRuntime")
     ),
+    "keras-jax": Peer(
+        CPU, ("keras", "jax"), "keras jax", "Keras's NumPy backend on JAX", _from("peer_keras", "KerasOnJax")
+    ),
     "numpy": Peer(CPU, (), "", "our array code without kernels, on NumPy", lambda: Ours("numpy", "off")),
     "cupy": Peer(GPU, (), "", "our array code without kernels, on CuPy", lambda: Ours("cupy", "off")),
     "im2col": Peer(CPU, (), "", "the tutorials' im2col", _from("peer_tutorial", "Im2col")),
@@ -50,7 +53,7 @@ PEERS = {
 }
 # What is measured without --peers, where it is installed. The others are slow to start: they are asked for by name.
 DEFAULT = {
-    "cpu": ("pytorch", "jax", "onnxruntime", "numpy", "im2col", "naive"),
+    "cpu": ("pytorch", "jax", "onnxruntime", "keras-jax", "numpy", "im2col", "naive"),
     "gpu": ("pytorch", "pytorch-nocudnn", "pytorch-channels-last", "pytorch-compile", "cupy"),
 }
 

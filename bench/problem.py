@@ -13,7 +13,7 @@ import numpy as np
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
 
-from .cases import FORWARD, INFERENCE, NETWORKS, Case
+from .cases import FORWARD, INFERENCE, KERAS, NETWORKS, Case
 
 Array = Any
 CLASSES = 10  # of the network's step
@@ -61,6 +61,8 @@ def problem(case: Case, b: Backend, cache: int = 0, seed: int = 0) -> Problem:
     x_shape = (case.shape[0], *case.shape[2:], case.shape[1]) if case.channels_last else case.shape
     x = some(x_shape)
     copies = min(8, max(1, math.ceil(4 * cache / max(1, x.nbytes))))
+    if case.op in KERAS:
+        return Problem(case, b, [x], {})
     if case.op in NETWORKS:  # dy is the labels
         return Problem(case, b, [x], {}, [b.xp.arange(case.shape[0]) % CLASSES])
     inputs = [x, *(some(x_shape) for _ in range(copies - 1))]

@@ -16,7 +16,7 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from . import machine, peers, report
+from . import keras_networks, machine, peers, report
 from .cases import PEERS, Case, chosen
 from .clock import COPY_BYTES, ROUNDS, Copy, clock_of, interleaved, peak_operations
 from .contest import Contestant
@@ -89,8 +89,9 @@ def plan(
     """
     device = device or ("gpu" if backends.available()["cupy"] is None else "cpu")
     b = backends.use(BACKENDS[device])
-    cases = chosen(device, ops, quick, main)
+    cases, without = keras_networks.usable(chosen(device, ops, quick, main), asked=bool(ops))
     contestants, absent = peers.found(device, asked)
+    absent |= without
     out = out or machine.results()
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: results need a folder")

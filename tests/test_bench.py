@@ -50,7 +50,7 @@ def row(ours: float = 1e-3, theirs: float = 2e-3, part: str = FORWARD, **changes
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_cases_are_ops_of_the_library_each_once(device: str) -> None:
     found = cases.chosen(device)
-    assert all(hasattr(F, f"{case.op}_forward") for case in found if case.op not in cases.NETWORKS)
+    assert all(hasattr(F, f"{case.op}_forward") for case in found if case.op not in cases.NETWORKS + cases.KERAS)
     names = [(case.name, case.dtype, case.group) for case in found]
     assert len(set(names)) == len(names)
     assert set(cases.PEERS) >= {case.group for case in found}
@@ -122,7 +122,7 @@ def test_a_convolution_is_counted_in_operations() -> None:
 
 def test_every_op_but_convolution_has_a_formula() -> None:
     ops = {case.op for case in (*cases.CPU, *cases.GPU)}
-    assert ops - set(FORMULAS) == {"conv", "conv_transpose", *cases.NETWORKS}
+    assert ops - set(FORMULAS) == {"conv", "conv_transpose", *cases.NETWORKS, *cases.KERAS}
     assert all(set(formula(Counts(8, 4, 4))) == {INFERENCE, FORWARD, BACKWARD} for formula in FORMULAS.values())
 
 
@@ -155,7 +155,11 @@ def tiny(case: Case) -> Case:
     return replace(case, shape=(min(n, 4), rest[0], *(min(length, 12) for length in rest[1:])), options=options)
 
 
-@pytest.mark.parametrize("case", cases.chosen("cpu", quick=True), ids=lambda case: f"{case.name}, {case.group}")
+@pytest.mark.parametrize(
+    "case",
+    [case for case in cases.chosen("cpu", quick=True) if case.group != "keras"],  # tests/test_keras.py has those
+    ids=lambda case: f"{case.name}, {case.group}",
+)
 def test_every_case_agrees_with_every_peer_installed(case: Case) -> None:
     found = [p for p in peers.found("cpu")[0] if case.group == "tutorial" or p.name not in ("naive", "im2col")]
     made = problem(tiny(case), NUMPY)

@@ -20,7 +20,7 @@ pytest.importorskip("rich")
 
 from cnnlayers import backends, cli, kernels
 from cnnlayers import functional as F
-from cnnlayers.bench import cases, clock, machine, peers, plots, report, run
+from cnnlayers.bench import cases, clock, keras_networks, machine, peers, plots, report, run
 from cnnlayers.bench.contest import Contestant
 from cnnlayers.bench.measure import OURS
 from cnnlayers.bench.problem import Problem
@@ -121,6 +121,20 @@ def test_alone(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("relu") and "forward" in line)
     assert line.split()[-1] == "same"
     assert (tmp_path / "cpu.json").exists()
+
+
+def test_without_keras_its_networks_are_left_out_and_the_reason_is_said(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras_networks, "absence", lambda: "Keras is not installed: pip install it")
+    found, absent = keras_networks.usable(cases.chosen("cpu"), asked=False)
+    assert len(found) == len(cases.CPU) - 3
+    assert absent == {"Keras's networks": "Keras is not installed: pip install it"}
+    planned = run.plan("cpu", out=tmp_path, asked=["none"])
+    assert not {case.op for case in planned.cases} & set(cases.KERAS)
+    assert planned.absent == absent
+    assert bench("--ops", "keras_resnet50", "--out", tmp_path) == 2
+    assert "keras_vgg16 cannot be measured: Keras is not installed" in capsys.readouterr().err
 
 
 def test_a_step_of_the_network_agrees_with_pytorchs(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

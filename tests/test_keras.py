@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -355,6 +356,29 @@ with cnnlayers.keras.installed() if ours else contextlib.nullcontext():
         environment = os.environ | {"KERAS_BACKEND": "numpy"}
         subprocess.run([sys.executable, "-c", code, str(tmp_path), ours], env=environment, check=True)
     np.testing.assert_allclose(np.load(tmp_path / "ours.npy"), np.load(tmp_path / "jax.npy"), rtol=1e-4, atol=1e-6)
+
+
+@needs_keras
+@pytest.mark.whole
+def test_the_benchmarks_networks_agree_with_keras_on_jax(tmp_path):
+    """In a process of its own: Keras takes its backend from the environment."""
+    from cnnlayers.bench import cases
+    from cnnlayers.bench.measure import OURS
+
+    peer = "keras-jax" if importlib.util.find_spec("jax") else "none"
+    arguments = ["bench", "--quick", "--ops", *cases.KERAS, "--peers", peer, "--out", str(tmp_path)]
+    subprocess.run(
+        [sys.executable, "-m", "cnnlayers", *arguments],
+        check=True,
+        timeout=600,
+        env=os.environ | {"KERAS_BACKEND": "numpy"},
+    )
+    rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert [row["op"] for row in rows] == list(cases.KERAS)
+    for row in rows:
+        assert row["times"][OURS]["median"] > 0
+        assert row["same_bits"]
+        assert peer == "none" or row["errors"][peer] <= row["tolerance"]
 
 
 @needs_keras

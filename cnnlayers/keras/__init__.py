@@ -90,7 +90,7 @@ def _assign(nn: ModuleType, functions: dict[str, Callable[..., Any]]) -> None:
 
 def _numpy_backend() -> ModuleType:
     """Keras's module of the functions to replace, after the checks of `install`."""
-    _check_version()
+    check_version()
     wanted = os.environ.get("KERAS_BACKEND", "")
     if "keras" not in sys.modules and wanted not in ("", "numpy"):
         raise RuntimeError(_not_numpy(wanted))
@@ -101,7 +101,8 @@ def _numpy_backend() -> ModuleType:
     return importlib.import_module("keras.src.backend.numpy.nn")
 
 
-def _check_version() -> None:
+def check_version() -> None:
+    """The errors of `install` that need no import of Keras."""
     if importlib.util.find_spec("keras") is None:
         raise ModuleNotFoundError("Keras is not installed: pip install 'cnnlayers[keras]'", name="keras")
     version = importlib.metadata.version("keras")
