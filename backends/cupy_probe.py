@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 import sys
 import threading
 import warnings
@@ -19,6 +20,7 @@ from typing import Any
 from .block import Block, Exclusive
 
 TIMEOUT_S = 60.0
+OLDEST = (14, 2)  # 14.0 compiles kernels that are found by name anew in every process
 INSTALL = "pip install 'cnnlayers[cuda13]' (or 'cnnlayers[cuda12]' for a CUDA 12 driver)"
 
 _asking = Exclusive()
@@ -94,12 +96,20 @@ def _ask() -> str | None:
     except Exception as error:  # whatever a broken install raises is the reason
         return f"CuPy does not import ({_brief(error)}): {INSTALL}"
     try:
+        if _too_old(cupy.__version__):
+            wanted = ".".join(map(str, OLDEST))
+            return f"CuPy {cupy.__version__} is too old, {wanted} is needed: pip install --upgrade {INSTALL[12:]}"
         devices = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
         return f"CUDA does not start ({_brief(error)}): install or update the NVIDIA driver"
     if devices < 1:
         return "the driver shows no CUDA device: see nvidia-smi and CUDA_VISIBLE_DEVICES"
     return _compiler(cupy)
+
+
+def _too_old(version: str) -> bool:
+    numbers = [re.match(r"\d*", part)[0] for part in version.split(".")[:2]]  # type: ignore[index]  # matches anything
+    return tuple(int(n or 0) for n in numbers) < OLDEST
 
 
 def _compiler(cupy: Any) -> str | None:

@@ -227,7 +227,7 @@ def asked_by(calls: tuple[Call, ...] = CALLS, *, device: Mapping[str, int] = DEV
     class Recorder:
         """In place of a compiled kernel: it keeps the size of its largest block."""
 
-        def __init__(self, stem: str, instance: str, cooperative: bool = False) -> None:
+        def __init__(self, stem: str, instance: str, cooperative: Any = None) -> None:
             self.key = stem, instance
 
         def __call__(self, grid: tuple[int], block: tuple[int], arguments: Any, shared_mem: int) -> None:

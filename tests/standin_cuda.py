@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cnnlayers.backends import PLANS
+from cnnlayers.kernels.cuda import compile
 
 from . import simt
 
@@ -66,6 +67,13 @@ recorders: list[list[Launch]] = [launches]
 _quiet = [0]
 
 
+def _forget() -> None:
+    """Drop what was worked out from the device's attributes."""
+    PLANS.clear()
+    compile._function.cache_clear()
+    compile._check_resident.cache_clear()
+
+
 @contextlib.contextmanager
 def emulating(*, attributes: Mapping[str, int] | None = None, **changes: Any) -> Iterator[list[Launch]]:
     """Other `Settings` in the block, `attributes` changed singly. Gives the launches that the block makes."""
@@ -74,14 +82,14 @@ def emulating(*, attributes: Mapping[str, int] | None = None, **changes: Any) ->
     settings = replace(settings, **changes, attributes={**settings.attributes, **(attributes or {})})
     recorders.append(made)
     if attributes:
-        PLANS.clear()
+        _forget()
     try:
         yield made
     finally:
         settings = before
         recorders.pop()
         if attributes:
-            PLANS.clear()
+            _forget()
 
 
 @contextlib.contextmanager

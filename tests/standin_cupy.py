@@ -190,7 +190,7 @@ def module() -> types.ModuleType:
     cupy.__getattr__ = _attribute  # type: ignore[method-assign]
     members = {
         "ndarray": ndarray,
-        "__version__": "14.0.0+standin",
+        "__version__": "14.2.0+standin",
         "empty": _poisoned,
         "asarray": _asarray,
         "array": _asarray,

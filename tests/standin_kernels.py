@@ -111,6 +111,11 @@ class RawKernel:
         _ = self.kernel
 
     @property
+    def shared_size_bytes(self) -> int:
+        """Of shared arrays in the source: 0, because only a compiler for the device knows."""
+        return 0
+
+    @property
     def max_dynamic_shared_size_bytes(self) -> int:
         return self.kernel.max_dynamic
 

@@ -53,6 +53,7 @@ def fake_cupy(**broken: Any) -> types.ModuleType:
     """The stand-in, with parts of it broken."""
     module = standin_cupy.module()
     module.asarray = broken.get("asarray", module.asarray)
+    module.__version__ = broken.get("version", module.__version__)
     module.cuda.runtime.getDeviceCount = broken.get("devices", lambda: 1)
     module.cuda.nvrtc.getVersion = broken.get("nvrtc", lambda: (13, 0))
     return module
@@ -240,8 +241,16 @@ BROKEN = {
     "no headers": (fake_cupy(asarray=fails(OSError("cannot open cuda_fp16.h"))), r"cuda_fp16\.h.*brings NVRTC"),
     "wrong answer": (fake_cupy(asarray=lambda a: np.zeros(2)), "gave 2.0"),
     "no cuda": (types.ModuleType("cupy"), "AttributeError"),
+    "too old": (fake_cupy(version="14.1.0rc1"), r"CuPy 14\.1\.0rc1 is too old, 14\.2 is needed: pip install --upgrade"),
     "no message": (fake_cupy(devices=fails(RuntimeError())), "RuntimeError"),
 }
+
+
+@pytest.mark.parametrize(
+    ("version", "old"), [("13.6.0", True), ("14.0.1", True), ("14.2", False), ("14.10.0b1", False), ("15.0a1", False)]
+)
+def test_versions_of_cupy_are_compared_by_number(version: str, old: bool) -> None:
+    assert cupy_probe._too_old(version) == old
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -205,9 +205,7 @@ def beside_the_emulator(run: Any, tolerance: float = 0.0) -> list[str]:
     names: list[str] = []
 
     class Both:
-        max_dynamic_shared_size_bytes = 0
-
-        def __init__(self, stem: str, instance: str, cooperative: bool = False) -> None:
+        def __init__(self, stem: str, instance: str, cooperative: Any = None) -> None:
             self.key = stem, instance, cooperative
             self.function = real(stem, instance, cooperative=cooperative)
 
@@ -218,11 +216,9 @@ def beside_the_emulator(run: Any, tolerance: float = 0.0) -> list[str]:
                 if (array := array_of(a)) is not None:
                     pairs.setdefault(_key(array), (array.copy(), array))
             mine = [a if (x := array_of(a)) is None else pairs[_key(x)][0] for a in arguments]
-            if shared_mem > 48 * 1024:
-                self.function.max_dynamic_shared_size_bytes = shared_mem
             self.function(grid, block, arguments, shared_mem=shared_mem)
             memory = Memory(alone=False)
-            launch = Launch(stem, instance, grid[0], block[0], mine, shared_mem, cooperative)
+            launch = Launch(stem, instance, grid[0], block[0], mine, shared_mem, cooperative is not None)
             constants = launch.constants(memory)
             run_blocks(Code(build(stem, instance)[1]), constants, memory, range(grid[0]), block[0])
             memory.copy_back()

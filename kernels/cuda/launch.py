@@ -112,12 +112,10 @@ def launch(
     """
     if grid == 0:
         return
-    function = kernel(stem, instance, cooperative=cooperative)
+    function = kernel(stem, instance, cooperative=(grid, block, shared) if cooperative else None)
     if ahead(instance):
         return
     try:
-        if shared > 48 * 1024:
-            function.max_dynamic_shared_size_bytes = shared
         function((grid,), (block,), tuple(arguments), shared_mem=shared)
     except Exception as error:
         raise KernelError(

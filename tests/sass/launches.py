@@ -109,18 +109,14 @@ def recorded(run: bool) -> Iterator[list[Launch]]:
     class Recorder:
         """In place of a compiled kernel."""
 
-        max_dynamic_shared_size_bytes = 0
-
-        def __init__(self, stem: str, instance: str, cooperative: bool = False) -> None:
+        def __init__(self, stem: str, instance: str, cooperative: Any = None) -> None:
             self.key = stem, instance, cooperative
             self.function = real(stem, instance, cooperative=cooperative) if run else None
 
         def __call__(self, grid: tuple[int], block: tuple[int], arguments: Any, shared_mem: int = 0) -> None:
             stem, instance, cooperative = self.key
-            made.append(Launch(stem, instance, grid[0], block[0], arguments, shared_mem, cooperative))
+            made.append(Launch(stem, instance, grid[0], block[0], arguments, shared_mem, cooperative is not None))
             if self.function is not None:
-                if shared_mem > 48 * 1024:
-                    self.function.max_dynamic_shared_size_bytes = shared_mem
                 self.function(grid, block, arguments, shared_mem=shared_mem)
 
     with mock.patch.object(launchers, "kernel", Recorder):
