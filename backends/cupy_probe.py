@@ -38,11 +38,6 @@ def _asked() -> str | None:
     return _answer[0]
 
 
-def forget() -> None:
-    """Ask again next time (a package or a device has come since)."""
-    _answer.clear()
-
-
 def module() -> ModuleType:
     """CuPy itself, imported; only after `reason()` was None."""
     return importlib.import_module("cupy")

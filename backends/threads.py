@@ -292,12 +292,6 @@ class _Pool:
             run.help()
             del run  # a waiting helper keeps nobody's arrays alive
 
-    def shutdown(self) -> None:
-        for _ in self.threads:
-            self.runs.put(None)
-        for thread in self.threads:
-            thread.join()
-
 
 _NOTHING = contextlib.nullcontext()
 _in_chunk: contextvars.ContextVar[bool] = contextvars.ContextVar("cnnlayers_in_chunk", default=False)

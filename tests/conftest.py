@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 from cnnlayers import backends, kernels
+from cnnlayers.backends import threads
 from cnnlayers.kernels.cpu import jit as cpu
 
 from . import standin_cupy
@@ -185,6 +186,23 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
             pytest.skip(reason)
         with kernels.mode("off" if name == "numpy" else "auto"):
             yield Impl(name, np)
+
+
+def end_helpers(pool: Any) -> None:
+    """End the threads of a pool."""
+    for _ in pool.threads:
+        pool.runs.put(None)
+    for thread in pool.threads:
+        thread.join()
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Four threads on any machine, in a pool of the test's own."""
+    monkeypatch.setattr(threads, "num_threads", lambda: 4)
+    monkeypatch.setattr(threads._state, "pool", threads._Pool())
+    yield
+    end_helpers(threads._state.pool)
 
 
 @pytest.fixture

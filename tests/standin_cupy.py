@@ -260,12 +260,12 @@ def installed() -> Iterator[types.ModuleType]:
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = cupy = module()
     standin_cuda.launches.clear()
-    cupy_probe.forget()
+    cupy_probe._answer.clear()
     try:
         with kernels.mode("off") if simt.unavailable() else contextlib.nullcontext():
             yield cupy
     finally:
-        cupy_probe.forget()
+        cupy_probe._answer.clear()
         if before is None:
             del sys.modules["cupy"]
         else:

@@ -31,6 +31,8 @@ from cnnlayers import backends, checkpoint, distributed, kernels
 from cnnlayers.autograd import Tensor, graph, no_grad
 from cnnlayers.backends import cupy_probe, memory, plans, selection, threads
 
+from .conftest import end_helpers
+
 HERE = __file__
 # Python drops what is raised while it closes a generator that was not run to its end.
 NOT_IN = ("run_and_raise", "<genexpr>")
@@ -116,14 +118,6 @@ def two() -> Iterator[set[int]]:
     threads._libraries.cache_clear()  # other tests' imports may have loaded one more
     with threadpool_limits(2, user_api="blas"):
         yield blas_threads()
-
-
-@pytest.fixture
-def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(threads, "num_threads", lambda: 4)
-    monkeypatch.setattr(threads._state, "pool", threads._Pool())
-    yield
-    threads._state.pool.shutdown()
 
 
 # ---------------------------------------------------------------------------------------------------------------- BLAS
@@ -323,8 +317,8 @@ def test_no_helper_is_lost_nor_started_twice(monkeypatch: pytest.MonkeyPatch) ->
                 break
             time.sleep(0.01)
         assert len(pool.threads) == 2
-        pool.shutdown()
-    threads._state.pool.shutdown()
+        end_helpers(pool)
+    end_helpers(threads._state.pool)
 
 
 @pytest.mark.parametrize("cores", [1, 4])

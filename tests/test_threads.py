@@ -10,7 +10,6 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,15 +27,6 @@ def blas_threads() -> set[int]:
 def libraries() -> None:
     """All that is loaded by now: other tests' imports may have brought a BLAS behind the library's first look."""
     threads._libraries.cache_clear()
-
-
-@pytest.fixture
-def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Four threads on any machine, in a pool of the test's own."""
-    monkeypatch.setattr(threads, "num_threads", lambda: 4)
-    monkeypatch.setattr(threads._state, "pool", threads._Pool())
-    yield
-    threads._state.pool.shutdown()
 
 
 def python(code: str, **environment: str) -> str:

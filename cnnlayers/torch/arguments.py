@@ -6,6 +6,7 @@ torch.export left open (a symbol in place of an int or float) passes through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,6 +42,12 @@ def as_channels_last(x: Tensor, data_format: Any) -> tuple[Tensor, Any, bool]:
 
 def channels_first_again(y: Tensor, moved: bool) -> Tensor:
     return y.movedim(-1, 1) if moved else y
+
+
+def as_stored(op: Callable[..., Any], x: Tensor, *options: Any, data_format: Any) -> Any:
+    """`op(x, *options, data_format)`, on x as it is stored."""
+    x, data_format, moved = as_channels_last(x, data_format)
+    return channels_first_again(op(x, *options, data_format), moved)
 
 
 def size_list(value: Any, name: str, x: Tensor) -> list[Any]:

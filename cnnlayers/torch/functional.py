@@ -39,6 +39,7 @@ from .arguments import (
     a_real,
     an_integer,
     as_channels_last,
+    as_stored,
     autocast,
     channels_first_again,
     check_tensors,
@@ -99,9 +100,9 @@ def max_pool(
 ) -> Any:
     check_tensors(x=x)
     options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
-    x, data_format, moved = as_channels_last(x, data_format)
     if not flag(return_indices, "return_indices"):
-        return channels_first_again(pools.max_pool(x, *options, ties, data_format), moved)
+        return as_stored(pools.max_pool, x, *options, ties, data_format=data_format)
+    x, data_format, moved = as_channels_last(x, data_format)
     y, _, indices = pools.max_pool_forward(x, *options, ties, data_format, True)
     return channels_first_again(y, moved), channels_first_again(indices, moved)
 
@@ -123,8 +124,7 @@ def avg_pool(
     options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
     include = flag(count_include_pad, "count_include_pad")
     divisor = None if divisor_override is None else an_integer(divisor_override, "divisor_override")
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(windows.avg_pool(x, *options, include, divisor, data_format), moved)
+    return as_stored(windows.avg_pool, x, *options, include, divisor, data_format=data_format)
 
 
 @public
@@ -140,8 +140,7 @@ def sum_pool(
 ) -> Tensor:
     check_tensors(x=x)
     options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(windows.sum_pool(x, *options, data_format), moved)
+    return as_stored(windows.sum_pool, x, *options, data_format=data_format)
 
 
 @public
@@ -158,24 +157,21 @@ def lp_pool(
 ) -> Tensor:
     check_tensors(x=x)
     options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(pools.lp_pool(x, *options, a_real(norm_type, "norm_type"), data_format), moved)
+    return as_stored(pools.lp_pool, x, *options, a_real(norm_type, "norm_type"), data_format=data_format)
 
 
 @public
 def adaptive_avg_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
     check_tensors(x=x)
-    x, data_format, moved = as_channels_last(x, data_format)
     size = output_sizes(output_size, x if data_format == "channels_first" else x.movedim(-1, 1))
-    return channels_first_again(windows.adaptive_avg_pool(x, size, data_format), moved)
+    return as_stored(windows.adaptive_avg_pool, x, size, data_format=data_format)
 
 
 @public
 def adaptive_max_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
     check_tensors(x=x)
-    x, data_format, moved = as_channels_last(x, data_format)
     size = output_sizes(output_size, x if data_format == "channels_first" else x.movedim(-1, 1))
-    return channels_first_again(pools.adaptive_max_pool(x, size, data_format), moved)
+    return as_stored(pools.adaptive_max_pool, x, size, data_format=data_format)
 
 
 @public
@@ -210,9 +206,7 @@ def pad(
     check_tensors(x=x)
     if type(value) not in (int, float, bool):
         value = a_real(value, "value", finite=False)
-    options = padding_list(padding, x, None), mode, value
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(windows.pad(x, *options, data_format), moved)
+    return as_stored(windows.pad, x, padding_list(padding, x, None), mode, value, data_format=data_format)
 
 
 # --------------------------------------------------------------------------------------------------------------- norms
@@ -255,9 +249,8 @@ def group_norm(
     data_format: str = "channels_first",
 ) -> Tensor:
     check_tensors(x=x, gamma=gamma, beta=beta)
-    x, data_format, moved = as_channels_last(x, data_format)
-    groups = an_integer(num_groups, "num_groups", 1)
-    return channels_first_again(norms.group_norm(x, groups, gamma, beta, a_real(eps, "eps"), data_format), moved)
+    groups, number = an_integer(num_groups, "num_groups", 1), a_real(eps, "eps")
+    return as_stored(norms.group_norm, x, groups, gamma, beta, number, data_format=data_format)
 
 
 @public
@@ -270,8 +263,7 @@ def instance_norm(
     data_format: str = "channels_first",
 ) -> Tensor:
     check_tensors(x=x, gamma=gamma, beta=beta)
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(norms.instance_norm(x, gamma, beta, a_real(eps, "eps"), data_format), moved)
+    return as_stored(norms.instance_norm, x, gamma, beta, a_real(eps, "eps"), data_format=data_format)
 
 
 @public
@@ -300,8 +292,7 @@ def local_response_norm(
 ) -> Tensor:
     check_tensors(x=x)
     options = an_integer(size, "size", 1), a_real(alpha, "alpha"), a_real(beta, "beta"), a_real(k, "k")
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(norms.local_response_norm(x, *options, data_format), moved)
+    return as_stored(norms.local_response_norm, x, *options, data_format=data_format)
 
 
 # ---------------------------------------------------------------------------------------------------------- linear maps
@@ -327,8 +318,7 @@ def conv(
         an_integer(groups, "groups", 1),
     )
     x, weight, bias = autocast(x, None, weight, bias)
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(convs.conv(x, weight, bias, *options, data_format), moved)
+    return as_stored(convs.conv, x, weight, bias, *options, data_format=data_format)
 
 
 @public
@@ -348,8 +338,7 @@ def conv_transpose(
     extra = size_list(output_padding, "output_padding", x), size_list(dilation, "dilation", x)
     options = size_list(stride, "stride", x), padding_list(padding, x), *extra, an_integer(groups, "groups", 1)
     x, weight, bias = autocast(x, None, weight, bias)
-    x, data_format, moved = as_channels_last(x, data_format)
-    return channels_first_again(convs.conv_transpose(x, weight, bias, *options, data_format), moved)
+    return as_stored(convs.conv_transpose, x, weight, bias, *options, data_format=data_format)
 
 
 @public

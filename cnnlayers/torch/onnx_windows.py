@@ -217,8 +217,8 @@ def pad(
         return in_channels_first(lambda y: _filled(y, x, shape, pairs, value), x, data_format)
     if mode in ("reflect", "edge") and min(itertools.chain(*pairs)) >= 0:
         ends = [0, 0, *(a for a, _ in pairs), 0, 0, *(b for _, b in pairs)]
-        run = lambda y: opset().Pad(y, constant(np.array(ends, "int64")), mode=mode)  # noqa: E731
-        return in_channels_first(run, x, data_format)
+        ends_of_axes = constant(np.array(ends, "int64"))
+        return in_channels_first(lambda y: opset().Pad(y, ends_of_axes, mode=mode), x, data_format)
     return in_channels_first(lambda y: _gathered(y, shape, pairs, mode), x, data_format)
 
 

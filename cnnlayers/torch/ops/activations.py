@@ -11,7 +11,7 @@ from cnnlayers import functional as F
 from cnnlayers.functional._common import CallPlan, Context
 
 from .batching import LOOP, Rule
-from .library import Op, differentiable_by_x
+from .library import Op, differentiable_by_x, second_output
 
 ONE = Rule({0: 0}, stacked=True)
 TWO = Rule({0: 0, 1: 0}, stacked=True)
@@ -36,15 +36,6 @@ def _leaky_relu_backward(dy: Any, positive: Any, negative_slope: float) -> Any:
     return F.leaky_relu_backward(dy, _context("leaky_relu", dy, negative_slope, positive=positive))
 
 
-def _save_leaky_relu(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-    ctx.save_for_backward(outputs[1])
-    ctx.slope = inputs[1]
-
-
-def _derive_leaky_relu(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-    return None if dy is None else leaky_relu_backward(dy, *ctx.saved_tensors, ctx.slope), None
-
-
 leaky_relu = Op("leaky_relu(Tensor x, float negative_slope=0.01) -> Tensor", F.leaky_relu, _same, ONE)
 leaky_relu_forward = Op(
     "leaky_relu_forward(Tensor x, float negative_slope=0.01) -> (Tensor, Tensor)",
@@ -55,8 +46,7 @@ leaky_relu_forward = Op(
 leaky_relu_backward = Op(
     "leaky_relu_backward(Tensor dy, Tensor positive, float negative_slope) -> Tensor", _leaky_relu_backward, _same, TWO
 )
-leaky_relu.recorded_as(leaky_relu_forward, leaky_relu_forward.differentiable(_save_leaky_relu, _derive_leaky_relu))
-leaky_relu_backward.last("leaky_relu")
+differentiable_by_x(leaky_relu, leaky_relu_backward, second_output, forward=leaky_relu_forward)
 
 
 # ----------------------------------------------------------------------------------------------------------------- gelu
@@ -70,47 +60,20 @@ differentiable_by_x(gelu, gelu_backward)
 
 
 # -------------------------------------------------------------------------------------------- sigmoid, tanh and softmax
-def _by_result(op: Op, gradient: Op) -> None:
-    """Register the gradient of an op of x and options that needs y: it takes dy, y and the options."""
+def _by_result(name: str, option: str = "", rules: tuple[Rule, Rule] = (ONE, TWO)) -> Op:
+    """Register an op of x, and one option, whose gradient needs y; with the gradient."""
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(output)
-        ctx.options = inputs[1:]
+    def backward(dy: Any, y: Any, *options: Any) -> Any:
+        return getattr(F, f"{name}_backward")(dy, _context(name, y, *options, y=y))
 
-    def derive(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]:
-        dx = None if dy is None else gradient(dy, *ctx.saved_tensors, *ctx.options)
-        return dx, *(None,) * len(ctx.options)
-
-    op.differentiable(save, derive)
-    gradient.last(op.name)
+    op = Op(f"{name}(Tensor x{option}) -> Tensor", getattr(F, name), _same, rules[0])
+    gradient = Op(f"{name}_backward(Tensor dy, Tensor y{option}) -> Tensor", backward, _same, rules[1])
+    differentiable_by_x(op, gradient, lambda inputs, output: (output,))
+    return op
 
 
-sigmoid = Op("sigmoid(Tensor x) -> Tensor", F.sigmoid, _same, ONE)
-sigmoid_backward = Op(
-    "sigmoid_backward(Tensor dy, Tensor y) -> Tensor",
-    lambda dy, y: F.sigmoid_backward(dy, _context("sigmoid", y, y=y)),
-    _same,
-    TWO,
-)
-_by_result(sigmoid, sigmoid_backward)
-
-tanh = Op("tanh(Tensor x) -> Tensor", F.tanh, _same, ONE)
-tanh_backward = Op(
-    "tanh_backward(Tensor dy, Tensor y) -> Tensor",
-    lambda dy, y: F.tanh_backward(dy, _context("tanh", y, y=y)),
-    _same,
-    TWO,
-)
-_by_result(tanh, tanh_backward)
-
-softmax = Op("softmax(Tensor x, int axis=1) -> Tensor", F.softmax, _same, LOOP)
-softmax_backward = Op(
-    "softmax_backward(Tensor dy, Tensor y, int axis) -> Tensor",
-    lambda dy, y, axis: F.softmax_backward(dy, _context("softmax", y, axis, y=y)),
-    _same,
-    LOOP,
-)
-_by_result(softmax, softmax_backward)
+sigmoid, tanh = _by_result("sigmoid"), _by_result("tanh")
+softmax = _by_result("softmax", ", int axis=1", (LOOP, LOOP))
 
 
 # ------------------------------------------------------------------------------------------------------------- mse_loss

@@ -12,7 +12,6 @@ from cnnlayers import functional as F
 from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.functional.conv import _weight_shape
 from cnnlayers.specs import conv_window, transposed_window
-from cnnlayers.specs.arguments import DataFormat
 from cnnlayers.specs.conv import Conv
 from cnnlayers.specs.conv import interned as shared
 
@@ -73,34 +72,20 @@ def _register(op: str, options: str, call: Callable[..., Any], spec: Callable[..
 
 
 # ---------------------------------------------------------------------------------------------------------------- conv
-def _conv(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Shape,
-    padding: Shape,
-    auto: str,
-    dilation: Shape,
-    groups: int,
-    data_format: DataFormat,
-) -> Any:
-    sizes = one_or_all(stride), sides(padding, auto, x.ndim - 2), one_or_all(dilation)
-    return F.conv(x, weight, bias, *sizes, groups, data_format=data_format)
+# Options are those of the schemas CONV and TRANSPOSE, in their order.
+def _conv_sizes(axes: int, stride: Shape, padding: Shape, auto: str, dilation: Shape) -> tuple[Any, Any, Any]:
+    return one_or_all(stride), sides(padding, auto, axes), one_or_all(dilation)
 
 
-def _conv_spec(
-    x: Shape,
-    weight: Shape,
-    stride: Shape,
-    padding: Shape,
-    auto: str,
-    dilation: Shape,
-    groups: int,
-    data_format: DataFormat,
-) -> Any:
+def _conv(x: Any, weight: Any, bias: Any, *options: Any) -> Any:
+    *sizes, groups, data_format = options
+    return F.conv(x, weight, bias, *_conv_sizes(x.ndim - 2, *sizes), groups, data_format=data_format)
+
+
+def _conv_spec(x: Shape, weight: Shape, *options: Any) -> Any:
+    *sizes, groups, data_format = options
     kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, by_channel=1)
-    sizes = one_or_all(stride), sides(padding, auto, len(x) - 2), one_or_all(dilation)
-    window = conv_window(tuple(x), kernel, *sizes, data_format)
+    window = conv_window(tuple(x), kernel, *_conv_sizes(len(x) - 2, *sizes), data_format)
     return window.layout.with_spatial(window.out_lengths, weight[0]), lambda: shared(Conv(window, weight[0], groups))
 
 
@@ -109,34 +94,22 @@ conv = _register("conv", f", {CONV}, {FORMAT}", _conv, _conv_spec, Rule({0: 0}))
 
 
 # ------------------------------------------------------------------------------------------------------ conv_transpose
-def _conv_transpose(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Shape,
-    padding: Shape,
-    output_padding: Shape,
-    dilation: Shape,
-    groups: int,
-    data_format: DataFormat,
-) -> Any:
-    sizes = one_or_all(stride), sides(padding, "", x.ndim - 2), one_or_all(output_padding), one_or_all(dilation)
-    return F.conv_transpose(x, weight, bias, *sizes, groups, data_format=data_format)
+def _transpose_sizes(
+    axes: int, stride: Shape, padding: Shape, output_padding: Shape, dilation: Shape
+) -> tuple[Any, Any, Any, Any]:
+    return one_or_all(stride), sides(padding, "", axes), one_or_all(output_padding), one_or_all(dilation)
 
 
-def _conv_transpose_spec(
-    x: Shape,
-    weight: Shape,
-    stride: Shape,
-    padding: Shape,
-    output_padding: Shape,
-    dilation: Shape,
-    groups: int,
-    data_format: DataFormat,
-) -> Any:
+def _conv_transpose(x: Any, weight: Any, bias: Any, *options: Any) -> Any:
+    *sizes, groups, data_format = options
+    return F.conv_transpose(x, weight, bias, *_transpose_sizes(x.ndim - 2, *sizes), groups, data_format=data_format)
+
+
+def _conv_transpose_spec(x: Shape, weight: Shape, *options: Any) -> Any:
+    *sizes, groups, data_format = options
     kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, by_channel=0)
-    sizes = one_or_all(stride), sides(padding, "", len(x) - 2), one_or_all(output_padding), one_or_all(dilation)
-    window = transposed_window(tuple(x), kernel, *sizes, data_format, channels=weight[1] * groups)
+    found = _transpose_sizes(len(x) - 2, *sizes)
+    window = transposed_window(tuple(x), kernel, *found, data_format, channels=weight[1] * groups)
     return window.layout.shape, lambda: shared(Conv(window, weight[0], groups))
 
 

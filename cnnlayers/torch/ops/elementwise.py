@@ -11,7 +11,7 @@ from cnnlayers import functional as F
 from cnnlayers.functional._common import CallPlan, Context
 
 from .batching import LOOP, Rule
-from .library import Op
+from .library import Op, differentiable_by_x, second_output
 
 
 # ---------------------------------------------------------------------------------------------------------------- relu
@@ -27,14 +27,6 @@ def _relu_backward(dy: Any, passes: Any) -> Any:
     )
 
 
-def _save_relu(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-    ctx.save_for_backward(outputs[1])
-
-
-def _derive_relu(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-    return (None if dy is None else relu_backward(dy, *ctx.saved_tensors),)
-
-
 ANY = Rule({0: 0}, stacked=True)
 BOTH = Rule({0: 0, 1: 0}, stacked=True)
 relu = Op("relu(Tensor x) -> Tensor", F.relu, lambda x: x.new_empty(x.shape), ANY)
@@ -47,8 +39,7 @@ relu_forward = Op(
 relu_backward = Op(
     "relu_backward(Tensor dy, Tensor passes) -> Tensor", _relu_backward, lambda dy, passes: dy.new_empty(dy.shape), BOTH
 )
-relu.recorded_as(relu_forward, relu_forward.differentiable(_save_relu, _derive_relu))
-relu_backward.last("relu")
+differentiable_by_x(relu, relu_backward, second_output, forward=relu_forward)
 
 
 # ------------------------------------------------------------------------------------------------------------- dropout
@@ -65,15 +56,6 @@ def _dropout_mask(x: Any, p: float, seed: int) -> Any:
     return b.array(backends.uniform(b, tuple(x.shape), seed) >= p, b.xp.bool)
 
 
-def _save_dropout(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _, mask, ctx.p = inputs
-    ctx.save_for_backward(mask)
-
-
-def _derive_dropout(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]:
-    return None if dy is None else dropout_backward(dy, *ctx.saved_tensors, ctx.p), None, None
-
-
 dropout = Op("dropout(Tensor x, Tensor mask, float p) -> Tensor", _dropout, lambda x, *_: x.new_empty(x.shape), BOTH)
 dropout_backward = Op(
     "dropout_backward(Tensor dy, Tensor mask, float p) -> Tensor", _dropout, lambda dy, *_: dy.new_empty(dy.shape), BOTH
@@ -84,8 +66,7 @@ dropout_mask = Op(
     lambda x, p, seed: x.new_empty(x.shape, dtype=torch.bool),
     LOOP,
 )
-dropout.differentiable(_save_dropout, _derive_dropout)
-dropout_backward.last("dropout")
+differentiable_by_x(dropout, dropout_backward, lambda inputs, y: inputs[1:2], lambda inputs: inputs[2:])
 
 
 # ------------------------------------------------------------------------------------------------ softmax_cross_entropy
@@ -107,14 +88,6 @@ def _fake_loss_forward(x: torch.Tensor, labels: torch.Tensor) -> Any:
     return x.new_empty(()), *(x.new_empty((x.shape[0], 1), dtype=wide) for _ in range(2))
 
 
-def _save_loss(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-    ctx.save_for_backward(*inputs, *outputs[1:])
-
-
-def _derive_loss(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-    return None if dy is None else softmax_cross_entropy_backward(dy, *ctx.saved_tensors), None
-
-
 softmax_cross_entropy = Op(
     "softmax_cross_entropy(Tensor x, Tensor labels) -> Tensor",
     F.softmax_cross_entropy,
@@ -133,7 +106,10 @@ softmax_cross_entropy_backward = Op(
     lambda dy, x, *_: x.new_empty(x.shape),
     LOOP,
 )
-softmax_cross_entropy.recorded_as(
-    softmax_cross_entropy_forward, softmax_cross_entropy_forward.differentiable(_save_loss, _derive_loss)
+differentiable_by_x(
+    softmax_cross_entropy,
+    softmax_cross_entropy_backward,
+    lambda inputs, outputs: (*inputs, *outputs[1:]),
+    lambda inputs: (),
+    softmax_cross_entropy_forward,
 )
-softmax_cross_entropy_backward.last("softmax_cross_entropy")

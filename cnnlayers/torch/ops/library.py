@@ -133,19 +133,36 @@ class Op:
                 )
 
 
-def differentiable_by_x(op: Op, gradient: Op) -> None:
-    """Register the gradient of an op of x and options, which takes dy, x and the options."""
+def differentiable_by_x(
+    op: Op,
+    gradient: Op,
+    saved: Callable[[Any, Any], Any] = lambda inputs, outputs: inputs[:1],
+    options: Callable[[Any], Any] = lambda inputs: inputs[1:],
+    forward: Op | None = None,
+) -> None:
+    """Register the gradient of an op in its first input, x alone: `gradient(dy, *saved, *options)` gives it.
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.options = inputs[1:]
+    saved(inputs, outputs): the tensors that are kept, x unless given. options(inputs): all inputs but the first unless
+    given. forward: the op that runs where autograd records a call, if it is another (see `recorded_as`).
+    """
 
-    def derive(ctx: Any, dy: torch.Tensor | None) -> Tensors:
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+        ctx.save_for_backward(*saved(inputs, outputs))
+        ctx.options = options(inputs)
+
+    def derive(ctx: Any, dy: torch.Tensor | None, *_: Any) -> Tensors:
         dx = None if dy is None else gradient(dy, *ctx.saved_tensors, *ctx.options)
         return dx, *(None,) * (ctx.number - 1)
 
-    op.differentiable(save, derive)
+    node = (forward or op).differentiable(save, derive)
+    if forward is not None:
+        op.recorded_as(forward, node)
     gradient.last(op.name)
+
+
+def second_output(inputs: Any, outputs: Any) -> Any:
+    """What `differentiable_by_x` saves of an op whose forward gives y and one array for backward."""
+    return outputs[1:2]
 
 
 def _node_of(op: Op, save: Callable[..., None], backward: Callable[..., Tensors]) -> Callable[..., Any]:

@@ -15,30 +15,14 @@ from cnnlayers.specs import MaxPoolSpec, unpool_window
 from cnnlayers.specs.arguments import DataFormat
 
 from .batching import LOOP, Rule
-from .library import Op, differentiable_by_x
-from .windows import FORMAT, WINDOW, Shape, adaptive, one_or_all, sides, window_arguments, window_of
+from .library import Op, differentiable_by_x, second_output
+from .windows import FORMAT, WINDOW, Shape, adaptive, one_or_all, shape_and_options, sides, window_arguments, window_of
 
 
 def _argmax_dtype(taps: int) -> torch.dtype:
     """The smallest unsigned type that holds a place in a window of so many taps."""
     sizes = ((8, torch.uint8), (16, torch.uint16), (32, torch.uint32))
     return next((dtype for bits, dtype in sizes if taps <= 2**bits), torch.uint64)
-
-
-def _saves_an_output(op: Op, forward: Op, backward: Op, options: slice) -> None:
-    """Register the gradient of an op whose backward takes dy, the second output of `forward`, x's shape and `options`,
-    a part of the inputs."""
-
-    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-        ctx.save_for_backward(outputs[1])
-        ctx.shape, ctx.options = list(inputs[0].shape), inputs[options]
-
-    def derive(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-        dx = None if dy is None else backward(dy, *ctx.saved_tensors, ctx.shape, *ctx.options)
-        return dx, *(None,) * (ctx.number - 1)
-
-    op.recorded_as(forward, forward.differentiable(save, derive))
-    backward.last(op.name)
 
 
 # ------------------------------------------------------------------------------------------------------------ max_pool
@@ -108,9 +92,9 @@ max_pool_backward = Op(
     lambda dy, saved, shape, *options: dy.new_empty(shape),
     Rule({0: 0, 1: 0}, shape=2, when=_by_first(9)),
 )
-
-
-_saves_an_output(max_pool, max_pool_forward, max_pool_backward, slice(1, -1))
+differentiable_by_x(
+    max_pool, max_pool_backward, second_output, lambda inputs: shape_and_options(inputs[:-1]), max_pool_forward
+)
 
 
 # --------------------------------------------------------------------------------------------------- adaptive_max_pool
@@ -155,9 +139,9 @@ adaptive_max_pool_backward = Op(
     lambda dy, argmax, shape, *options: dy.new_empty(shape),
     Rule({0: 0, 1: 0}, shape=2),
 )
-
-
-_saves_an_output(adaptive_max_pool, adaptive_max_pool_forward, adaptive_max_pool_backward, slice(1, None))
+differentiable_by_x(
+    adaptive_max_pool, adaptive_max_pool_backward, second_output, shape_and_options, adaptive_max_pool_forward
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- max_unpool
@@ -208,9 +192,13 @@ max_unpool_backward = Op(
     lambda dy, reached, shape, *options: dy.new_empty(shape),
     LOOP,
 )
-
-
-_saves_an_output(max_unpool, max_unpool_forward, max_unpool_backward, slice(2, None))
+differentiable_by_x(
+    max_unpool,
+    max_unpool_backward,
+    second_output,
+    lambda inputs: shape_and_options((inputs[0], *inputs[2:])),
+    max_unpool_forward,
+)
 
 
 # -------------------------------------------------------------------------------------------------------------- lp_pool
@@ -247,6 +235,4 @@ lp_pool_backward = Op(
     lambda dy, x, *options: dy.new_empty(x.shape),
     Rule({0: 0, 1: 0}),
 )
-
-
 differentiable_by_x(lp_pool, lp_pool_backward)

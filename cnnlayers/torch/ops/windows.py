@@ -15,7 +15,7 @@ from cnnlayers.specs.arguments import DataFormat, PadMode, layout
 from cnnlayers.specs.padding import pad_spec
 
 from .batching import Rule
-from .library import Op
+from .library import Op, differentiable_by_x
 
 Shape = Sequence[int]
 WINDOW = (
@@ -49,12 +49,12 @@ def window_of(shape: Shape, sizes: Sequence[Any], ceil: bool, data_format: DataF
     return pool_window(tuple(shape), kernel, stride, padding, dilation, ceil, data_format)
 
 
-def _linear(
-    op: str,
-    options: str,
-    call: Callable[..., Any],
-    spec: Callable[..., Any],
-) -> Op:
+def shape_and_options(inputs: Any) -> tuple[Any, ...]:
+    """x's shape and all options of a call."""
+    return list(inputs[0].shape), *inputs[1:]
+
+
+def _linear(op: str, options: str, call: Callable[..., Any], spec: Callable[..., Any]) -> Op:
     """Register an op of x and options. `call(x, *options)` runs it; `spec(shape, *options)` gives what its context
     holds, and the shape of y."""
 
@@ -74,40 +74,15 @@ def _linear(
         Rule({0: 0}, shape=1),
     )
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.shape, ctx.options = list(inputs[0].shape), inputs[1:]
-
-    def derive(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        dx = None if dy is None else gradient(dy, ctx.shape, *ctx.options)
-        return dx, *(None,) * (ctx.number - 1)
-
-    forward.differentiable(save, derive)
-    gradient.last(op)
+    differentiable_by_x(forward, gradient, lambda inputs, y: (), shape_and_options)
     return forward
 
 
 # ------------------------------------------------------------------------------------------------------------- pooling
-def _avg_pool(
-    x: Any,
-    kernel: Shape,
-    stride: Shape,
-    padding: Shape,
-    auto: str,
-    dilation: Shape,
-    ceil: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    data_format: DataFormat,
-) -> Any:
-    sizes = window_arguments(x.ndim - 2, kernel, stride, padding, auto, dilation)
-    return F.avg_pool(
-        x,
-        *sizes,
-        ceil_mode=ceil,
-        count_include_pad=count_include_pad,
-        divisor_override=divisor_override,
-        data_format=data_format,
-    )
+def _avg_pool(x: Any, *options: Any) -> Any:
+    *sizes, ceil, include, divisor, data_format = options
+    named = {"ceil_mode": ceil, "count_include_pad": include, "divisor_override": divisor, "data_format": data_format}
+    return F.avg_pool(x, *window_arguments(x.ndim - 2, *sizes), **named)
 
 
 def _average(shape: Shape, *options: Any) -> tuple[Average, Shape]:
@@ -116,18 +91,9 @@ def _average(shape: Shape, *options: Any) -> tuple[Average, Shape]:
     return Average(window, count_include_pad, divisor_override), window.out_shape
 
 
-def _sum_pool(
-    x: Any,
-    kernel: Shape,
-    stride: Shape,
-    padding: Shape,
-    auto: str,
-    dilation: Shape,
-    ceil: bool,
-    data_format: DataFormat,
-) -> Any:
-    sizes = window_arguments(x.ndim - 2, kernel, stride, padding, auto, dilation)
-    return F.sum_pool(x, *sizes, ceil_mode=ceil, data_format=data_format)
+def _sum_pool(x: Any, *options: Any) -> Any:
+    *sizes, ceil, data_format = options
+    return F.sum_pool(x, *window_arguments(x.ndim - 2, *sizes), ceil_mode=ceil, data_format=data_format)
 
 
 def _sum(shape: Shape, *options: Any) -> tuple[Any, Shape]:
