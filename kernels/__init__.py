@@ -109,6 +109,10 @@ TABLE: dict[tuple[str, str], Entry] = {
         for part in ("_forward", "_backward")
     },
     **{
+        (f"lp_pool{part}", "numpy"): Entry("cnnlayers.kernels.cpu.lp_pool", needs="cnnlayers.kernels.cpu.jit")
+        for part in ("_forward", "_backward")
+    },
+    **{
         (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.max_pool", needs="cnnlayers.kernels.cpu.jit")
         for op in ("max_pool", "adaptive_max_pool")
         for part in ("", "_forward", "_backward")

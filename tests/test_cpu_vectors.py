@@ -340,6 +340,24 @@ def test_loads_a_stride_apart(name: str) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("name", FLOATS)
+def test_gather_takes_elements_from_anywhere(name: str) -> None:
+    gather, load_int, first_lanes, store, as_lanes_of = v.gather, v.load_int, v.first_lanes, v.store, v.as_lanes_of
+
+    @njit
+    def kernel(x: Any, places: Any, count: int, out: Any) -> None:
+        store(out, 0, as_lanes_of(out, gather(x, load_int(places, 0), first_lanes(count))))
+
+    x, places = floats(name, 120), np.random.default_rng(0).integers(0, 120, N).astype(np.int32)
+    for count in (0, 1, 9, N):
+        out, wanted = np.ones(N, np.float64), np.zeros(N)
+        wanted[:count] = x[places[:count]]
+        places[count:] = 2**30  # not loaded
+        kernel(v.as_bits(x), places, count, out)
+        np.testing.assert_array_equal(out, wanted)
+        places = np.random.default_rng(count).integers(0, 120, N).astype(np.int32)
+
+
 def test_the_first_true_lane() -> None:
     first_true, less, load = v.first_true, v.less, v.load
 

@@ -17,12 +17,11 @@ Conventions are those of torch.nn.functional.lp_pool2d, which lacks the abs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import Axis, Window, pool_window
+from cnnlayers.specs import Axis, LpPool, Window, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
 from ._common import Array, CallPlan, Context, cast, check_backward, check_floating, inference_of, on_device, plan_of
@@ -30,15 +29,6 @@ from .avg_pool import axis_index, loops_over_windows, resized, window_adjoint, w
 from .plane_chunks import in_planes
 
 POWER = 6.0  # float64 holds every power up to this one of 1e-45 and 3e38, float32's smallest and largest numbers
-
-
-@dataclass(frozen=True)
-class LpPool:
-    """An Lp pool: its windows, its exponent, and whether cells are divided by their window's largest."""
-
-    window: Window
-    p: float
-    scaled: bool
 
 
 def lp_pool_spec(b: Backend, window: Window, p: float, dtype: Any) -> LpPool:
@@ -130,6 +120,15 @@ def _lp_pool_backward(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
     return cast(b, gradient * b.xp.sign(wide), x.dtype)
 
 
+def _run(plan: CallPlan, step: str, portable: Any, *arrays: Array) -> Array:
+    """A step. NumPy's kernels are for powers that are added as they are."""
+    if plan.spec.scaled and plan.backend.name == "numpy":
+        result: Array = portable(plan.backend, plan.spec, *arrays)
+    else:
+        result = plan.run(step, portable, *arrays)
+    return result
+
+
 def norm_exponent(norm_type: Any) -> float:
     """The exponent, positive and finite. ValueError otherwise."""
     p = real(norm_type, "norm_type", finite=False)
@@ -208,7 +207,8 @@ def lp_pool_forward(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, data_format
     plan = plan_of(_lp_pool_plan, (x,), norm_type, *options)
-    return plan.run("lp_pool_forward", _lp_pool_forward, x), Context(plan, {"x": x})
+    y = _run(plan, "lp_pool_forward", _lp_pool_forward, x)
+    return y, Context(plan, {"x": x})
 
 
 lp_pool = inference_of(lp_pool_forward)
@@ -235,5 +235,4 @@ def lp_pool_backward(dy: Array, ctx: Context) -> Array:
     The gradient is 0 at x = 0, and that of a window whose y is 0.
     """
     _, dy = check_backward("lp_pool", dy, ctx, exact=True)
-    dx: Array = ctx.plan.run("lp_pool_backward", _lp_pool_backward, dy, ctx.arrays["x"])
-    return dx
+    return _run(ctx.plan, "lp_pool_backward", _lp_pool_backward, dy, ctx.arrays["x"])

@@ -9,7 +9,7 @@ from .arguments import Layout, Pair, Shape
 from .conv import Conv, conv_window, transposed_window
 from .norm import Norm, Rows
 from .padding import PAD_MODES, Pad, pad_spec
-from .pooling import Average, MaxPoolSpec, adaptive_window, max_pool_spec, pool_window, unpool_window
+from .pooling import Average, LpPool, MaxPoolSpec, adaptive_window, max_pool_spec, pool_window, unpool_window
 from .windows import AdaptiveAxis, AdaptiveWindow, Axis, Window, effective, out_length, taps, window_taps
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Axis",
     "Conv",
     "Layout",
+    "LpPool",
     "MaxPoolSpec",
     "Norm",
     "Pad",

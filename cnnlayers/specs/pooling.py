@@ -129,3 +129,12 @@ class Average:
     window: Window
     include_pad: bool = True
     override: int | None = None
+
+
+@dataclass(frozen=True)
+class LpPool:
+    """An Lp pool: its windows, its exponent, and whether cells are divided by their window's largest."""
+
+    window: Window
+    p: float
+    scaled: bool

@@ -14,9 +14,10 @@ import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveWindow, Axis, Window
+from cnnlayers.specs import AdaptiveWindow, Axis, LpPool, Window
 
 from . import avg_pool_loops as loops
+from .lp_pool_loops import power_name
 from .parallel import flat, parallel_chunks
 from .vectors import LANES, as_bits
 from .window_lines import fits_line, line_layout
@@ -33,12 +34,16 @@ from .windows import (
 
 Array = Any
 MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
+MAX_CELLS = 2**31 - 1  # along an axis: lanes of int32 have their numbers
 READ_CHUNK_BYTES = 6_000_000  # of a chunk that is only read: a smaller one ends before another thread wakes up
 
 
 def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
-    return refusal(_window(spec), arrays[0] if arrays else None)
+    window = _window(spec)
+    if max((a.length for a in window.axes), default=0) > MAX_CELLS:
+        return f"axes of {max(a.length for a in window.axes)} cells; kernels take at most {MAX_CELLS}"
+    return refusal(window, arrays[0] if arrays else None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
@@ -88,7 +93,7 @@ def _divisors(spec: Any) -> tuple[Array, Array, Array]:
     If an axis has the same divisor for all windows, the last axis includes it."""
     window = _window(spec)
     axes, one = three_axes(window), np.ones(1)
-    if isinstance(spec, Window):
+    if isinstance(spec, Window | LpPool):
         return one, one, one
     if isinstance(spec, AdaptiveWindow):
         divisors = [window_extents(a)[2].astype(np.float64) for a in axes]
@@ -130,12 +135,14 @@ class LoopPlan:
 
 
 @backends.planned
-def _plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
-    """float32_sums: short sums may be in float32."""
+def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
+    """float32_sums: short sums may be in float32. Of an LpPool, the forward gives the norms, and the backward the sums
+    over each cell's windows."""
     window, divisors = _window(spec), _divisors(spec)
+    power, exponent = ("", 1.0) if not isinstance(spec, LpPool) else (power_name(spec.p), float(spec.p))
     shape = window.layout.shape if backward else window.out_shape
     axes, (planes, channels) = three_axes(window), planes_and_channels(window)
-    if channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
+    if not power and channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
         if backward:
             return LoopPlan(shape, loops.plane_sums_backward, (cells, divisor), planes)
@@ -150,16 +157,16 @@ def _plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
         ranges, steps = tuple(map(cells_under_windows, axes)), tuple(map(dilation_of, axes))
     lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
     sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
-    rows, common = planes * sizes[3] * sizes[4], (np.empty(0, dtype), sizes, ranges, steps, divisors)
+    rows, common = planes * sizes[3] * sizes[4], (np.empty(0, dtype), sizes, ranges, steps, divisors, exponent)
     width = axes[2]
     if not isinstance(width, Axis) or not fits_line(width):
-        return LoopPlan(shape, loops.make_uneven(backward), common, rows)
+        return LoopPlan(shape, loops.make_uneven(backward, "" if backward else power), common, rows)
     stride = width.stride if width.stride <= 2 else 0
     if backward:
         return LoopPlan(shape, loops.make_backward(stride, channels == 1), (*common, *_adjoint(width, channels)), rows)
     line, unrolled = line_layout(width, channels), width.kernel if width.kernel <= 3 and channels == 1 else 0
     layout = (line.parts, line.pitch, line.padding, line.size)
-    run = loops.make_forward(unrolled, stride, channels == 1)
+    run = loops.make_forward(unrolled, stride, channels == 1, power)
     return LoopPlan(shape, run, (*common, line.offsets, layout), rows)
 
 
@@ -178,7 +185,7 @@ def _adjoint(axis: Axis, channels: int) -> tuple[Array, Array, tuple[int, ...]]:
 # ------------------------------------------------------------------------------------------------------------ launches
 def _pool(spec: Any, x: Array, backward: bool) -> Array:
     """y of x, or dx of dy."""
-    plan = _plan(spec, backward, x.dtype != np.float64)
+    plan = pooling_plan(spec, backward, x.dtype != np.float64)
     y = backends.result(plan.shape, x.dtype)
     if y.size:
         arrays = flat(as_bits(x)), as_bits(y).reshape(-1)

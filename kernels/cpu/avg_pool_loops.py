@@ -1,4 +1,4 @@
-"""The loops of average and sum pooling, forward and backward, over rows of y from `start` to `stop`.
+"""The loops of average, sum and lp pooling, forward and backward, over rows of y from `start` to `stop`.
 
 A row of y is summed in two steps: first the rows of x under it, cell by cell, then the cells along the row. Backward is
 the same with x = dy and y = dx: each cell of dx sums the windows over it. For each axis and each cell of y, `ranges`
@@ -16,17 +16,23 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .lp_pool_loops import make_power, make_root
 from .vectors import (
     LANES,
     add,
+    any_lane,
     as_lanes_of,
     broadcast,
     div,
+    gather,
+    integers,
     interleave_high,
     interleave_low,
     lane,
+    less,
     load,
     load_first,
+    load_int_first,
     mul,
     store,
     store_first,
@@ -52,48 +58,54 @@ def _store(y: Array, to: Any, value: Any, end: Any) -> None:
         store_first(y, to, narrow, end - to)
 
 
-@kernel(inlined=True)
-def _sum_rows(
-    x: Array, line: Array, to: int, row: int, first_row: Any, sizes: Any, ranges: Any, steps: Any, divisors: Any,
-    d: int, h: int, backward: bool,
-) -> None:  # fmt: skip
-    """The sum of the rows under row (d, h) of y, from element `to` of the line on. Divided by the divisors of depth and
-    height if `backward`."""
-    varies_d, varies_h = divisors[0].size > 1, divisors[1].size > 1
-    first_d, first_h = np.int64(ranges[0][0, d]), np.int64(ranges[1][0, h])
-    for c in range(U(0), U(row), U(LANES)):
-        acc, rest = broadcast(line, 0), U(row) - c
-        for i in range(ranges[0][1, d]):
-            at_d = first_d + i * steps[0]
-            for j in range(ranges[1][1, h]):
-                at_h = first_h + j * steps[1]
-                at = U(((first_row + at_d) * sizes[1] + at_h) * row) + c
-                if rest >= U(LANES):
-                    value = as_lanes_of(line, load(x, at))
-                else:
-                    value = as_lanes_of(line, load_first(x, at, rest))
-                if backward and (varies_d or varies_h):
-                    value = div(value, broadcast(line, divisors[0][at_d * varies_d] * divisors[1][at_h * varies_h]))
-                acc = add(acc, value)
-        if rest >= U(LANES):
-            store(line, U(to) + c, acc)
-        else:
-            store_first(line, U(to) + c, acc, rest)
+@functools.cache
+def _make_sum_rows(power: str) -> Kernel:
+    """The kernel for the sum of the rows under row (d, h) of y, or of their powers (lp_pool_loops.py), from `to`
+    of the line on. Divided by the divisors of depth and height if `backward`."""
+    raised = make_power(power)
+
+    @kernel(inlined=True)
+    def sum_rows(
+        x: Array, line: Array, to: int, row: int, first_row: Any, sizes: Any, ranges: Any, steps: Any, divisors: Any,
+        exponent: float, d: int, h: int, backward: bool,
+    ) -> None:  # fmt: skip
+        varies_d, varies_h = divisors[0].size > 1, divisors[1].size > 1
+        first_d, first_h = np.int64(ranges[0][0, d]), np.int64(ranges[1][0, h])
+        for c in range(U(0), U(row), U(LANES)):
+            acc, rest = broadcast(line, 0), U(row) - c
+            for i in range(ranges[0][1, d]):
+                at_d = first_d + i * steps[0]
+                for j in range(ranges[1][1, h]):
+                    at_h = first_h + j * steps[1]
+                    at = U(((first_row + at_d) * sizes[1] + at_h) * row) + c
+                    if rest >= U(LANES):
+                        value = as_lanes_of(line, load(x, at))
+                    else:
+                        value = as_lanes_of(line, load_first(x, at, rest))
+                    if backward and (varies_d or varies_h):
+                        value = div(value, broadcast(line, divisors[0][at_d * varies_d] * divisors[1][at_h * varies_h]))
+                    acc = add(acc, raised(value, line, exponent))
+            if rest >= U(LANES):
+                store(line, U(to) + c, acc)
+            else:
+                store_first(line, U(to) + c, acc, rest)
+
+    return sum_rows
 
 
 @functools.cache
-def make_forward(width: int, stride: int, single: bool) -> Kernel:
+def make_forward(width: int, stride: int, single: bool, power: str = "") -> Kernel:
     """The kernel for windows of one size, a stride apart. The sums of rows become a line (window_lines.py).
 
     width: the window's along a row, in loops that are unrolled; 0: any. stride: 1, 2, or 0 for any. single: a cell has
     one channel. `layout`: parts, pitch, padding and size of a line. divisors: of depth, height and all elements of a
     row, or one number if they are the same."""
-    split = make_split(stride, single)
+    split, sum_rows, root = make_split(stride, single), _make_sum_rows(power), make_root(power)
 
     @kernel()
     def window_sums(
-        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, offsets: Array,
-        layout: Any, start: int, stop: int,
+        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
+        offsets: Array, layout: Any, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, _, length, out_d, out_h, out_w, channels = sizes
         if single:
@@ -111,11 +123,10 @@ def make_forward(width: int, stride: int, single: bool) -> Kernel:
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
             if stride == 1:
-                _sum_rows(
-                    x, line, padding * channels, row, plane * depth, sizes, ranges, steps, divisors, od, oh, False
-                )
+                at = padding * channels
+                sum_rows(x, line, at, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, False)
             else:
-                _sum_rows(x, sums, 0, row, plane * depth, sizes, ranges, steps, divisors, od, oh, False)
+                sum_rows(x, sums, 0, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, False)
                 split(sums, 0, length, channels, line, 0, parts, pitch, padding)
             row_divisor = divisors[0][od * varies_d] * divisors[1][oh * varies_h]
             divisor = row_divisor * (one if varies_w else divisors[2][0])
@@ -129,7 +140,7 @@ def make_forward(width: int, stride: int, single: bool) -> Kernel:
                     acc = div(acc, mul(broadcast(line, row_divisor), for_windows))
                 elif divisor != one:
                     acc = div(acc, broadcast(line, divisor))
-                _store(y, unit * number + np.int64(o), acc, end)
+                _store(y, unit * number + np.int64(o), root(acc, line, exponent), end)
 
     return window_sums
 
@@ -142,11 +153,12 @@ def make_backward(stride: int, single: bool) -> Kernel:
     `taps[i + 1]` are the `offsets` of the windows over the i-th cell of a stride, in a row of x with `before` zeros in
     front.
     Then the cells of a row get their places: the first is at `padding`. `cells`: of one kind, with the padding."""
+    sum_rows = _make_sum_rows("")
 
     @kernel()
     def window_sums(
-        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, taps: Array,
-        offsets: Array, layout: Any, start: int, stop: int,
+        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
+        taps: Array, offsets: Array, layout: Any, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, _, length, out_d, out_h, out_w, channels = sizes
         if single:
@@ -159,7 +171,7 @@ def make_backward(stride: int, single: bool) -> Kernel:
         one, varies_w = total.dtype.type(1), divisors[2].size > 1
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
-            _sum_rows(x, line, before, row, plane * depth, sizes, ranges, steps, divisors, od, oh, True)
+            sum_rows(x, line, before, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, True)
             if varies_w or divisors[2][0] != one:
                 for c in range(U(row)):
                     line[U(before) + c] /= divisors[2][c if varies_w else U(0)]
@@ -200,50 +212,76 @@ def make_backward(stride: int, single: bool) -> Kernel:
 
 
 @functools.cache
-def make_uneven(backward: bool) -> Kernel:
-    """The kernel for windows that are not a stride apart, or far outside of the input: cell by cell along a row."""
+def make_uneven(backward: bool, power: str = "") -> Kernel:
+    """The kernel for windows that are not a stride apart, or far outside of the input: cell by cell along a row.
+
+    Rows of y that see the same rows of x are equal, and computed once."""
+    sum_rows, root = _make_sum_rows(power), make_root(power)
 
     @kernel()
     def window_sums(
-        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, start: int, stop: int
-    ) -> None:
+        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
+        start: int, stop: int,
+    ) -> None:  # fmt: skip
         depth, _, length, out_d, out_h, out_w, channels = sizes
-        row, end = length * channels, stop * out_w * channels
+        row, number, end = length * channels, out_w * channels, stop * out_w * channels
         line, result = np.empty(row + LANES, total.dtype), np.empty(out_w * channels + LANES, total.dtype)
         one = total.dtype.type(1)
         varies_d, varies_h, varies_w = divisors[0].size > 1, divisors[1].size > 1, divisors[2].size > 1
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
-            _sum_rows(x, line, 0, row, plane * depth, sizes, ranges, steps, divisors, od, oh, backward)
-            if backward and (varies_w or divisors[2][0] != one):
-                for c in range(U(row)):
-                    line[c] /= divisors[2][c if varies_w else U(0)]
-            row_divisor = one if backward else divisors[0][od * varies_d] * divisors[1][oh * varies_h]
-            for o in range(out_w):
-                first, number = np.int64(ranges[2][0, o]), np.int64(ranges[2][1, o])
-                divisor = row_divisor if backward else row_divisor * divisors[2][o * channels * varies_w]
-                if channels == 1 and number >= 2 * LANES and steps[2] == 1:
-                    acc = load(line, first)
-                    for i in range(U(first + LANES), U(first + number - number % LANES), U(LANES)):
-                        acc = add(acc, load(line, i))
-                    rest = number % LANES
-                    acc = add(acc, load_first(line, first + number - rest, rest))
-                    result[o] = sum_of_lanes(acc) / divisor
-                elif channels == 1:
-                    sum_ = total.dtype.type(0)
-                    for i in range(number):
-                        sum_ += line[U(first + i * steps[2])]
-                    result[U(o)] = sum_ / divisor
+            h = ranges[1]
+            if unit == start or oh == 0 or h[0, oh] != h[0, oh - 1] or h[1, oh] != h[1, oh - 1]:
+                sum_rows(x, line, 0, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, backward)
+                if backward and (varies_w or divisors[2][0] != one):
+                    for c in range(U(row)):
+                        line[c] /= divisors[2][c if varies_w else U(0)]
+                if channels == 1:
+                    _sum_cells(line, result, ranges[2], steps[2])
                 else:
-                    for c in range(U(0), U(channels), U(LANES)):
-                        acc = broadcast(line, 0)
-                        for i in range(number):
-                            acc = add(acc, load(line, U((first + i * steps[2]) * channels) + c))
-                        store(result, U(o * channels) + c, div(acc, broadcast(line, divisor)))
-            for o in range(U(0), U(out_w * channels), U(LANES)):
-                _store(y, unit * out_w * channels + np.int64(o), load(result, o), end)
+                    for o in range(out_w):
+                        first, cells = np.int64(ranges[2][0, o]), np.int64(ranges[2][1, o])
+                        for c in range(U(0), U(channels), U(LANES)):
+                            acc = broadcast(line, 0)
+                            for i in range(cells):
+                                acc = add(acc, load(line, U((first + i * steps[2]) * channels) + c))
+                            store(result, U(o * channels) + c, acc)
+                divisor = one if backward else divisors[0][od * varies_d] * divisors[1][oh * varies_h]
+                for o in range(0, 0 if backward else number, LANES):
+                    for_windows = broadcast(line, divisors[2][0])
+                    if varies_w:
+                        for_windows = load_first(divisors[2], o, min(number - o, LANES))
+                    value = div(load(result, o), mul(broadcast(line, divisor), for_windows))
+                    store(result, o, root(value, line, exponent))
+            for o in range(0, number, LANES):
+                _store(y, unit * number + o, load(result, o), end)
 
     return window_sums
+
+
+@kernel(inlined=True)
+def _sum_cells(line: Array, result: Array, cells: Array, step: int) -> None:
+    """The sums of the windows along a row, of one channel. cells: the first one of each window, and their number."""
+    windows = cells.shape[1]
+    for o in range(0, windows, LANES):
+        if step == 1 and cells[1, o] >= 2 * LANES:
+            for window in range(o, min(o + LANES, windows)):
+                first, number = np.int64(cells[0, window]), np.int64(cells[1, window])
+                acc, rest = broadcast(line, 0), number % LANES
+                for i in range(U(first), U(first + number - rest), U(LANES)):
+                    acc = add(acc, load(line, i))
+                acc = add(acc, load_first(line, first + number - rest, rest))
+                result[window] = sum_of_lanes(acc)
+        else:
+            n = min(windows - o, LANES)
+            place, number = load_int_first(cells[0], o, n), load_int_first(cells[1], o, n)
+            acc, tap = broadcast(line, 0), integers(0)
+            inside = less(tap, number)
+            while any_lane(inside):
+                acc = add(acc, gather(line, place, inside))
+                place, tap = add(place, integers(step)), add(tap, integers(1))
+                inside = less(tap, number)
+            store(result, o, acc)
 
 
 @kernel()

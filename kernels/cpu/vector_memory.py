@@ -174,19 +174,46 @@ def load_strided(typing: Any, array: Any, index: Any, stride: Any, count: Any) -
         one, zero, element = ir.Constant(I64, 1), ir.Constant(I64, 0), context.get_data_type(array.dtype)
         last = builder.mul(stride, builder.sub(count, one))
         reach = builder.select(builder.icmp_signed(">", count, zero), builder.add(last, one), zero)
-        pointer, vector = _address(context, builder, array, where, index, reach), vector_of(element)
-        size = ir.Constant(I64, array.dtype.bitwidth // 8)
+        pointer = _address(context, builder, array, where, index, reach)
         numbers = ir.Constant(vector_of(I64), list(range(LANES)))
-        offsets = builder.mul(numbers, fill(builder, builder.mul(stride, size)))
-        # Those of lanes that are not loaded do not matter: LLVM reads no memory for them.
-        addresses = builder.add(fill(builder, builder.ptrtoint(pointer, I64)), offsets)
-        places = builder.inttoptr(addresses, vector_of(element.as_pointer()))
-        mask, zeros = first_lanes_mask(builder, count), ir.Constant(vector, None)
-        alignment = ir.Constant(I32, array.dtype.bitwidth // 8)
-        name_ = f"llvm.masked.gather.v{LANES}{suffix(element)}.v{LANES}p0"
-        return _widen(builder, name, call(builder, name_, vector, places, alignment, mask, zeros))
+        places = builder.mul(numbers, fill(builder, stride))
+        raw = _gathered(builder, array, element, pointer, places, first_lanes_mask(builder, count))
+        return _widen(builder, name, raw)
 
     return TYPES[LANES_OF_ARRAY[name]](array, *[types.int64] * 3), generate
+
+
+def _gathered(builder: Any, array: Any, element: Any, pointer: Any, places: Any, mask: Any) -> Any:
+    """The elements at these places from an address on, as they are in memory; 0 where the mask does not hold."""
+    vector, size = vector_of(element), array.dtype.bitwidth // 8
+    # Those of lanes that are not loaded do not matter: LLVM reads no memory for them.
+    offsets = builder.mul(places, fill(builder, ir.Constant(I64, size)))
+    addresses = builder.add(fill(builder, builder.ptrtoint(pointer, I64)), offsets)
+    pointers = builder.inttoptr(addresses, vector_of(element.as_pointer()))
+    name = f"llvm.masked.gather.v{LANES}{suffix(element)}.v{LANES}p0"
+    return call(builder, name, vector, pointers, ir.Constant(I32, size), mask, ir.Constant(vector, None))
+
+
+@intrinsic
+def gather(typing: Any, array: Any, places: Any, mask: Any) -> Any:
+    """The elements at `places` (int32), where the mask holds; the other lanes 0."""
+    name = check_array(array, tuple(LANES_OF_ARRAY))
+    if places != TYPES["int32"] or mask != MASK:
+        raise TypeError(f"gather takes an array, places of int32 and a mask; got {array}, {places} and {mask}")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        where, places, mask = arguments
+        view = context.make_array(array)(context, builder, where)
+        wide = builder.sext(places, vector_of(I64))
+        if context.enable_boundscheck:
+            inside = builder.icmp_unsigned("<", wide, fill(builder, view.nitems))
+            outside = builder.bitcast(builder.and_(mask, builder.not_(inside)), I16)
+            with builder.if_then(builder.icmp_unsigned("!=", outside, ir.Constant(I16, 0)), likely=False):
+                context.call_conv.return_user_exc(builder, IndexError, ("a vector goes outside of its array",))
+        element = context.get_data_type(array.dtype)
+        return _widen(builder, name, _gathered(builder, array, element, view.data, wide, mask))
+
+    return TYPES[LANES_OF_ARRAY[name]](array, places, mask), generate
 
 
 def _check_store(array: Any, value: Any) -> str:

@@ -30,6 +30,7 @@ from .vector_memory import (
     as_bits,
     check_array,
     fence,
+    gather,
     load,
     load_bits,
     load_first,
@@ -66,7 +67,7 @@ from .vector_types import (
 
 __all__ = [
     "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "div",
-    "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "integers", "interleave_high",
+    "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "gather", "integers", "interleave_high",
     "interleave_low", "is_nan", "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_first",
     "load_int", "load_int_first", "load_strided", "maximum", "minimum", "mul", "odds", "reverse", "select",
     "shift_left", "shift_right", "slide", "square_root", "store", "store_bits", "store_first", "stream", "sub",
