@@ -8,7 +8,15 @@ first asked for.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import backends, functional, kernels, layers
+try:
+    from . import backends, functional, kernels, layers
+except ImportError as error:
+    if error.name != __name__:  # another package is missing
+        raise
+    raise ImportError(
+        f"{__path__[0]} is a part of the sources, without cnnlayers.backends, and Python found it before the package"
+        " that is installed. Start Python in another folder, or install the sources themselves: pip install -e ."
+    ) from None
 
 if TYPE_CHECKING:
     from .checkpoint import load, save

@@ -142,7 +142,9 @@ def _reasons(needed: set[str]) -> dict[str, str]:
     is asked, because these modules import what they ask for."""
     said: dict[str, str | None] = dict.fromkeys(needed, "which could not be found out: its import ends Python")
     try:
-        asked = [sys.executable, "-c", _PROBE, *sorted(needed, reverse=True)]
+        # -P: else -c looks in the working directory first, as we may not; in a clone that is a part of the package.
+        here = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+        asked = [sys.executable, *here, "-c", _PROBE, *sorted(needed, reverse=True)]
         found = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
         said.update(json.loads(line) for line in found.splitlines() if line.startswith("["))
     except (OSError, subprocess.TimeoutExpired) as error:

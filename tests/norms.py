@@ -12,7 +12,6 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels
-from cnnlayers.backends import PLANS
 from cnnlayers.kernels.cuda import norm_plan
 
 from . import standin_cuda
@@ -166,10 +165,8 @@ def device(
     norm_plan._device.cache_clear()
     with pytest.MonkeyPatch.context() as patch, standin_cuda.emulating(attributes=attributes, **emulation) as made:
         patch.setattr(norm_plan, "THREADS", threads)
-        PLANS.clear()  # of blocks of other sizes
         yield made
     norm_plan._device.cache_clear()
-    PLANS.clear()
 
 
 def names(made: list[standin_cuda.Launch]) -> list[str]:

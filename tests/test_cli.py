@@ -133,6 +133,19 @@ def test_info() -> None:
         assert word in said.stdout
 
 
+def test_info_in_a_folder_that_has_another_cnnlayers(tmp_path: Path) -> None:
+    """As `cnnlayers info` is typed in a clone after `pip install .`: the clone's folder is not the whole package."""
+    (tmp_path / "elsewhere").mkdir()
+    start = tmp_path / "elsewhere" / "start.py"
+    start.write_text("from cnnlayers.cli import main\nmain(['info'])\n")
+    (tmp_path / "cnnlayers").mkdir()
+    (tmp_path / "cnnlayers" / "__init__.py").write_text("raise ImportError('the folder of a clone')\n")
+    said = subprocess.run([sys.executable, start], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "kernels   mode" in said.stdout
+    assert "the folder of a clone" not in said.stdout
+
+
 def test_info_says_what_is_wrong_and_goes_on() -> None:
     wrong = {"NUM_THREADS": "few", "KERNELS": "maybe", "WINOGRAD": "perhaps"}
     said = command("info", CNNLAYERS_BACKEND="torch", **{f"CNNLAYERS_{name}": value for name, value in wrong.items()})

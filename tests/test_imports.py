@@ -161,6 +161,16 @@ PORTABLE = [(name, path) for name, path in sources("cnnlayers") if part(name) ==
 portable = pytest.mark.parametrize(("name", "path"), PORTABLE, ids=lambda v: v if type(v) is str else "")
 
 
+def test_the_sources_without_their_other_folders_say_so(tmp_path: Path) -> None:
+    (tmp_path / "cnnlayers").mkdir()
+    text = (ROOT / "cnnlayers" / "__init__.py").read_text()
+    (tmp_path / "cnnlayers" / "__init__.py").write_text(text)
+    line = [sys.executable, "-S", "-c", "import cnnlayers"]  # -S: without the links of an editable installation
+    said = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True).stderr
+    assert f"ImportError: {tmp_path / 'cnnlayers'} is a part of the sources" in said
+    assert "pip install -e ." in said
+
+
 def is_namespace(node: ast.expr) -> bool:
     """`xp`, or `something.xp`."""
     return (isinstance(node, ast.Name) and node.id == "xp") or (isinstance(node, ast.Attribute) and node.attr == "xp")

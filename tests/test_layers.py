@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cnnlayers import backends, layers
+from cnnlayers.autograd import Tensor
 from cnnlayers.layers import (
     BatchNorm,
     Conv,
@@ -830,3 +831,59 @@ def test_a_layer_of_an_op_takes_its_options_from_its_attributes() -> None:
 def test_options_are_checked_when_a_layer_is_made(make: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         make()
+
+
+class _Own(layers.Layer):
+    """A layer of somebody's own, without what a subclass below adds."""
+
+    def compute_forward(self, x: Any) -> Any:
+        return x, True
+
+
+class _WithoutInit(_Own):
+    def __init__(self) -> None:
+        self.factor = 2.0
+
+
+class _Alone(_Own):
+    def compute_forward(self, x: Any) -> Any:
+        return x
+
+
+class _WithoutContext(_Own):
+    def compute_forward(self, x: Any) -> Any:
+        return x, None
+
+
+class _OnlyBackward(layers.Layer):
+    def compute_backward(self, dy: Any, ctx: Any) -> Any:
+        return dy
+
+
+@pytest.mark.parametrize(("kind", "error", "said"), [
+    (_WithoutInit, AttributeError, r"__init__ must call super\(\).__init__\(\)"),
+    (_Own, AttributeError, "needs compute_forward and compute_backward, or an op"),
+    (_OnlyBackward, AttributeError, "needs compute_forward and compute_backward, or an op"),
+    (_Alone, TypeError, r"_Alone.compute_forward must give \(y, ctx\).* got ndarray"),
+    (_WithoutContext, TypeError, r"compute_forward must give \(y, ctx\).* got None for ctx"),
+])  # fmt: skip
+@pytest.mark.parametrize("on_tensors", [False, True])
+def test_what_a_layer_of_ones_own_lacks_is_said(kind: Any, error: type[Exception], said: str, on_tensors: bool) -> None:
+    x = np.ones((2, 3))  # an array of two rows could be unpacked as a pair
+    layer = kind()
+
+    def use() -> None:
+        if on_tensors:
+            layer(Tensor(x, requires_grad=True)).sum().backward()
+        else:
+            layer(x)
+            layer.backward(x)
+
+    with pytest.raises(error, match=said):
+        use()
+
+
+def test_an_attribute_that_no_layer_has_is_missing_as_ever() -> None:
+    with pytest.raises(AttributeError, match=r"^'ReLU' object has no attribute 'weigth'$"):
+        _ = layers.ReLU().weigth
+    assert not hasattr(layers.ReLU(), "weight")

@@ -108,7 +108,7 @@ def through_layer(layer: Any, x: Tensor, *args: Any, **options: Any) -> Any:
     own = _own(layer)
     args = tuple(_constant(layer, a) for a in args)
     options = {name: _constant(layer, a) for name, a in options.items()}
-    result, ctx = layer.compute_forward(x.data, *args, **options)
+    result, ctx = layer._computed(x.data, *args, **options)
     y, *others = result if isinstance(result, tuple) else (result,)
     sources = [t._source if recording() else None for t in (x, *own.values())]
     if all(source is None for source in sources):

@@ -22,7 +22,7 @@ from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import MOST_ELEMENTS, flag, integer
 
-from .state import check_prefix, checked_value
+from .state import SaysWhatIsMissing, check_prefix, checked_pair, checked_value
 
 # Arrays that `map_arrays` has put others in the place of, by id. They are not kept alive by this.
 _replaced: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
@@ -94,7 +94,7 @@ class Parameters(dict[str, Array]):
 ARRAYS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}  # an op's parameters, a layer's names
 
 
-class Layer:
+class Layer(SaysWhatIsMissing):
     """The base of all layers.
 
     A layer of your own calls `super().__init__()`, fills `own_params` and writes two methods:
@@ -183,14 +183,17 @@ class Layer:
 
     def forward(self, x: Array, *args: Any, **options: Any) -> Any:
         """y; the context for `backward` is kept. A context that was pending is discarded, even where this raises.
-
         Of a Tensor of cnnlayers.autograd y is a Tensor, and the graph keeps the context."""
         if hasattr(x, "_through_layer"):
             return x._through_layer(self, *args, **options)
         self.release()
-        compute: Callable[..., tuple[Any, Any]] = self.compute_forward  # some layers take more than x
-        y, self._ctx = compute(backends.plain(x), *args, **options)
+        y, self._ctx = self._computed(backends.plain(x), *args, **options)
         return y
+
+    def _computed(self, x: Array, *args: Any, **options: Any) -> tuple[Any, Any]:
+        """y and the context of `compute_forward`, checked to be a pair."""
+        compute: Callable[..., tuple[Any, Any]] = self.compute_forward  # some layers take more than x
+        return checked_pair(self, compute(x, *args, **options))
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Any:
         return self.forward(x, *args, **options)

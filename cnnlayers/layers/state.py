@@ -1,9 +1,10 @@
-"""Checks of what is loaded into a layer: the names of a state, and the value for one array."""
+"""Checks of what is loaded into a layer: the names of a state, and the value for one array. And the
+messages for what a layer of one's own lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -81,3 +82,29 @@ def _check_stored(name: str, value: Array, stored: Array, dtype: str) -> None:
         lost = xp.isinf(stored) & backends.of(stored).array(backends.of(value).xp.isfinite(value), xp.bool)
         if bool(xp.any(lost)):
             raise ValueError(f"{name} has values beyond the range of {dtype}, in which this layer keeps it")
+
+
+class SaysWhatIsMissing:
+    """The AttributeError of an attribute that a layer does not have says what its class may lack."""
+
+    if not TYPE_CHECKING:  # a type checker knows which attributes there are
+
+        def __getattr__(self, name: str) -> Any:
+            said = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if "own_params" not in vars(self):
+                said += ": its __init__ must call super().__init__() before anything else"
+            elif name.startswith("_op_"):
+                said += ": its class needs compute_forward and compute_backward, or an op: class ...(Layer, op=...)"
+            raise AttributeError(said)
+
+
+def checked_pair(layer: Any, result: Any) -> tuple[Any, Any]:
+    """What `compute_forward` gave, if it is `(y, ctx)`. TypeError otherwise: an array of two rows is a pair, too."""
+    if not isinstance(result, tuple) or len(result) != 2 or result[1] is None:
+        got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        got = "None for ctx" if isinstance(result, tuple) and len(result) == 2 else got
+        raise TypeError(
+            f"{type(layer).__name__}.compute_forward must give (y, ctx), where ctx is what compute_backward needs, and"
+            f" True where that is nothing; got {got}"
+        )
+    return result
