@@ -12,6 +12,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels
+from cnnlayers.backends import PLANS
 from cnnlayers.kernels.cuda import norm_plan
 
 from . import standin_cuda
@@ -165,8 +166,10 @@ def device(
     norm_plan._device.cache_clear()
     with pytest.MonkeyPatch.context() as patch, standin_cuda.emulating(attributes=attributes, **emulation) as made:
         patch.setattr(norm_plan, "THREADS", threads)
+        PLANS.clear()  # of blocks of other sizes
         yield made
     norm_plan._device.cache_clear()
+    PLANS.clear()
 
 
 def names(made: list[standin_cuda.Launch]) -> list[str]:

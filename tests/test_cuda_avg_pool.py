@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import kernels, specs
+from cnnlayers import backends, kernels, specs
 from cnnlayers.kernels.cuda import avg_pool as launchers
 from cnnlayers.kernels.cuda.window import pack_cells
 from cnnlayers.specs import Average
@@ -104,6 +104,7 @@ def test_tiles_give_the_bits_of_the_general_kernels(
         found = []
         for general in (False, True):
             with monkeypatch.context() as patch, standin_cuda.emulating() as made:
+                backends.PLANS.clear()
                 if general:
                     patch.setattr(launchers, "aligned_pack_cells", lambda *a: 0)
                     patch.setattr(launchers, "is_plane", lambda window: False)

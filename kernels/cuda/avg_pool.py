@@ -4,16 +4,18 @@ and adaptive average pooling, called as the portable code is."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend
+from cnnlayers.specs import AdaptiveWindow, Average
 
-from .compile import instance_name
-from .launch import BLOCK, aligned, contiguous, cuda_type, grid_size, launch, offset_types
+from .compile import CUDA_TYPE, instance_name
+from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, grid_size, offset_types, prepared
 from .window import (
-    PACK_BYTES,
     aligned_pack_cells,
     axes,
     axes_of,
@@ -37,34 +39,17 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- ops
 def avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
     """y."""
-    return _forward(b, spec.window, x, _divisor(spec), spec.include_pad)
+    return _run(b, spec, "forward", x)
 
 
 def avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
     """dx."""
-    return _backward(b, spec.window, dy, _divisor(spec), spec.include_pad)
+    return _run(b, spec, "backward", dy)
 
 
-def sum_pool_forward(b: Backend, window: Any, x: Array) -> Array:
-    """y."""
-    return _forward(b, window, x, 1)
-
-
-def sum_pool_backward(b: Backend, window: Any, dy: Array) -> Array:
-    """dx."""
-    return _backward(b, window, dy, 1)
-
-
-def adaptive_avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
-    """y."""
-    window = _window(spec)
-    return _forward(b, window, x, None if is_adaptive(window) else math.prod(window.kernel))
-
-
-def adaptive_avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
-    """dx."""
-    window = _window(spec)
-    return _backward(b, window, dy, None if is_adaptive(window) else math.prod(window.kernel))
+# What differs is in their specs: Average, Window and AdaptiveWindow.
+sum_pool_forward = adaptive_avg_pool_forward = avg_pool_forward
+sum_pool_backward = adaptive_avg_pool_backward = avg_pool_backward
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
@@ -75,7 +60,17 @@ def _window(spec: Any) -> Any:
     return spec.regular() or spec if is_adaptive(spec) else spec
 
 
-def _divisor(spec: Any) -> int | None:
+def _meaning(spec: Any) -> tuple[Any, int | None, bool]:
+    """The windows of a spec, the divisor of each, None if they differ, and whether padding counts."""
+    window = _window(spec)
+    if isinstance(spec, Average):
+        return window, _divisor(spec), spec.include_pad
+    if isinstance(spec, AdaptiveWindow):
+        return window, None if is_adaptive(window) else math.prod(window.kernel), False
+    return window, 1, False
+
+
+def _divisor(spec: Average) -> int | None:
     """The divisor of every window of an average, or None if windows differ."""
     if spec.override is not None:
         return int(spec.override)
@@ -98,41 +93,22 @@ def _bounds(window: Any, include_pad: bool) -> list[np.int32]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ launches
-def _forward(b: Backend, window: Any, x: Array, divisor: int | None, include_pad: bool = False) -> Array:
-    """`divisor` None: each window's own count."""
-    x, y = contiguous(b, x), b.empty(window.out_shape, x.dtype)
-    if not y.size:
-        return y
-    cells = aligned_pack_cells(window, x, y) if divisor is not None else 0
-    if cells:
-        h = window.axes[0]
-        _launch_tiled(b, "sum_pool_tiled", x, y, divisor, window, cells, (h.length, h.out), h.out)
-    elif divisor is not None and _whole_planes(window):
-        _launch_planes(b, "sum_planes", x, y, x, divisor, window)
-    else:
-        sizes = [*axes(window), *_bounds(window, include_pad)]
-        kind, threads = ("sum_pool_wide", 32 * y.size) if is_wide(window) else ("sum_pool", y.size)
-        _launch(b, kind, x, y, divisor, threads, sizes, inner(window))
-    return y
-
-
-def _backward(b: Backend, window: Any, dy: Array, divisor: int | None, include_pad: bool = False) -> Array:
-    dy, dx = contiguous(b, dy), b.empty(window.layout.shape, dy.dtype)
-    if not dx.size:
-        return dx
-    cells = aligned_pack_cells(window, dx, dy) if divisor is not None else 0
-    if cells:
-        h = window.axes[0]
-        tile_rows = -(-h.length // h.stride)
-        heights = h.length, tile_rows, h.out
-        _launch_tiled(b, "sum_pool_tiled_backward", dy, dx, divisor, window, cells, heights, tile_rows)
-    elif divisor is not None and _whole_planes(window):
-        _launch_planes(b, "fill_planes", dy, dx, dx, divisor, window)
-    else:
-        sizes = [*axes(window), *_bounds(window, include_pad)]
-        _launch(b, "sum_pool_backward", dy, dx, divisor, dx.size, sizes, inner(window))
-    return dx
+def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int) -> Pass:
+    """`aligned_to`: bytes to which the array that comes in is aligned; the result is new."""
+    window, divisor, include_pad = _meaning(spec)
+    forward = part == "forward"
+    shape = tuple(window.out_shape if forward else window.layout.shape)
+    if not math.prod(shape):
+        return Pass(None, shape)
+    call = _Call(b, window, dtype, divisor, forward)
+    if divisor is not None:
+        narrow = () if forward else ((aligned_to, dtype.itemsize),)
+        cells = aligned_pack_cells(window, dtype.itemsize, aligned_to if forward else PACK_BYTES, *narrow)
+        if cells:
+            return Pass(call.tiled(cells), shape)
+        if _whole_planes(window):
+            return Pass(call.whole_planes(aligned_to if forward else PACK_BYTES), shape)
+    return Pass(call.general([*axes(window), *_bounds(window, include_pad)]), shape)
 
 
 def _whole_planes(window: Any) -> bool:
@@ -140,45 +116,73 @@ def _whole_planes(window: Any) -> bool:
     return is_plane(window) and inner(window) == 1
 
 
-def _real(b: Backend, x: Array) -> type[np.float32] | type[np.float64]:
-    """The type of the kernels' divisor."""
-    return np.float64 if x.dtype == b.xp.float64 else np.float32
+@dataclass(frozen=True)
+class _Call:
+    """A forward or backward of a window and dtype."""
+
+    b: Backend
+    window: Any
+    dtype: Any
+    divisor: int | None
+    forward: bool
+
+    @property
+    def element(self) -> str:
+        return CUDA_TYPE[backends.name_of_dtype(self.b, self.dtype)]
+
+    @property
+    def real(self) -> Any:
+        """The kernels' divisor, in its type."""
+        return (np.float64 if self.dtype == self.b.xp.float64 else np.float32)(self.divisor or 1)
+
+    @property
+    def offsets(self) -> tuple[str, Any]:
+        return offset_types(math.prod(self.window.layout.shape), math.prod(self.window.out_shape))
+
+    def tiled(self, cells: int) -> Launch:
+        """A kernel of avg_pool_tiled.cu: a thread a pack of `cells` cells, in the rows of y or the tiles of x."""
+        (offset, integer), (h, w) = self.offsets, self.window.axes
+        tile_rows = -(-h.length // h.stride)
+        packs, rows = w.length // cells, h.out if self.forward else tile_rows
+        heights = (h.length, h.out) if self.forward else (h.length, tile_rows, h.out)
+        threads = planes(self.window) * rows * packs
+        sizes = (self.real, integer(threads), integer(packs), *map(np.int32, heights))
+        kind = "sum_pool_tiled" if self.forward else "sum_pool_tiled_backward"
+        instance = instance_name(kind, self.element, w.kernel, w.stride, cells, offset)
+        return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), BLOCK, sizes)
+
+    def whole_planes(self, aligned_to: int) -> Launch:
+        """A kernel of avg_pool_planes.cu; the array of whole planes is aligned to so many bytes. Long planes get a
+        block each."""
+        offset, integer = self.offsets
+        number, size, itemsize = planes(self.window), math.prod(self.window.kernel), int(self.dtype.itemsize)
+        cells = PACK_BYTES // itemsize
+        while size % cells or cells * itemsize > aligned_to:
+            cells //= 2
+        warps = WARPS if size // cells >= 32 * WARPS else 1
+        kind = "sum_planes" if self.forward else "fill_planes"
+        instance = instance_name(kind, self.element, cells, warps, offset)
+        sizes = (self.real, integer(number), np.int32(size // cells))
+        return Launch("avg_pool_planes", instance, grid_size(self.b, 32 * warps * number), BLOCK, sizes)
+
+    def general(self, sizes: list[np.int32]) -> Launch:
+        """A kernel of avg_pool.cu; `sizes`: its AXES and BOUNDS."""
+        offset, integer = self.offsets
+        wide = self.forward and is_wide(self.window)
+        kind = "sum_pool_wide" if wide else "sum_pool" if self.forward else "sum_pool_backward"
+        number = math.prod(self.window.out_shape if self.forward else self.window.layout.shape)
+        counts = (self.real, np.int32(self.divisor is None), integer(number), integer(inner(self.window)))
+        instance = instance_name(kind, self.element, offset)
+        grid = grid_size(self.b, number * (32 if wide else 1))
+        return Launch("avg_pool", instance, grid, BLOCK, (*counts, *sizes))
 
 
-def _launch_tiled(
-    b: Backend, kind: str, source: Array, result: Array, divisor: int | None, window: Any, cells: int,
-    heights: tuple[int, ...], rows: int,
-) -> None:  # fmt: skip
-    """Launch a kernel of avg_pool_tiled.cu: a thread a pack of `cells` cells, in `rows` rows of each plane."""
-    offset, integer = offset_types(source.size, result.size)
-    w = window.axes[1]
-    packs = w.length // cells
-    threads = planes(window) * rows * packs
-    sizes = (_real(b, source)(divisor), integer(threads), integer(packs), *map(np.int32, heights))
-    instance = instance_name(kind, cuda_type(b, source), w.kernel, w.stride, cells, offset)
-    launch("avg_pool_tiled", instance, grid_size(b, threads), BLOCK, (source, result, *sizes))
-
-
-def _launch_planes(
-    b: Backend, kind: str, source: Array, result: Array, wide: Array, divisor: int | None, window: Any
-) -> None:
-    """Launch a kernel of avg_pool_planes.cu; `wide`: the array of whole planes. Long planes get a block each."""
-    offset, integer = offset_types(source.size, result.size)
-    number, size, itemsize = planes(window), math.prod(window.kernel), int(wide.dtype.itemsize)
-    cells = PACK_BYTES // itemsize
-    while size % cells or not aligned(wide, cells * itemsize):
-        cells //= 2
-    warps = WARPS if size // cells >= 32 * WARPS else 1
-    instance = instance_name(kind, cuda_type(b, source), cells, warps, offset)
-    sizes = (_real(b, source)(divisor), integer(number), np.int32(size // cells))
-    launch("avg_pool_planes", instance, grid_size(b, 32 * warps * number), BLOCK, (source, result, *sizes))
-
-
-def _launch(
-    b: Backend, kind: str, x: Array, y: Array, divisor: int | None, threads: int, sizes: list[np.int32], channels: int
-) -> None:
-    """Launch `kind` of avg_pool.cu from x to y with `threads` threads; a cell has `channels` elements."""
-    offset, integer = offset_types(x.size, y.size)
-    scalars = (_real(b, x)(divisor or 1), np.int32(divisor is None), integer(y.size), integer(channels))
-    instance = instance_name(kind, cuda_type(b, x), offset)
-    launch("avg_pool", instance, grid_size(b, threads), BLOCK, (x, y, *scalars, *sizes))
+# ------------------------------------------------------------------------------------------------------------ launches
+def _run(b: Backend, spec: Any, part: str, array: Array) -> Array:
+    """y of x, or dx of dy."""
+    array = contiguous(b, array)
+    plan = prepared(_make, b, spec, part, array.dtype, alignment(array))
+    result = b.empty(plan.shape, array.dtype)
+    if plan.launch is not None:
+        plan.launch(array, result)
+    return result

@@ -55,6 +55,7 @@ def _text(file: str) -> str:
     return (HERE / file).read_text(encoding="utf-8")
 
 
+@functools.lru_cache(maxsize=4096)
 def instance_name(kernel: str, *arguments: str | int | bool) -> str:
     """The C++ name of a template's instance: `instance_name("max_pool", "float", 2, True)` is "max_pool<float, 2,
     true>"."""

@@ -14,11 +14,10 @@ import numpy as np
 from cnnlayers.backends import Backend
 
 from .compile import instance_name
-from .launch import BLOCK, aligned, contiguous, grid_size, launch, offset_types
+from .launch import BLOCK, PACK_BYTES, aligned, contiguous, grid_size, launch, offset_types
 from .window import axes, too_large
 
 Array = Any
-PACK_BYTES = 16  # the most bytes that one access loads or stores
 FLOAT, WORD = {4: "float", 8: "double"}, {4: "unsigned", 8: "unsigned long long"}  # by their bytes
 
 

@@ -79,6 +79,13 @@ class Launch(NamedTuple):
         launch(self.stem, self.instance, self.grid, self.block, (*arrays, *self.scalars), shared=self.shared)
 
 
+class Pass(NamedTuple):
+    """The launch of a forward or backward, and the shape of its result; `launch` None where there is nothing to do."""
+
+    launch: Launch | None
+    shape: tuple[int, ...]
+
+
 _BY_VALUE = (type(None), int, float, str)  # specs of these types are told apart by value, others by identity
 
 

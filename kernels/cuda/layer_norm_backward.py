@@ -11,8 +11,8 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import norm_arguments
-from .compile import instance_name
-from .launch import contiguous, cuda_type, launch, offset_types
+from .compile import CUDA_TYPE, instance_name
+from .launch import alignment, contiguous, cuda_type, launch, offset_types, prepared
 from .norm_arguments import CENTRED, DBETA, DGAMMA, GAMMA
 from .norm_plan import STREAM_THREADS, Device, Rows, device_of, lanes_of, pack_of, threads_of
 
@@ -84,22 +84,28 @@ def _backward(
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)`."""
     dtypes = spec.gamma_dtype, spec.beta_dtype
-    dy, x, dtype = contiguous(b, dy), contiguous(b, x), norm_arguments.accumulator(b, dy)
+    dy, x = contiguous(b, dy), contiguous(b, x)
     dx = b.empty(spec.rows.shape, dy.dtype)
     if not dy.size:
         return dx, *(None if p is None else b.zeros(spec.rows.parameter, p) for p in dtypes)
-    rows = norm_arguments.trailing_rows(spec.rows)
-    pack = pack_of(rows, dy.dtype.itemsize, x.data.ptr, dy.data.ptr)
-    gamma = norm_arguments.parameter(b, gamma, dtype, pack * dtype().itemsize)
-    plan = make_plan(device_of(b), rows, backends.dtype_name(b, dy), pack)
+    rows, dtype, plan, instances = prepared(_make, b, spec, dy.dtype, alignment(x, dy))
+    gamma = norm_arguments.parameter(b, gamma, dtype, plan.pack * dtype().itemsize)
     columns = b.empty((2, plan.blocks, rows.cells), dtype)
     flags = (gamma is not None) * GAMMA | (mean is not None) * CENTRED
     arrays = [x, dy, rstd if mean is None else mean, rstd, rstd if gamma is None else gamma]
-    _launch(b, rows, plan, arrays, dx, columns, flags)
+    _launch(b, rows, plan, instances, arrays, dx, columns, flags)
     return dx, *_launch_parameter_gradients(b, spec, plan, columns)
 
 
 layer_norm_backward = rms_norm_backward = _backward
+
+
+def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int) -> tuple[Rows, Any, LayerNormPlan, list[str]]:
+    """The rows, the dtype they are computed in, their plan and its kernels."""
+    rows, name = norm_arguments.trailing_rows(spec.rows), backends.name_of_dtype(b, dtype)
+    plan = make_plan(device_of(b), rows, name, pack_of(rows, dtype.itemsize, aligned_to))
+    instances = _instances(plan, CUDA_TYPE[name], offset_types(rows.size)[0])
+    return rows, b.xp.float64 if name == "float64" else b.xp.float32, plan, instances
 
 
 def _instances(plan: LayerNormPlan, element: str, offset: str) -> list[str]:
@@ -122,9 +128,9 @@ def _instances(plan: LayerNormPlan, element: str, offset: str) -> list[str]:
 
 
 def _launch(
-    b: Backend, rows: Rows, plan: LayerNormPlan, arrays: list[Array], dx: Array, columns: Array, flags: int
-) -> None:
-    instances = _instances(plan, cuda_type(b, dx), offset_types(rows.size)[0])
+    b: Backend, rows: Rows, plan: LayerNormPlan, instances: list[str], arrays: list[Array], dx: Array, columns: Array,
+    flags: int,
+) -> None:  # fmt: skip
     numbers = [np.int32(flags), np.uint32(rows.rows), np.uint32(plan.packs)]
     if plan.mapping != "two_pass":
         last = [np.int32(plan.lanes)]

@@ -8,15 +8,15 @@ integers, and calls that return indices go to max_pool.cu.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from .compile import instance_name
-from .launch import BLOCK, contiguous, cuda_type, grid_size, launch, offset_types
+from .compile import CUDA_TYPE, instance_name
+from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, grid_size, offset_types, prepared
 from .window import aligned_pack_cells, axes, inner, is_adaptive, is_wide, planes, too_large
 
 Array = Any
@@ -36,34 +36,34 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- ops
 def max_pool(b: Backend, spec: Any, x: Array) -> tuple[Array, Array | None]:
     """y, and the indices if the spec asks for them."""
-    y, _, indices = _forward(b, spec.window, x, None, spec.indices)
+    y, _, indices = _forward(b, spec, x, None, spec.indices)
     return y, indices
 
 
 def max_pool_forward(b: Backend, spec: Any, x: Array) -> tuple[Array, Array, Array | None]:
     """y, the argmax or tie bits, and the indices if the spec asks for them."""
-    return _forward(b, spec.window, x, spec.ties, spec.indices)
+    return _forward(b, spec, x, spec.ties, spec.indices)
 
 
 def max_pool_backward(b: Backend, spec: Any, dy: Array, saved: Array) -> Array:
     """dx."""
-    return _backward(b, spec.window, dy, saved, spec.ties)
+    return _backward(b, spec, dy, saved, spec.ties)
 
 
 def adaptive_max_pool(b: Backend, spec: Any, x: Array) -> Array:
     """y."""
-    return _forward(b, _window(spec), x, None, False)[0]
+    return _forward(b, spec, x, None, False)[0]
 
 
 def adaptive_max_pool_forward(b: Backend, spec: Any, x: Array) -> tuple[Array, Array]:
     """y and the argmax."""
-    y, argmax, _ = _forward(b, _window(spec), x, "first", False)
+    y, argmax, _ = _forward(b, spec, x, "first", False)
     return y, argmax
 
 
 def adaptive_max_pool_backward(b: Backend, spec: Any, dy: Array, argmax: Array) -> Array:
     """dx."""
-    return _backward(b, _window(spec), dy, argmax, "first")
+    return _backward(b, spec, dy, argmax, "first")
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
@@ -78,11 +78,6 @@ def _argmax_dtype(window: Any) -> str:
     return "uint8" if taps <= 2**8 else "uint16" if taps <= 2**16 else "uint32"
 
 
-def _aligned_pack_cells(b: Backend, window: Any, wide: Array, *narrow: Array) -> int:
-    """Cells of a pack of max_pool_tiled.cu, which serves floats; 0 if it does not serve this call."""
-    return aligned_pack_cells(window, wide, *narrow) if backends.dtype_name(b, wide) in FLOATS else 0
-
-
 def _disjoint(window: Any) -> bool:
     return not is_adaptive(window) and all(axis.disjoint for axis in window.axes)
 
@@ -90,7 +85,8 @@ def _disjoint(window: Any) -> bool:
 def _forward_kernel(
     window: Any, element: str, saved: str, offset: str, cells: int, ties: str | None
 ) -> tuple[str, str]:
-    """The stem and name of the kernel; `cells` as `_aligned_pack_cells` returns them; `ties` None to save nothing."""
+    """The stem and name of the kernel. `cells`: of a pack of max_pool_tiled.cu, 0 where it does not serve; `ties`: None
+    to save nothing."""
     if cells:
         w = window.axes[1]
         shape = (w.kernel, w.stride, cells, _save_flags(ties))
@@ -128,70 +124,97 @@ def _uses_scatter(window: Any) -> bool:
     return bool(math.prod(axis.stride if axis.out > 1 else axis.length for axis in window.axes) <= MAX_SCATTER_CELLS)
 
 
+class Forward(NamedTuple):
+    """The launch of a forward, and the arrays that it makes; `launch` None where there is nothing to compute."""
+
+    launch: Launch | None
+    y: tuple[int, ...]
+    saved: tuple[int, ...]
+    saved_dtype: Any
+
+
+def _make_forward(
+    b: Backend, spec: Any, dtype: Any, aligned_to: int, ties: str | None, return_indices: bool
+) -> Forward:
+    window, name = _window(spec), backends.name_of_dtype(b, dtype)
+    cells, y = math.prod(window.layout.shape), tuple(window.out_shape)
+    shape, saved_dtype = _saved_array(window, ties)
+    if not math.prod(y):
+        return Forward(None, y, shape, getattr(b.xp, saved_dtype))
+    offset, integer = offset_types(cells, math.prod(y), math.prod(shape))
+    packs = 0 if return_indices or name not in FLOATS else aligned_pack_cells(window, dtype.itemsize, aligned_to)
+    kernel = _forward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype], offset, packs, ties)
+    scalars: tuple[Any, ...]
+    if packs:
+        h, row = window.axes[0], window.layout.shape[-1] // packs
+        threads = planes(window) * h.out * row
+        scalars = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out))
+    else:
+        warp, number = _warp_per_window(window, ties), math.prod(y)
+        threads = number * (32 if warp else 1)
+        save = np.int32(_save_flags(ties) | (INDICES if return_indices else 0))
+        scalars = (save, integer(number), integer(inner(window)), *axes(window, line=warp))
+    launch = Launch(*kernel, grid_size(b, threads), BLOCK, scalars)
+    return Forward(launch, y, shape, getattr(b.xp, saved_dtype))
+
+
+def _saved_array(window: Any, ties: str | None) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of the argmax ("first"), of tie bits (the other rules), or of an empty array (None)."""
+    if ties == "first":
+        return tuple(window.out_shape), _argmax_dtype(window)
+    return (0,) if ties is None else ((math.prod(window.kernel) + 7) // 8, *window.out_shape), "uint8"
+
+
+def _make_backward(
+    b: Backend, spec: Any, dtype: Any, dy_aligned: int, saved_dtype: Any, saved_aligned: int, ties: str
+) -> Pass:
+    window, name = _window(spec), backends.name_of_dtype(b, dtype)
+    dx, (shape, _) = tuple(window.layout.shape), _saved_array(window, ties)
+    number, windows = math.prod(dx), math.prod(window.out_shape)
+    if not number:
+        return Pass(None, dx)
+    offset, integer = offset_types(number, windows, math.prod(shape))
+    narrow = (dy_aligned, dtype.itemsize), (saved_aligned, saved_dtype.itemsize)
+    packs = aligned_pack_cells(window, dtype.itemsize, PACK_BYTES, *narrow) if name in FLOATS else 0
+    kernel = _backward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype.name], offset, packs, ties)
+    rule = np.int32(TIE_RULE[ties])
+    scalars: tuple[Any, ...]
+    if packs:
+        h, row = window.axes[0], dx[-1] // packs
+        tile_rows = -(-h.length // h.stride)
+        threads, in_all = planes(window) * tile_rows * row, planes(window) * h.out * row
+        counts = (integer(threads), integer(in_all), integer(row))
+        scalars = (np.int32(ties == "split"), *counts, *map(np.int32, (h.length, tile_rows, h.out)))
+    elif _uses_scatter(window):
+        threads = windows
+        scalars = (rule, integer(threads), integer(inner(window)), *axes(window))
+    else:
+        threads = number
+        counts = (integer(threads), integer(windows), integer(inner(window)))
+        scalars = (rule, np.int32(_disjoint(window)), *counts, *axes(window))
+    return Pass(Launch(*kernel, grid_size(b, threads), BLOCK, scalars), dx)
+
+
 # ------------------------------------------------------------------------------------------------------------ launches
 def _forward(
-    b: Backend, window: Any, x: Array, ties: str | None, return_indices: bool
+    b: Backend, spec: Any, x: Array, ties: str | None, return_indices: bool
 ) -> tuple[Array, Array, Array | None]:
     """y, the argmax or tie bits (empty for ties None), and the indices if `return_indices`."""
-    x, y = contiguous(b, x), b.empty(window.out_shape, x.dtype)
-    saved = _saved_array(b, window, ties)
-    indices = b.empty(window.out_shape if return_indices else (0,), b.xp.int64)
-    arguments: tuple[Any, ...]
-    if y.size:
-        offset, integer = offset_types(x.size, y.size, saved.size)
-        cells = 0 if return_indices else _aligned_pack_cells(b, window, x, y, saved)
-        kernel = _forward_kernel(window, cuda_type(b, x), cuda_type(b, saved), offset, cells, ties)
-        if cells:
-            h, row = window.axes[0], x.shape[-1] // cells
-            threads = planes(window) * h.out * row
-            sizes = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out))
-            arguments = (x, y, saved, *sizes)
-        else:
-            warp = _warp_per_window(window, ties)
-            threads = y.size * (32 if warp else 1)
-            save = np.int32(_save_flags(ties) | (INDICES if return_indices else 0))
-            scalars = (save, integer(y.size), integer(inner(window)), *axes(window, line=warp))
-            arguments = (x, y, saved, indices, *scalars)
-        launch(*kernel, grid_size(b, threads), BLOCK, arguments)
-    return y, saved, indices if return_indices else None
+    x = contiguous(b, x)
+    plan = prepared(_make_forward, b, spec, x.dtype, alignment(x), ties, return_indices)
+    y, saved = b.empty(plan.y, x.dtype), b.empty(plan.saved, plan.saved_dtype)
+    indices = b.empty(plan.y, b.xp.int64) if return_indices else None
+    if plan.launch is not None:
+        tiled = plan.launch.stem == "max_pool_tiled"  # which has no indices
+        plan.launch(x, y, saved, *(() if tiled else (indices,)))
+    return y, saved, indices
 
 
-def _saved_array(b: Backend, window: Any, ties: str | None) -> Array:
-    """An array for the argmax ("first"), for tie bits (the other rules), or empty (None)."""
-    if ties == "first":
-        return b.empty(window.out_shape, getattr(b.xp, _argmax_dtype(window)))
-    shape = (0,) if ties is None else ((math.prod(window.kernel) + 7) // 8, *window.out_shape)
-    return b.empty(shape, b.xp.uint8)
-
-
-def _backward(b: Backend, window: Any, dy: Array, saved: Array, ties: str) -> Array:
-    dy, saved, dx = contiguous(b, dy), contiguous(b, saved), b.empty(window.layout.shape, dy.dtype)
-    if not dx.size:
-        return dx
-    offset, integer = offset_types(dx.size, dy.size, saved.size)
-    cells = _aligned_pack_cells(b, window, dx, dy, saved)
-    kernel = _backward_kernel(window, cuda_type(b, dy), cuda_type(b, saved), offset, cells, ties)
-    rule = np.int32(TIE_RULE[ties])
-    arguments: tuple[Any, ...]
-    if cells:
-        h, row = window.axes[0], dx.shape[-1] // cells
-        tile_rows = -(-h.length // h.stride)
-        threads, packs = planes(window) * tile_rows * row, planes(window) * h.out * row
-        sizes = (
-            integer(threads),
-            integer(packs),
-            integer(row),
-            np.int32(h.length),
-            np.int32(tile_rows),
-            np.int32(h.out),
-        )
-        arguments = (dy, saved, dx, np.int32(ties == "split"), *sizes)
-    elif _uses_scatter(window):
-        threads = dy.size
-        arguments = (dy, saved, dx, rule, integer(threads), integer(inner(window)), *axes(window))
-    else:
-        threads = dx.size
-        counts = (integer(threads), integer(dy.size), integer(inner(window)))
-        arguments = (dy, saved, dx, rule, np.int32(_disjoint(window)), *counts, *axes(window))
-    launch(*kernel, grid_size(b, threads), BLOCK, arguments)
+def _backward(b: Backend, spec: Any, dy: Array, saved: Array, ties: str) -> Array:
+    dy, saved = contiguous(b, dy), contiguous(b, saved)
+    facts = (dy.dtype, alignment(dy), saved.dtype, alignment(saved), ties)
+    plan = prepared(_make_backward, b, spec, *facts)
+    dx = b.empty(plan.shape, dy.dtype)
+    if plan.launch is not None:
+        plan.launch(dy, saved, dx)
     return dx

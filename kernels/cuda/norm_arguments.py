@@ -7,7 +7,6 @@ place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from .launch import aligned, contiguous
+from .launch import aligned, contiguous, prepared
 from .norm_plan import Columns, Rows
 
 Array = Any
@@ -68,11 +67,6 @@ def trailing_rows(rows: Any) -> Rows:
     return Rows(math.prod(rows.shape) // rows.count, 1, rows.count, 1, rows.count, per_element=True)
 
 
-def accumulator(b: Backend, x: Array) -> Any:
-    """The dtype x is computed in."""
-    return b.xp.float64 if x.dtype == np.float64 else b.xp.float32
-
-
 def cast(array: Array, dtype: Any) -> Array:
     """`array` in `dtype`, itself where it has that already."""
     return array if array.dtype == dtype else array.astype(dtype)
@@ -86,9 +80,11 @@ def parameter(b: Backend, array: Array | None, dtype: Any, alignment: int = 1) -
     return array if aligned(array, alignment) else array.copy()
 
 
-def new_statistics(rows: Any, allocate: Callable[[tuple[int, ...], Any], Array], b: Backend) -> Array:
-    """A new float64 array of one number a statistics group, of the view's rank."""
-    return allocate(tuple(1 if a in rows.axes else length for a, length in enumerate(rows.view)), b.xp.float64)
+def make_layout(b: Backend, spec: Any, dtype: Any) -> tuple[Rows | Columns, Any, tuple[int, ...]]:
+    """How the array is divided, the dtype it is computed in, and the shape of statistics: one number a group."""
+    rows = spec.rows
+    shape = tuple(1 if a in rows.axes else length for a, length in enumerate(rows.view))
+    return memory_layout(rows), b.xp.float64 if dtype == np.float64 else b.xp.float32, shape
 
 
 def stats_arguments(
@@ -101,8 +97,13 @@ def stats_arguments(
     running: tuple[Array, ...],
 ) -> list[Any]:
     """The arguments STATS_PARAMS of stats_writer.cuh."""
-    flags = (gamma is not None) * GAMMA | (beta is not None) * BETA | norm.rows.centred * CENTRED
-    flags |= bool(running and not norm.use_running_stats) * RUNNING | norm.unbiased * UNBIASED
-    kinds = [np.int32(KINDS.index(backends.dtype_name(b, a)) if running else 0) for a in running or (None, None)]
-    numbers = [np.int32(flags), *kinds, np.float64(norm.rows.eps), np.float64(norm.momentum)]
+    dtypes = tuple(a.dtype for a in running)
+    numbers = prepared(_stats_numbers, b, norm, gamma is not None, beta is not None, dtypes)
     return [rstd if mean is None else mean, rstd, *(running or (rstd, rstd)), *numbers]
+
+
+def _stats_numbers(b: Backend, norm: Any, has_gamma: bool, has_beta: bool, running: tuple[Any, ...]) -> list[Any]:
+    flags = has_gamma * GAMMA | has_beta * BETA | norm.rows.centred * CENTRED
+    flags |= bool(running and not norm.use_running_stats) * RUNNING | norm.unbiased * UNBIASED
+    kinds = [np.int32(KINDS.index(backends.name_of_dtype(b, dtype))) for dtype in running] or [np.int32(0)] * 2
+    return [np.int32(flags), *kinds, np.float64(norm.rows.eps), np.float64(norm.momentum)]

@@ -4,7 +4,7 @@ the portable code is. Arrays whose channels are the last axis go to channels_las
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from cnnlayers.backends import Backend
 
 from . import channels_last_norm, norm_arguments
 from .compile import CUDA_TYPE, instance_name
-from .launch import contiguous, cuda_type, launch, offset_types
+from .launch import alignment, contiguous, launch, offset_types, prepared
 from .norm_arguments import DBETA, DGAMMA, GAMMA, HAS_X
 from .norm_plan import Columns, LaunchPlan, Rows, device_of, make_plan, pack_of
 
@@ -30,8 +30,8 @@ def _backward(
     b: Backend, spec: Any, dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)`."""
-    dtypes = spec.gamma_dtype, spec.beta_dtype
-    dy, dtype = contiguous(b, dy), norm_arguments.accumulator(b, dy)
+    dtypes, dy = (spec.gamma_dtype, spec.beta_dtype), contiguous(b, dy)
+    shape, dtype, _ = prepared(norm_arguments.make_layout, b, spec, dy.dtype)
     dx = b.empty(spec.rows.shape, dy.dtype)
     if not dy.size:
         return dx, *(None if p is None else b.zeros(spec.rows.parameter, p) for p in dtypes)
@@ -41,19 +41,14 @@ def _backward(
     present = ((GAMMA, gamma), (DGAMMA, gradients[0]), (DBETA, gradients[1]), (HAS_X, x))
     flags = sum(bit for bit, array in present if array is not None)
     arrays = [dy if x is None else x, dy, mean, rstd, *(rstd if a is None else a for a in (gamma, dx, *gradients))]
-    shape = norm_arguments.memory_layout(spec.rows)
     if isinstance(shape, Columns):
         sums = channels_last_norm.backward(b, spec, shape, arrays[:6], arrays[6:], flags)
         channels, samples, parts = shape.channels, shape.samples, 1
         reduce_samples = samples > 1
     else:
-        rows, group = channel_rows(shape)
-        pack = pack_of(rows, dy.dtype.itemsize, arrays[0].data.ptr, dy.data.ptr)
-        dtype_name = backends.dtype_name(b, dy)
-        plan = make_plan(
-            device_of(b), rows, dtype_name, pack, arrays=2, group=group, use_running_stats=spec.use_running_stats
-        )
-        sums = (_launch_sums if plan.mapping == "two_pass" else _launch_once)(b, spec, rows, group, plan, arrays, flags)
+        made = prepared(_make, b, spec, dy.dtype, alignment(arrays[0], dy), flags)
+        rows, plan = made.rows, made.plan
+        sums = (_launch_sums if plan.mapping == "two_pass" else _launch_once)(b, made, arrays)
         channels, samples, parts = (
             rows.period,
             rows.rows // rows.period,
@@ -66,6 +61,27 @@ def _backward(
 
 
 batch_norm_backward = instance_norm_backward = group_norm_backward = _backward
+
+
+class Made(NamedTuple):
+    """What a backward of rows needs: `group` rows share one mean and variance; `numbers`: the kernels', behind the
+    arrays."""
+
+    rows: Rows
+    group: int
+    plan: LaunchPlan
+    instances: list[str]
+    numbers: list[Any]
+
+
+def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int, flags: int) -> Made:
+    rows, group = channel_rows(cast(Rows, norm_arguments.memory_layout(spec.rows)))
+    name = backends.name_of_dtype(b, dtype)
+    pack = pack_of(rows, dtype.itemsize, aligned_to)
+    running = spec.use_running_stats
+    plan = make_plan(device_of(b), rows, name, pack, arrays=2, group=group, use_running_stats=running)
+    instances = _instances(spec, plan, CUDA_TYPE[name], offset_types(rows.size)[0])
+    return Made(rows, group, plan, instances, _numbers(rows, plan, flags))
 
 
 def channel_rows(whole: Rows) -> tuple[Rows, int]:
@@ -98,13 +114,11 @@ def _numbers(rows: Rows, plan: LaunchPlan, flags: int) -> list[Any]:
     return [np.int32(flags), *(np.uint32(n) for n in numbers)]
 
 
-def _launch_once(
-    b: Backend, spec: Any, rows: Rows, group: int, plan: LaunchPlan, arrays: list[Array], flags: int
-) -> Array:
+def _launch_once(b: Backend, made: Made, arrays: list[Array]) -> Array:
     """One launch; the rows' sums, if there are several of a channel."""
-    [instance] = _instances(spec, plan, cuda_type(b, arrays[1]), offset_types(rows.size)[0])
+    rows, group, plan, [instance], numbers = made
     sums = b.empty((rows.rows, 2), b.xp.float64) if rows.rows > rows.period else arrays[3]
-    numbers, cooperative = _numbers(rows, plan, flags), plan.mapping == "grid"
+    cooperative = plan.mapping == "grid"
     if cooperative:
         partial = b.empty((rows.rows * plan.parts, 2), b.xp.float64)
         arguments = [*arrays, sums, partial, *numbers, np.uint32(plan.parts), np.uint32(plan.wave)]
@@ -115,14 +129,12 @@ def _launch_once(
     return sums
 
 
-def _launch_sums(
-    b: Backend, spec: Any, rows: Rows, group: int, plan: LaunchPlan, arrays: list[Array], flags: int
-) -> Array:
+def _launch_sums(b: Backend, made: Made, arrays: list[Array]) -> Array:
     """The sums, then dx, for as many rows at a time as the plan says; or both at once, if running statistics are
     used."""
-    sums_of, *apply = _instances(spec, plan, cuda_type(b, arrays[1]), offset_types(rows.size)[0])
+    rows, group, plan, (sums_of, *apply), numbers = made
     sums = b.empty((rows.rows * plan.parts, 2), b.xp.float64)
-    numbers = [*_numbers(rows, plan, flags), np.uint32(group)]
+    numbers = [*numbers, np.uint32(group)]
     for first in range(0, rows.rows, plan.wave):
         wave = min(plan.wave, rows.rows - first)
         last = [np.uint32(plan.parts), np.uint32(first)]

@@ -4,7 +4,7 @@ called as the portable code is. Arrays whose channels are the last axis go to ch
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,9 +12,9 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import channels_last_norm
-from .compile import instance_name
-from .launch import contiguous, cuda_type, launch, offset_types
-from .norm_arguments import accumulator, memory_layout, new_statistics, parameter, refuses, stats_arguments
+from .compile import CUDA_TYPE, instance_name
+from .launch import alignment, contiguous, launch, offset_types, prepared
+from .norm_arguments import make_layout, parameter, refuses, stats_arguments
 from .norm_plan import Columns, LaunchPlan, Rows, device_of, make_plan, pack_of
 
 __all__ = [
@@ -65,27 +65,34 @@ def _forward(
     b: Backend, norm: Any, x: Array, gamma: Array | None, beta: Array | None, *running: Array
 ) -> tuple[Array, Array | None, Array]:
     x, y = contiguous(b, x), b.empty(norm.rows.shape, x.dtype)
+    rows, dtype, shape = prepared(make_layout, b, norm, x.dtype)
     allocate = b.empty if x.size else b.zeros
-    mean, rstd = (
-        new_statistics(norm.rows, allocate, b) if norm.rows.centred else None,
-        new_statistics(norm.rows, allocate, b),
-    )
+    mean = allocate(shape, b.xp.float64) if norm.rows.centred else None
+    rstd = allocate(shape, b.xp.float64)
     if not x.size:
         return y, mean, rstd
-    rows, dtype = memory_layout(norm.rows), accumulator(b, x)
     if isinstance(rows, Columns):
         channels_last_norm.forward(
             b, norm, rows, [x, *(parameter(b, p, dtype) for p in (gamma, beta)), y], mean, rstd, running
         )
         return y, mean, rstd
-    pack = pack_of(rows, x.dtype.itemsize, x.data.ptr)
-    gamma, beta = (parameter(b, p, dtype, pack * dtype().itemsize) for p in (gamma, beta))
+    plan, instances, geometry, packed = prepared(_make, b, norm, x.dtype, alignment(x))
+    gamma, beta = (parameter(b, p, dtype, packed) for p in (gamma, beta))
     arrays = [rstd if a is None else a for a in (x, gamma, beta, y)]
     stats = stats_arguments(b, norm, gamma, beta, mean, rstd, running)
-    plan = make_plan(device_of(b), rows, backends.dtype_name(b, x), pack, use_running_stats=norm.use_running_stats)
-    instances = _instances(norm, rows, plan, cuda_type(b, x), offset_types(x.size)[0])
-    (_launch_twice if plan.mapping == "two_pass" else _launch_once)(b, rows, plan, instances, arrays, stats)
+    (_launch_twice if plan.mapping == "two_pass" else _launch_once)(b, plan, instances, geometry, arrays, stats)
     return y, mean, rstd
+
+
+def _make(b: Backend, norm: Any, dtype: Any, aligned_to: int) -> tuple[LaunchPlan, list[str], list[Any], int]:
+    """The plan for rows, its kernels, the numbers that they take, and the bytes to which parameters are aligned."""
+    layout, wide, _ = make_layout(b, norm, dtype)
+    rows = cast(Rows, layout)
+    name = backends.name_of_dtype(b, dtype)
+    pack = pack_of(rows, dtype.itemsize, aligned_to)
+    plan = make_plan(device_of(b), rows, name, pack, use_running_stats=norm.use_running_stats)
+    instances = _instances(norm, rows, plan, CUDA_TYPE[name], offset_types(rows.size)[0])
+    return plan, instances, _geometry(rows, plan), pack * wide().itemsize
 
 
 # ------------------------------------------------------------------------------------------------------------- launches
@@ -114,13 +121,13 @@ def _geometry(rows: Rows, plan: LaunchPlan) -> list[Any]:
 
 
 def _launch_once(
-    b: Backend, rows: Rows, plan: LaunchPlan, instances: list[str], arrays: list[Array], stats: list[Any]
+    b: Backend, plan: LaunchPlan, instances: list[str], geometry: list[Any], arrays: list[Array], stats: list[Any]
 ) -> None:
     if plan.mapping == "grid":
         partial = b.empty((plan.rows * plan.parts, 2), b.xp.float64)
-        arguments = [*arrays, partial, *stats, *_geometry(rows, plan), np.uint32(plan.parts), np.uint32(plan.wave)]
+        arguments = [*arrays, partial, *stats, *geometry, np.uint32(plan.parts), np.uint32(plan.wave)]
     else:
-        arguments = [*arrays, *stats, *_geometry(rows, plan), np.int32(plan.lanes)]
+        arguments = [*arrays, *stats, *geometry, np.int32(plan.lanes)]
     cooperative = plan.mapping == "grid"
     launch(
         _stem(plan), instances[0], plan.grid_size, plan.threads, arguments, shared=plan.shared, cooperative=cooperative
@@ -128,12 +135,12 @@ def _launch_once(
 
 
 def _launch_twice(
-    b: Backend, rows: Rows, plan: LaunchPlan, instances: list[str], arrays: list[Array], stats: list[Any]
+    b: Backend, plan: LaunchPlan, instances: list[str], geometry: list[Any], arrays: list[Array], stats: list[Any]
 ) -> None:
     """Moments, then y, for as many rows at a time as the plan says; or y alone, if running statistics are used."""
     *moments, apply = instances
     partial = b.empty((plan.rows * plan.parts, 2), b.xp.float64) if moments else stats[1]
-    geometry, parts = _geometry(rows, plan), np.uint32(plan.parts)
+    parts = np.uint32(plan.parts)
     for first in range(0, plan.rows, plan.wave):
         wave = min(plan.wave, plan.rows - first)
         for instance in moments:

@@ -7,6 +7,7 @@ rows are as long as possible.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,11 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from .compile import instance_name
-from .launch import BLOCK, aligned, contiguous, cuda_type, grid_size, launch, offset_types
+from .compile import CUDA_TYPE, instance_name
+from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, grid_size, offset_types, prepared
 
 Array = Any
 Axis = tuple[int, int, int, int, int]  # pad.cu's: length, out, offset, front, back
-PACK_BYTES = 16  # the most bytes that one access loads or stores
 WORD = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "unsigned long long"}
 STEP = {"constant": 0, "edge": 0, "reflect": -1, "symmetric": -1, "wrap": 1}
 MAX_LENGTH = 2**30  # pad.cu's ints hold twice an axis
@@ -35,31 +35,21 @@ def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
 # ----------------------------------------------------------------------------------------------------------------- ops
 def pad_forward(b: Backend, spec: Any, x: Array, value: Any) -> Array:
     """y."""
-    y = b.empty(spec.out_shape, x.dtype)
-    axes, inner = _geometry(spec)
-    pattern = np.array(value, x.dtype).tobytes() * (8 // x.dtype.itemsize)
-    _launch_forward(b, x, y, axes, inner, STEP[spec.mode], np.frombuffer(pattern, np.uint64)[0])
-    return y
+    return _run(b, spec, "forward", x, np.array(value, x.dtype).tobytes())
 
 
 def pad_backward(b: Backend, spec: Any, dy: Array) -> Array:
     """dx."""
-    dx = b.empty(spec.layout.shape, dy.dtype)
-    axes, inner = _geometry(spec)
-    if spec.mode == "constant":  # the forward, with x and y exchanged
-        _launch_forward(
-            b, dy, dx, [(out, length, -offset, -1, -1) for length, out, offset, _, _ in axes], inner, 0, np.uint64(0)
-        )
-    elif dx.size:
-        dy, size = contiguous(b, dy), dy.dtype.itemsize
-        element_bytes = _element_bytes(inner * size, size, dy)
-        index, arguments = _arguments(dy, dx, axes, inner, element_bytes, STEP[spec.mode])
-        element = (
-            cuda_type(b, dy) if backends.dtype_name(b, dy) in backends.FLOATS else WORD[size]
-        )  # unsigned sums wrap
-        instance = _backward(element, element_bytes // size, index)
-        launch("pad", instance, grid_size(b, -(-dx.nbytes // PACK_BYTES)), BLOCK, (dy, dx, *arguments))
-    return dx
+    return _run(b, spec, "backward", dy, bytes(dy.dtype.itemsize))
+
+
+def _run(b: Backend, spec: Any, part: str, source: Array, fill: bytes) -> Array:
+    source = contiguous(b, source)
+    plan = prepared(_make, b, spec, part, source.dtype, alignment(source), fill)
+    result = b.empty(plan.shape, source.dtype)
+    if plan.launch is not None:
+        plan.launch(source, result)
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
@@ -91,45 +81,36 @@ def _axis(mode: str, length: int, grow: tuple[int, int], crop: tuple[int, int]) 
     return length, period + sum(grow), crop[0] - grow[0], front, back
 
 
-def _element_bytes(cell: int, itemsize: int, *arrays: Array) -> int:
-    """Bytes, up to 16, of the widest element that divides a cell and to which the arrays are aligned. New arrays always
-    are."""
+def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int, fill: bytes) -> Pass:
+    """`aligned_to`: bytes to which the array that comes in is aligned; the result is new. `fill`: an element."""
+    (axes, inner), size = _geometry(spec), int(dtype.itemsize)
+    shape = tuple(spec.out_shape if part == "forward" else spec.layout.shape)
+    if not math.prod(shape):
+        return Pass(None, shape)
+    element_bytes = _element_bytes(inner * size, size, aligned_to)
+    copies = part == "forward" or spec.mode == "constant"  # that backward is a forward with x and y exchanged
+    if part != "forward" and copies:
+        axes = [(out, length, -offset, -1, -1) for length, out, offset, _, _ in axes]
+    sizes = [math.prod(s) * size // element_bytes for s in (spec.layout.shape, spec.out_shape)]
+    index, offset = offset_types(*sizes)
+    numbers = [np.int32(n) for n in (STEP[spec.mode], *itertools.chain.from_iterable(axes))]
+    counts = (sizes if part == "forward" else sizes[::-1]) + [inner * size // element_bytes]
+    scalars = (*map(offset, counts), *numbers)
+    if copies:
+        word = min(element_bytes, 8)
+        instance = instance_name("pad_forward", WORD[word], element_bytes // word, index)
+        scalars = (np.frombuffer(fill * (8 // size), np.uint64)[0], *scalars)
+    else:
+        name = backends.name_of_dtype(b, dtype)
+        element = CUDA_TYPE[name] if name in backends.FLOATS else WORD[size]  # unsigned sums wrap
+        instance = instance_name("pad_backward", element, element_bytes // size, index)
+    threads = -(-math.prod(shape) * size // PACK_BYTES)
+    return Pass(Launch("pad", instance, grid_size(b, threads), BLOCK, scalars), shape)
+
+
+def _element_bytes(cell: int, itemsize: int, aligned_to: int) -> int:
+    """Bytes, up to 16, of the widest element that divides a cell and to which the array is aligned."""
     element_bytes = PACK_BYTES
-    while element_bytes > itemsize and (cell % element_bytes or not all(aligned(a, element_bytes) for a in arrays)):
+    while element_bytes > itemsize and (cell % element_bytes or element_bytes > aligned_to):
         element_bytes //= 2
     return element_bytes
-
-
-def _forward(element_bytes: int, index: str) -> str:
-    word = min(element_bytes, 8)
-    return instance_name("pad_forward", WORD[word], element_bytes // word, index)
-
-
-def _backward(element: str, lanes: int, index: str) -> str:
-    return instance_name("pad_backward", element, lanes, index)
-
-
-def _launch_forward(b: Backend, x: Array, y: Array, axes: list[Axis], inner: int, step: int, fill: np.uint64) -> None:
-    """Launch pad_forward."""
-    if y.size:
-        x = contiguous(b, x)
-        element_bytes = _element_bytes(inner * x.dtype.itemsize, x.dtype.itemsize, x)
-        index, arguments = _arguments(x, y, axes, inner, element_bytes, step)
-        launch(
-            "pad",
-            _forward(element_bytes, index),
-            grid_size(b, -(-y.nbytes // PACK_BYTES)),
-            BLOCK,
-            (x, y, fill, *arguments),
-        )
-
-
-def _arguments(
-    source: Array, result: Array, axes: list[Axis], inner: int, element_bytes: int, step: int
-) -> tuple[str, list[Any]]:
-    """The type of offsets, and what both kernels take after their arrays, of elements of `element_bytes` bytes."""
-    sizes = source.nbytes // element_bytes, result.nbytes // element_bytes
-    index, offset = offset_types(*sizes)
-    lanes = inner * result.dtype.itemsize // element_bytes
-    numbers = [np.int32(n) for n in (step, *itertools.chain.from_iterable(axes))]
-    return index, [*map(offset, (*sizes, lanes)), *numbers]

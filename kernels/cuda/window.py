@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .launch import aligned
+from .launch import PACK_BYTES
 
 # window.cuh computes with twice an axis's padded length, as ints.
 MAX_LENGTH = 2**30
 WIDE_ROW = 32  # the fewest taps of a row for which one warp computes one window
 TILED_WINDOWS = ((2, 2), (3, 1), (3, 2))  # (kernel, stride) that the tiled kernels are compiled for
-PACK_BYTES = 16  # the most bytes that one access loads or stores
 MISSING = (1, 1, 1, 1, 1, 0)  # AXIS of a missing axis
 
 
@@ -81,14 +80,13 @@ def pack_cells(window: Any, itemsize: int) -> int:
     return cells if cells > 1 else 0
 
 
-def aligned_pack_cells(window: Any, wide: Any, *narrow: Any) -> int:
-    """`pack_cells`, reduced until the array of cells (`wide`) and those of windows (`narrow`) are aligned to their
-    packs."""
-    itemsize = int(wide.dtype.itemsize)
+def aligned_pack_cells(window: Any, itemsize: int, wide: int, *narrow: tuple[int, int]) -> int:
+    """`pack_cells`, reduced until packs are aligned: those of cells in an array that is aligned to `wide` bytes,
+    those of windows in arrays of (alignment, itemsize). New arrays need not be named: they always are."""
     cells = pack_cells(window, itemsize)
     while cells > 1:
         windows = cells // window.axes[1].stride
-        if aligned(wide, cells * itemsize) and all(aligned(a, windows * int(a.dtype.itemsize)) for a in narrow):
+        if cells * itemsize <= wide and all(windows * size <= aligned_to for aligned_to, size in narrow):
             return cells
         cells //= 2
     return 0
