@@ -38,8 +38,8 @@ class UnsuitableData(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an op's kernel lives: `module`, imported at first use. It has a launcher of the op's own name, and
-    `refuses(op, spec, *arrays)`: None, or the reason it cannot serve. On NumPy the reason lies in the spec and in the
+    """Where a step's kernel is: in `module`, imported at first use. It has a launcher of the step's own name, and
+    `refuses(step, spec, *arrays)`: None, or the reason it cannot serve. On NumPy the reason lies in the spec and in the
     arrays' shapes and dtypes, for which it is asked once.
 
     `needs`: a module whose `unavailable()` says why none of this kind can run here, or None."""
@@ -50,15 +50,12 @@ class Entry:
     def unavailable(self) -> str | None:
         return None if self.needs is None else self._needed.unavailable()
 
-    def load(self) -> Any:
-        return self._launchers
-
     @functools.cached_property
     def _needed(self) -> Any:
         return importlib.import_module(str(self.needs))
 
     @functools.cached_property
-    def _launchers(self) -> Any:
+    def launchers(self) -> Any:
         return importlib.import_module(self.module)
 
 
@@ -238,56 +235,56 @@ def warming_up() -> bool:
 
 
 @functools.cache
-def _has_row(op: str) -> bool:
-    return any(op == name for name, _ in TABLE)
+def _has_row(step: str) -> bool:
+    return any(step == name for name, _ in TABLE)
 
 
-def find(op: str, b: Backend, spec: Any, *arrays: Any, required: bool = True) -> Callable[..., Any] | None:
-    """The launcher that serves `op` on these arrays, or None for the portable code.
+def find(step: str, b: Backend, spec: Any, *arrays: Any, required: bool = True) -> Callable[..., Any] | None:
+    """The launcher that serves a step ("max_pool_forward") on these arrays, or None for the portable code.
 
     `required` says that None means portable code: in mode "require" a kernel that cannot serve then raises
-    KernelUnavailable. cuDNN's functions are not required, as there are other kernels. Raises LookupError for an op that
-    has no row in `TABLE`, for any backend.
+    KernelUnavailable. cuDNN's functions are not required, as there are other kernels. Raises LookupError for a step
+    that has no row in `TABLE`, for any backend.
     """
-    entry = TABLE.get((op, b.name))
-    if entry is None and not _has_row(op):
-        raise LookupError(f"no row of kernels.TABLE is for {op!r}; an op without kernels calls its portable code")
+    entry = TABLE.get((step, b.name))
+    if entry is None and not _has_row(step):
+        raise LookupError(f"no row of kernels.TABLE is for {step!r}; an op without kernels calls its portable code")
     chosen = current_mode()
     if entry is None or chosen == "off":
         return None
     refusal = entry.unavailable()
     if refusal is None:
-        module = entry.load()
-        refusal = module.refuses(op, spec, *arrays)
+        module = entry.launchers
+        refusal = module.refuses(step, spec, *arrays)
         if refusal is None:
-            launcher: Callable[..., Any] = getattr(module, op)
+            launcher: Callable[..., Any] = getattr(module, step)
             ready = _ready.get()
             if ready is not None and b.name == "numpy":
-                ready.add((op, *(str(getattr(a, "dtype", None)) for a in arrays)))
+                ready.add((step, *(str(getattr(a, "dtype", None)) for a in arrays)))
             return launcher
     if chosen == "require" and required:
-        raise KernelUnavailable(f"{op} has a {b.name} kernel that cannot serve this call: {refusal}")
+        raise KernelUnavailable(f"{step} has a {b.name} kernel that cannot serve this call: {refusal}")
     return None
 
 
-def attempt(op: str, b: Backend, spec: Any, *arrays: Any) -> Any:
-    """What the kernel of `op` computes; None if no kernel serves, or if it finds data that it cannot serve.
+def attempt(step: str, b: Backend, spec: Any, *arrays: Any) -> Any:
+    """What the kernel of a step computes; None if no kernel serves, or if it finds data that it cannot serve.
 
     Raises KernelUnavailable in mode "require", except where there is no kernel, and in `warmup`, where the data are
     arbitrary.
     """
-    launcher = find(op, b, spec, *arrays)
+    launcher = find(step, b, spec, *arrays)
     if launcher is None:
         return None
     try:
         return launcher(b, spec, *arrays)
     except UnsuitableData as error:
         if current_mode() == "require" and _ready.get() is None:
-            raise KernelUnavailable(f"{op} has a {b.name} kernel that cannot serve these data: {error}") from error
+            raise KernelUnavailable(f"{step} has a {b.name} kernel that cannot serve these data: {error}") from error
         return None
 
 
-def ahead(name: str) -> bool:
+def only_compiles(name: str) -> bool:
     """Whether kernels are compiled and not launched, because this is inside `warmup`; it then counts the CUDA kernel of
     this name."""
     ready = _ready.get()

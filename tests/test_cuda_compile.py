@@ -214,7 +214,7 @@ def test_warmup_of_any_function_and_of_an_array(cupy: Any) -> None:
 def test_warmup_ends_with_an_exception(cupy: Any) -> None:
     with pytest.raises(ValueError, match="kernel_size"):
         kernels.warmup(F.max_pool, (1, 1, 4, 4), 0)
-    assert not kernels.ahead("anything")
+    assert not kernels.only_compiles("anything")
 
 
 def test_where_there_are_no_kernels_there_is_nothing_to_compile() -> None:

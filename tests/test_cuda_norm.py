@@ -260,7 +260,13 @@ def test_refusals(cupy: Any) -> None:
 def test_more_rows_than_the_kernels_can_count_are_refused() -> None:
     def spec(shape: tuple[int, ...], last: int) -> Any:
         rows = types.SimpleNamespace(
-            shape=shape, view=shape, axes=(last,), own=(last,), parameter=shape[last:], count=shape[last], eps=1e-5
+            shape=shape,
+            view=shape,
+            axes=(last,),
+            parameter_axes=(last,),
+            parameter=shape[last:],
+            count=shape[last],
+            eps=1e-5,
         )
         return types.SimpleNamespace(rows=rows, comm=None)
 

@@ -89,8 +89,8 @@ def _batch_norm_forward(
         return row_chunks.forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd), mean, rstd
     y, stats = row_chunks.forward(b, norm, x, gamma, beta)
     # Only now is the count over all ranks known, to each of them.
-    lone = norm.training and stats.n == 1 and rows.parameter != (0,)
-    check_group_size(lone, rows, "channel over all ranks in training", ALONE)
+    single_value = norm.training and stats.n == 1 and rows.parameter != (0,)
+    check_group_size(single_value, rows, "channel over all ranks in training", ALONE)
     if norm.training and running_mean is not None and stats.n:
         _track(b, norm, (running_mean, running_var), stats)
     return y, stats.mean, stats.rstd
@@ -125,8 +125,8 @@ def _batch_norm_plan(
         unbiased=unbiased,
     )
     if comm is None:
-        lone = training and rows.count == 1 and rows.parameter != (0,)
-        check_group_size(lone, rows, "channel in training", ALONE)
+        single_value = training and rows.count == 1 and rows.parameter != (0,)
+        check_group_size(single_value, rows, "channel in training", ALONE)
     return norm_plan("batch_norm", b, x, norm)
 
 

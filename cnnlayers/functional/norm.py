@@ -49,9 +49,9 @@ def norm_backend(x: Array, **others: Array | None) -> Backend:
     return b
 
 
-def check_group_size(lone: bool, rows: Rows, row: str, remedy: str) -> None:
+def check_group_size(single_value: bool, rows: Rows, row: str, remedy: str) -> None:
     """The ValueError where each row is a single value."""
-    if lone:
+    if single_value:
         raise ValueError(f"x must have more than one value per {row}, got shape {rows.shape}: {remedy}")
 
 

@@ -132,7 +132,7 @@ def parameter_gradient(b: Backend, rows: Rows, sums: Array, dtype: Any) -> Array
     """dgamma or dbeta, from sums over the cells that share a parameter; None for a parameter that was not given."""
     if dtype is None:
         return None
-    return cast(b, b.xp.reshape(float64_sum(b, sums, rows.others), rows.parameter), dtype)
+    return cast(b, b.xp.reshape(float64_sum(b, sums, rows.summed_axes), rows.parameter), dtype)
 
 
 # -------------------------------------------------------------------------------------------------- forward, backward

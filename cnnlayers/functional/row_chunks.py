@@ -27,7 +27,7 @@ def _axis(norm: Norm) -> int | None:
         return None
     if 0 not in rows.axes:
         return 0
-    return None if rows.own == rows.axes else rows.own[0]
+    return None if rows.parameter_axes == rows.axes else rows.parameter_axes[0]
 
 
 def _cuts(b: Backend, norm: Norm, x: Array | None) -> tuple[int, list[slice]]:
@@ -47,14 +47,14 @@ def _part(norm: Norm, axis: int, cut: slice, **changed: Any) -> Norm:
     def shorter(shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:axis], length, *shape[axis + 1 :])
 
-    parameter = (length,) if axis in rows.own else rows.parameter
+    parameter = (length,) if axis in rows.parameter_axes else rows.parameter
     rows = dataclasses.replace(rows, shape=shorter(rows.shape), view=shorter(rows.view), parameter=parameter)
     return dataclasses.replace(norm, rows=rows, **changed)
 
 
-def _own(norm: Norm, axis: int, cut: slice, *parameters: Array | None) -> list[Array | None]:
+def _parameters_of(norm: Norm, axis: int, cut: slice, *parameters: Array | None) -> list[Array | None]:
     """A chunk's part of the parameters."""
-    return [p if p is None or axis not in norm.rows.own else p[cut] for p in parameters]
+    return [p if p is None or axis not in norm.rows.parameter_axes else p[cut] for p in parameters]
 
 
 def _run(cuts: list[slice], work: Callable[[slice], Any]) -> list[Any]:
@@ -77,7 +77,9 @@ def forward(b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array |
 
     def work(cut: slice) -> Statistics:
         at = (slice(None),) * axis + (cut,)
-        y[at], stats = forward_with_batch_stats(b, _part(norm, axis, cut), x[at], *_own(norm, axis, cut, gamma, beta))
+        y[at], stats = forward_with_batch_stats(
+            b, _part(norm, axis, cut), x[at], *_parameters_of(norm, axis, cut, gamma, beta)
+        )
         return stats
 
     mean, rstd, var, counts = zip(*_run(cuts, work), strict=True)
@@ -96,7 +98,7 @@ def forward_with_running_stats(
 
     def work(cut: slice) -> None:
         at = (slice(None),) * axis + (cut,)
-        arrays = *_own(norm, axis, cut, gamma, beta), mean[at], rstd[at]
+        arrays = *_parameters_of(norm, axis, cut, gamma, beta), mean[at], rstd[at]
         y[at] = norm_math.forward_with_running_stats(b, _part(norm, axis, cut), x[at], *arrays)
 
     _run(cuts, work)
@@ -123,11 +125,11 @@ def backward(
         at = (slice(None),) * axis + (cut,)
         statistics = None if mean is None else mean[at], rstd[at]
         part = _part(norm, axis, cut, **wide)
-        dx[at], *gradients = whole(b, part, dy[at], x[at], *statistics, *_own(norm, axis, cut, gamma))
+        dx[at], *gradients = whole(b, part, dy[at], x[at], *statistics, *_parameters_of(norm, axis, cut, gamma))
         return gradients[0], gradients[1]
 
     dgammas, dbetas = zip(*_run(cuts, work), strict=True)
-    joined = [_joined(b, axis in norm.rows.own, parts) for parts in (dgammas, dbetas)]
+    joined = [_joined(b, axis in norm.rows.parameter_axes, parts) for parts in (dgammas, dbetas)]
     dtypes = norm.gamma_dtype, norm.beta_dtype
     dgamma, dbeta = (None if a is None else cast(b, a, t) for a, t in zip(joined, dtypes, strict=True))
     return dx, dgamma, dbeta

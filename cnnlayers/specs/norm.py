@@ -13,14 +13,14 @@ from .arguments import Layout, Shape
 class Rows:
     """How an array falls into rows.
 
-    `shape`: x's; `view`: the shape it is looked at in; `axes`: the view's axes that a row runs along; `own`: the view's
-    axes that gamma and beta run along; `parameter`: their shape; `centred`: False in RMS norm.
+    `shape`: x's; `view`: the shape it is looked at in; `axes`: the view's axes that a row runs along; `parameter_axes`:
+    the view's axes that gamma and beta run along; `parameter`: the shape of these; `centred`: False in RMS norm.
     """
 
     shape: Shape
     view: Shape
     axes: Shape
-    own: Shape
+    parameter_axes: Shape
     parameter: Shape
     eps: float
     centred: bool = True
@@ -33,17 +33,17 @@ class Rows:
     @property
     def shared(self) -> Shape:
         """The axes along which the cells of a row share one parameter; layer and RMS norm have none."""
-        return tuple(a for a in self.axes if a not in self.own)
+        return tuple(a for a in self.axes if a not in self.parameter_axes)
 
     @property
-    def others(self) -> Shape:
+    def summed_axes(self) -> Shape:
         """The axes that a parameter's gradient is summed over."""
-        return tuple(a for a in range(len(self.view)) if a not in self.own)
+        return tuple(a for a in range(len(self.view)) if a not in self.parameter_axes)
 
     @property
     def parameter_view(self) -> Shape:
         """The shape in which a parameter broadcasts against the view."""
-        return tuple(length if a in self.own else 1 for a, length in enumerate(self.view))
+        return tuple(length if a in self.parameter_axes else 1 for a, length in enumerate(self.view))
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ MAX_CELLS = 2**31 - 1  # along an axis: lanes of int32 have their numbers
 READ_CHUNK_BYTES = 6_000_000  # of a chunk that is only read: a smaller one ends before another thread wakes up
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     window = _window(spec)
     if max((a.length for a in window.axes), default=0) > MAX_CELLS:

@@ -37,10 +37,10 @@ FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byt
 MISSING = (1, 1, 1, 1, 1, 0)  # a missing spatial axis
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None. `form_of` has checked the shape before."""
     if any(a is not None and a.dtype not in (np.float32, np.float64) for a in arrays):
-        return f"{op} is compiled for float32 and float64"
+        return f"{step} is compiled for float32 and float64"
     return None
 
 

@@ -53,7 +53,7 @@ DENSITY = 1 / math.sqrt(2 * math.pi)
 LARGEST_TANH = 1e4  # GELU's tanh form is x or 0 beyond it
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return None if all(a.dtype.isnative for a in arrays) else "an array of foreign byte order"
 

@@ -28,10 +28,10 @@ CACHE_LINE_CHANNELS = 16  # channels in a cache line
 SAMPLE, CHANNEL, CELL = range(3)  # entries of `steps`: elements of the image from one to the next
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     if any(a.dtype not in (np.float32, np.float64) for a in arrays):
-        return f"{op} is compiled for float32 and float64"
+        return f"{step} is compiled for float32 and float64"
     return None
 
 

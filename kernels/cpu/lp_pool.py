@@ -23,7 +23,7 @@ Array = Any
 BYTES_OF_CELL = 48  # counted for a cell of x, so that a chunk's arrays of float64 stay in the L2 cache
 
 
-def refuses(op: str, spec: LpPool, *arrays: Array) -> str | None:
+def refuses(step: str, spec: LpPool, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return refusal(spec.window, arrays[0] if arrays else None)
 

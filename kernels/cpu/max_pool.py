@@ -41,7 +41,7 @@ MOST_UNROLLED = 9  # taps of a window that is not separated into rows and column
 LEAST_CHANNELS = 8  # of a cell, for loops over channels
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return refusal(_window(spec), arrays[0] if arrays else None)
 

@@ -19,7 +19,7 @@ from .windows import planes_and_channels
 Array = Any
 
 
-def refuses(op: str, window: Window, *arrays: Array) -> str | None:
+def refuses(step: str, window: Window, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return None if all(a.dtype.isnative for a in arrays) else "an array of foreign byte order"
 

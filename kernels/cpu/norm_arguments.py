@@ -12,7 +12,7 @@ from .parallel import flat
 Array = Any
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel of the norms serves this call, or None."""
     if spec.comm is not None:
         return "the sums go over several ranks"

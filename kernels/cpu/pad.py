@@ -22,7 +22,7 @@ ModedSide = tuple[str, int, Pair, Pair]  # and the mode
 MISSING_SIDE: Side = (1, (0, 0), (0, 0))
 
 
-def refuses(op: str, spec: Pad, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Pad, *arrays: Array) -> str | None:
     """Why no kernel here serves this call: never, they take every dtype that the op takes."""
     return None
 

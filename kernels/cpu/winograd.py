@@ -47,9 +47,9 @@ G = np.array([[p**k / math.prod(p - q for q in POINTS if q != p) for k in range(
 G_BOTH_AXES = np.kron(G, G).astype(f4)
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None. `Conv.winograd` has checked the shape before."""
-    return None if all(a is None or a.dtype == f4 for a in arrays) else f"{op} is for float32"
+    return None if all(a is None or a.dtype == f4 for a in arrays) else f"{step} is for float32"
 
 
 def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:

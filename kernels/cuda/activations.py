@@ -17,7 +17,7 @@ Array = Any
 BOOLS = "unsigned char"
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """None: the kernels serve every call."""
     return None
 

@@ -31,7 +31,7 @@ Array = Any
 WARPS = 8  # of a long plane
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return too_large(_window(spec))
 

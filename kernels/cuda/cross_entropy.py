@@ -19,7 +19,7 @@ WARPS = BLOCK // 32
 LIMIT = 2**30  # the kernels count rows and classes by ints
 
 
-def refuses(op: str, spec: None, *arrays: Array) -> str | None:
+def refuses(step: str, spec: None, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     most = max(max(a.shape, default=0) for a in arrays)
     return f"{most} rows or classes; the kernels take fewer than {LIMIT}" if most >= LIMIT else None

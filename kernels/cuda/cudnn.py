@@ -70,7 +70,7 @@ def unavailable() -> str | None:
     return None if version >= LEAST_VERSION else f"cuDNN {version} is too old, {LEAST_VERSION} is needed: {INSTALL}"
 
 
-def refuses(op: str, spec: Conv, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Conv, *arrays: Array) -> str | None:
     """Why cuDNN does not compute this call, or None. Of the arrays the first two count."""
     if not kernels.cudnn_allowed():
         return "CNNLAYERS_CUDNN is off"
@@ -80,7 +80,7 @@ def refuses(op: str, spec: Conv, *arrays: Array) -> str | None:
     first, second = arrays[:2]
     if first.dtype != second.dtype:
         return f"its arrays have two dtypes, {first.dtype} and {second.dtype}"
-    return _plan(op, spec, first).refusal
+    return _plan(step, spec, first).refusal
 
 
 def cudnn_correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -234,7 +234,7 @@ class _Plan:
     def run(self, b: Backend, *inputs: Array) -> Array:
         """The graph's output for its two inputs, all with their axes in the order of the spec's arrays."""
         result = b.empty(self.result_shape, inputs[0].dtype)
-        if kernels.ahead(self.name):
+        if kernels.only_compiles(self.name):
             return result
         arrays = [*(_aligned(b, a) for a in inputs), result]
         workspace = b.empty((self.workspace_bytes,), b.xp.uint8)

@@ -21,7 +21,7 @@ Array = Any
 FLOAT, WORD = {4: "float", 8: "double"}, {4: "unsigned", 8: "unsigned long long"}  # by their bytes
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return too_large(spec.window)
 

@@ -53,9 +53,9 @@ class LayerNormPlan:
         )
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
-    return norm_arguments.refuses(op, spec, *arrays)
+    return norm_arguments.refuses(step, spec, *arrays)
 
 
 def make_plan(device: Device, rows: Rows, dtype: str, pack: int) -> LayerNormPlan:

@@ -20,12 +20,12 @@ RING_BYTES = 48 << 10  # of shared memory for a block's rings
 LIMIT = 2**30  # the kernels count channels by ints
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     if spec.layout.channels >= LIMIT:
         return f"{spec.layout.channels} channels; the kernels take fewer than {LIMIT}"
     size, itemsize = _window(spec)[2], 8
-    if op.endswith("_backward") and 32 * size * itemsize > RING_BYTES:
+    if step.endswith("_backward") and 32 * size * itemsize > RING_BYTES:
         return f"windows of {size} channels; the backward's kernel takes {RING_BYTES // (32 * itemsize)}"
     return None
 

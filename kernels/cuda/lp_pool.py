@@ -18,7 +18,7 @@ Array = Any
 FEW_TAPS = 16  # of a window that a cell's gradient works out again; the norms of larger windows get a launch before
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return too_large(spec.window)
 

@@ -28,7 +28,7 @@ MAX_SCATTER_CELLS = (
 FLOATS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # and their itemsize
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     return too_large(_window(spec))
 

@@ -16,7 +16,7 @@ from .window import inner
 Array = Any
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """None: the kernels serve every call."""
     return None
 

@@ -24,7 +24,7 @@ LIMIT = 2**31  # of rows, and of cells of a row
 TINY = 2.0**-126  # smaller numbers are 0 in the kernels' float32 arithmetic
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel of this family serves this call, or None."""
     if spec.comm is not None:
         return "the sums go over several ranks"
@@ -46,11 +46,11 @@ def memory_layout(rows: Any) -> Rows | Columns:
     cells = rows.count
     if 0 in rows.shape:
         return Rows(0, 1, 1, 1, 1)
-    if rows.own == rows.axes:
+    if rows.parameter_axes == rows.axes:
         return trailing_rows(rows)
     samples, channels = rows.shape[0], math.prod(rows.parameter)
-    spatial, group = math.prod(rows.shape) // samples // channels, channels // rows.view[rows.own[0]]
-    channels_last = spatial > 1 and channels > 1 and rows.own[0] > 1  # channels last
+    spatial, group = math.prod(rows.shape) // samples // channels, channels // rows.view[rows.parameter_axes[0]]
+    channels_last = spatial > 1 and channels > 1 and rows.parameter_axes[0] > 1  # channels last
     if 0 in rows.axes:
         if channels == 1:
             return Rows(1, 1, cells, 1, cells)

@@ -21,9 +21,9 @@ Array = Any
 GRADIENT_THREADS = 128  # threads of a block of parameter_gradients: one warp a channel
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
-    return norm_arguments.refuses(op, spec, *arrays)
+    return norm_arguments.refuses(step, spec, *arrays)
 
 
 def _backward(

@@ -26,7 +26,7 @@ MAX_LENGTH = 2**30  # pad.cu's ints hold twice an axis
 MISSING = (1, 1, 0, 0, 0)
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
     longest = max(max(length, out) for length, out, *_ in _geometry(spec)[0])
     return f"an axis of {longest} cells; the kernels take fewer than {MAX_LENGTH}" if longest >= MAX_LENGTH else None
