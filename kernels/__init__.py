@@ -59,93 +59,55 @@ class Entry:
         return importlib.import_module(self.module)
 
 
-PARTS = ("forward", "backward")
-# (step, backend) -> entry: ("max_pool_forward", "numpy") is the function max_pool_forward of kernels/cpu/max_pool.py.
-# An op that is not here has the portable code alone.
+PASSES = ("_forward", "_backward")
+TRIO = ("", *PASSES)
+NORMS = "batch_norm group_norm instance_norm"
+CONVOLUTION = ("correlate", "correlate_adjoint", "weight_gradient")
+
+
+def _steps(ops: str, parts: tuple[str, ...] = PASSES) -> tuple[str, ...]:
+    return tuple(f"{op}{part}" for op in ops.split() for part in parts)
+
+
+# The modules of kernels/cpu and kernels/cuda, and the steps that each serves: max_pool_forward is the function of this
+# name in max_pool.py. An op that is not here has the portable code alone.
+CPU = {
+    "max_pool": _steps("max_pool adaptive_max_pool", TRIO),
+    "avg_pool": _steps("avg_pool sum_pool adaptive_avg_pool"),
+    "lp_pool": _steps("lp_pool"),
+    "max_unpool": _steps("max_unpool"),
+    "pad": _steps("pad"),
+    "norm_forward": _steps(f"{NORMS} layer_norm rms_norm", ("_forward",)),
+    "norm_backward": _steps(f"{NORMS} layer_norm rms_norm", ("_backward",)),
+    "elementwise": ("relu", *_steps("relu leaky_relu gelu sigmoid tanh")),
+    "softmax": (*_steps("softmax"), "softmax_statistics", "scaled_exponentials"),
+    "im2col": ("im2col", "col2im", "channel_sums"),
+    "conv_direct": tuple(f"direct_{step}" for step in CONVOLUTION),
+    "winograd": tuple(f"winograd_{step}" for step in CONVOLUTION),
+}
+CUDA = {
+    "max_pool": _steps("max_pool adaptive_max_pool", TRIO),
+    "avg_pool": _steps("avg_pool sum_pool adaptive_avg_pool"),
+    "lp_pool": _steps("lp_pool"),
+    "max_unpool": _steps("max_unpool"),
+    "pad": _steps("pad"),
+    "norm_forward": _steps(f"{NORMS} layer_norm rms_norm", ("_forward",)),
+    "norm_backward": _steps(NORMS, ("_backward",)),
+    "layer_norm_backward": _steps("layer_norm rms_norm", ("_backward",)),
+    "local_response_norm": _steps("local_response_norm"),
+    "activations": ("relu", *_steps("relu leaky_relu gelu sigmoid tanh dropout")),
+    "cross_entropy": _steps("softmax_cross_entropy"),
+    "im2col": ("im2col", "col2im"),
+    "cudnn": tuple(f"cudnn_{step}" for step in CONVOLUTION),
+}
+# (step, backend) -> where its kernel is.
 TABLE: dict[tuple[str, str], Entry] = {
     **{
-        (f"{op}{part}", "cupy"): Entry("cnnlayers.kernels.cuda.max_pool")
-        for op in ("max_pool", "adaptive_max_pool")
-        for part in ("", "_forward", "_backward")
+        (step, "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.jit")
+        for module, steps in CPU.items()
+        for step in steps
     },
-    **{
-        (f"{op}{part}", "cupy"): Entry("cnnlayers.kernels.cuda.avg_pool")
-        for op in ("avg_pool", "sum_pool", "adaptive_avg_pool")
-        for part in ("_forward", "_backward")
-    },
-    **{(f"max_unpool_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.max_unpool") for part in ("forward", "backward")},
-    **{(op, "cupy"): Entry("cnnlayers.kernels.cuda.pad") for op in ("pad_forward", "pad_backward")},
-    **{(step, "cupy"): Entry("cnnlayers.kernels.cuda.im2col") for step in ("im2col", "col2im")},
-    **{
-        (op, "cupy"): Entry("cnnlayers.kernels.cuda.activations")
-        for op in (
-            "relu",
-            *(f"{op}_{part}" for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh", "dropout") for part in PARTS),
-        )
-    },
-    **{(f"softmax_cross_entropy_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.cross_entropy") for part in PARTS},
-    **{(f"lp_pool_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.lp_pool") for part in PARTS},
-    **{(f"local_response_norm_{part}", "cupy"): Entry("cnnlayers.kernels.cuda.local_response_norm") for part in PARTS},
-    **{
-        (f"{op}_norm_forward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_forward")
-        for op in ("batch", "group", "instance", "layer", "rms")
-    },
-    **{
-        (f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.norm_backward")
-        for op in ("batch", "group", "instance")
-    },
-    **{(f"{op}_norm_backward", "cupy"): Entry("cnnlayers.kernels.cuda.layer_norm_backward") for op in ("layer", "rms")},
-    **{
-        (f"{op}_norm_{part}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.jit")
-        for op in ("batch", "group", "instance", "layer", "rms")
-        for part, module in (("forward", "norm_forward"), ("backward", "norm_backward"))
-    },
-    **{
-        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.avg_pool", needs="cnnlayers.kernels.cpu.jit")
-        for op in ("avg_pool", "sum_pool", "adaptive_avg_pool")
-        for part in ("_forward", "_backward")
-    },
-    **{
-        (f"lp_pool{part}", "numpy"): Entry("cnnlayers.kernels.cpu.lp_pool", needs="cnnlayers.kernels.cpu.jit")
-        for part in ("_forward", "_backward")
-    },
-    **{
-        (f"{op}{part}", "numpy"): Entry("cnnlayers.kernels.cpu.max_pool", needs="cnnlayers.kernels.cpu.jit")
-        for op in ("max_pool", "adaptive_max_pool")
-        for part in ("", "_forward", "_backward")
-    },
-    **{
-        (f"max_unpool_{part}", "numpy"): Entry("cnnlayers.kernels.cpu.max_unpool", needs="cnnlayers.kernels.cpu.jit")
-        for part in ("forward", "backward")
-    },
-    **{
-        (op, "numpy"): Entry("cnnlayers.kernels.cpu.pad", needs="cnnlayers.kernels.cpu.jit")
-        for op in ("pad_forward", "pad_backward")
-    },
-    **{
-        (op, "numpy"): Entry("cnnlayers.kernels.cpu.elementwise", needs="cnnlayers.kernels.cpu.jit")
-        for op in (
-            "relu",
-            *(f"{op}_{part}" for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh") for part in PARTS),
-        )
-    },
-    **{
-        (op, "numpy"): Entry("cnnlayers.kernels.cpu.softmax", needs="cnnlayers.kernels.cpu.jit")
-        for op in ("softmax_forward", "softmax_backward", "softmax_statistics", "scaled_exponentials")
-    },
-    **{
-        (f"cudnn_{step}", "cupy"): Entry("cnnlayers.kernels.cuda.cudnn")
-        for step in ("correlate", "correlate_adjoint", "weight_gradient")
-    },
-    **{
-        (step, "numpy"): Entry("cnnlayers.kernels.cpu.im2col", needs="cnnlayers.kernels.cpu.jit")
-        for step in ("im2col", "col2im", "channel_sums")
-    },
-    **{
-        (f"{form}_{step}", "numpy"): Entry(f"cnnlayers.kernels.cpu.{module}", needs="cnnlayers.kernels.cpu.jit")
-        for form, module in (("direct", "conv_direct"), ("winograd", "winograd"))
-        for step in ("correlate", "correlate_adjoint", "weight_gradient")
-    },
+    **{(step, "cupy"): Entry(f"cnnlayers.kernels.cuda.{module}") for module, steps in CUDA.items() for step in steps},
 }
 
 _cudnn = Setting("CNNLAYERS_CUDNN", ("auto", "off"), "the cuDNN option")
