@@ -98,6 +98,7 @@ CUDA = {
     "activations": ("relu", *_steps("relu leaky_relu gelu sigmoid tanh dropout")),
     "cross_entropy": _steps("softmax_cross_entropy"),
     "im2col": ("im2col", "col2im"),
+    "matmul": ("matmul",),
     "cudnn": tuple(f"cudnn_{step}" for step in CONVOLUTION),
 }
 # (step, backend) -> where its kernel is.

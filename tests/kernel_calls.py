@@ -131,7 +131,7 @@ def _pads() -> Iterator[Call]:
 
 
 def _convs() -> Iterator[Call]:
-    floats = ("float32", "float64")
+    floats = ("float16", "float32", "float64")
     yield Call("conv", (2, 4, 9, 12), (None, 1, 1), {}, floats)
     for channels in (32, 18, 17):
         yield Call("conv", (2, 9, 8, channels), (None, 1, 1), LAST, floats)

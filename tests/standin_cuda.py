@@ -232,6 +232,16 @@ def get_current_stream(device_id: int = -1) -> Stream:
     return Stream._current[-1]
 
 
+FEW = 16  # of the addresses that were asked for last are known: a call's
+_addresses: dict[int, tuple[np.ndarray, int]] = {}
+
+
+def pointed_to(address: int) -> tuple[np.ndarray, int]:
+    """The bytes of the allocation that an address lies in, and its offset there."""
+    root, offset = _addresses[address]
+    return root.reshape(-1).view(np.uint8), offset
+
+
 class MemoryPointer:
     """Where an array's first element lies, plus an offset in bytes."""
 
@@ -242,8 +252,14 @@ class MemoryPointer:
     def ptr(self) -> int:
         if not self._array.size:
             return 0
-        start = simt.root(self._array).ctypes.data
-        return (start << 9) + self._array.ctypes.data - start + self._offset  # an allocation starts on 512 bytes
+        root = simt.root(self._array)
+        start = root.ctypes.data
+        address = (start << 9) + self._array.ctypes.data - start + self._offset  # an allocation starts on 512 bytes
+        _addresses.pop(address, None)  # to the end
+        _addresses[address] = root, address - (start << 9)
+        while len(_addresses) > FEW:
+            del _addresses[next(iter(_addresses))]
+        return address
 
     @property
     def device(self) -> Device:

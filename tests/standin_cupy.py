@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import simt, standin_cuda, standin_kernels
+from . import simt, standin_cublas, standin_cuda, standin_kernels
 from .standin_cuda import Device, MemoryPointer, synchronises
 
 # NumPy's names that CuPy 14's root and arrays do not have, and keywords that its functions do not take.
@@ -230,6 +230,8 @@ def _cuda() -> types.SimpleNamespace:
             CUDADriverError=standin_cuda.CUDADriverError,
             occupancyMaxActiveBlocksPerMultiprocessor=standin_kernels.resident_blocks,
         ),
+        cublas=standin_cublas.module(),
+        device=types.SimpleNamespace(get_cublas_handle=lambda: 1),
         nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
         compiler=types.SimpleNamespace(CompileException=standin_kernels.CompileException),
     )

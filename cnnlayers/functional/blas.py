@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy
 
-from cnnlayers import backends
+from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 
 from ._common import Array
@@ -86,10 +86,11 @@ def matmul(
     """x @ w (+ plus) for stacks of matrices (..., m, k) and (..., k, n) of one floating dtype; batch axes broadcast.
 
     `plus` broadcasts to the product. `whole`: the caller is in a chunk of its own, and the product is not cut again.
-    `out`, of NumPy alone: where the product goes.
+    `out`, of NumPy alone: where the product goes. On CuPy the product of half types is float32.
     """
     if b.name != "numpy":
-        product = b.xp.matmul(x, w) if _is_short(b, x) else b.xp.astype(_in_runs(b, x, w), x.dtype)
+        wide = x.dtype if x.dtype == b.xp.float64 else b.xp.float32
+        product = _product(b, x, w) if _is_short(b, x) else b.xp.astype(_in_runs(b, x, w), wide)
         return product if plus is None else product + plus
     x, w = _for_blas(x), _for_blas(w)
     batch = numpy.broadcast_shapes(x.shape[:-2], w.shape[:-2]) if x.ndim > 2 or w.ndim > 2 else ()
@@ -111,6 +112,20 @@ def matmul(
     return y
 
 
+def _product(b: Backend, x: Array, w: Array) -> Array:
+    """x @ w, by cuBLAS on CuPy's arrays."""
+    launcher = kernels.find("matmul", b, None, x, w, required=False) if b.name == "cupy" else None
+    return b.xp.matmul(x, w) if launcher is None else launcher(b, None, x, w)
+
+
+def multiplies_halves(b: Backend, dtype: Any) -> bool:
+    """Whether products of this half type are taken as they are, with sums in float32."""
+    if b.name != "cupy" or dtype in (b.xp.float32, b.xp.float64):
+        return False
+    one = b.empty((1, 1), dtype)
+    return kernels.find("matmul", b, None, one, one, required=False) is not None
+
+
 def _is_short(b: Backend, x: Array) -> bool:
     """Whether sums along x's rows may be kept in its dtype from the first term to the last."""
     return bool(x.shape[-1] <= RUN_TERMS or x.dtype == b.xp.float64)
@@ -121,9 +136,9 @@ def _in_runs(b: Backend, x: Array, w: Array) -> Array:
     if x.shape[-2] * w.shape[-1] <= SMALL:
         return _in_short_runs(b, x, w)
     first, *others = split_evenly(x.shape[-1], -(-x.shape[-1] // RUN_TERMS))
-    total = b.xp.astype(b.xp.matmul(x[..., first], w[..., first, :]), b.xp.float64)
+    total = b.xp.astype(_product(b, x[..., first], w[..., first, :]), b.xp.float64)
     for run in others:
-        total += b.xp.matmul(x[..., run], w[..., run, :])
+        total += _product(b, x[..., run], w[..., run, :])
     return total
 
 
@@ -132,9 +147,9 @@ def _in_short_runs(b: Backend, x: Array, w: Array) -> Array:
     runs, rows = x.shape[-1] // RUN, x.ndim - 2
     stacked = b.xp.reshape(x[..., : runs * RUN], (*x.shape[:-1], runs, RUN))
     stacked = b.xp.permute_dims(stacked, (*range(rows), rows + 1, rows, rows + 2))
-    products = b.xp.matmul(stacked, b.xp.reshape(w[..., : runs * RUN, :], (*w.shape[:-2], runs, RUN, w.shape[-1])))
+    products = _product(b, stacked, b.xp.reshape(w[..., : runs * RUN, :], (*w.shape[:-2], runs, RUN, w.shape[-1])))
     total = b.xp.sum(products, axis=-3, dtype=b.xp.float64)
-    return total + b.xp.matmul(x[..., runs * RUN :], w[..., runs * RUN :, :])
+    return total + _product(b, x[..., runs * RUN :], w[..., runs * RUN :, :])
 
 
 def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array, Array, Array, Array | None]]:

@@ -40,7 +40,7 @@ from ._common import (
 )
 from .blas import single_threaded_blas
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
-from .correlation import correlate, correlate_adjoint, weight_gradient
+from .correlation import correlate, correlate_adjoint, multiplies_halves, weight_gradient
 
 
 def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat, by_channel: int) -> Shape:
@@ -72,11 +72,11 @@ def _computed(
     b: Backend, step: str, spec: Conv, x: Array, weight: Array, first: Array, second: Array
 ) -> tuple[Array, Array]:
     """Two arrays in the dtype in which a step of a convolution computes: float32 or float64, but x's own, a half type,
-    where cuDNN multiplies it as it is and x and weight share it."""
+    where cuDNN or cuBLAS multiplies it as it is and x and weight share it."""
     dtype = accumulator_dtype(b, x.dtype)
     if b.name == "cupy" and x.dtype == weight.dtype != dtype:
-        own = kernels.find(f"cudnn_{step}", b, spec, x, weight, required=False)
-        dtype = dtype if own is None else x.dtype
+        by_cudnn = kernels.find(f"cudnn_{step}", b, spec, x, weight, required=False) is not None
+        dtype = x.dtype if by_cudnn or multiplies_halves(b, spec, x.dtype) else dtype
     return cast(b, first, dtype), cast(b, second, dtype)
 
 

@@ -175,7 +175,7 @@ def _compute_maps(
     in_place = b.name == "numpy" and (spec.last or tile.per_sample or tile.shape[0] == 1)
     out, total = _matrices(b, spec, maps[at], tile.per_sample) if in_place else None, None
     blocks = blocks_of(b, spec, tile, itemsize(b, image))
-    dtype = sum_dtype(b, len(blocks), image.dtype)
+    dtype = sum_dtype(b, len(blocks), _sum_dtype(b, image))
     for block in blocks:
         with _columns(b, spec, image, tile, block) as columns:
             part = _block_weight(b, spec, weight, block)
@@ -310,6 +310,17 @@ def form_of(b: Backend, spec: Conv, dtype: Any) -> str:
     return "depthwise" if spec.depthwise else "columns"
 
 
+def _sum_dtype(b: Backend, array: Array) -> Any:
+    """The dtype of what is added up: float32 for half types."""
+    return b.xp.float32 if itemsize(b, array) == 2 else array.dtype
+
+
+def multiplies_halves(b: Backend, spec: Conv, dtype: Any) -> bool:
+    """Whether columns and products of a half type are made without a copy of it in float32: then images and maps that
+    are sums are float32, and so is a weight's gradient."""
+    return not spec.depthwise and blas.multiplies_halves(b, dtype)
+
+
 def _by_kernel(step: str, b: Backend, spec: Conv, *arrays: Array) -> Array | None:
     """A step's result by a kernel for the whole of it, or None: then the code here computes it."""
     form = form_of(b, spec, arrays[0].dtype)
@@ -361,8 +372,8 @@ def correlate_adjoint(b: Backend, spec: Conv, maps: Array, weight: Array, bias: 
     bias = _bias(b, spec, bias, spec.channels)
     if spec.pointwise and not spec.depthwise:
         return b.xp.reshape(_point(b, spec, _transposed(b, weight[:, :, :, 0]), maps, bias), shape)
-    image = b.empty(spec.split(shape), maps.dtype)
-    runs = tiles_of(b, spec, itemsize(b, maps))
+    image = b.empty(spec.split(shape), _sum_dtype(b, maps))
+    runs = tiles_of(b, spec, itemsize(b, image))
 
     def compute(run: Sequence[Tile]) -> None:
         image[spec.at(run[0].samples, [ALL] * spec.ndim)] = 0.0 if bias is None else bias
@@ -402,4 +413,4 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
     total = partial[0]
     for other in partial[1:]:
         total += other
-    return cast(b, b.xp.reshape(total, shape), image.dtype)
+    return cast(b, b.xp.reshape(total, shape), _sum_dtype(b, image))

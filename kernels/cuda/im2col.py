@@ -18,7 +18,8 @@ from .launch import BLOCK, PACK_BYTES, aligned, contiguous, grid_size, launch, o
 from .window import axes, too_large
 
 Array = Any
-FLOAT, WORD = {4: "float", 8: "double"}, {4: "unsigned", 8: "unsigned long long"}  # by their bytes
+FLOAT = {4: "float", 8: "double"}  # by their bytes
+WORD = {2: "unsigned short", 4: "unsigned", 8: "unsigned long long"}
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
