@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-all test-keras bench lint types docs wheel sdist test-oldest kernels gpu gpu-smoke gpu-sanitize gpu-report format clean
+.PHONY: help demo test test-all test-keras bench lint types docs wheel sdist test-oldest kernels mutants gpu gpu-smoke gpu-sanitize gpu-report format clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -73,6 +73,9 @@ test-oldest:     ## run the tests with the oldest supported versions of everythi
 
 kernels: $(VENV)/.test $(VENV)/.nvrtc  ## print the tables of the CUDA kernels: registers, spills, bytes moved; and of their launches: predicted speed
 	@$(BIN)/python -m tests.kernel_table
+
+mutants: $(VENV)/.test  ## weaken each barrier, mask, bound and tie of the CUDA kernels in turn: the tests must notice each
+	@$(BIN)/python -m tests.mutants
 
 # The python3 that is there, without network or pip: NumPy, CuPy, pytest and hypothesis must be installed. No .venv is
 # made and nothing is installed; in .gpu links stand as the package would.

@@ -20,7 +20,8 @@ template <typename A> __device__ __forceinline__ bool beats(A v, int i, A top, i
   return nan ? !top_nan || i < at : !top_nan && (v > top || (v == top && i < at));
 }
 
-// The largest score of a row and its first position, of all threads of the row: W warps, the threads' own at first.
+// The largest score of a row and its first position, of all threads of the row: W warps, the threads' own at first. Between
+// two calls there must be a barrier: sum_block has one.
 template <int W, typename A> __device__ __forceinline__ void largest_of(A& top, int& at) {
 #pragma unroll
   for (int by = 16; by; by /= 2) {
@@ -37,7 +38,6 @@ template <int W, typename A> __device__ __forceinline__ void largest_of(A& top, 
 #pragma unroll
     for (int w = 1; w < W; ++w)
       if (beats(tops[w], places[w], top, at)) top = tops[w], at = places[w];
-    __syncthreads();  // the next row's are written there
   }
 }
 
