@@ -13,6 +13,9 @@ from .windows import Axis, Window, check_has_cells, effective, padding_of, windo
 
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
 DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for the direct form
+DIRECT_WEIGHT_BY_CELLS = 300_000  # the same for channels last, and for small maps
+SMALL_MAP = 64  # windows
+LEAST_BY_CELLS = 16  # channels and filters of a group on small maps
 DIRECT_TERMS = 2048  # of a sum, at most: it is in the array's dtype
 LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
 ALL = slice(None)
@@ -85,8 +88,9 @@ class Conv:
     def direct(self) -> bool:
         """A weight that is small enough for the direct form, whose sums are then short enough for float32."""
         _, filters, channels, taps = self.weight_shape
-        terms = max(channels, filters) * taps
-        return terms <= DIRECT_TERMS and filters * channels * taps <= DIRECT_WEIGHT
+        small = math.prod(self.window.out_lengths) <= SMALL_MAP and min(filters, channels) >= LEAST_BY_CELLS
+        most = DIRECT_WEIGHT_BY_CELLS if self.last or small else DIRECT_WEIGHT
+        return max(channels, filters) * taps <= DIRECT_TERMS and filters * channels * taps <= most
 
     @functools.cached_property
     def flops(self) -> float:

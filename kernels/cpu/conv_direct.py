@@ -1,4 +1,4 @@
-"""Launchers of conv_direct_loops.py: convolutions by vector loops, without columns and without BLAS.
+"""Launchers of conv_direct_loops.py and conv_direct_cells.py: convolutions by vector loops, without columns and BLAS.
 
 They serve float32 and float64, both layouts, and any rank, stride, dilation, padding and groups. `form_of`
 (functional/correlation.py) says which convolutions take this form. Results have the same bits on every CPU.
@@ -20,10 +20,13 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
+from cnnlayers.specs.conv import DIRECT_WEIGHT
 
+from . import conv_direct_cells as cells
 from . import conv_direct_loops as loops
-from .conv_direct_sheets import FILTERS
+from .conv_direct_sheets import CHANNELS, FILTERS, GROUPS
 from .parallel import flat, parallel_chunks
+from .vectors import LANES
 
 Array = Any
 
@@ -32,6 +35,8 @@ MOST_CELLS = 16 * 1024  # of a sheet: each lane then has 1024 terms of a sum in 
 UNITS = 16  # at least, if there are so many samples: work for several threads
 PARTS = 16  # partial sums of a weight's gradient, at most
 PART_WINDOWS = 2000  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
+PARTIAL_BYTES = 8 << 20  # of the partial sums of vectors of filters together, at most, if there are more than two
+LEAST_FILTERS = 8  # for vectors of filters: those of fewer have too many empty lanes
 SHARED_FLOPS = 16_000_000  # of a call of few samples that is cut into bands for several threads, at least
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
 MISSING = (1, 1, 1, 1, 1, 0)  # a missing spatial axis
@@ -62,6 +67,8 @@ def direct_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, 
 def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
     """The weight's gradient. Raises UnsuitableData if a number is not finite."""
     plan = _plan(spec, "weight_gradient", image.itemsize)
+    if plan.cells:
+        return _weight_gradient_by_cells(plan, spec, image, maps)
     filters, taps = int(plan.sizes[FILTERS]), len(plan.offsets)
     units = plan.units // spec.groups
     windows = len(image) * math.prod(spec.window.out_lengths)
@@ -80,9 +87,32 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
     return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
 
 
+def _weight_gradient_by_cells(plan: _LoopPlan, spec: Any, image: Array, maps: Array) -> Array:
+    groups, filters = int(plan.sizes[GROUPS]), int(plan.sizes[FILTERS])
+    channels, taps, blocks = 1 if plan.depthwise else int(plan.sizes[CHANNELS]), len(plan.offsets), -(-filters // LANES)
+    shape, units = (groups, blocks, taps, channels, LANES), plan.units // groups
+    parts = max(1, min(PARTS, units, len(image) * math.prod(spec.window.out_lengths) // PART_WINDOWS))
+    parts = min(parts, max(2, PARTIAL_BYTES // (8 * math.prod(shape))))
+    partial, run = np.zeros((parts, *shape)), cells.make_weight_gradient(plan.depthwise)
+    arrays = flat(image), flat(maps), partial.reshape(-1), plan.axes, plan.sizes, plan.starts, plan.outputs
+    shapes = (plan.sheets * plan.sheet,), (plan.windows * blocks * LANES,)
+
+    def compute(start: int, stop: int) -> None:
+        with backends.workspace(image.dtype, *shapes) as (sheets, map_cells):
+            run(*arrays, plan.offsets, plan.windows, parts, start, stop, sheets, map_cells)
+
+    parallel_chunks(parts * groups, _nbytes(spec, image, maps), compute)
+    dweight = partial.sum(axis=0).transpose(0, 1, 4, 3, 2).reshape(groups, blocks * LANES, channels, taps)[:, :filters]
+    _check_finite(dweight, "weight's gradient")
+    return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
+
+
 def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
     """Compute the target. weight: (groups, filters, channels, taps), as the target and the source see them."""
     _check_finite(weight, "weight")
+    if plan.cells:
+        _run_by_cells(plan, spec, source, weight, bias, target)
+        return
     parts = [weight[..., taps].reshape(-1) for taps in plan.taps]
     packed = np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
     if bias is None:
@@ -97,6 +127,27 @@ def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array |
             )
 
     parallel_chunks(plan.units, _nbytes(spec, source, target), compute)
+
+
+def _run_by_cells(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
+    groups, filters = int(plan.sizes[GROUPS]), int(plan.sizes[FILTERS])
+    weight, blocks = weight.reshape(groups, filters, -1, weight.shape[-1]), -(-filters // LANES)
+    padded = np.zeros((groups, blocks * LANES, *weight.shape[2:]), source.dtype)
+    padded[:, :filters] = weight[..., [tap for taps in plan.taps for tap in taps]]
+    packed = padded.reshape(groups, blocks, LANES, *weight.shape[2:]).transpose(0, 1, 4, 3, 2)
+    biases = np.zeros((groups, blocks * LANES), source.dtype)
+    if bias is not None:
+        biases[:, :filters] = bias.reshape(groups, filters)
+    run, tables = cells.make_correlate(plan.depthwise), (plan.axes, plan.sizes, plan.starts, plan.outputs, plan.offsets)
+    with backends.workspace(source.dtype, packed.shape) as (aligned,):  # the loops then load whole cache lines
+        aligned[...] = packed
+        arrays = flat(source), aligned.reshape(-1), flat(biases), flat(target)
+
+        def compute(start: int, stop: int) -> None:
+            with backends.workspace(source.dtype, (plan.sheets * plan.sheet,)) as (sheets,):
+                run(*arrays, *tables, plan.windows, start, stop, sheets)
+
+        parallel_chunks(plan.units, _nbytes(spec, source, target), compute)
 
 
 def _nbytes(spec: Any, *arrays: Array) -> int:
@@ -115,7 +166,8 @@ def _check_finite(numbers: Array, name: str) -> None:
 @dataclass(frozen=True)
 class _LoopPlan:
     """What a loop is given besides its arrays. `taps`: for each phase of the target its taps. `sheets`: their number;
-    `sheet`: elements of one."""
+    `sheet`: elements of one. cells: the loops are those of conv_direct_cells.py; `depthwise`: for these; `windows`: of
+    a unit, at most."""
 
     axes: Array
     map_axes: Array
@@ -127,6 +179,9 @@ class _LoopPlan:
     units: int
     sheets: int
     sheet: int
+    cells: bool
+    depthwise: bool
+    windows: int
 
 
 @dataclass(frozen=True)
@@ -181,13 +236,16 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
     rows = [MISSING] * (3 - len(rows)) + rows
     axes = [(_adjoint_axis if step == "correlate_adjoint" else _forward_axis)(*row) for row in rows]
     kernel = [row[2] for row in rows]
-    _, filters, channels, _ = spec.weight_shape
+    groups, filters, channels, _ = spec.weight_shape
+    by_cells, depthwise = _by_cells(spec, step), groups > 1 and filters == channels == 1
+    if by_cells and depthwise:
+        groups, filters, channels = 1, groups, groups
     if step == "correlate_adjoint":
         filters, channels = channels, filters
     sources = math.prod(len(a.starts) for a in axes)
     sheets = channels * sources
     beside = filters if step == "weight_gradient" else 8
-    batch, band_axis, band, pitches = _cut(spec, axes, (sheets + beside) * itemsize)
+    batch, band_axis, band, pitches = _cut(spec, groups, axes, (sheets + beside) * itemsize)
     reach = (axes[0].reach * pitches[1] + axes[1].reach) * pitches[2] + axes[2].reach
     sheet = -(-(batch * math.prod(pitches) + reach + 64) // 16) * 16
     bands = -(-axes[band_axis].windows // band)
@@ -196,10 +254,10 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
         for a, pitch in zip(axes, pitches, strict=True)
     ]
     samples = spec.window.layout.shape[0]
-    sizes = [samples, spec.groups, channels, filters, batch, band_axis, band, bands, sheet]
+    sizes = [samples, groups, channels, filters, batch, band_axis, band, bands, sheet]
     source, target = (math.prod(x) for x in ([a.length for a in axes], [a.target_length for a in axes]))
-    sizes += _strides(spec, spec.groups * channels, source) + _strides(spec, spec.groups * filters, target)
-    outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, channels, spec.groups * filters)
+    sizes += _strides(spec, groups * channels, source) + _strides(spec, groups * filters, target)
+    outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, 1 if by_cells else channels, groups * filters)
     return _LoopPlan(
         np.array(table, np.int64),
         np.array([[a.windows, 1, a.windows, 0, pitch, 0, 0] for a, pitch in zip(axes, pitches, strict=True)], np.int64),
@@ -208,13 +266,25 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
         np.array(outputs, np.int64),
         np.array(offsets, np.int64),
         taps,
-        -(-samples // batch) * bands * spec.groups,
+        -(-samples // batch) * bands * groups,
         sheets,
         sheet,
+        by_cells,
+        depthwise,
+        batch * math.prod(pitches),
     )
 
 
-def _cut(spec: Any, axes: Sequence[_AxisPlan], row_bytes: int) -> tuple[int, int, int, list[int]]:
+def _by_cells(spec: Any, step: str) -> bool:
+    """Whether the loops have vectors of filters. For channels last the other loops take 2 to 10 times as long."""
+    groups, filters, channels, taps = spec.weight_shape
+    if groups > 1 and filters == channels == 1:
+        return bool(spec.last)
+    targets = channels if step == "correlate_adjoint" else filters
+    return bool(targets >= LEAST_FILTERS and (spec.last or filters * channels * taps > DIRECT_WEIGHT))
+
+
+def _cut(spec: Any, groups: int, axes: Sequence[_AxisPlan], row_bytes: int) -> tuple[int, int, int, list[int]]:
     """Samples in a batch, the axis that is cut into bands, windows in a band, and the pitches of the sheets.
 
     row_bytes: of one cell of all sheets."""
@@ -222,12 +292,12 @@ def _cut(spec: Any, axes: Sequence[_AxisPlan], row_bytes: int) -> tuple[int, int
     samples = spec.window.layout.shape[0]
     axis = next((i for i in range(2) if axes[i].windows > 1), 2)
     cells = min(SHEET_BYTES // row_bytes, MOST_CELLS)
-    batch = min(cells // math.prod(pitches), -(-samples * spec.groups // UNITS), samples)
-    if batch >= 1 and (batch > 1 or samples * spec.groups >= UNITS):
+    batch = min(cells // math.prod(pitches), -(-samples * groups // UNITS), samples)
+    if batch >= 1 and (batch > 1 or samples * groups >= UNITS):
         return batch, axis, axes[axis].windows, pitches
     a = axes[axis]
     others = math.prod(pitches) // pitches[axis]
-    least = -(-UNITS // (samples * spec.groups)) if spec.flops > SHARED_FLOPS else 1
+    least = -(-UNITS // (samples * groups)) if spec.flops > SHARED_FLOPS else 1
     number = max(least, -(-a.windows // max(1, cells // others - a.reach)))
     band = -(-a.windows // max(1, min(a.windows, number)))
     if band < a.windows:

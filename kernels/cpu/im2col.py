@@ -19,6 +19,7 @@ from cnnlayers.backends import Backend
 
 from .jit import kernel
 from .parallel import flat, parallel_chunks
+from .vectors import LANES, add, broadcast, load, load_first, to_float64, total
 
 Array = Any
 U = np.uint64  # unsigned offsets need no test for negative ones, so the compiler can vectorise
@@ -220,15 +221,16 @@ def _copy_channels_last(
                         _zero(columns, to, channels)
 
 
-@kernel(relaxed=True)
+@kernel()
 def _sums_channels_first(values: Array, sums: Array, samples: int, cells: int, start: int, stop: int) -> None:
     """Sums of channels `start` to `stop` of (samples, channels, cells)."""
+    whole = cells - cells % LANES
     for n in range(samples):
         for c in range(start, stop):
-            at, total = U((n * len(sums) + c) * cells), 0.0
-            for i in range(cells):
-                total += values[at + U(i)]
-            sums[c] += total
+            at, lanes = (n * len(sums) + c) * cells, broadcast(sums, 0)
+            for i in range(U(at), U(at + whole), U(LANES)):
+                lanes = add(lanes, to_float64(load(values, i)))
+            sums[c] += total(add(lanes, to_float64(load_first(values, at + whole, cells - whole))))
 
 
 @kernel()
