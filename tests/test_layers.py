@@ -25,7 +25,7 @@ from cnnlayers.layers import (
     Residual,
     Sequential,
 )
-from cnnlayers.testing import gradcheck
+from cnnlayers.testing import GradientError, gradcheck
 
 from . import standin_cupy
 from .conftest import strict
@@ -887,3 +887,50 @@ def test_an_attribute_that_no_layer_has_is_missing_as_ever() -> None:
     with pytest.raises(AttributeError, match=r"^'ReLU' object has no attribute 'weigth'$"):
         _ = layers.ReLU().weigth
     assert not hasattr(layers.ReLU(), "weight")
+
+
+class _Scale(layers.Layer):
+    """A layer with a parameter, whose backward a subclass writes wrongly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own_params["weight"] = np.ones(3)
+
+    def compute_forward(self, x: Any) -> Any:
+        return x * self.own_params["weight"], x
+
+
+class _NoGradient(_Scale):
+    def compute_backward(self, dy: Any, ctx: Any) -> Any:
+        return dy
+
+
+class _OtherName(_Scale):
+    def compute_backward(self, dy: Any, ctx: Any) -> Any:
+        self.own_grads = {"w": (dy * ctx).sum(axis=0)}
+        return dy
+
+
+class _Pair(_Scale):
+    def compute_backward(self, dy: Any, ctx: Any) -> Any:
+        self.own_grads = {"weight": (dy * ctx).sum(axis=0)}
+        return dy, self.own_grads["weight"]
+
+
+class _NoReturn(_Scale):
+    def compute_backward(self, dy: Any, ctx: Any) -> Any:
+        self.own_grads = {"weight": (dy * ctx).sum(axis=0)}
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    (_NoGradient, "no gradient of weight"),
+    (_OtherName, "no gradient of weight"),
+    (_Pair, "tuple for dx"),
+    (_NoReturn, "NoneType for dx"),
+])  # fmt: skip
+def test_what_a_backward_of_ones_own_lacks_is_said(kind: Any, said: str) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    with pytest.raises(TypeError, match=f"{kind.__name__}.compute_backward gave {said}"):
+        kind()(Tensor(x, requires_grad=True)).sum().backward()
+    with pytest.raises(GradientError):
+        gradcheck(kind(), x)

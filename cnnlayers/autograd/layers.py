@@ -137,7 +137,14 @@ def _backward_of(layer: Any, ctx: Any, names: list[str], needs_dx: bool) -> Any:
             layer._needs_dx = needs_dx
             dx = layer.compute_backward(backends.plain(dy), ctx)
             found = layer.own_grads
-            return [dx if needs_dx else None, *(found.get(name) for name in names)]
+            missing = [name for name in names if name not in found]
+            if missing or (needs_dx and not hasattr(dx, "dtype")):
+                what = f"no gradient of {', '.join(missing)} in own_grads" if missing else f"{type(dx).__name__} for dx"
+                raise TypeError(
+                    f"{type(layer).__name__}.compute_backward gave {what}: it must return dx alone, an array, and"
+                    " assign to own_grads the gradient of every parameter, by its name in own_params"
+                )
+            return [dx if needs_dx else None, *(found[name] for name in names)]
         finally:
             layer.own_grads, layer._needs_dx = held, wanted
 
