@@ -49,11 +49,6 @@ class Optimizer:
         Learning rate, at least 0. The attribute `lr` may be changed between steps.
     weight_decay : float
         Added to the gradient: g + weight_decay * p.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As SGD and Adam.
     """
 
     slots: tuple[str, ...] = ()

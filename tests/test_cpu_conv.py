@@ -322,7 +322,7 @@ def test_a_forked_child_computes_too() -> None:
 
 # ------------------------------------------------------------------------------------------------- refusals, warmup
 def test_the_form_follows_from_the_size_of_the_weight() -> None:
-    forms = importlib.import_module("cnnlayers.functional.correlation")
+    forms = importlib.import_module("cnnlayers.functional.conv_form")
     b = backends.of(np.ones(1))
     for name in FORMS:
         arrays, options = arrays_of(name)

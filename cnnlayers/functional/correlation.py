@@ -11,8 +11,8 @@ How: the image's cells under a block of taps are gathered into columns, and one 
 several of them add to is added up in a fixed order, so the bits do not depend on the number of threads. With one
 channel a group the taps are multiplied and added elementwise; a 1×1 kernel is a matrix product on the array as it lies.
 
-Kernels may serve: for the moving of cells ("im2col", "col2im"), or on the CPU for a whole function: direct loops, and
-Winograd's form for 3×3 kernels; `form_of` chooses. On CuPy it is cuDNN, where that is installed and has an engine.
+Kernels may serve: for the moving of cells ("im2col", "col2im"), or for a whole function: on the CPU direct loops and
+Winograd's form for 3×3 kernels, on CuPy cuDNN, where it is installed and has an engine. conv_form.py chooses.
 
 All arrays of a call have one dtype. Loops run over tiles and taps. Sums over tiles, over more than SHORT_SUM blocks of
 taps and over more than LONG_SUM windows of a cell are kept in float64; matrix products see to their own (`blas`).
@@ -32,6 +32,7 @@ from cnnlayers.specs.conv import Conv
 
 from . import blas
 from ._common import LONG_SUM, Array, cast, itemsize, sum_dtype
+from .conv_form import by_kernel
 from .conv_tiling import ALL, Tap, Tile, blocks_of, taps_of, tiles_of
 
 STRANDS = 16  # partial weight gradients made side by side,
@@ -287,29 +288,6 @@ def _widely(b: Backend, function: Any, spec: Conv, array: Array, weight: Array, 
     return b.xp.astype(function(b, spec, *wide), array.dtype)
 
 
-def form_of(b: Backend, spec: Conv, dtype: Any) -> str:
-    """The form of a convolution to try first, by shape, dtype, backend and the Winograd option.
-
-    Where its kernel cannot serve, "point", "depthwise" or "columns" computes the call, as the shape has it.
-
-    On CuPy: "cudnn", which serves where the extra is installed and cuDNN has a deterministic engine.
-
-    "point": a matrix product of the array as it is. On NumPy with kernels: "direct", vector loops, for small weights;
-    "winograd" for 3×3 with stride 1 and many channels (at 64 channels of 28² about 1.6 times as fast as direct loops).
-    "depthwise": elementwise products, tap by tap. "columns": im2col and BLAS (for a 3×3 kernel with stride 2 on 128
-    channels of 28² 1.9 times as fast as direct loops).
-    """
-    if b.name == "cupy":
-        return "cudnn"
-    if spec.pointwise and not spec.depthwise:
-        return "point"
-    if b.name == "numpy" and spec.direct:
-        return "direct"
-    if b.name == "numpy" and spec.winograd and dtype == b.xp.float32 and kernels.winograd_allowed():
-        return "winograd"
-    return "depthwise" if spec.depthwise else "columns"
-
-
 def _sum_dtype(b: Backend, array: Array) -> Any:
     """The dtype of what is added up: float32 for half types."""
     return b.xp.float32 if itemsize(b, array) == 2 else array.dtype
@@ -321,15 +299,6 @@ def multiplies_halves(b: Backend, spec: Conv, dtype: Any) -> bool:
     return not spec.depthwise and blas.multiplies_halves(b, dtype)
 
 
-def _by_kernel(step: str, b: Backend, spec: Conv, *arrays: Array) -> Array | None:
-    """A step's result by a kernel for the whole of it, or None: then the code here computes it."""
-    form = form_of(b, spec, arrays[0].dtype)
-    if form == "cudnn":
-        launcher = kernels.find(f"cudnn_{step}", b, spec, *arrays, required=False)
-        return None if launcher is None else launcher(b, spec, *arrays)
-    return kernels.attempt(f"{form}_{step}", b, spec, *arrays) if form in ("direct", "winograd") else None
-
-
 def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image's maps, (N, filters, *windows) or channels last; `weight` is (filters, channels / groups, *kernel)."""
     if spec.empty:
@@ -337,7 +306,7 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
         return maps if bias is None else maps + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
     if spec.depthwise and _is_long(b, spec, image.dtype):
         return _widely(b, correlate, spec, image, weight, bias)
-    maps = _by_kernel("correlate", b, spec, image, weight, bias)
+    maps = by_kernel("correlate", b, spec, image, weight, bias)
     if maps is not None:
         return maps
     image, weight = _split_view(b, spec, image), b.xp.reshape(weight, spec.weight_shape)
@@ -365,7 +334,7 @@ def correlate_adjoint(b: Backend, spec: Conv, maps: Array, weight: Array, bias: 
         return image if bias is None else image + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
     if _is_long(b, spec, maps.dtype):
         return _widely(b, correlate_adjoint, spec, maps, weight, bias)
-    image = _by_kernel("correlate_adjoint", b, spec, maps, weight, bias)
+    image = by_kernel("correlate_adjoint", b, spec, maps, weight, bias)
     if image is not None:
         return image
     maps, weight = _split_view(b, spec, maps), b.xp.reshape(weight, spec.weight_shape)
@@ -393,7 +362,7 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
     shape = (spec.filters, channels, *spec.window.kernel)
     if spec.empty:
         return b.zeros(shape, image.dtype)
-    dweight = _by_kernel("weight_gradient", b, spec, image, maps)
+    dweight = by_kernel("weight_gradient", b, spec, image, maps)
     if dweight is not None:
         return dweight
     image, maps = _split_view(b, spec, image), _split_view(b, spec, maps)

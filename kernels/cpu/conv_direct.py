@@ -1,7 +1,7 @@
 """Launchers of conv_direct_loops.py and conv_direct_cells.py: convolutions by vector loops, without columns and BLAS.
 
 They serve float32 and float64, both layouts, and any rank, stride, dilation, padding and groups. `form_of`
-(functional/correlation.py) says which convolutions take this form. Results have the same bits on every CPU.
+(functional/conv_form.py) says which convolutions take this form. Results have the same bits on every CPU.
 
 The loops multiply the zeros of the padding, so a weight that is not finite would give NaN where the definition has no
 product; so would a number of the image or the maps in the weight's gradient. The launchers then raise `UnsuitableData`,
