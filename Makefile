@@ -65,11 +65,11 @@ wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, import and use it
 sdist: $(VENV)/.dev  ## build the source distribution
 	$(BIN)/python -m build --sdist --outdir dist . > /dev/null
 
-# The lowest versions that pyproject.toml allows, in an environment of their own.
+# The lowest versions that pyproject.toml allows, in an environment of their own; they warn of each other.
 test-oldest:     ## run the tests with the oldest supported versions of everything
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[train,cpu,test]'
-	.venv-oldest/bin/python -m pytest --sample --numprocesses auto --maxprocesses 4 --dist worksteal
+	.venv-oldest/bin/python -m pytest -W default --sample --numprocesses auto --maxprocesses 4 --dist worksteal
 
 kernels: $(VENV)/.test $(VENV)/.nvrtc  ## print the tables of the CUDA kernels: registers, spills, bytes moved; and of their launches: predicted speed
 	@$(BIN)/python -m tests.kernel_table

@@ -44,6 +44,7 @@ def run(*arguments: str, capture: bool = False) -> subprocess.CompletedProcess[s
     rest = [a for a in arguments if a not in parts]
     files = [str(source / part) for part in parts or PARTS]
     options = ["-q", "-p", "tests.keras_suite", "-p", "no:cacheprovider", "-o", "addopts=", "--rootdir", str(source)]
+    options += ["-W", "default"]  # Keras's tests warn
     environment = os.environ | {
         "KERAS_BACKEND": "numpy",
         "WITHOUT": ",".join(filter(None, [os.environ.get("WITHOUT"), "jax"])),

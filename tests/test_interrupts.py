@@ -487,6 +487,8 @@ def test_locks_are_free() -> None:
         in_another_thread(lambda: work() or True)
 
 
+# An exception between opening a file and entering its block leaves the closing to the interpreter.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_file_is_replaced_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -20,7 +20,8 @@ from cnnlayers.torch import convert, functional, revert  # noqa: E402
 
 from .torch_cases import both_ways, each_device, kept, values  # noqa: E402, F401
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# PyTorch's own, of its own functions.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 class Block(nn.Module):

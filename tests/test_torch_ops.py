@@ -190,6 +190,7 @@ def test_many_gradients_at_once(op, case):
 
 
 @EACH
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_derivatives_that_there_are_not_are_refused_by_name(op, case):
     args = CALLS[op][case]()
     x = args[0]

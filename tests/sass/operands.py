@@ -45,7 +45,8 @@ class Arg:
         if self.value is not None:
             integer = isinstance(self.value, int)
             self._word = np.full(32, self.value if integer else 0, u32)
-            self._float = self._word.view(f32) if integer else np.full(32, self.value, f32)
+            with np.errstate(over="ignore"):  # a constant of float64 may be beyond float32
+                self._float = self._word.view(f32) if integer else np.full(32, self.value, f32)
             self._double = np.full(32, self.value, f64)
 
     def raw(self, w: Any, on: int = 0) -> Array:
