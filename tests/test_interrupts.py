@@ -488,7 +488,7 @@ def test_locks_are_free() -> None:
 
 
 # An exception between opening a file and entering its block leaves the closing to the interpreter.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_file_is_replaced_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
