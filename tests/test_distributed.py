@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import json
 import os
 import re
@@ -356,7 +357,15 @@ def mpiexec() -> str:
     pytest.importorskip("sklearn")
     beside = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
     found = beside or shutil.which("mpiexec") or pytest.skip("mpiexec is not installed")
+    if not _finds_mpi():
+        pytest.skip("mpi4py finds no MPI library")
     return str(found)
+
+
+@functools.cache
+def _finds_mpi() -> bool:
+    """Asked in another process: importing it starts MPI."""
+    return subprocess.run([sys.executable, "-c", "from mpi4py import MPI"], capture_output=True).returncode == 0
 
 
 def start(n: int, *words: str | Path, cwd: Path = ROOT) -> subprocess.Popen:
