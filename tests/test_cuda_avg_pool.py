@@ -176,6 +176,8 @@ def test_a_thread_takes_more_than_one_element(
     x = rng.standard_normal((3, 5, 31, 32)).astype("float32")
     agree(cupy, "avg_pool", x, 3, 2, 1)
     agree(cupy, "adaptive_avg_pool", x, (None, 1))
+    whole = rng.standard_normal((2, 3, 32, 32)).astype("float32")  # a block sums several planes, one after another
+    assert agree(cupy, "adaptive_avg_pool", whole, 1) == {"sum_planes", "fill_planes"}
 
 
 # ------------------------------------------------------------------------------------------------------------ launches

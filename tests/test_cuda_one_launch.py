@@ -11,6 +11,7 @@ import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import backends, kernels
+from cnnlayers.kernels.cuda import cross_entropy
 
 from . import simt, standin_cuda
 from .conftest import numpy_dtype
@@ -199,6 +200,16 @@ def test_labels_of_any_integer_dtype(cupy: Any, kind: str, rng: np.random.Genera
         got = passes("softmax_cross_entropy", x, 0.7, (cupy.asarray(labels.astype(kind)),), {})
     assert len(made) == 2
     assert [a.get().tobytes() for a in got] == [a.get().tobytes() for a in wanted]
+
+
+def test_a_block_takes_several_rows(cupy: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    monkeypatch.setattr(cross_entropy, "grid_size", lambda b, threads: 2)
+    x, labels = rng.standard_normal((5, 1031)).astype("float32"), rng.integers(0, 1031, 5)
+    found = passes("softmax_cross_entropy", cupy.asarray(x), 0.7, (cupy.asarray(labels),), {})
+    with kernels.mode("off"):
+        expected = passes("softmax_cross_entropy", cupy.asarray(x), 0.7, (cupy.asarray(labels),), {})
+    for f, e in zip(found, expected, strict=True):
+        near(f, e, 1e-6)
 
 
 @pytest.mark.parametrize("strange", [-1, 5, 2**40])
