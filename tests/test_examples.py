@@ -15,6 +15,7 @@ PARTS = {"median_pool_kernel"}  # imported by another one
 PROGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "cs231n_checks": (r"all checks passed\n$", (), ()),
     "deblur": (r"restored, reflected border +relative error 0\.0\d+", ("scipy",), ()),
+    "deblur_pylops": (r"restored, total variation +relative error 0\.0\d+", ("scipy", "pylops"), ()),
     "from_cupy_cudnn": (r".", (), ()),
     "median_pool": (r"the same bits: True\n", (), ()),
     "move_pytorch_model": (r"gradients of 10 parameters", ("torch",), ()),
