@@ -162,6 +162,7 @@ def runs() -> tuple[Run, ...]:
         found.append(_trio("max_pool", (2, 3, 9, 13), 3, 2, 1, dtype=dtype, return_indices=True))
     found += [
         _trio("max_pool", (2, 3, 9, 13), (3, 2), (2, 3), 1, 2, ties="all"),
+        _trio("max_pool", (2, 3, 9, 13), 3, 2, 1, ties="split"),
         _trio("max_pool", (2, 3, 9, 13), 2, return_indices=True),
         _trio("max_pool", (1, 3, 40), 35, 1),
         _trio("max_pool", (1, 3, 8, 40), (3, 40)),
@@ -192,6 +193,7 @@ def runs() -> tuple[Run, ...]:
         _trio("local_response_norm", (2, 70, 3), 3, alpha=0.5),
         _trio("lp_pool", (2, 3, 9, 8), 2),
         _trio("lp_pool", (2, 3, 9, 8), 3, 9.0, 2, 1),
+        _trio("lp_pool", (2, 2, 5, 5, 5), 2),
         _trio("lp_pool", (2, 3, 5, 40), (2, 40)),
         _trio("lp_pool", (2, 3, 5, 40), (2, 35), 9.0, 1),
     ]
@@ -301,6 +303,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("im2col.cu", "bound", "begin < n; begin +="): ONE_TURN_MORE,
     ("im2col.cu", "bound", "i < end; i += run"): ONE_TURN_MORE,
     ("im2col.cu", "bound", "v < run && i + v < end"): "the same thread stores the right value in its next run",
+    ("max_pool.cu", "bound", "tap < argmax"): "no two lanes have one tap",
     ("layer_norm_backward.cu", "bound", "j < end; j += N * step"): ONE_TURN_MORE,
 }
 

@@ -5,6 +5,7 @@ float32.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,14 @@ LIMIT = 2**31  # cuBLAS counts rows, columns and steps by ints
 FACTORS = {dtype: (np.ones(1, dtype), np.zeros(1, dtype)) for dtype in ("float32", "float64")}
 
 
+@functools.cache
+def _name(dtype: Any) -> str:
+    return str(dtype)
+
+
 def refuses(op: str, spec: None, x: Array, w: Array) -> str | None:
     """Why cuBLAS does not compute this product, or None."""
-    if x.dtype != w.dtype or str(x.dtype) not in TYPES:
+    if x.dtype != w.dtype or _name(x.dtype) not in TYPES:
         return f"a product of {x.dtype} and {w.dtype}"
     if max(*x.shape, *w.shape) >= LIMIT or max(x.ndim, w.ndim) > 4:
         return f"matrices of shapes {x.shape} and {w.shape}"
@@ -31,14 +37,20 @@ def refuses(op: str, spec: None, x: Array, w: Array) -> str | None:
 
 def matmul(b: Backend, spec: None, x: Array, w: Array) -> Array:
     """x @ w, (..., m, k) and (..., k, n) with up to two batch axes, which broadcast; in float32 for half types."""
-    batch = np.broadcast_shapes(x.shape[:-2], w.shape[:-2])
+    batch = x.shape[:-2]
+    if batch != w.shape[:-2]:
+        batch = np.broadcast_shapes(batch, w.shape[:-2])
     wide = b.xp.float64 if x.dtype == np.float64 else b.xp.float32
     product = b.empty((*batch, x.shape[-2], w.shape[-1]), wide)
     if not product.size or not x.shape[-1]:
         product[...] = 0
         return product
+    x, w = _readable(b, x), _readable(b, w)
+    if len(batch) == 1 and x.ndim == w.ndim == 3 and x.shape[0] == w.shape[0]:
+        _stack(b, x, w, product)
+        return product
     y = product.reshape((*(1,) * (2 - len(batch)), *product.shape))
-    x, w = (b.xp.broadcast_to(_readable(b, a), (*y.shape[:2], *a.shape[-2:])) for a in (x, w))
+    x, w = (b.xp.broadcast_to(a, (*y.shape[:2], *a.shape[-2:])) for a in (x, w))
     shorter = 0 if y.shape[0] <= y.shape[1] else 1
     for i in range(y.shape[shorter]):  # mostly one
         at = (i,) if shorter == 0 else (slice(None), i)
