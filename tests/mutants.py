@@ -178,7 +178,7 @@ def runs() -> tuple[Run, ...]:
         _trio("sum_pool", (3, 3, 90), 40, 13),
         _trio("max_unpool", (2, 3, 2, 5), 2),
         *(_trio("pad", (2, 3, 5, 7), 2, mode) for mode in ("constant", "edge", "reflect", "symmetric", "wrap")),
-        _trio("pad", (2, 3, 5, 7), ((3, -1), (-2, 1)), "constant"),
+        *(_trio("pad", (2, 3, 5, 7), ((3, -1), (-2, 1)), mode) for mode in ("constant", "edge", "reflect")),
         _trio("pad", (2, 3, 4, 5, 4), 1, "reflect"),
         _trio("pad", (2, 5, 7, 8), 2, "reflect", **LAST),
         _trio("pad", (1, 2, 30, 64), 3, "symmetric"),
@@ -304,6 +304,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("im2col.cu", "bound", "i < end; i += run"): ONE_TURN_MORE,
     ("im2col.cu", "bound", "v < run && i + v < end"): "the same thread stores the right value in its next run",
     ("max_pool.cu", "bound", "tap < argmax"): "no two lanes have one tap",
+    ("norm_backward.cu", "bound", "j < end; j += K * step"): ONE_TURN_MORE,
+    ("norm_cooperative.cu", "bound", "wave_start < "): "a wave more, without an active block",
+    ("row_reduce.cuh", "bound", "return b < a ? b : a"): "of equal numbers either will do",
     ("layer_norm_backward.cu", "bound", "j < end; j += N * step"): ONE_TURN_MORE,
 }
 
