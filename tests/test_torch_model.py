@@ -144,6 +144,21 @@ def test_torch_export(strict):
     same(torch.export.load(stream).module()(x), theirs(x))
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_torch_export_of_training_updates_the_running_statistics_after_loading_too(strict):
+    theirs, mine, x = model(training=True)
+    stream = io.BytesIO()
+    torch.export.save(torch.export.export(mine, (x,), strict=strict), stream)
+    stream.seek(0)
+    loaded = torch.export.load(stream).module()
+    same(loaded(x), theirs(x))
+    same(loaded(2 * x), theirs(2 * x))
+    expected = dict(theirs.named_buffers())
+    assert expected
+    for name, found in loaded.named_buffers():
+        same(found, expected[name])
+
+
 def test_torch_export_for_any_batch_and_picture_size():
     theirs, mine, x = model()
     auto = torch.export.Dim.AUTO

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cnnlayers.specs.arguments import entries_of, flag
@@ -232,9 +231,8 @@ def batch_norm(
     if not training or running_mean is None or running_var is None:
         return channels_first_again(batch_norm_ops.batch_norm(*given), moved)
     y, _, _, mean, var = batch_norm_ops.batch_norm_forward(*given)
-    with torch.no_grad():
-        running_mean.copy_(mean)
-        running_var.copy_(var)
+    running_mean.detach().copy_(mean.detach())  # not under no_grad: torch.export.load cannot read such a block
+    running_var.detach().copy_(var.detach())
     return channels_first_again(y, moved)
 
 
