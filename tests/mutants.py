@@ -179,6 +179,7 @@ def runs() -> tuple[Run, ...]:
         _trio("max_unpool", (2, 3, 2, 5), 2),
         *(_trio("pad", (2, 3, 5, 7), 2, mode) for mode in ("constant", "edge", "reflect", "symmetric", "wrap")),
         *(_trio("pad", (2, 3, 5, 7), ((3, -1), (-2, 1)), mode) for mode in ("constant", "edge", "reflect")),
+        _trio("pad", (2, 3, 5, 8), ((1, 0), (0, -1)), "edge"),
         _trio("pad", (2, 3, 4, 5, 4), 1, "reflect"),
         _trio("pad", (2, 5, 7, 8), 2, "reflect", **LAST),
         _trio("pad", (1, 2, 30, 64), 3, "symmetric"),
@@ -197,7 +198,8 @@ def runs() -> tuple[Run, ...]:
         _trio("lp_pool", (2, 3, 5, 40), (2, 40)),
         _trio("lp_pool", (2, 3, 5, 40), (2, 35), 9.0, 1),
     ]
-    return (*found, *(_norm(name, call) for name, call in norms.CALLS.items()))
+    turns = norms.Call("rms_norm", (8, 9000), "", "", ((9000,),), {"eps": 1e-5}, norms.ALONE | ONE)
+    return (*found, *(_norm(name, call) for name, call in {**norms.CALLS, "rms in turns": turns}.items()))
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("norm_backward.cu", "bound", "j < end; j += K * step"): ONE_TURN_MORE,
     ("norm_cooperative.cu", "bound", "wave_start < "): "a wave more, without an active block",
     ("row_reduce.cuh", "bound", "return b < a ? b : a"): "of equal numbers either will do",
+    ("pad.cu", "bound", "i < n_y; i +="): ONE_TURN_MORE,
+    ("pad.cu", "bound", "i < n_x; i +="): ONE_TURN_MORE,
+    ("pad.cu", "bound", "p < n && n - p >= margin"): "the next comparison says more",
+    ("pad.cu", "bound", "first < row && row - first >= V"): "the next comparison says more",
+    ("pad.cu", "bound", "to_front < before(), out"): "one cell further out is cell -1, which is none",
     ("layer_norm_backward.cu", "bound", "j < end; j += N * step"): ONE_TURN_MORE,
 }
 

@@ -15,12 +15,23 @@ emulated = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.un
 # Another sample every day; CNNLAYERS_MUTANTS_SEED repeats one.
 SEED = int(os.environ.get("CNNLAYERS_MUTANTS_SEED", datetime.date.today().toordinal()))
 NUMBER = 3
+runs = mutants.runs()
 
 
 @emulated
 @pytest.mark.parametrize("mutant", mutants.chosen(SEED, NUMBER), ids=lambda m: f"{m.file}:{m.line} {m.rule} {m.index}")
 def test_a_mutant_is_noticed(mutant: mutants.Mutant) -> None:
     assert mutants.noticed(mutant), f"{mutant}, chosen by CNNLAYERS_MUTANTS_SEED={SEED}"
+
+
+@emulated
+@pytest.mark.parametrize("index", [0, 1])
+def test_both_barriers_of_a_blocks_sum_are_needed(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, where a block adds up one tile after another without any other barrier: RMS norm in two launches."""
+    monkeypatch.setattr(mutants, "runs", lambda: [run for run in runs if run.name == "rms in turns"])
+    barriers = [m for m in mutants.every() if (m.file, m.rule) == ("row_reduce.cuh", "barrier")]
+    assert len(barriers) == 2
+    assert mutants.noticed(barriers[index])
 
 
 @emulated
