@@ -14,7 +14,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Pad, Pair
 
 from . import pad_loops as loops
+from .convert import convert
 from .parallel import HALF_TILE_FACTOR, HALF_TYPES, flat, parallel_chunks
+from .vectors import as_bits
 
 Array = Any
 Side = tuple[int, Pair, Pair]  # an axis: its length, cells added and cells cropped (before, after)
@@ -108,45 +110,55 @@ def _interior(side: ModedSide) -> Pair:
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
-@backends.planned
-def _forward_tables(sides: tuple[ModedSide, ...]) -> tuple[Array, Array, Array, Array]:
-    """The source cells along depth and height; along the width the padding's cells, and their source cells."""
-    depth, height, width = sides
-    border = _border_cells(width)
-    sources = [_source_cells(side, np.arange(_out_length(side))) for side in (depth, height)]
-    return sources[0], sources[1], border, _source_cells(width, border)
-
-
-@backends.planned
-def _backward_tables(sides: tuple[ModedSide, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...], Pair]:
-    """`begin` and `sources` of the loop `fold_rows`, and the interior of the width, which these leave out."""
-    low, high = _interior(sides[2])
-    begin, sources = zip(
-        *(_gather_lists(side, 0, 0) for side in sides[:2]), _gather_lists(sides[2], low, high), strict=True
-    )
-    return begin, sources, (low, high)
-
-
-# ------------------------------------------------------------------------------------------------------------ launches
 def _elements_of_cell(spec: Pad) -> int:
     """Elements of a cell: the channels if they are last, else 1."""
     return 1 if spec.layout.channel == 1 else int(spec.layout.channels)
 
 
+@backends.planned
+def _copy_plan(spec: Pad, backward: bool) -> tuple[tuple[int, ...], tuple[Array, Array, Array, Array], int]:
+    """`shape` of the loop `pad_rows`, its tables, and the elements of a row of its result.
+
+    The backward of constant padding is padding with growing and cropping exchanged: cropped cells get 0."""
+    sides = [(spec.mode, *side) for side in _sides(spec)]
+    if backward:
+        sides = [(mode, _out_length((mode, length, grow, crop)), crop, grow) for mode, length, grow, crop in sides]
+    depth, height, width = sides
+    border, inner, out = _border_cells(width), _elements_of_cell(spec), _out_length(width)
+    sources = [_source_cells(side, np.arange(_out_length(side))) for side in (depth, height)]
+    _, length, grow, crop = width
+    lengths = (depth[1], height[1], length)
+    shape = (*lengths, out, grow[0], grow[0] + length - sum(crop), crop[0], inner)
+    return shape, (sources[0], sources[1], border, _source_cells(width, border)), out * inner
+
+
+@backends.planned
+def _fold_plan(spec: Pad) -> tuple[tuple[int, ...], tuple[Array, ...], tuple[Array, ...], int]:
+    """`shape`, `begin` and `sources` of the loop `fold_rows`, and the rows of a plane."""
+    sides = [(spec.mode, *side) for side in _sides(spec)]
+    width = sides[2]
+    low, high = _interior(width)
+    begin, sources = zip(
+        *(_gather_lists(side, 0, 0) for side in sides[:2]), _gather_lists(width, low, high), strict=True
+    )
+    _, length, grow, crop = width
+    shape = (*map(_out_length, sides), length, low, high, low + grow[0] - crop[0], _elements_of_cell(spec))
+    return shape, begin, sources, sides[0][1] * sides[1][1]
+
+
+# ------------------------------------------------------------------------------------------------------------ launches
 def _forward(spec: Pad, x: Array, value: Any) -> Array:
     y = backends.result(spec.out_shape, x.dtype)
-    _pad(x, y, [(spec.mode, *side) for side in _sides(spec)], _elements_of_cell(spec), np.array(value, x.dtype))
+    _copy_rows(spec, False, x, y, np.array(value, x.dtype))
     return y
 
 
 def _backward(spec: Pad, dy: Array) -> Array:
     dx = backends.result(spec.layout.shape, dy.dtype)
-    sides = _sides(spec)
-    if spec.mode == "constant":  # padding with growing and cropping exchanged: cropped cells get 0
-        swapped = [("constant", length + sum(grow) - sum(crop), crop, grow) for length, grow, crop in sides]
-        _pad(dy, dx, swapped, _elements_of_cell(spec), np.zeros((), dy.dtype))
+    if spec.mode == "constant":
+        _copy_rows(spec, True, dy, dx, np.zeros((), dy.dtype))
     else:
-        _fold_gradient(dy, dx, [(spec.mode, *side) for side in sides], _elements_of_cell(spec))
+        _fold_gradient(spec, dy, dx)
     return dx
 
 
@@ -155,32 +167,25 @@ def _bits(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
-def _pad(x: Array, y: Array, sides: list[ModedSide], inner: int, fill: Array) -> None:
+def _copy_rows(spec: Pad, backward: bool, x: Array, y: Array, fill: Array) -> None:
     """Fill y with the padded x."""
     if not y.size:
         return
-    depths, heights, border, sources = _forward_tables(tuple(sides))
-    lengths = [length for _, length, _, _ in sides]
-    _, length, grow, crop = sides[2]
-    out = _out_length(sides[2])
-    shape = (*lengths, out, grow[0], grow[0] + length - sum(crop), crop[0], inner)
+    shape, tables, row = _copy_plan(spec, backward)
     source, result, value = flat(_bits(x)), y.reshape(-1).view(f"u{y.dtype.itemsize}"), _bits(fill)[0]
 
     def run(start: int, stop: int) -> None:
-        loops.pad_rows(source, result, value, shape, depths, heights, border, sources, start, stop)
+        loops.pad_rows(source, result, value, shape, *tables, start, stop)
 
-    parallel_chunks(y.size // (out * inner), x.nbytes + y.nbytes, run)
+    parallel_chunks(y.size // row, x.nbytes + y.nbytes, run)
 
 
-def _fold_gradient(dy: Array, dx: Array, sides: list[ModedSide], inner: int) -> None:
+def _fold_gradient(spec: Pad, dy: Array, dx: Array) -> None:
     """Fill dx: each cell is the sum of the cells of dy that are its copies."""
     if not dx.size:
         return
-    begin, sources, (low, high) = _backward_tables(tuple(sides))
-    _, length, grow, crop = sides[2]
-    shape = (*map(_out_length, sides), length, low, high, low + grow[0] - crop[0], inner)
-    lines = sides[0][1] * sides[1][1]
-    planes, nbytes = dx.size // (lines * sides[2][1] * inner), dy.nbytes + dx.nbytes
+    shape, begin, sources, lines = _fold_plan(spec)
+    planes, nbytes = dx.size // (lines * shape[3] * shape[7]), dy.nbytes + dx.nbytes
     if str(dy.dtype) not in HALF_TYPES:
         floats = dy.dtype.kind == "f"
         source, result = (
@@ -190,19 +195,13 @@ def _fold_gradient(dy: Array, dx: Array, sides: list[ModedSide], inner: int) -> 
             planes * lines, nbytes, lambda i, j: loops.fold_rows(source, result, shape, begin, sources, i, j)
         )
         return
-    source, result = np.ascontiguousarray(dy).reshape(planes, -1), dx.reshape(planes, -1)
+    source, result = flat(as_bits(dy)).reshape(planes, -1), as_bits(dx).reshape(planes, -1)
 
     def tile(start: int, stop: int) -> None:
-        wide = np.empty((stop - start, result.shape[1]), np.float32)
-        loops.fold_rows(
-            source[start:stop].astype(np.float32).reshape(-1),
-            wide.reshape(-1),
-            shape,
-            begin,
-            sources,
-            0,
-            (stop - start) * lines,
-        )
-        result[start:stop] = wide.astype(dx.dtype)
+        narrow, wide = source[start:stop].reshape(-1), np.empty(result[start:stop].size, np.float32)
+        wide_source = np.empty(narrow.size, np.float32)
+        convert(narrow, wide_source)
+        loops.fold_rows(wide_source, wide, shape, begin, sources, 0, (stop - start) * lines)
+        convert(wide, result[start:stop].reshape(-1))
 
     parallel_chunks(planes, HALF_TILE_FACTOR * nbytes, tile)
