@@ -166,7 +166,8 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
         return LoopPlan(shape, loops.make_backward(stride, channels == 1), (*common, *_adjoint(width, channels)), rows)
     line, unrolled = line_layout(width, channels), width.kernel if width.kernel <= 3 and channels == 1 else 0
     layout = (line.parts, line.pitch, line.padding, line.size)
-    run = loops.make_forward(unrolled, stride, channels == 1, power)
+    paired = channels == 1 and width.kernel == width.stride == 2 and width.whole and width.dilation == 1
+    run = loops.make_forward(unrolled, stride, channels == 1, power, paired)
     return LoopPlan(shape, run, (*common, line.offsets, layout), rows)
 
 

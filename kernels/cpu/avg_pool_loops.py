@@ -24,6 +24,7 @@ from .vectors import (
     as_lanes_of,
     broadcast,
     div,
+    evens,
     gather,
     integers,
     interleave_high,
@@ -34,6 +35,7 @@ from .vectors import (
     load_first,
     load_int_first,
     mul,
+    odds,
     store,
     store_first,
 )
@@ -93,12 +95,23 @@ def _make_sum_rows(power: str) -> Kernel:
     return sum_rows
 
 
+@kernel(inlined=True)
+def _divide(line: Array, at: int, number: int, divisors: Array) -> None:
+    """Divide elements of a line, by a divisor each or by one for all."""
+    for i in range(0, number, LANES):
+        n, divisor = min(LANES, number - i), broadcast(line, divisors[0])
+        if divisors.size > 1:
+            divisor = load_first(divisors, i, n)
+        store_first(line, at + i, div(load_first(line, at + i, n), divisor), n)
+
+
 @functools.cache
-def make_forward(width: int, stride: int, single: bool, power: str = "") -> Kernel:
+def make_forward(width: int, stride: int, single: bool, power: str = "", paired: bool = False) -> Kernel:
     """The kernel for windows of one size, a stride apart. The sums of rows become a line (window_lines.py).
 
     width: the window's along a row, in loops that are unrolled; 0: any. stride: 1, 2, or 0 for any. single: a cell has
-    one channel. `layout`: parts, pitch, padding and size of a line. divisors: of depth, height and all elements of a
+    one channel. paired: windows are pairs of cells of one channel, without padding: no line is needed, which takes 2/3
+    of the time. `layout`: parts, pitch, padding and size of a line. divisors: of depth, height and all elements of a
     row, or one number if they are the same."""
     split, sum_rows, root = make_split(stride, single), _make_sum_rows(power), make_root(power)
 
@@ -117,7 +130,7 @@ def make_forward(width: int, stride: int, single: bool, power: str = "") -> Kern
             out_w * channels,
             stop * out_w * channels,
         )
-        line, sums = np.zeros(size, total.dtype), np.empty(0 if stride == 1 else row + LANES, total.dtype)
+        line, sums = np.zeros(size, total.dtype), np.zeros(0 if stride == 1 else row + 3 * LANES, total.dtype)
         one = total.dtype.type(1)
         varies_d, varies_h, varies_w = divisors[0].size > 1, divisors[1].size > 1, divisors[2].size > 1
         for unit in range(start, stop):
@@ -127,13 +140,18 @@ def make_forward(width: int, stride: int, single: bool, power: str = "") -> Kern
                 sum_rows(x, line, at, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, False)
             else:
                 sum_rows(x, sums, 0, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, False)
-                split(sums, 0, length, channels, line, 0, parts, pitch, padding)
+                if not paired:
+                    split(sums, 0, length, channels, line, 0, parts, pitch, padding)
             row_divisor = divisors[0][od * varies_d] * divisors[1][oh * varies_h]
             divisor = row_divisor * (one if varies_w else divisors[2][0])
             for o in range(U(0), U(number), U(LANES)):
-                acc = load(line, U(offsets[0]) + o)
-                for t in range(U(1), kw):
-                    acc = add(acc, load(line, U(offsets[t]) + o))
+                if paired:
+                    left, right = load(sums, U(2) * o), load(sums, U(2) * o + U(LANES))
+                    acc = add(evens(left, right), odds(left, right))
+                else:
+                    acc = load(line, U(offsets[0]) + o)
+                    for t in range(U(1), kw):
+                        acc = add(acc, load(line, U(offsets[t]) + o))
                 if varies_w:
                     rest = U(number) - o
                     for_windows = load(divisors[2], o) if rest >= U(LANES) else load_first(divisors[2], o, rest)
@@ -151,7 +169,7 @@ def make_backward(stride: int, single: bool) -> Kernel:
 
     The cells of y that lie under the same taps, those a stride apart, are computed together: from `taps[i]` to
     `taps[i + 1]` are the `offsets` of the windows over the i-th cell of a stride, in a row of x with `before` zeros in
-    front.
+    front. Rows of y that see the same rows of x are equal, and computed once.
     Then the cells of a row get their places: the first is at `padding`. `cells`: of one kind, with the padding."""
     sum_rows = _make_sum_rows("")
 
@@ -171,39 +189,40 @@ def make_backward(stride: int, single: bool) -> Kernel:
         one, varies_w = total.dtype.type(1), divisors[2].size > 1
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
-            sum_rows(x, line, before, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, True)
-            if varies_w or divisors[2][0] != one:
-                for c in range(U(row)):
-                    line[U(before) + c] /= divisors[2][c if varies_w else U(0)]
-            if stride == 2 and single:
-                for j in range(U(0), U(cells), U(LANES)):
-                    even, odd = broadcast(line, 0), broadcast(line, 0)
-                    for t in range(taps[0], taps[1]):
-                        even = add(even, load(line, U(offsets[t]) + j))
-                    for t in range(taps[1], taps[2]):
-                        odd = add(odd, load(line, U(offsets[t]) + j))
-                    store(result, U(2) * j, interleave_low(even, odd))
-                    store(result, U(2) * j + U(LANES), interleave_high(even, odd))
-            else:
-                for kind in range(parts):
-                    for j in range(U(0), U(number), U(LANES)):
-                        acc = broadcast(line, 0)
-                        for t in range(taps[kind], taps[kind + 1]):
-                            acc = add(acc, load(line, U(offsets[t]) + j))
-                        if parts == 1:
-                            store(result, j, acc)
-                        else:
-                            store(kinds, U(kind * pitch) + j, acc)
-                if parts > 1 and channels == 1:
-                    for kind in range(U(parts)):
-                        for j in range(U(cells)):
-                            result[j * U(parts) + kind] = kinds[kind * U(pitch) + j]
-                elif parts > 1:
-                    for j in range(cells):
-                        for kind in range(parts):
-                            for c in range(U(0), U(channels), U(LANES)):  # past the end, where the next cell comes
-                                at = U((j * parts + kind) * channels) + c
-                                store(result, at, load(kinds, U(kind * pitch + j * channels) + c))
+            h = ranges[1]
+            if unit == start or oh == 0 or h[0, oh] != h[0, oh - 1] or h[1, oh] != h[1, oh - 1]:
+                sum_rows(x, line, before, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, True)
+                if varies_w or divisors[2][0] != one:
+                    _divide(line, before, row, divisors[2])
+                if stride == 2 and single:
+                    for j in range(U(0), U(cells), U(LANES)):
+                        even, odd = broadcast(line, 0), broadcast(line, 0)
+                        for t in range(taps[0], taps[1]):
+                            even = add(even, load(line, U(offsets[t]) + j))
+                        for t in range(taps[1], taps[2]):
+                            odd = add(odd, load(line, U(offsets[t]) + j))
+                        store(result, U(2) * j, interleave_low(even, odd))
+                        store(result, U(2) * j + U(LANES), interleave_high(even, odd))
+                else:
+                    for kind in range(parts):
+                        for j in range(U(0), U(number), U(LANES)):
+                            acc = broadcast(line, 0)
+                            for t in range(taps[kind], taps[kind + 1]):
+                                acc = add(acc, load(line, U(offsets[t]) + j))
+                            if parts == 1:
+                                store(result, j, acc)
+                            else:
+                                store(kinds, U(kind * pitch) + j, acc)
+                    if parts > 1 and channels == 1:
+                        for kind in range(U(parts)):
+                            for j in range(U(cells)):
+                                result[j * U(parts) + kind] = kinds[kind * U(pitch) + j]
+                    elif parts > 1:
+                        for j in range(cells):
+                            for kind in range(parts):
+                                for c in range(U(0), U(channels), U(LANES)):  # past the end, where the next cell comes
+                                    at = U((j * parts + kind) * channels) + c
+                                    store(result, at, load(kinds, U(kind * pitch + j * channels) + c))
             for o in range(U(0), U(out_w * channels), U(LANES)):
                 value = load(result, U(padding * channels) + o)
                 _store(y, unit * out_w * channels + np.int64(o), value, end)
@@ -234,8 +253,7 @@ def make_uneven(backward: bool, power: str = "") -> Kernel:
             if unit == start or oh == 0 or h[0, oh] != h[0, oh - 1] or h[1, oh] != h[1, oh - 1]:
                 sum_rows(x, line, 0, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, backward)
                 if backward and (varies_w or divisors[2][0] != one):
-                    for c in range(U(row)):
-                        line[c] /= divisors[2][c if varies_w else U(0)]
+                    _divide(line, 0, row, divisors[2])
                 if channels == 1:
                     _sum_cells(line, result, ranges[2], steps[2])
                 else:
