@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import random
 import re
@@ -136,6 +137,14 @@ def _norm(name: str, call: norms.Call) -> Run:
     return Run(name, compute)
 
 
+def _running(call: norms.Call, cupy: Any) -> list[Any]:
+    """y and the running statistics, which a second update would change."""
+    x, _, parameters = norms.drawn(call, np.random.default_rng(0), "float32")
+    given = [cupy.asarray(np.abs(p) + i) for i, p in enumerate((*parameters, *parameters))]
+    with norms.device(call.device, call.threads):
+        return [F.batch_norm_forward(cupy.asarray(x), *given, **call.options)[0], *given[2:]]
+
+
 LAST = {"data_format": "channels_last"}
 
 
@@ -199,7 +208,11 @@ def runs() -> tuple[Run, ...]:
         _trio("lp_pool", (2, 3, 5, 40), (2, 35), 9.0, 1),
     ]
     turns = norms.Call("rms_norm", (8, 9000), "", "", ((9000,),), {"eps": 1e-5}, norms.ALONE | ONE)
-    return (*found, *(_norm(name, call) for name, call in {**norms.CALLS, "rms in turns": turns}.items()))
+    last = norms.CALLS["batch last in turns"]
+    part = dataclasses.replace(last, shape=(4, 9, 9, 136), device={**last.device, "MultiProcessorCount": 8})
+    more = {"rms in turns": turns, "batch last with a wave that is not full": part}
+    named = [_norm(name, call) for name, call in {**norms.CALLS, **more}.items()]
+    return (*found, *named, Run("batch last in turns, with running statistics", functools.partial(_running, last)))
 
 
 @dataclass(frozen=True)
@@ -307,6 +320,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("im2col.cu", "bound", "v < run && i + v < end"): "the same thread stores the right value in its next run",
     ("max_pool.cu", "bound", "tap < argmax"): "no two lanes have one tap",
     ("norm_backward.cu", "bound", "j < end; j += K * step"): ONE_TURN_MORE,
+    ("norm_forward.cu", "bound", "done < size; done +="): "a tile without cells adds nothing",
     ("norm_cooperative.cu", "bound", "wave_start < "): "a wave more, without an active block",
     ("row_reduce.cuh", "bound", "return b < a ? b : a"): "of equal numbers either will do",
     ("pad.cu", "bound", "i < n_y; i +="): ONE_TURN_MORE,
