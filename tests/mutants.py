@@ -109,7 +109,9 @@ def _trio(op: str, shape: tuple[int, ...], *args: Any, dtype: str = "float32", *
         if op == "softmax_cross_entropy":
             given = (cupy.asarray(rng.integers(0, shape[1] + (shape[0] == 7), shape[0])),)  # one may be out of range
         elif op == "max_unpool":
-            given = (cupy.asarray(rng.permuted(np.arange(np.prod(shape)).reshape(shape) % 20, axis=-1)), *args)
+            indices = rng.permuted(np.arange(np.prod(shape)).reshape(shape) % 20, axis=-1)
+            indices[0, 0, 0, 0] = 40  # the first that is out of range
+            given = (cupy.asarray(indices), *args)
         elif op == "conv":
             given = (cupy.asarray(rng.integers(-2, 3, args[0]).astype(dtype)), *args[1:])
         with standin_cuda.emulating(attributes=ONE):
