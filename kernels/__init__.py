@@ -39,8 +39,8 @@ class UnsuitableData(Exception):
 @dataclass(frozen=True)
 class Entry:
     """Where a step's kernel is: in `module`, imported at first use. It has a launcher of the step's own name, and
-    `refuses(step, spec, *arrays)`: None, or the reason it cannot serve. On NumPy the reason lies in the spec and in the
-    arrays' shapes and dtypes, for which it is asked once.
+    `refuses(step, spec, *arrays)`: None, or the reason it cannot serve. `CallPlan.run` asks once for a plan and mode,
+    so for its steps the answer may depend on the spec, shapes and dtypes alone; `find` and `attempt` ask at each call.
 
     `needs`: a module whose `unavailable()` says why none of this kind can run here, or None."""
 

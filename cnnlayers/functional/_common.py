@@ -25,7 +25,8 @@ class CallPlan:
     """What the shapes, dtypes and options of a call decide, once they are checked. Calls that agree in them share one
     (`plan_of`), so change none.
 
-    `op`: its name; `backend`: its arrays'; `dtype`: x's; `y_shape`; `spec`: what kernels and portable code get.
+    `op`: its name; `backend`: its arrays'; `dtype`: x's; `y_shape`; `spec`: what kernels and portable code get;
+    `computed`: the dtype that x is computed in; `complex`: whether x is; `steps`: the function of each step and mode.
     """
 
     __slots__ = ("backend", "complex", "computed", "dtype", "op", "spec", "steps", "y_shape")

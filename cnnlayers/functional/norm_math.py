@@ -7,7 +7,8 @@ brought to mean 0 and variance 1 (in RMS norm to mean square 1), then scaled by 
 
 with sums over a row's n cells. Where mean and variance are given (batch norm in evaluation), dx = rstd * dxhat.
 
-Sums run in float64, and the variance is centred: mean(x**2) - mean(x)**2 would lose every digit at a large mean. The
+Sums run in float64 (those of products along a short last axis first in the compute dtype, `sum_of_products`), and the
+variance is centred: mean(x**2) - mean(x)**2 would lose every digit at a large mean. The
 arrays stay in x's compute dtype all the same: x is centred by `shift`, the mean rounded to that dtype, and what the
 rounding left out, `delta`, is put right in the numbers of a row: x - mean = (x - shift) - delta. Squares are in the
 compute dtype, so in float32 a spread beyond 1e19 overflows.

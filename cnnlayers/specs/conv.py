@@ -80,16 +80,18 @@ class Conv:
 
     @functools.cached_property
     def winograd(self) -> bool:
-        """A 3×3 kernel with stride 1 on enough channels for Winograd's form, which needs float32 and a kernel."""
+        """Whether Winograd's form fits, which needs float32 and a kernel too: two spatial axes, 3×3, stride and dilation
+        1, channels first, and enough channels and filters in a group."""
         fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
         return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
 
     @functools.cached_property
     def direct(self) -> bool:
-        """A weight that is small enough for the direct form, whose sums are then short enough for float32."""
+        """Whether a group's weight is small enough for the direct form, and its sums short enough for float32. With
+        channels last and on small maps, where vectors go over filters (*by cells*), it may be larger."""
         _, filters, channels, taps = self.weight_shape
-        small = math.prod(self.window.out_lengths) <= SMALL_MAP and min(filters, channels) >= LEAST_BY_CELLS
-        most = DIRECT_WEIGHT_BY_CELLS if self.last or small else DIRECT_WEIGHT
+        small_map = math.prod(self.window.out_lengths) <= SMALL_MAP and min(filters, channels) >= LEAST_BY_CELLS
+        most = DIRECT_WEIGHT_BY_CELLS if self.last or small_map else DIRECT_WEIGHT
         return max(channels, filters) * taps <= DIRECT_TERMS and filters * channels * taps <= most
 
     @functools.cached_property

@@ -1,5 +1,8 @@
 """Launchers of conv_direct_loops.py and conv_direct_cells.py: convolutions by vector loops, without columns and BLAS.
 
+conv_direct_loops.py explains sheets and units, which conv_direct_sheets.py fills. *By cells* means
+conv_direct_cells.py, whose vectors go over filters.
+
 They serve float32 and float64, both layouts, and any rank, stride, dilation, padding and groups. `form_of`
 (functional/conv_form.py) says which convolutions take this form. Results have the same bits on every CPU.
 

@@ -37,7 +37,7 @@ from .windows import (
 
 Array = Any
 Tables = tuple[Array, Array, Array]
-MOST_UNROLLED = 9  # taps of a window that is not separated into rows and columns
+MOST_NOT_SEPARATED = 9  # taps of a window that is not separated into rows and columns
 LEAST_CHANNELS = 8  # of a cell, for loops over channels
 
 
@@ -96,7 +96,9 @@ def _regular(window: AdaptiveWindow) -> AnyWindow:
 
 @dataclass(frozen=True, eq=False)
 class WindowPlan:
-    """The sizes of some windows, as the loops take them; max_pool_loops.py explains each."""
+    """The sizes of some windows, as the loops take them; max_pool_loops.py and max_pool_backward_loops.py explain them.
+
+    disjoint: no cell has two windows. simple_backward: `backward_simple` serves."""
 
     out_shape: tuple[int, ...]
     planes: int
@@ -166,7 +168,7 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     first_taps = np.zeros(-(-taps_inside.size // LANES) * LANES + LANES, np.int32)
     first_taps[: taps_inside.size] = taps_inside
     ring = 1 << (dilation_of(height) * (height.kernel - 1)).bit_length()
-    separable = height.kernel * width.kernel > MOST_UNROLLED and width.kernel > 1
+    separable = height.kernel * width.kernel > MOST_NOT_SEPARATED and width.kernel > 1
     unrolled = width.kernel if width.kernel <= 3 and channels == 1 and not separable else 0
     stride = width.stride if width.stride <= 2 else 0
     layout = (line.parts, line.pitch, line.padding, line.size)
@@ -183,7 +185,7 @@ def _form(depth: AnyAxis, height: AnyAxis, width: AnyAxis, channels: int) -> str
         taps = height.kernel * width.kernel
         # Loops by cell read a cell once for each window over it, loops on lines once: they serve where these are few.
         distances = [min(a.stride if isinstance(a, Axis) else a.length, a.kernel) for a in (height, width)]
-        few = channels >= LEAST_CHANNELS and taps <= MOST_UNROLLED * math.prod(distances)
+        few = channels >= LEAST_CHANNELS and taps <= MOST_NOT_SEPARATED * math.prod(distances)
         return "by cell" if few or not regular else "lines"
     wide = width.kernel >= 4 and (
         width.out == 1 or (isinstance(width, Axis) and width.stride >= 4 and width.kernel >= 7)
@@ -198,7 +200,7 @@ def _tables(window: AnyWindow) -> Tables:
     return depth, height, width
 
 
-_plan_of = backends.planned(_plan)
+_window_plan = backends.planned(_plan)
 
 
 @backends.planned
@@ -224,7 +226,7 @@ def _tap_offsets(window: AnyWindow) -> Array:
 # ------------------------------------------------------------------------------------------------------------ launches
 def _forward(window: AnyWindow, x: Array, ties: str | None, with_indices: bool) -> tuple[Array, Array, Array | None]:
     """y, what the backward of this tie rule needs (None: nothing), and the indices, or None."""
-    plan, forward = _plan_of(window), _forward_plan(window, np.float64 if x.dtype == np.float64 else np.float32)
+    plan, forward = _window_plan(window), _forward_plan(window, np.float64 if x.dtype == np.float64 else np.float32)
     y = backends.result(plan.out_shape, x.dtype)
     save = ties == "first" or with_indices
     argmax = np.empty(y.shape if save else (0,), plan.argmax_dtype)

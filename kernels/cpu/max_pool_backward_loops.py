@@ -22,7 +22,9 @@ def tie_bits(
     x: Array, y: Array, bits: Array, sizes: Any, taps: Any, dilations: Any, d: Array, h: Array, w: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """The tie bits, (bytes, *y): bit `tap` is set if that cell equals the window's maximum, or both are NaN."""
+    """The tie bits, (bytes, *y): bit `tap` is set if that cell equals the window's maximum, or both are NaN.
+
+    taps: of a window's height and width."""
     depth, height, length, out_d, out_h, out_w, channels = sizes
     number = bits.size // y.size  # bytes for each window
     for unit in range(start, stop):

@@ -234,7 +234,7 @@ def memory_order(x: Array, channel: int) -> tuple[int, ...]:
 
 
 def channel_layout(rows: Any, x: Array) -> ChannelLayout:
-    """The layout of x, which is not empty and has the shape of `rows` (functional/norm_math.py)."""
+    """The layout of x, which is not empty and has the shape of `rows` (specs/norm.py)."""
     channel, channels = rows.parameter_axes[0], math.prod(rows.parameter)
     order = memory_order(x, channel)
     length = x.size // x.shape[0] // channels

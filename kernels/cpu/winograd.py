@@ -3,7 +3,7 @@
 It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group. Its
 results are a little less exact than a matrix product's: the largest error is about 2e-6 of the largest result, up to
 5e-6 with hundreds of channels (a product: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
-im2col and BLAS, which float64 always uses.
+im2col and BLAS, which float64 uses for these shapes (`form_of` tries direct loops first).
 
 A cell that is not finite would change its complete tile. So if a result is not finite, the launcher raises
 `UnsuitableData`, and im2col with BLAS computes the call: NaN and infinities stay where the definition has them.

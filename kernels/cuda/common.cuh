@@ -2,7 +2,7 @@
 //
 // Spliced into each source in place of its #include (kernels/cuda/compile.py), because CuPy's disk cache knows only the
 // source's own text. CuPy compiles with -ftz=true: float arithmetic and comparisons flush subnormals, so kernels that
-// promise bits compare by integers (`above`), and move values untouched.
+// promise bits compare by integers (`rank`), and move values untouched.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -86,7 +86,7 @@ template <typename T> __device__ __forceinline__ typename Bits<sizeof(T)>::type 
   return b;
 }
 
-// A floating type's order as integers: NaNs above all numbers and equal to each other, −0 equal to +0. `top`: +inf's bits.
+// The bits of +inf.
 template <typename T> struct Infinity;
 template <> struct Infinity<__half> {
   static constexpr short value = 0x7c00;
@@ -101,6 +101,7 @@ template <> struct Infinity<double> {
   static constexpr long long value = 0x7ff0000000000000LL;
 };
 
+// A type's order as integers: NaNs above all numbers and equal to each other, −0 equal to +0.
 template <typename T> __device__ __forceinline__ auto rank(T v) {
   if constexpr (IsFloat<T>::value) {
     using B = typename Bits<sizeof(T)>::type;

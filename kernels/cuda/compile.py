@@ -22,10 +22,9 @@ CUDA_TYPE = {
     "float64": "double",
     "bool": "unsigned char",
     **{
-        f"int{bits}": instance_name
-        for bits, instance_name in ((8, "signed char"), (16, "short"), (32, "int"), (64, "long long"))
+        f"int{bits}": cpp_name for bits, cpp_name in ((8, "signed char"), (16, "short"), (32, "int"), (64, "long long"))
     },
-    **{f"uint{bits}": f"unsigned {instance_name}" for bits, instance_name in ((8, "char"), (16, "short"), (32, "int"))},
+    **{f"uint{bits}": f"unsigned {cpp_name}" for bits, cpp_name in ((8, "char"), (16, "short"), (32, "int"))},
     "uint64": "unsigned long long",
 }
 _INCLUDE = re.compile(r'#include "(\w+\.cuh)"')

@@ -1,8 +1,8 @@
 """Convolutions by NVIDIA's cuDNN, through its Python package (nvidia-cudnn-frontend, the extra `cudnn`).
 
-Three functions of specs/conv.py's convolutions, called as those of functional/conv_im2col are. One graph of one node is
-built a (function, spec, dtype, device) and kept, in each thread. cuDNN's own heuristics choose its engine, never a
-timing, and engines are left out
+The three functions of functional/correlation.py (`correlate`, `correlate_adjoint`, `weight_gradient`), for the
+convolutions of specs/conv.py. Each thread builds a graph of one node for a function, spec, dtype and device, and keeps
+it. cuDNN's own heuristics choose its engine, never a timing, and engines are left out
 
 - whose sums depend on the order in which blocks finish: results are the same bits in every run;
 - of Winograd's algorithm and of Fourier transforms: a NaN would spread to cells that do not see it;
@@ -73,7 +73,7 @@ def unavailable() -> str | None:
 def refuses(step: str, spec: Conv, *arrays: Array) -> str | None:
     """Why cuDNN does not compute this call, or None. Of the arrays the first two count."""
     if not kernels.cudnn_allowed():
-        return "CNNLAYERS_CUDNN is off"
+        return "cuDNN is off (kernels.cudnn or CNNLAYERS_CUDNN)"
     reason = unavailable()
     if reason is not None:
         return reason

@@ -14,7 +14,7 @@
 //           element of the image.
 // Bytes     im2col: the image once, for further taps from the caches; the columns once. col2im: the columns once, the image
 //           once each way.
-// Source    functional/conv_im2col.py; the tests compare these kernels with it. The names are Caffe's.
+// Source    `_im2col` and `_col2im` of functional/correlation.py; the tests compare these kernels with it. The names are Caffe's.
 #include "common.cuh"
 #include "window.cuh"
 

@@ -26,7 +26,7 @@ def _name(dtype: Any) -> str:
     return str(dtype)
 
 
-def refuses(op: str, spec: None, x: Array, w: Array) -> str | None:
+def refuses(step: str, spec: None, x: Array, w: Array) -> str | None:
     """Why cuBLAS does not compute this product, or None."""
     if x.dtype != w.dtype or _name(x.dtype) not in TYPES:
         return f"a product of {x.dtype} and {w.dtype}"

@@ -42,7 +42,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 
 def memory_layout(rows: Any) -> Rows | Columns:
-    """The statistics groups of functional/norm_math.py as rows or columns of memory."""
+    """The rows of specs/norm.py, as rows or columns of memory."""
     cells = rows.count
     if 0 in rows.shape:
         return Rows(0, 1, 1, 1, 1)

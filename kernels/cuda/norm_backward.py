@@ -64,8 +64,8 @@ batch_norm_backward = instance_norm_backward = group_norm_backward = _backward
 
 
 class Made(NamedTuple):
-    """What a backward of rows needs: `group` rows share one mean and variance; `numbers`: the kernels', behind the
-    arrays."""
+    """What a backward of rows needs: `group` rows share one mean and variance; `numbers`: the kernels' scalar
+    arguments, which follow the arrays."""
 
     rows: Rows
     group: int

@@ -1,6 +1,6 @@
 """How a norm's statistics groups are assigned to a device: which launches, how many blocks a row, what is stored where.
 
-A row is a statistics group (row_reduce.cuh). If it fits on the chip, one launch reads it once: in lanes of a warp, in a
+A row is a statistics group (row_reduce.cuh); in group norm's backward it is one channel of one. If it fits on the chip, one launch reads it once: in lanes of a warp, in a
 block, or in several blocks of a cooperative grid, which also keep the device busy when rows are few. Rows that do not
 fit are read twice by two launches, as many rows at a time as stay in the L2 cache.
 
@@ -70,8 +70,8 @@ def _device(cupy: Any, number: int) -> Device:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an array: `rows` of `segments` pieces, each of `cells` elements side by side. Cell j of a
-    piece of row r has parameter r % period * (cells // channel_cells) + j // channel_cells or, with per_element, j."""
+    """The rows of an array: `rows` of `segments` segments, each of `cells` elements side by side. Cell j of a
+    segment of row r has parameter r % period * (cells // channel_cells) + j // channel_cells or, with per_element, j."""
 
     rows: int
     segments: int
@@ -175,10 +175,11 @@ class ColumnPlan(LaunchPlan):
         return f"{columns}: one launch, {blocks}, {self._stored}"
 
 
-def pack_of(shape: Rows | Columns, itemsize: int, *addresses: int) -> int:
-    """Elements of one access: up to 16 bytes, within a contiguous range and aligned in every array."""
+def pack_of(shape: Rows | Columns, itemsize: int, *aligned_to: int) -> int:
+    """Elements of one access: up to 16 bytes, within a contiguous range and aligned in every array. `aligned_to`: arrays' addresses, or
+    what these are multiples of."""
     pack = 16 // itemsize
-    while shape.vector_extent % pack or any(a % (pack * itemsize) for a in addresses):
+    while shape.vector_extent % pack or any(a % (pack * itemsize) for a in aligned_to):
         pack //= 2
     return pack
 
