@@ -6,12 +6,13 @@ first asked for.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 try:
     from . import backends, functional, kernels, layers
 except ImportError as error:
-    if error.name != __name__:  # another package is missing
+    if error.name != __name__ or os.path.isdir(os.path.join(__path__[0], "backends")):  # something else is wrong
         raise
     raise ImportError(
         f"{__path__[0]} is a part of the sources, without cnnlayers.backends, and Python found it before the package"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,31 @@ def test_averages_are_the_portable_ones(
     a, b = modes(lambda: F.avg_pool_backward(dy, ours[1]))
     assert b.dtype == x.dtype
     np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((1, 1, 2, 1), (5, 2, 2)),
+        ((1, 1, 1, 2), ((2, 9), (3, 1), [(1, 1), (4, 4)])),
+        ((1, 1, 3, 1), ((7, 5), (2, 5), [(3, 3), (2, 2)])),
+        ((1, 1, 1, 3, 1), ((1, 7, 5), (1, 2, 5), [(0, 0), (3, 3), (2, 2)])),
+    ],
+)
+def test_rows_of_windows_that_see_the_same_cells_may_have_different_divisors(shape: Any, sizes: Any) -> None:
+    x = np.arange(1, 1 + np.prod(shape), dtype="float32").reshape(shape)
+    for cells in (x, x.astype("float64")):
+        ours, theirs = modes(partial(F.avg_pool, cells, *sizes, ceil_mode=True))
+        np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, 1.5])
+def test_a_nan_in_x_is_a_nan_in_the_gradient_of_an_lp_pool(p: float) -> None:
+    x = np.array([[[1, np.nan, -2, np.inf, 0, 3]]], "float32")
+    ours, theirs = modes(
+        lambda: F.lp_pool_backward(np.ones((1, 1, 3), "float32"), F.lp_pool_forward(x, 2, norm_type=p)[1])
+    )
+    np.testing.assert_allclose(theirs, ours, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, LAST], ids=["first", "last"])

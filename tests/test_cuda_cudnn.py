@@ -151,10 +151,10 @@ def test_what_cudnn_does_not_compute_the_librarys_own_code_does(
     b = backends.of(x)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(2):  # the second call asks no more
+        for _ in range(2):  # the second call asks no more, but after a failure it tries again
             assert kernels.find("cudnn_correlate", b, spec, x, weight, None, required=False) is None
-    assert len(cudnn.graphs) == 1
-    assert [w.category for w in caught] == [RuntimeWarning] * warned
+    assert len(cudnn.graphs) == 1 + warned
+    assert [w.category for w in caught] == [RuntimeWarning] * 2 * warned
     assert str(fault) in str(launchers.refuses("cudnn_correlate", spec, x, weight))
 
 

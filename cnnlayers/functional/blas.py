@@ -21,7 +21,7 @@ import numpy
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 
-from ._common import Array
+from ._common import Array, cast
 
 T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it
@@ -115,7 +115,12 @@ def matmul(
 def _product(b: Backend, x: Array, w: Array) -> Array:
     """x @ w, by cuBLAS on CuPy's arrays."""
     launcher = kernels.find("matmul", b, None, x, w, required=False) if b.name == "cupy" else None
-    return b.xp.matmul(x, w) if launcher is None else launcher(b, None, x, w)
+    if launcher is not None:
+        product: Array = launcher(b, None, x, w)
+        return product
+    if backends.dtype_name(b, x) in ("float16", "bfloat16"):
+        x, w = (cast(b, a, b.xp.float32) for a in (x, w))
+    return b.xp.matmul(x, w)
 
 
 def multiplies_halves(b: Backend, dtype: Any) -> bool:

@@ -67,7 +67,7 @@ def dropout_forward(x: Array, p: float = 0.5, *, training: bool = False, rng: An
     y : array
         x's shape and dtype.
     ctx : Context
-        For `dropout_backward`; `dropout` returns y alone. It has one bit an element, and nothing where y is x.
+        For `dropout_backward`; `dropout` returns y alone. It has one bool an element, and nothing where y is x.
 
     Raises
     ------

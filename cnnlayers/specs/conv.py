@@ -80,8 +80,8 @@ class Conv:
 
     @functools.cached_property
     def winograd(self) -> bool:
-        """Whether Winograd's form fits, which needs float32 and a kernel too: two spatial axes, 3×3, stride and dilation
-        1, channels first, and enough channels and filters in a group."""
+        """Whether Winograd's form fits, which needs float32 and a kernel too: two spatial axes, 3×3, stride and
+        dilation 1, channels first, and enough channels and filters in a group."""
         fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
         return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
 

@@ -49,8 +49,8 @@ class Rows:
 @dataclass(frozen=True, eq=False)
 class Norm:
     """A norm of an array. `gamma_dtype`, `beta_dtype`: None without the parameter. The rest is batch norm's: `comm`,
-    whose ranks share the rows; `use_running_stats`, x is normalised by the running mean and variance; `training`, these are
-    updated."""
+    whose ranks share the rows; `use_running_stats`, x is normalised by the running mean and variance; `training`,
+    these are updated."""
 
     rows: Rows
     gamma_dtype: Any

@@ -234,7 +234,7 @@ def make_backward(stride: int, single: bool) -> Kernel:
 def make_uneven(backward: bool, power: str = "") -> Kernel:
     """The kernel for windows that are not a stride apart, or far outside of the input: cell by cell along a row.
 
-    Rows of y that see the same rows of x are equal, and computed once."""
+    Rows of y that see the same rows of x and have the same divisor are equal, and computed once."""
     sum_rows, root = _make_sum_rows(power), make_root(power)
 
     @kernel()
@@ -250,7 +250,10 @@ def make_uneven(backward: bool, power: str = "") -> Kernel:
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
             h = ranges[1]
-            if unit == start or oh == 0 or h[0, oh] != h[0, oh - 1] or h[1, oh] != h[1, oh - 1]:
+            again = unit != start and oh != 0 and h[0, oh] == h[0, oh - 1] and h[1, oh] == h[1, oh - 1]
+            if again and not backward:
+                again = divisors[1][oh * varies_h] == divisors[1][(oh - 1) * varies_h]
+            if not again:
                 sum_rows(x, line, 0, row, plane * depth, sizes, ranges, steps, divisors, exponent, od, oh, backward)
                 if backward and (varies_w or divisors[2][0] != one):
                     _divide(line, 0, row, divisors[2])

@@ -43,7 +43,7 @@ Array = Any
 Kernel = Any
 U = np.uint64
 EIGHT = 8  # windows (taps, of a weight's gradient) that are computed together
-TERMS = 1024  # of a sum in float32, at most; the sums of these are in float64
+TERMS = 256  # of a sum in float32, at most; the sums of these are in float64
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from .vectors import (
     broadcast,
     div,
     equal,
+    is_nan,
     less,
     load_first,
     mul,
@@ -122,6 +123,8 @@ def make_slope(power: str) -> Kernel:
                 if power != "absolute":
                     result = mul(result, raised(cell, sums, p - 1))
                 result = select(less(cell, zero), sub(zero, result), result)
+            if power == "absolute":  # the others are a product with the cell
+                result = select(is_nan(cell), cell, result)
             store_first(dx, i, as_lanes_of(dx, select(equal(cell, zero), zero, result)), n)
 
     return slope

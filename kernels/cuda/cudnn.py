@@ -66,7 +66,10 @@ def unavailable() -> str | None:
     ]
     if missing:
         return f"the module cudnn is not nvidia-cudnn-frontend's, it lacks {', '.join(missing)}: {INSTALL}"
-    version = int(cudnn.backend_version())
+    try:
+        version = int(cudnn.backend_version())
+    except Exception as error:  # the package is there, the library is not
+        return f"cuDNN's library cannot be loaded ({error}): {INSTALL}"
     return None if version >= LEAST_VERSION else f"cuDNN {version} is too old, {LEAST_VERSION} is needed: {INSTALL}"
 
 
@@ -77,6 +80,8 @@ def refuses(step: str, spec: Conv, *arrays: Array) -> str | None:
     reason = unavailable()
     if reason is not None:
         return reason
+    if spec.empty:
+        return "there is nothing to compute"
     first, second = arrays[:2]
     if first.dtype != second.dtype:
         return f"its arrays have two dtypes, {first.dtype} and {second.dtype}"
@@ -114,7 +119,7 @@ def _plus(b: Backend, spec: Conv, array: Array, bias: Array | None) -> Array:
     if bias is None:
         return array
     bias = b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
-    if bias.dtype != array.dtype:  # a half type's sum with float32 is rounded once
+    if bias.dtype != array.dtype:  # half types: cuDNN has rounded its sums; that with the bias is rounded once more
         return b.array(array + bias, array.dtype)
     array += bias
     return array
@@ -212,7 +217,7 @@ class _Plan:
     def __init__(self, op: str, spec: Conv, dtype: str, device: int) -> None:
         self.name, self.more, sizes = f"{op} {dtype}", sizes_of(spec).more, sizes_of(spec)
         self.last, self.image_shape = spec.last, spec.window.layout.shape
-        self.refusal = _unfit(spec, sizes)
+        self.refusal, self.failed = _unfit(spec, sizes), False
         if self.refusal is not None:
             return
         cudnn: Any = importlib.import_module("cudnn")
@@ -222,7 +227,8 @@ class _Plan:
             choose_engine(cudnn, self.graph, dtype)
         except Exception as error:
             self.refusal = f"cuDNN has no engine for it: {error}"
-            if not _says_unsupported(cudnn, error):
+            self.failed = not _says_unsupported(cudnn, error)
+            if self.failed:
                 text = f"cuDNN failed; the library's own code computes this convolution ({self.name}, {spec}): {error}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
             return
@@ -316,7 +322,10 @@ def _plan(op: str, spec: Conv, array: Array) -> _Plan:
     key = (op, spec, backends.dtype_name(b, array), int(b.device.id))
     plan = _thread.plans.get(key)
     if plan is None:
-        plan = _thread.plans[key] = _Plan(*key)
+        plan = _Plan(*key)
+        if plan.failed:  # for lack of memory, perhaps: the next call tries again
+            return plan
+        _thread.plans[key] = plan
         if len(_thread.plans) > KEPT:
             _thread.plans.popitem(last=False)
     _thread.plans.move_to_end(key)

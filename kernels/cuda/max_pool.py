@@ -1,8 +1,8 @@
 """Launchers of max_pool.cu and max_pool_tiled.cu: max pooling and its adaptive form, called as the portable code is.
 
 max_pool_tiled.cu takes planes, channels first, two spatial axes, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, no
-dilation and (kernel - stride + 1) // 2 cells of padding before, if rows are whole aligned packs with a window for each stride. All other windows,
-integers, and calls that return indices go to max_pool.cu.
+dilation and (kernel - stride + 1) // 2 cells of padding before, if rows are whole aligned packs with a window for each
+stride. All other windows, integers, and calls that return indices go to max_pool.cu.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How a norm's statistics groups are assigned to a device: which launches, how many blocks a row, what is stored where.
 
-A row is a statistics group (row_reduce.cuh); in group norm's backward it is one channel of one. If it fits on the chip, one launch reads it once: in lanes of a warp, in a
-block, or in several blocks of a cooperative grid, which also keep the device busy when rows are few. Rows that do not
-fit are read twice by two launches, as many rows at a time as stay in the L2 cache.
+A row is a statistics group (row_reduce.cuh); in group norm's backward it is one channel of one. If it fits on the chip,
+one launch reads it once: in lanes of a warp, in a block, or in several blocks of a cooperative grid, which also keep
+the device busy when rows are few. Rows that do not fit are read twice by two launches, as many rows at a time as stay
+in the L2 cache.
 
     python -m cnnlayers.kernels.cuda.norm_plan 32x64x56x56 float16
 
@@ -70,8 +71,8 @@ def _device(cupy: Any, number: int) -> Device:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an array: `rows` of `segments` segments, each of `cells` elements side by side. Cell j of a
-    segment of row r has parameter r % period * (cells // channel_cells) + j // channel_cells or, with per_element, j."""
+    """The rows of an array: `rows` of `segments` segments, each of `cells` elements side by side. Cell j of a segment
+    of row r has parameter r % period * (cells // channel_cells) + j // channel_cells or, with per_element, j."""
 
     rows: int
     segments: int
@@ -176,8 +177,8 @@ class ColumnPlan(LaunchPlan):
 
 
 def pack_of(shape: Rows | Columns, itemsize: int, *aligned_to: int) -> int:
-    """Elements of one access: up to 16 bytes, within a contiguous range and aligned in every array. `aligned_to`: arrays' addresses, or
-    what these are multiples of."""
+    """Elements of one access: up to 16 bytes, within a contiguous range and aligned in every array. `aligned_to`:
+    arrays' addresses, or what these are multiples of."""
     pack = 16 // itemsize
     while shape.vector_extent % pack or any(a % (pack * itemsize) for a in aligned_to):
         pack //= 2
