@@ -357,7 +357,7 @@ WORK = """
     import cnnlayers.functional as F
     from cnnlayers import backends
     from threadpoolctl import threadpool_info
-    x, w = np.ones((8, 16, 20, 20), "float32"), np.ones((16, 16, 3, 3), "float32")
+    x, w = np.ones((8, 64, 20, 20), "float32"), np.ones((64, 64, 3, 3), "float32")  # too many for direct loops
 
     loaded = {pool["filepath"] for pool in threadpool_info()}  # later Numba brings SciPy's BLAS, which has no work here
 
@@ -438,7 +438,7 @@ def test_a_fork_waits_while_another_thread_sets_blas() -> None:
     other = threading.Thread(target=F.conv, args=(x, w))
     other.start()
     for _ in ("taken", "given back"):
-        setting.acquire(timeout=30)
+        assert setting.acquire(timeout=30)
         told.append(child_says(child))
     other.join()
     print(told, limits() == before)
