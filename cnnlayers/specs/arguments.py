@@ -66,7 +66,7 @@ def _of_ints(entries: tuple[Any, ...]) -> bool:
 def integer(value: Any, name: str, least: int | None = None) -> int:
     """`value` as an int of at least `least`. TypeError unless it is a whole-number type (bool is not)."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's was an index once
             raise TypeError
         number = operator.index(value)
     except TypeError:
