@@ -173,8 +173,8 @@ def share_memory(first: Any, second: Any) -> bool:
 
 
 def owner_key(arrays: Sequence[Any]) -> tuple[Any, ...] | None:
-    """What tells the owners of arrays apart, hashable; of NumPy's nothing, of CuPy's the devices. None entries are
-    passed over. None: there are arrays of another kind."""
+    """A hashable key of the libraries and devices that own the arrays: () for NumPy's, the devices for CuPy's. Entries
+    that are None are left out. The result is None where an array is of another library."""
     if all_numpy(arrays):
         return ()
     cupy: Any = sys.modules.get("cupy")

@@ -1,4 +1,5 @@
-"""Random numbers: by NumPy's generators; for CuPy's arrays by Philox, whose key a seed or CuPy's generator gives.
+"""Random numbers. NumPy's arrays get them from NumPy's generators. CuPy's arrays get them from Philox, whose key is
+the seed or is drawn from CuPy's generator.
 
 Philox has no state to set up: a CuPy generator that is made for a call would first fill 250,000 states.
 """
@@ -60,8 +61,8 @@ def philox_key(b: Backend, rng: Any) -> Any:
 
 
 def _philox(b: Backend, key: Any, count: int) -> Any:
-    """The numbers that kernels/cuda/activations.cu draws, as array code: Philox4x32-10, whose block i // 4 has the
-    number i as its word i % 4, of which the upper 24 bits count.
+    """The random numbers of kernels/cuda/activations.cu, as array code: Philox4x32-10. Number i is word i % 4 of block
+    i // 4, and its upper 24 bits are used.
 
     J. K. Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011,
     https://doi.org/10.1145/2063384.2063405.

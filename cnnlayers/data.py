@@ -190,7 +190,7 @@ def load_cifar10(path: str | Path) -> Dataset:
     Parameters
     ----------
     path : str or path
-        The folder cifar-10-batches-py, or the one it lies in.
+        The folder cifar-10-batches-py, or its parent folder.
 
     Returns
     -------

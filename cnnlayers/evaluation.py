@@ -48,7 +48,7 @@ def softmax(logits: Any) -> Any:
 
 
 def logits_of(model: Layer, x: Any) -> Any:
-    """The model's output in evaluation, with nothing kept for a backward."""
+    """The model's output in evaluation mode. Nothing is saved for a backward pass."""
     y = model.eval()(x)
     model.release()
     return y

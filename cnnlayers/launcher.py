@@ -51,8 +51,8 @@ def launched_size() -> int:
 
 
 def wait_for_reader(stream: IO[str], seconds: float = 2.0) -> None:
-    """Wait until a pipe's other end has read what it was given, at most so long: a launcher that is told to end the job
-    forgets what it has not read (MPICH's lost the last line of one traceback in sixteen). Other streams need none."""
+    """Wait until the reader of a pipe has read all that was written, for a limited time. A launcher that ends a job
+    drops what it has not read yet (MPICH's lost the last line of 1 traceback in 16). Other streams do not wait."""
     try:
         from fcntl import ioctl
         from termios import FIONREAD

@@ -207,6 +207,12 @@ def test_what_kernels_do_not_take_is_refused_or_goes_to_array_code() -> None:
     assert F.max_pool(x, 2).tolist() == [[[[5, 7], [13, 15]]]]
     with kernels.mode("require"), pytest.raises(kernels.KernelUnavailable, match="arrays of int64"):
         F.max_pool(x, 2)
+    for dtype, p in (("float64", 2.0), ("float32", 50.0)):
+        with (
+            kernels.mode("require"),
+            pytest.raises(kernels.KernelUnavailable, match="could leave the range of float64"),
+        ):
+            F.lp_pool(x.astype(dtype), 2, norm_type=p)
 
 
 @pytest.mark.parametrize("op", ["max_pool", "avg_pool"])

@@ -248,3 +248,19 @@ def test_what_the_kernels_refuse() -> None:
 
 def _cube(side: int) -> Any:
     return specs.pool_window((1, 1, side, side, side), side, 1, 0, 1, False, "channels_first")
+
+
+def test_equal_specs_share_a_launch(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options in a list make a spec anew at each call."""
+    made = []
+    make = launchers._make_forward
+
+    def counted(*args: Any) -> Any:
+        made.append(args)
+        return make(*args)
+
+    monkeypatch.setattr(launchers, "_make_forward", counted)
+    x = cupy.asarray(np.arange(30.0, dtype="float32").reshape(1, 1, 5, 6))
+    found = [F.max_pool(x, [2, 3], padding=[1, 1]).get().tolist() for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert len(made) == 1

@@ -36,7 +36,8 @@ def _is_operand(value: Any, numbers: bool = True) -> bool:
 
 
 def _operators(name: str, op: Callable[..., ops.Result], *, numbers: bool = True) -> tuple[Operator, Operator]:
-    """The operator and its reflection; each leaves what is no array to Python, whose TypeError names the kinds."""
+    """The operator and its reflected form (`2 * t`). For an operand that is no array both give NotImplemented, and
+    Python then raises a TypeError that names the two types."""
 
     def run(self: Operators, other: Any) -> Any:
         return self._apply(name, op, self, other) if _is_operand(other, numbers) else NotImplemented
@@ -48,7 +49,8 @@ def _operators(name: str, op: Callable[..., ops.Result], *, numbers: bool = True
 
 
 def _in_place(compute: Operator) -> Operator:
-    """`t += x` is `t = t + x`, but for a leaf: there it would lose the Tensor whose grad backward fills."""
+    """`t += x` is `t = t + x`. For a leaf that is an error: the name would then mean another Tensor than the one whose
+    `grad` backward fills."""
 
     def run(self: Operators, other: Any) -> Any:
         if self._wanted:
@@ -241,7 +243,7 @@ class Operators(NumpyFunctions):
         return abs(self)
 
     def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
-        """At least low and at most high; the gradient passes where the element lies between them, bounds included.
+        """Each element limited to low and high. The gradient is dy where low <= element <= high, and 0 elsewhere.
 
         Parameters
         ----------

@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Array = Any  # an array of NumPy, CuPy or another array-API library
 SHORT_SUM = 32  # the most values that are added up in their own dtype: more lose digits
-LONG_SUM = 1024  # the same where float64 would be dear, and so many values are rare
+LONG_SUM = 1024  # the same, where sums in float64 would cost much time and sums of so many values are rare
 LARGE = 1 << 30  # bytes of a result for which memory is checked first
 TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
 

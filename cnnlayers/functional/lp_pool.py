@@ -120,15 +120,6 @@ def _lp_pool_backward(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
     return cast(b, gradient * b.xp.sign(wide), x.dtype)
 
 
-def _run(plan: CallPlan, step: str, portable: Any, *arrays: Array) -> Array:
-    """A step. NumPy's kernels are for powers that are added as they are."""
-    if plan.spec.scaled and plan.backend.name == "numpy":
-        result: Array = portable(plan.backend, plan.spec, *arrays)
-    else:
-        result = plan.run(step, portable, *arrays)
-    return result
-
-
 def norm_exponent(norm_type: Any) -> float:
     """The exponent, positive and finite. ValueError otherwise."""
     p = real(norm_type, "norm_type", finite=False)
@@ -207,7 +198,7 @@ def lp_pool_forward(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, data_format
     plan = plan_of(_lp_pool_plan, (x,), norm_type, *options)
-    y = _run(plan, "lp_pool_forward", _lp_pool_forward, x)
+    y = plan.run("lp_pool_forward", _lp_pool_forward, x)
     return y, Context(plan, {"x": x})
 
 
@@ -235,4 +226,4 @@ def lp_pool_backward(dy: Array, ctx: Context) -> Array:
     The gradient is 0 at x = 0, and that of a window whose y is 0.
     """
     _, dy = check_backward("lp_pool", dy, ctx, exact=True)
-    return _run(ctx.plan, "lp_pool_backward", _lp_pool_backward, dy, ctx.arrays["x"])
+    return ctx.plan.run("lp_pool_backward", _lp_pool_backward, dy, ctx.arrays["x"])

@@ -25,6 +25,8 @@ BYTES_OF_CELL = 48  # counted for a cell of x, so that a chunk's arrays of float
 
 def refuses(step: str, spec: LpPool, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
+    if spec.scaled:
+        return f"powers of exponent {spec.p} could leave the range of float64"
     return refusal(spec.window, arrays[0] if arrays else None)
 
 

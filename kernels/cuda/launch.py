@@ -92,14 +92,28 @@ _BY_VALUE = (type(None), int, float, str)  # specs of these types are told apart
 def prepared(make: Callable[..., Any], b: Backend, spec: Any, *facts: Any) -> Any:
     """`make(b, spec, *facts)`, kept in the plan cache. With its spec: so no other one can have the same identity.
 
-    `facts`: all that the result depends on besides the spec and the device; hashable.
+    `facts`: all that the result depends on besides the spec and the device; hashable. A spec that is made anew for each
+    call gets what was made for the first one that is equal to it.
     """
-    identity = (spec or repr(spec)) if isinstance(spec, _BY_VALUE) else id(spec)  # 0.0 and -0.0 are equal
-    key = (make, b.device.id, identity, *facts)
+    key = (make, b.device.id, _identity(spec), *facts)
     found = backends.PLANS.find(key)
+    if found is None:
+        spec = _first_equal(spec, repr(spec))
+        key = (make, b.device.id, _identity(spec), *facts)
+        found = backends.PLANS.find(key)
     if found is None:
         found = backends.PLANS.keep(key, (spec, make(b, spec, *facts)))
     return found[1]
+
+
+def _identity(spec: Any) -> Any:
+    return (spec or repr(spec)) if isinstance(spec, _BY_VALUE) else id(spec)  # 0.0 and -0.0 are equal
+
+
+@functools.lru_cache(maxsize=256)  # by number: specs are small
+def _first_equal(spec: Any, text: str) -> Any:
+    """The first spec that is equal to this one. `text`: its repr, in which 0.0 and -0.0 differ."""
+    return spec
 
 
 def launch(
