@@ -218,10 +218,19 @@ class Copy(Contestant):
         return self.nbytes / timing.median
 
 
-def peak_operations(b: Backend, seconds: float, length: int) -> float:
-    """Operations a second of a product of large matrices in float32, on our threads or on the GPU: what this library
-    can get out of the processor. The best of several. length: of their rows."""
-    clock, x = clock_of(b), b.xp.ones((length, length), b.xp.float32)
-    call = {"peak": (Contestant(), lambda i: F.linear(x, x))}
-    timing = interleaved(clock, call, 1, seconds)["peak"]
-    return 2.0 * length**3 / timing.least
+class Product(Contestant):
+    """A product of two large matrices in float32, on our threads or on the GPU: what this library can get out of the
+    processor. It is measured in turn with every convolution, because it changes as the bandwidth does."""
+
+    name = "product"
+
+    def __init__(self, b: Backend, length: int) -> None:
+        self.operations = 2.0 * length**3
+        self.x = b.xp.ones((length, length), b.xp.float32)
+
+    def run(self, i: int) -> None:
+        F.linear(self.x, self.x)
+
+    def operations_a_second(self, timing: Timing) -> float:
+        """Additions and multiplications a second."""
+        return self.operations / timing.median

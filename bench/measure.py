@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .cases import BACKWARD, Case
-from .clock import ROUNDS, Clock, Copy, Timing, interleaved
+from .clock import ROUNDS, Clock, Copy, Product, Timing, interleaved
 from .contest import TOLERANCE, Call, Contestant, Ours, Refused, error, same_bits
 from .problem import Problem
 from .traffic import least_bytes, operations
@@ -38,7 +38,7 @@ class Row:
     least_bytes: float | None = None
     operations: float | None = None
     bandwidth: float = math.nan  # bytes a second of a copy, measured in turn with this row
-    peak: float = math.nan  # operations a second of a large matrix product in this run
+    peak: float = math.nan  # operations a second of a large matrix product, measured likewise
 
     @property
     def tolerance(self) -> float:
@@ -79,7 +79,7 @@ class Row:
     def record(self) -> dict[str, Any]:
         """As JSON holds it."""
         case = {k: v for k, v in asdict(self.case).items() if k != "parts"}
-        found = {k: v for k, v in asdict(self).items() if k not in ("case", "peak")}
+        found = {k: v for k, v in asdict(self).items() if k != "case"}
         derived = {
             "name": self.case.name,
             "reference": self.reference,
@@ -95,19 +95,19 @@ class Row:
 @dataclass(frozen=True)
 class Settings:
     """seconds: of timing a row, in so many rounds. repeats: runs whose bits are compared. copy: what shows the memory's
-    bandwidth; peak: the processor's operations a second."""
+    bandwidth; product: what shows the processor's operations a second."""
 
     seconds: float = 0.8
     rounds: int = ROUNDS
     repeats: int = 2
     copy: Copy | None = None
-    peak: float = math.nan
+    product: Product | None = None
 
 
 def measure(problem: Problem, part: str, peers: Sequence[Contestant], clock: Clock, settings: Settings) -> Row:
     """The row of a part. What fails is in it and hinders nobody else."""
     case = problem.case
-    row = Row(case, part, peak=settings.peak)
+    row = Row(case, part)
     row.least_bytes = least_bytes(case, part, problem.y_shape)
     row.operations = operations(case, part, problem.y_shape)
     calls: dict[str, tuple[Contestant, Call]] = {}
@@ -132,11 +132,13 @@ def measure(problem: Problem, part: str, peers: Sequence[Contestant], clock: Clo
             row.failed[contestant.name] = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
     del expected
     copy = settings.copy if row.least_bytes is not None else None
-    if copy is not None:
-        calls[copy.name] = (copy, copy.run)
+    product = settings.product if copy is None and row.operations is not None else None
+    calls |= {limit.name: (limit, limit.run) for limit in (copy, product) if limit is not None}
     row.times = interleaved(clock, calls, problem.copies, settings.seconds, settings.rounds)
     if copy is not None:
         row.bandwidth = copy.bandwidth(row.times.pop(copy.name))
+    if product is not None:
+        row.peak = product.operations_a_second(row.times.pop(product.name))
     return row
 
 

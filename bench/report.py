@@ -38,7 +38,7 @@ LEGEND = (
     "the copy's bandwidth (bytes), or of the matrix product's speed (a convolution's operations by its definition).",
 )
 BUSY = 0.5  # threads a core that others keep busy
-UNSTEADY = 1.3  # the copy's fastest row over its slowest
+UNSTEADY = 1.3  # the fastest row of the copy, or of the product, over its slowest
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -167,10 +167,14 @@ def summary(rows: Sequence[Row]) -> list[str]:
 def _doubts(rows: Sequence[Row]) -> list[str]:
     """What makes the figures less sure."""
     said = []
-    speeds = [row.bandwidth for row in rows if math.isfinite(row.bandwidth)]
-    if speeds and max(speeds) > UNSTEADY * min(speeds):
-        low, high = min(speeds) / 1e9, max(speeds) / 1e9
-        said.append(f"the copy ran at {low:.1f} to {high:.1f} GB/s: other programs used the machine meanwhile")
+    for name, unit, speeds in (
+        ("copy", "GB/s", [row.bandwidth for row in rows]),
+        ("matrix product", "GFLOP/s", [row.peak for row in rows]),
+    ):
+        found = [speed / 1e9 for speed in speeds if math.isfinite(speed)]
+        if found and max(found) > UNSTEADY * min(found):
+            low, high = f"{min(found):.3g}", f"{max(found):.3g}"
+            said.append(f"the {name} ran at {low} to {high} {unit}: other programs used the machine meanwhile")
     starved = sum(row.times[OURS].host_bound for row in rows if OURS in row.times and row.part != STEP)
     if starved:
         said.append(f"* {starved} rows: the host did not keep ahead of the GPU, so its own time is in them")

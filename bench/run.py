@@ -18,7 +18,7 @@ from cnnlayers.backends import Backend
 
 from . import keras_networks, machine, peers, report
 from .cases import PEERS, Case, chosen
-from .clock import COPY_BYTES, ROUNDS, Copy, clock_of, interleaved, peak_operations
+from .clock import COPY_BYTES, ROUNDS, Copy, Product, clock_of, interleaved
 from .contest import Contestant
 from .measure import OURS, Row, Settings, measure
 from .problem import problem
@@ -26,9 +26,9 @@ from .problem import problem
 BACKENDS = {"cpu": "numpy", "gpu": "cupy"}
 SECONDS = {"cpu": 0.7, "gpu": 0.2}  # of timing a row; half of it where calls are small
 REPEATS = {"cpu": 2, "gpu": 100}  # runs whose bits are compared
-PEAK = {"cpu": 1024, "gpu": 8192}  # the peak speed is that of the product of two square matrices with so many rows
+PRODUCT = {"cpu": 1024, "gpu": 8192}  # rows of the square matrices whose product shows the processor's speed
 # Seconds a row, bytes of the copy and rows of the matrices, where only the way is to be tried.
-QUICK, QUICK_COPY, QUICK_PEAK = 0.02, 1 << 22, 128
+QUICK, QUICK_COPY, QUICK_PRODUCT = 0.02, 1 << 22, 128
 
 
 @dataclass
@@ -108,14 +108,14 @@ def run(planned: RunPlan, say: Callable[[str], None], step: Callable[[int, int, 
     outcome = Outcome(facts)
     seconds, rounds = (QUICK, 2) if planned.quick else (SECONDS[planned.device], ROUNDS)
     copy = Copy(planned.b, QUICK_COPY if planned.quick else COPY_BYTES)
-    timing = interleaved(clock_of(planned.b), {copy.name: (copy, copy.run)}, 1, seconds, rounds)[copy.name]
-    facts["copy_bytes_a_second"] = copy.bandwidth(timing)
-    facts["peak_operations_a_second"] = peak = peak_operations(
-        planned.b, seconds, QUICK_PEAK if planned.quick else PEAK[planned.device]
-    )
+    product = Product(planned.b, QUICK_PRODUCT if planned.quick else PRODUCT[planned.device])
+    limits = {limit.name: (limit, limit.run) for limit in (copy, product)}
+    times = interleaved(clock_of(planned.b), limits, 1, seconds, rounds)
+    facts["copy_bytes_a_second"] = copy.bandwidth(times[copy.name])
+    facts["peak_operations_a_second"] = product.operations_a_second(times[product.name])
     for title in _titles(planned, facts):
         say(title)
-    settings = Settings(seconds, rounds, REPEATS[planned.device], copy, peak)
+    settings = Settings(seconds, rounds, REPEATS[planned.device], copy, product)
     try:
         for i, case in enumerate(planned.cases):
             if planned.deadline is not None and time.monotonic() - started > planned.deadline:
@@ -133,8 +133,8 @@ def run(planned: RunPlan, say: Callable[[str], None], step: Callable[[int, int, 
 def _titles(planned: RunPlan, facts: dict[str, Any]) -> list[str]:
     said = [
         f"{facts['device']}, {facts['threads']} threads; PyTorch has as many",
-        f"copy: {facts['copy_bytes_a_second'] / 1e9:.1f} GB/s (read and written), measured again with every row;"
-        f" matrix product: {facts['peak_operations_a_second'] / 1e9:.0f} GFLOP/s",
+        f"copy: {facts['copy_bytes_a_second'] / 1e9:.1f} GB/s (read and written); matrix product:"
+        f" {facts['peak_operations_a_second'] / 1e9:.0f} GFLOP/s; both measured again with the rows",
         *report.busy(facts),
     ]
     said += [f"{peer.name}: {peers.PEERS[peer.name].said}" for peer in planned.contestants]

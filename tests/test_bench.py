@@ -17,7 +17,7 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.bench import cases, clock, peers, plots, report
 from cnnlayers.bench.cases import BACKWARD, FORWARD, INFERENCE, STEP, Case
-from cnnlayers.bench.clock import Block, Copy, EventClock, HostClock, Timing
+from cnnlayers.bench.clock import Block, Copy, EventClock, HostClock, Product, Timing
 from cnnlayers.bench.contest import Contestant, Ours, Refused, error, same_bits
 from cnnlayers.bench.measure import OURS, Row, Settings, measure
 from cnnlayers.bench.problem import Problem, problem
@@ -345,8 +345,8 @@ def test_the_queue_is_filled_until_the_host_keeps_ahead(monkeypatch: pytest.Monk
         assert asked == [10, 20]
 
 
-def test_the_copy_is_measured_in_turn_with_rows_that_memory_bounds() -> None:
-    settings = replace(FAST, copy=Copy(NUMPY, 1 << 22), peak=1e9)
+def test_the_limit_is_measured_in_turn_with_the_rows() -> None:
+    settings = replace(FAST, copy=Copy(NUMPY, 1 << 22), product=Product(NUMPY, 64))
     measured = measure(problem(POOL, NUMPY), FORWARD, [], Impatient(), settings)
     assert 1e8 < measured.bandwidth < 1e13
     assert set(measured.times) == {OURS}
@@ -354,7 +354,9 @@ def test_the_copy_is_measured_in_turn_with_rows_that_memory_bounds() -> None:
     conv = Case("conv", (2, 4, 5, 5), weight=(6, 4, 3, 3))
     measured = measure(problem(conv, NUMPY), FORWARD, [], Impatient(), settings)
     assert math.isnan(measured.bandwidth)
-    assert measured.share() == pytest.approx(measured.operations / measured.times[OURS].median / 1e9)
+    assert set(measured.times) == {OURS}
+    assert 1e7 < measured.peak < 1e15
+    assert measured.share() == pytest.approx(measured.operations / measured.times[OURS].median / measured.peak)
     assert measure(problem(POOL, NUMPY), FORWARD, [], Impatient(), FAST).share() is None
 
 
@@ -366,8 +368,11 @@ def test_the_copy_copies() -> None:
     assert copy.bandwidth(Timing(0.5, 0, 1, 3)) == 40_000_000
 
 
-def test_the_peak_is_that_of_a_matrix_product() -> None:
-    assert 1e8 < clock.peak_operations(NUMPY, 0.01, 64) < 1e15
+def test_the_product_multiplies() -> None:
+    product = Product(NUMPY, 64)
+    product.run(0)
+    assert product.operations == 2 * 64**3
+    assert product.operations_a_second(Timing(0.5, 0, 1, 3)) == 4 * 64**3
 
 
 def test_copies_of_a_gpus_working_set() -> None:
@@ -436,7 +441,7 @@ def test_a_busy_machine_is_said_to_be() -> None:
     assert report.busy({"load": 0.5, "cores": 2}) == report.busy({"load": None, "cores": 2}) == []
     steady, unsteady = [row(bandwidth=2e9), row(bandwidth=2.1e9)], [row(bandwidth=2e9), row(bandwidth=4e9)]
     assert report._doubts(steady) == []
-    assert report._doubts(unsteady)[0].startswith("the copy ran at 2.0 to 4.0 GB/s")
+    assert report._doubts(unsteady)[0].startswith("the copy ran at 2 to 4 GB/s")
 
 
 def test_the_summary() -> None:
@@ -452,6 +457,10 @@ def test_the_summary() -> None:
     assert said[4] == "pytorch: 2.45 times its speed, over 4 rows"
     found[0].times[OURS] = Timing(1, 1, 1, 1, 2, True)
     assert any("1 rows: the host" in line for line in report.summary(found))
+    found[0].bandwidth, found[1].bandwidth, found[2].peak, found[3].peak = 1e10, 2e10, 5e10, 6e10
+    assert any("the copy ran at 10 to 20 GB/s" in line for line in report.summary(found))
+    found[2].peak = 3e10
+    assert any("the matrix product ran at 30 to 60 GFLOP/s" in line for line in report.summary(found))
     assert report.summary([]) == []
 
 
