@@ -1,8 +1,9 @@
 """Memory: how much there is, and buffers that are used again for large results and temporary arrays (workspaces).
 
 Fresh pages cost a page fault and a clearing each: for a large array as much time as many an op takes. The allocator of
-the C library gives an array of more than 32 MB back to the system as soon as it is freed. So such a result is a view of
-a buffer that goes to a free list when the last array that views it is gone. A workspace goes there when its block ends.
+the C library gives an array of more than 32 MB back to the system as soon as it is freed. So a large result is a view
+of a buffer that goes to a free list when the last array that views it is gone. A workspace goes there when its block
+ends. A buffer starts at a cache line, so kernels can store past the caches.
 
 The free list keeps half a gigabyte at most, and no more than a thirty-second of the machine's memory. The buffers that
 have waited longest are freed first.
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy
 
-LEAST_RESULT = 32 << 20  # bytes of the smallest result in a buffer: the C library itself keeps smaller ones
+LEAST_RESULT = 12 << 20  # bytes of the smallest result in a buffer; kernels store such results past the caches
 LEAST_WORKSPACE = 1 << 16  # bytes of the smallest workspace
 MOST_WORKSPACE = 32 << 20  # bytes of the largest workspace that is kept
 ALIGNMENT = 64  # bytes: a cache line
