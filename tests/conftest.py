@@ -1,4 +1,4 @@
-"""The matrix every op is tested over: one `impl` per implementation, and the one helper that asserts what comes back.
+"""The matrix every op is tested over (tests/implementations.py), and what of it runs.
 
 What a machine lacks shows as a counted skip with its reason. Every test runs unless options say otherwise:
 
@@ -16,7 +16,6 @@ import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,9 @@ import pytest
 
 from cnnlayers import backends, kernels
 from cnnlayers.backends import threads
-from cnnlayers.kernels.cpu import jit as cpu
 
-from . import standin_cupy
-
-# bfloat16 and float16 are not in the array API standard.
-HALF = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-
+from . import kernel_calls, simt, standin_cupy
+from .implementations import ALL, WITH_KERNELS, Impl, running
 
 # New arrays (weights, data) are NumPy's, also on a GPU machine: what runs on CuPy asks for it.
 os.environ["CNNLAYERS_BACKEND"] = "numpy"
@@ -80,7 +75,7 @@ def _beyond_the_sample(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
     cases: dict[tuple[str, str, int], list[pytest.Item]] = {}
     for item in items:
         mark, params = item.get_closest_marker("sample"), item.callspec.params if hasattr(item, "callspec") else {}
-        implementation = str(params.get("impl", params.get("cupy", "")))
+        implementation = str(next((params[name] for name in ("impl", "kernel", "cupy") if name in params), ""))
         number = mark.args[0] if mark else sample.get(implementation)
         if item.get_closest_marker("whole"):
             yield item
@@ -108,84 +103,19 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Impl:
-    """One implementation under test: makes its arrays from NumPy's, and gives NumPy's back after checking them.
-
-    `name`: "numpy" (array code), "cpu" (its compiled kernels), "readonly", "strict" (array-api-strict), "standin"
-    (tests/standin_cupy.py) or "gpu" (CuPy itself).
-    """
-
-    name: str
-    xp: Any
-
-    def array(self, a: Any, dtype: str | None = None) -> Any:
-        """`a` as this implementation's array: its own copy, read-only for "readonly"."""
-        array = self.writable(a, dtype)
-        if self.name == "readonly":
-            array.flags.writeable = False
-        return array
-
-    def writable(self, a: Any, dtype: str | None = None) -> Any:
-        """An array that an op may update in place (running statistics)."""
-        host = np.array(a, dtype=dtype)
-        if self.name == "strict" and host.dtype == np.float16:
-            pytest.skip("array-api-strict has no float16")
-        return host if self.xp is np else self.xp.asarray(host)
-
-    def numpy(self, y: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> np.ndarray:
-        """`y` on the host, once its kind, dtype and shape are what they should be."""
-        kind = type(self.xp.asarray(0))
-        assert isinstance(y, kind), f"{type(y)} is not {kind}"
-        host = np.array(backends.to_numpy(y))
-        if dtype is not None:
-            assert host.dtype == np.dtype(dtype), f"dtype {host.dtype}, expected {dtype}"
-        if shape is not None:
-            assert host.shape == tuple(shape), f"shape {host.shape}, expected {shape}"
-        return host
-
-    def close(self, y: Any, expected: Any, *, rtol: float = 1e-6, atol: float = 1e-7, dtype: Any = None) -> None:
-        """Assert that `y` is this implementation's array, and has the expected dtype, shape and values."""
-        expected = np.asarray(expected)
-        host = self.numpy(y, expected.shape, expected.dtype if dtype is None else dtype)
-        np.testing.assert_allclose(host, expected, rtol=rtol, atol=atol)
-
-    def same(self, y: Any, expected: Any) -> None:
-        """Assert the same bits, dtype and shape."""
-        expected = np.asarray(expected)
-        host = self.numpy(y, expected.shape, expected.dtype)
-        assert host.tobytes() == expected.tobytes(), f"{host}\nis not bit for bit\n{expected}"
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The dtype of this name; bfloat16 is ml_dtypes', and the test is skipped where that is not installed."""
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
-def strict(a: Any) -> Any:
-    """An array of array-api-strict; the test is skipped where that is not installed."""
-    return pytest.importorskip("array_api_strict").asarray(np.asarray(a))
-
-
-@pytest.fixture(params=["numpy", "cpu", "readonly", "strict", "standin", "gpu"])
+@pytest.fixture(params=ALL)
 def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
-    name = request.param
-    if name == "strict":
-        yield Impl(name, pytest.importorskip("array_api_strict"))
-    elif name == "standin":
-        with standin_cupy.installed() as cupy:
-            yield Impl(name, cupy)
-    elif name == "gpu":
-        reason = backends.available()["cupy"]
-        if reason:
-            pytest.skip(f"no GPU here: {reason}")
-        yield Impl(name, pytest.importorskip("cupy"))
-    else:  # read-only arrays go to the kernels too, where there are any
-        reason = cpu.unavailable()
-        if name == "cpu" and reason:
-            pytest.skip(reason)
-        with kernels.mode("off" if name == "numpy" else "auto"):
-            yield Impl(name, np)
+    with running(request.param) as implementation:
+        yield implementation
+
+
+@pytest.fixture(params=WITH_KERNELS)
+def kernel(request: pytest.FixtureRequest) -> Iterator[Impl]:
+    """Each implementation that has kernels; an op that has one there must use it."""
+    if request.param == "standin" and simt.unavailable():
+        pytest.skip(str(simt.unavailable()))
+    with running(request.param) as implementation, kernels.mode("require"):
+        yield implementation
 
 
 def end_helpers(pool: Any) -> None:
@@ -210,6 +140,20 @@ def cupy() -> Iterator[Any]:
     """The stand-in for CuPy, whose kernels run on the emulator; an op that has a kernel must use it."""
     with standin_cupy.installed() as module, kernels.mode("require"):
         yield module
+
+
+@pytest.fixture
+def wide_offsets() -> Iterator[None]:
+    """64-bit offsets in CUDA kernels, as if arrays had over 2**31 elements."""
+    with kernel_calls.far():
+        yield
+
+
+@pytest.fixture
+def two_blocks() -> Iterator[None]:
+    """CUDA kernels are launched with two blocks, whose threads take many elements each."""
+    with kernel_calls.in_launchers("grid_size", lambda *args: 2):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,17 @@ packs, layouts, ways over the device and widths of offsets are among the calls; 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 
 import cnnlayers.functional as F
 from cnnlayers import kernels
@@ -250,19 +251,23 @@ def asked_by(calls: tuple[Call, ...] = CALLS, *, device: Mapping[str, int] = DEV
 
 
 @contextmanager
-def far() -> Iterator[None]:
-    """64-bit offsets, as if arrays had over 2**31 elements."""
-    launchers = [m for name, m in list(sys.modules.items()) if name.startswith("cnnlayers.kernels.cuda.")]
-    before = {m: m.offset_types for m in launchers if hasattr(m, "offset_types") and not m.__name__.endswith(".launch")}
-    for module in before:
-        module.offset_types = lambda *sizes: ("unsigned long long", np.uint64)
-    PLANS.clear()
-    try:
-        yield
-    finally:
+def in_launchers(name: str, function: Any) -> Iterator[None]:
+    """Every CUDA launcher that has a function of this name takes this one in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        for path in compiler.HERE.glob("*.py"):
+            module = importlib.import_module(f"{compiler.__package__}.{path.stem}")
+            if hasattr(module, name) and module is not launch:
+                patch.setattr(module, name, function)
         PLANS.clear()
-        for module, offsets in before.items():
-            module.offset_types = offsets
+        try:
+            yield
+        finally:
+            PLANS.clear()
+
+
+def far() -> AbstractContextManager[None]:
+    """64-bit offsets, as if arrays had over 2**31 elements."""
+    return in_launchers("offset_types", lambda *sizes: ("unsigned long long", np.uint64))
 
 
 def templates() -> dict[str, dict[str, tuple[int, int]]]:

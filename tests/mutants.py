@@ -28,7 +28,8 @@ from cnnlayers import backends, kernels
 from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda import launch
 
-from . import norms, standin_cuda, standin_cupy
+from . import standin_cuda, standin_cupy
+from .cases import norm as norms
 
 # Of each rule what is looked for in a line's code, and what it becomes. A bound is a comparison with a variable that
 # begins with a small letter: sizes that templates fix have capital ones.

@@ -13,7 +13,7 @@ from cnnlayers import backends, layers
 from cnnlayers.functional.erf import erfc
 from cnnlayers.testing import gradcheck
 
-from .conftest import HALF, Impl
+from .implementations import HALF, Impl
 
 TOLERANCE = {"float16": 2e-3, "float32": 3e-6, "float64": 1e-13}
 CALLS: list[tuple[str, tuple[Any, ...], Any]] = [

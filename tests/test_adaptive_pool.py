@@ -12,8 +12,8 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl, numpy_dtype
-from .pooling import FORMATS, ordered
+from .cases.arrays import FORMATS, line, ordered
+from .implementations import Impl
 from .reference import pool as reference
 from .reference.pool import Adaptive
 
@@ -29,10 +29,6 @@ CASES = [
     Adaptive((4, 3, 5), (3, 2, 2)),
 ]
 BY_CASE = pytest.mark.parametrize("pool", CASES, ids=lambda p: f"{p.lengths}to{p.out}")
-
-
-def line(*values: Any, dtype: str = "float64") -> np.ndarray:
-    return np.array([[values]], dtype)
 
 
 def test_small_lines(impl: Impl) -> None:
@@ -126,9 +122,7 @@ def test_none_keeps_an_axis(impl: Impl, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:  # candle PR 3719
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind = numpy_dtype(dtype)
+    kind = impl.dtype(dtype)
     for lengths, out in [((64, 64), 1), ((65, 65), 2)]:
         x = impl.array(np.ones((1, 1, *lengths), kind))
         impl.same(F.adaptive_avg_pool(x, out), np.ones((1, 1, out, out), kind))

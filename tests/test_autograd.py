@@ -17,7 +17,7 @@ from cnnlayers import autograd, backends, kernels
 from cnnlayers.autograd import Tensor, no_grad
 from cnnlayers.autograd import functional as TF
 
-from .conftest import strict
+from .implementations import strict
 
 
 @pytest.fixture(autouse=True)

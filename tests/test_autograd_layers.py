@@ -17,7 +17,7 @@ import cnnlayers.functional as F
 from cnnlayers import layers, models, optim
 from cnnlayers.autograd import Tensor, functional, no_grad, parameters
 
-from .conftest import Impl
+from .implementations import Impl
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,16 +12,13 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl, numpy_dtype
-from .pooling import BY_CASE, FORMATS, options, ordered, some_pool
+from .cases.arrays import FORMATS, line, ordered
+from .cases.windows import BY_CASE, options, some_pool
+from .implementations import Impl
 from .reference import pool as reference
 from .reference.pool import Pool
 
 POWERS = [1.0, 2.0, 3.0, 2.5, 0.5]
-
-
-def line(*values: Any, dtype: str = "float64") -> np.ndarray:
-    return np.array([[values]], dtype)
 
 
 # --------------------------------------------------------------------------------------------------------- small cases
@@ -235,9 +232,7 @@ def test_a_nan_is_found_in_every_lane_and_in_the_tail(impl: Impl) -> None:  # te
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:
     # candle PR 3719: the average of 4,096 ones was 0.5
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind = numpy_dtype(dtype)
+    kind = impl.dtype(dtype)
     n = 2200  # added up in float16, ones end at 2048
     x, cells = impl.array(np.ones((1, 1, n), kind)), np.arange(1.0, n + 1.0).reshape(1, 1, -1)
     given: dict[str, Any] = {"stride": 1, "padding": ((n - 1, 0),)}  # windows of 1, 2, … n cells
@@ -253,9 +248,7 @@ def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_results_have_the_dtype_of_x(impl: Impl, dtype: str, rng: np.random.Generator) -> None:
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind = numpy_dtype(dtype)
+    kind = impl.dtype(dtype)
     x = rng.standard_normal((2, 3, 6, 6)).astype(kind)
     pool = Pool((6, 6), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1))
     tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-6, "float64": 1e-12}[dtype]

@@ -21,7 +21,7 @@ import pytest
 from cnnlayers import backends
 
 from . import standin_cupy
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 cupy_probe, selection = backends.cupy_probe, backends.selection
 

@@ -12,7 +12,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl
+from .implementations import Impl
 from .reference import norm as reference
 
 SHAPE = (4, 3, 2, 3)

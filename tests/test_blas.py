@@ -11,7 +11,7 @@ import pytest
 from cnnlayers import backends
 from cnnlayers.backends import threads
 
-from .conftest import Impl
+from .implementations import Impl
 
 blas = importlib.import_module("cnnlayers.functional.blas")
 

@@ -12,7 +12,7 @@ from cnnlayers import backends, kernels, layers, optim
 from cnnlayers.autograd import Tensor
 from cnnlayers.kernels.cpu import jit as cpu
 
-from .conftest import Impl
+from .implementations import Impl
 
 FORMATS = ["channels_first", "channels_last"]
 PLANES = [

@@ -17,8 +17,8 @@ from cnnlayers.backends.plans import PLANS
 from cnnlayers.testing import gradcheck
 
 from . import standin_cupy
-from .conftest import HALF, Impl
-from .pooling import FORMATS, ordered
+from .cases.arrays import FORMATS, ordered
+from .implementations import HALF, Impl
 from .reference import conv as reference
 from .reference.conv import Conv
 

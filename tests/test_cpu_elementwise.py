@@ -16,7 +16,7 @@ pytest.importorskip("numba", reason="no Numba")
 
 from cnnlayers.kernels.cpu import jit, parallel
 
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 if jit.unavailable():
     pytest.skip(str(jit.unavailable()), allow_module_level=True)

@@ -13,7 +13,7 @@ from cnnlayers import kernels, specs
 from cnnlayers.backends import threads
 from cnnlayers.kernels.cpu import jit as cpu
 
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 

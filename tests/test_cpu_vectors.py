@@ -15,7 +15,7 @@ import pytest
 
 from cnnlayers.kernels.cpu import jit
 
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 pytestmark = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))
 if jit.unavailable() is None:

@@ -14,8 +14,9 @@ from cnnlayers.kernels.cuda.window import pack_cells
 from cnnlayers.specs import Average
 
 from . import portable, simt, standin_cuda
-from .conftest import numpy_dtype
-from .pooling import CASES, FORMATS, options, ordered, some_pool
+from .cases.arrays import FORMATS, ordered
+from .cases.windows import CASES, options, some_pool
+from .implementations import numpy_dtype
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 # The portable code sums in another order: an ulp of the result's dtype, and of what the sum went through.

@@ -12,7 +12,7 @@ from cnnlayers import backends, kernels
 from cnnlayers.kernels.cuda import matmul as launchers
 
 from . import simt, standin_cublas
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 

@@ -13,8 +13,9 @@ from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import max_pool as launchers
 
 from . import portable, simt, standin_cuda
-from .conftest import numpy_dtype
-from .pooling import CASES, FORMATS, drawn, options, ordered, rivals
+from .cases.arrays import FORMATS, drawn, ordered, rivals
+from .cases.windows import CASES, options
+from .implementations import numpy_dtype
 from .reference.pool import Pool
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]

@@ -13,8 +13,8 @@ from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda import max_unpool as launchers
 
 from . import portable, simt, standin_cuda
-from .conftest import numpy_dtype
-from .pooling import FORMATS, ordered, rivals
+from .cases.arrays import FORMATS, ordered, rivals
+from .implementations import numpy_dtype
 
 pytestmark = [
     pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable())),

@@ -17,7 +17,7 @@ from cnnlayers import kernels
 from cnnlayers.kernels.cuda import channels_last_norm, layer_norm_backward, norm_backward, norm_forward
 
 from . import portable, simt, standin_cuda
-from .norms import (
+from .cases.norm import (
     CALLS,
     EACH_CALL,
     LAST,

@@ -25,7 +25,7 @@ from cnnlayers.kernels.cuda.norm_plan import (
 )
 
 from . import simt
-from .norms import LAST, TRAIN, device, names
+from .cases.norm import LAST, TRAIN, device, names
 
 
 # ---------------------------------------------------------------------------------------------------------------- plans

@@ -14,7 +14,7 @@ from cnnlayers import backends, kernels
 from cnnlayers.kernels.cuda import cross_entropy
 
 from . import simt, standin_cuda
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
 

@@ -12,7 +12,7 @@ from cnnlayers import kernels, specs
 from cnnlayers.kernels.cuda import pad as launchers
 
 from . import portable, simt, standin_cuda
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 from .reference.pad import MODES
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]

@@ -20,7 +20,7 @@ from cnnlayers import functional as F
 from cnnlayers.kernels.cuda import compile as compiler
 
 from . import kernel_calls, simt, standin_cuda, standin_cupy
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 # (op, arguments, options) whose forward and backward are repeated; x is (8, 16, 33, 34), or a part of it, and has ties.
 CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [

@@ -28,7 +28,7 @@ from cnnlayers.layers import (
 from cnnlayers.testing import GradientError, gradcheck
 
 from . import standin_cupy
-from .conftest import strict
+from .implementations import strict
 
 IMAGE, LINE, VOLUME, ROWS = (3, 4, 9, 8), (3, 4, 9), (2, 4, 5, 6, 5), (5, 4)
 

@@ -12,7 +12,7 @@ import cnnlayers.functional as F
 from cnnlayers import backends
 from cnnlayers.testing import gradcheck
 
-from .conftest import HALF, Impl
+from .implementations import HALF, Impl
 from .reference import dense as reference
 
 losses = importlib.import_module("cnnlayers.functional.losses")

@@ -10,15 +10,12 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import HALF, Impl
+from .cases.arrays import channels_last
+from .implementations import HALF, Impl
 from .reference import norm as reference
 
 OPTIONS = {"alpha": 0.7, "beta": 0.6, "k": 1.5}
 SHAPES = [(2, 5), (2, 4, 3), (1, 6, 2, 2), (2, 3, 1, 2, 2)]
-
-
-def channels_last(a: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(a, 1, -1))
 
 
 @pytest.mark.parametrize(

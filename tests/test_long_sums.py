@@ -14,8 +14,8 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.autograd import Tensor
 
-from .conftest import Impl, numpy_dtype
-from .pooling import FORMATS
+from .cases.arrays import FORMATS
+from .implementations import Impl, numpy_dtype
 
 TENTH = float(np.float32(0.1))
 MANY = 10**6

@@ -14,8 +14,9 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl, numpy_dtype
-from .pooling import BY_CASE, FORMATS, options, ordered, some_pool
+from .cases.arrays import FORMATS, line, ordered
+from .cases.windows import BY_CASE, options, some_pool
+from .implementations import Impl
 from .reference import pool as reference
 from .reference.pool import Pool
 
@@ -25,10 +26,6 @@ INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 NAN, INF = math.nan, math.inf
 # ml_dtypes' comparisons raise the processor's flag for a NaN, which NumPy then reports.
 NAN_OF_BFLOAT16 = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-
-
-def line(*values: Any, dtype: str = "float64") -> np.ndarray:
-    return np.array([[values]], dtype)
 
 
 # --------------------------------------------------------------------------------------------------------- small cases
@@ -177,10 +174,8 @@ def test_padding_never_wins(impl: Impl) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_nan_is_found_in_every_lane_and_in_the_tail(impl: Impl, dtype: str) -> None:
     # tensorflow#125965: lost in vector lanes, not in the tail. One NaN in each place of a line of 131 cells.
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
     length = 131
-    x = np.zeros((length, 1, length), numpy_dtype(dtype))
+    x = np.zeros((length, 1, length), impl.dtype(dtype))
     x[np.arange(length), 0, np.arange(length)] = NAN
     for kernel, stride in [(2, 2), (3, 1), (length, 1)]:
         y = impl.numpy(F.max_pool(impl.array(x), kernel, stride))
@@ -254,9 +249,7 @@ def test_integers_and_bool(impl: Impl, dtype: str, rng: np.random.Generator) -> 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_results_have_the_dtype_of_x(impl: Impl, dtype: str, rng: np.random.Generator) -> None:
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind = numpy_dtype(dtype)
+    kind = impl.dtype(dtype)
     x = rng.standard_normal((2, 3, 6, 6)).astype(kind)
     pool = Pool((6, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
     expected, _ = reference.max_pool(x, pool)
@@ -271,9 +264,7 @@ def test_results_have_the_dtype_of_x(impl: Impl, dtype: str, rng: np.random.Gene
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:  # candle PR 3719, in backward
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind = numpy_dtype(dtype)
+    kind = impl.dtype(dtype)
     x = np.zeros((1, 1, 48, 48), kind)
     x[0, 0, 24, 24] = 1  # the maximum of 48 x 48 overlapping windows; added up in half types, 256 or 2048 is the end
     _, ctx = F.max_pool_forward(impl.array(x), 48, 1, ((23, 24), (23, 24)))
@@ -284,9 +275,7 @@ def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:  # candle
 @NAN_OF_BFLOAT16
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_y_has_the_bits_of_the_cell_that_the_index_names(impl: Impl, dtype: str) -> None:
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind, rng = numpy_dtype(dtype), np.random.default_rng(3)
+    kind, rng = impl.dtype(dtype), np.random.default_rng(3)
     bits = rng.integers(0, 256, 4 * 4 * 9 * 9 * kind.itemsize, np.uint8).view(f"u{kind.itemsize}")
     quiet = (bits.view(kind) != bits.view(kind)) & (rng.random(bits.size) < 0.9)
     bits[quiet] = 0  # mostly finite numbers, some NaNs with payloads

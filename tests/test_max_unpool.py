@@ -11,15 +11,11 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl, numpy_dtype
-from .pooling import FORMATS, ordered
+from .cases.arrays import FORMATS, line, ordered
+from .implementations import Impl
 from .reference import pool as reference
 
 NUMBERED = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-
-
-def line(*values: Any, dtype: str = "float64") -> np.ndarray:
-    return np.array([[values]], dtype)
 
 
 def test_a_small_plane(impl: Impl) -> None:
@@ -128,9 +124,7 @@ def test_indices_of_any_integer_dtype(impl: Impl, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_values_keep_their_bits(impl: Impl, dtype: str) -> None:
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind = numpy_dtype(dtype)
+    kind = impl.dtype(dtype)
     x = np.array([[[-0.0, math.nan, math.inf]]]).astype(kind)
     x.view(f"u{kind.itemsize}")[0, 0, 1] |= 5  # a payload
     y, ctx = F.max_unpool_forward(impl.array(x), impl.array([[[5, 1, 2]]]), 2)

@@ -20,7 +20,7 @@ from cnnlayers.layers import BatchNorm, Conv, Flatten, Layer, Linear, MaxPool, R
 from cnnlayers.models import ResNet
 from cnnlayers.optim import SGD
 
-from .conftest import strict
+from .implementations import strict
 
 X = np.ones((2, 4, 6, 6), "float32")
 SWAPPED = ">" if sys.byteorder == "little" else "<"

@@ -14,7 +14,7 @@ from cnnlayers import layers, models
 from cnnlayers.autograd import Tensor
 from cnnlayers.autograd import functional as TF
 
-from .conftest import Impl
+from .implementations import Impl
 
 SHAPES = {  # of x, of the weight
     "conv": ((2, 4, 7, 6), (8, 4, 3, 3)),

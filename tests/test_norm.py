@@ -12,7 +12,8 @@ import cnnlayers.functional as F
 from cnnlayers.layers import RMSNorm
 from cnnlayers.testing import gradcheck
 
-from .conftest import HALF, Impl, numpy_dtype
+from .cases.arrays import channels_last
+from .implementations import HALF, Impl
 from .reference import norm as reference
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-12}
@@ -79,10 +80,6 @@ MAIN = [CASES[name] for name in ("batch", "group", "instance", "layer", "rms")]
 CHANNELS = [c for c in CASES.values() if c.axes is None and len(c.shape) > 2]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 each_norm = pytest.mark.parametrize("case", MAIN, ids=lambda c: c.op)
-
-
-def channels_last(a: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(a, 1, -1))
 
 
 def arrays_of(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -279,9 +276,7 @@ def test_bfloat16(case: Case, rng: np.random.Generator) -> None:
     ("dtype", "epsilon"), [("float16", 2**-23), ("bfloat16", 2**-23), ("float32", 2**-23), ("float64", 2**-52)]
 )
 def test_rms_norm_takes_the_epsilon_of_the_dtype_it_computes_in(impl: Impl, dtype: str, epsilon: float) -> None:
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
-    kind = numpy_dtype(dtype)
+    kind = impl.dtype(dtype)
     x = impl.array(np.full((1, 4), epsilon**0.5, "float64").astype(kind))  # then x**2 and epsilon are one size
     for y in (F.rms_norm(x, 4), RMSNorm(4, elementwise_affine=False)(x)):
         np.testing.assert_allclose(impl.numpy(y).astype("float64"), 0.5**0.5, rtol=0.01)

@@ -14,7 +14,7 @@ from cnnlayers.layers import BatchNorm, Conv, Flatten, Linear, Sequential
 from cnnlayers.optim import SGD, Adam
 
 from . import standin_cupy
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 KINDS = [
     pytest.param(SGD, {"lr": 0.1, "momentum": 0.0}, id="sgd"),

@@ -13,7 +13,8 @@ import cnnlayers.functional as F
 from cnnlayers import specs
 from cnnlayers.testing import gradcheck
 
-from .conftest import Impl, numpy_dtype
+from .cases.arrays import channels_last
+from .implementations import Impl
 from .reference import pad as reference
 
 MODES = reference.MODES
@@ -22,10 +23,6 @@ FLOATS = ["float16", "bfloat16", "float32", "float64"]
 
 # Zero and one-sided pads, crops on either side, pads beside crops (pytorch#24504).
 PAIRS = [(0, 0), (1, 0), (0, 2), (2, 1), (-1, 0), (0, -1), (-1, 2), (2, -1), (-1, -1)]
-
-
-def channels_last(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
 
 
 def spatial(pairs: Any) -> list[tuple[int, int]]:
@@ -235,9 +232,7 @@ def test_the_same_call_gives_the_same_bits(impl: Impl, mode: str, rng: np.random
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("mode", MODES)
 def test_only_values_move_so_every_bit_pattern_comes_through(impl: Impl, mode: str, dtype: str) -> None:
-    kind = numpy_dtype(dtype)
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
+    kind = impl.dtype(dtype)
     bits = np.random.default_rng(0).integers(0, 256, 2 * 3 * 5 * 6 * kind.itemsize, np.uint8)
     x = bits.view(kind).reshape(2, 3, 5, 6)  # NaNs with payloads among them
     x[0, 0, 0, :4] = np.array([-0.0, math.inf, -math.inf, math.nan]).astype(kind)
@@ -273,9 +268,7 @@ def test_gradients_of_integers(impl: Impl) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_results_have_the_dtype_of_x(impl: Impl, dtype: str) -> None:
-    kind = numpy_dtype(dtype)
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
+    kind = impl.dtype(dtype)
     for mode in MODES:
         y, ctx = F.pad_forward(impl.array(np.ones((1, 2, 3), kind)), 1, mode)
         impl.numpy(y, (1, 2, 5), kind)
@@ -285,9 +278,7 @@ def test_results_have_the_dtype_of_x(impl: Impl, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:  # candle PR 3719, in a pad's backward
-    kind = numpy_dtype(dtype)
-    if dtype == "bfloat16" and impl.name in ("strict", "gpu"):
-        pytest.skip(f"{impl.name} has no bfloat16")
+    kind = impl.dtype(dtype)
     _, ctx = F.pad_forward(impl.array(np.ones((1, 1, 1), kind)), ((4095, 0),), "edge")
     dx = impl.numpy(F.pad_backward(impl.array(np.ones((1, 1, 4096), kind)), ctx), (1, 1, 1), kind)
     assert float(dx[0, 0, 0]) == 4096.0  # summed in float16 it stops at 2048

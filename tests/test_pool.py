@@ -12,8 +12,9 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 
 from . import standin_cupy
-from .conftest import Impl
-from .pooling import FORMATS, options, ordered, some_pool
+from .cases.arrays import FORMATS, ordered
+from .cases.windows import options, some_pool
+from .implementations import Impl
 
 WINDOWED = ["max_pool", "avg_pool", "sum_pool", "lp_pool"]
 ADAPTIVE = ["adaptive_avg_pool", "adaptive_max_pool"]

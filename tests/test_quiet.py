@@ -18,7 +18,7 @@ from cnnlayers import autograd, cs231n, kernels, layers, models, optim
 from cnnlayers import functional as F
 from cnnlayers.kernels.cpu import jit as cpu
 
-from .conftest import numpy_dtype
+from .implementations import numpy_dtype
 
 IMAGE = (2, 4, 6, 6)
 WIDE = (2, 16, 8, 8)  # of as many channels as Winograd's form wants

@@ -11,7 +11,7 @@ from cnnlayers.checked_arrays import is_array
 from cnnlayers.layers import Layer
 from cnnlayers.testing import GradientError, gradcheck
 
-from .conftest import strict
+from .implementations import strict
 
 
 # An op of one's own: the trio stands in this module, and is found by its names.

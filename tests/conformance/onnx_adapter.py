@@ -23,7 +23,7 @@ from cnnlayers import functional as F
 from .onnx_cases import Case, Node
 
 if TYPE_CHECKING:
-    from ..conftest import Impl
+    from ..implementations import Impl
 
 Arrays = tuple[np.ndarray | None, ...]
 AUTO_PAD = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower", "VALID": "valid"}

@@ -15,8 +15,8 @@ from cnnlayers import kernels
 from cnnlayers.backends import PLANS
 from cnnlayers.kernels.cuda import norm_plan
 
-from . import standin_cuda
-from .conftest import numpy_dtype
+from .. import standin_cuda
+from ..implementations import numpy_dtype
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 3e-6, "float64": 1e-11}
 

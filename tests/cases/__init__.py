@@ -1,0 +1,1 @@
+"""What the ops are tested on, a module a family: inputs, options and oracles, the same for every implementation."""
