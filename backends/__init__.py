@@ -27,43 +27,10 @@ from .random import check_rng, philox_key, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, run_chunks, single_threaded_blas
 
-__all__ = [
-    "COMPLEX",
-    "FLOATS",
-    "INTEGERS",
-    "PLANS",
-    "Backend",
-    "BackendUnavailable",
-    "Block",
-    "Exclusive",
-    "all_numpy",
-    "all_plain",
-    "asarray",
-    "assigned",
-    "available",
-    "available_memory",
-    "check_rng",
-    "current",
-    "dtype_name",
-    "name_of_dtype",
-    "native",
-    "num_threads",
-    "of",
-    "on_device_of",
-    "owner_key",
-    "packed",
-    "philox_key",
-    "plain",
-    "planned",
-    "quiet",
-    "result",
-    "run_chunks",
-    "share_memory",
-    "single_threaded_blas",
-    "to_numpy",
-    "uniform",
-    "unpacked",
-    "use",
-    "using",
-    "workspace",
-]
+__all__ = ["Backend", "BackendUnavailable", "available", "current", "use", "using"]
+__all__ += ["asarray", "native", "of", "on_device_of", "owner_key", "share_memory", "to_numpy"]
+__all__ += ["all_numpy", "all_plain", "packed", "plain", "quiet", "unpacked"]
+__all__ += ["COMPLEX", "FLOATS", "INTEGERS", "dtype_name", "name_of_dtype"]
+__all__ += ["PLANS", "available_memory", "planned", "result", "workspace"]
+__all__ += ["check_rng", "philox_key", "uniform"]
+__all__ += ["Block", "Exclusive", "assigned", "num_threads", "run_chunks", "single_threaded_blas"]

@@ -23,16 +23,10 @@ from cnnlayers.cs231n.layers import (
 )
 from cnnlayers.functional._common import Array
 
-__all__ = [
-    "affine_relu_backward",
-    "affine_relu_forward",
-    "conv_bn_relu_backward",
-    "conv_bn_relu_forward",
-    "conv_relu_backward",
-    "conv_relu_forward",
-    "conv_relu_pool_backward",
-    "conv_relu_pool_forward",
-]
+__all__ = ["affine_relu_backward", "affine_relu_forward"]
+__all__ += ["conv_relu_backward", "conv_relu_forward"]
+__all__ += ["conv_bn_relu_backward", "conv_bn_relu_forward"]
+__all__ += ["conv_relu_pool_backward", "conv_relu_pool_forward"]
 
 Param = dict[str, Any]
 Caches = tuple[Any, ...]

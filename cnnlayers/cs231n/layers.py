@@ -28,29 +28,13 @@ from cnnlayers.cs231n.normalization import (
 )
 from cnnlayers.functional._common import Array, CallPlan, Context, cast, check_backward, on_device
 
-__all__ = [
-    "affine_backward",
-    "affine_forward",
-    "batchnorm_backward",
-    "batchnorm_backward_alt",
-    "batchnorm_forward",
-    "conv_backward_naive",
-    "conv_forward_naive",
-    "dropout_backward",
-    "dropout_forward",
-    "layernorm_backward",
-    "layernorm_forward",
-    "max_pool_backward_naive",
-    "max_pool_forward_naive",
-    "relu_backward",
-    "relu_forward",
-    "softmax_loss",
-    "spatial_batchnorm_backward",
-    "spatial_batchnorm_forward",
-    "spatial_groupnorm_backward",
-    "spatial_groupnorm_forward",
-    "svm_loss",
-]
+__all__ = ["affine_backward", "affine_forward", "dropout_backward", "dropout_forward", "relu_backward", "relu_forward"]
+__all__ += ["conv_backward_naive", "conv_forward_naive", "max_pool_backward_naive", "max_pool_forward_naive"]
+__all__ += ["batchnorm_backward", "batchnorm_backward_alt", "batchnorm_forward"]
+__all__ += ["layernorm_backward", "layernorm_forward"]
+__all__ += ["spatial_batchnorm_backward", "spatial_batchnorm_forward"]
+__all__ += ["spatial_groupnorm_backward", "spatial_groupnorm_forward"]
+__all__ += ["softmax_loss", "svm_loss"]
 
 Param = dict[str, Any]
 

@@ -9,7 +9,6 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import DataFormat, flag, layout, real
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
-from . import row_chunks
 from ._common import (
     Array,
     CallPlan,
@@ -29,7 +28,7 @@ from .norm import (
     norm_of,
     norm_plan,
 )
-from .norm_math import Statistics, reciprocal_std
+from .norm_math import Statistics, forward_with_batch_stats, forward_with_running_stats, reciprocal_std
 
 ALONE = "batch statistics need two; training=False uses the running ones"
 
@@ -86,8 +85,8 @@ def _batch_norm_forward(
             for r in (running_mean, running_var)
         )
         rstd = reciprocal_std(b, var, rows.eps)
-        return row_chunks.forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd), mean, rstd
-    y, stats = row_chunks.forward(b, norm, x, gamma, beta)
+        return forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd), mean, rstd
+    y, stats = forward_with_batch_stats(b, norm, x, gamma, beta)
     # Only now is the count over all ranks known, to each of them.
     single_value = norm.training and stats.n == 1 and rows.parameter != (0,)
     check_group_size(single_value, rows, "channel over all ranks in training", ALONE)

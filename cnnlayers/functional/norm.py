@@ -22,7 +22,6 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import real
 from cnnlayers.specs.norm import Norm, Rows
 
-from . import row_chunks
 from ._common import (
     Array,
     CallPlan,
@@ -33,6 +32,7 @@ from ._common import (
     check_parameter,
     common_backend,
 )
+from .norm_math import backward_with_batch_stats, backward_with_running_stats, forward_with_batch_stats
 
 
 def checked_eps(value: Any) -> float:
@@ -66,7 +66,7 @@ def forward_own_stats(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
 ) -> tuple[Array, Array | None, Array]:
     """y, mean and rstd where the rows have statistics of their own."""
-    y, stats = row_chunks.forward(b, norm, x, gamma, beta)
+    y, stats = forward_with_batch_stats(b, norm, x, gamma, beta)
     return y, stats.mean, stats.rstd
 
 
@@ -85,5 +85,6 @@ def norm_forward(
 def norm_backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
     b, dy = check_backward(op, dy, ctx, exact=True)
     kept = [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
-    dx, dgamma, dbeta = ctx.plan.run(f"{op}_backward", row_chunks.backward, dy, *kept)
+    portable = backward_with_running_stats if ctx.spec.use_running_stats else backward_with_batch_stats
+    dx, dgamma, dbeta = ctx.plan.run(f"{op}_backward", portable, dy, *kept)
     return cast(b, dx, ctx.dtype), dgamma, dbeta

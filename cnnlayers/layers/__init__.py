@@ -10,39 +10,10 @@ from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LocalResponseNo
 from .pad import ConstantPad, EdgePad, ReflectPad, SymmetricPad, WrapPad
 from .pool import AvgPool, LpPool, MaxPool, MaxUnpool, SumPool
 
-__all__ = [
-    "GELU",
-    "AdaptiveAvgPool",
-    "AdaptiveMaxPool",
-    "AvgPool",
-    "BatchNorm",
-    "ConstantPad",
-    "Conv",
-    "ConvTranspose",
-    "Dropout",
-    "EdgePad",
-    "Flatten",
-    "GlobalAvgPool",
-    "GlobalMaxPool",
-    "GroupNorm",
-    "InstanceNorm",
-    "Layer",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LocalResponseNorm",
-    "LpPool",
-    "MaxPool",
-    "MaxUnpool",
-    "RMSNorm",
-    "ReLU",
-    "ReflectPad",
-    "Residual",
-    "Sequential",
-    "Sigmoid",
-    "Softmax",
-    "SumPool",
-    "SymmetricPad",
-    "Tanh",
-    "WrapPad",
-]
+__all__ = ["AvgPool", "LpPool", "MaxPool", "MaxUnpool", "SumPool"]
+__all__ += ["AdaptiveAvgPool", "AdaptiveMaxPool", "GlobalAvgPool", "GlobalMaxPool"]
+__all__ += ["ConstantPad", "EdgePad", "ReflectPad", "SymmetricPad", "WrapPad"]
+__all__ += ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
+__all__ += ["Conv", "ConvTranspose", "Dropout", "Flatten", "Linear", "ReLU"]
+__all__ += ["GELU", "LeakyReLU", "Sigmoid", "Softmax", "Tanh"]
+__all__ += ["Layer", "Residual", "Sequential"]

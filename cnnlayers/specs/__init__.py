@@ -12,31 +12,7 @@ from .padding import PAD_MODES, Pad, pad_spec
 from .pooling import Average, LpPool, MaxPoolSpec, adaptive_window, max_pool_spec, pool_window, unpool_window
 from .windows import AdaptiveAxis, AdaptiveWindow, Axis, Window, effective, out_length, taps, window_taps
 
-__all__ = [
-    "PAD_MODES",
-    "AdaptiveAxis",
-    "AdaptiveWindow",
-    "Average",
-    "Axis",
-    "Conv",
-    "Layout",
-    "LpPool",
-    "MaxPoolSpec",
-    "Norm",
-    "Pad",
-    "Pair",
-    "Rows",
-    "Shape",
-    "Window",
-    "adaptive_window",
-    "conv_window",
-    "effective",
-    "max_pool_spec",
-    "out_length",
-    "pad_spec",
-    "pool_window",
-    "taps",
-    "transposed_window",
-    "unpool_window",
-    "window_taps",
-]
+__all__ = ["Layout", "Pair", "Shape"]
+__all__ += ["AdaptiveAxis", "AdaptiveWindow", "Axis", "Window", "effective", "out_length", "taps", "window_taps"]
+__all__ += ["Average", "LpPool", "MaxPoolSpec", "adaptive_window", "max_pool_spec", "pool_window", "unpool_window"]
+__all__ += ["PAD_MODES", "Conv", "Norm", "Pad", "Rows", "conv_window", "pad_spec", "transposed_window"]

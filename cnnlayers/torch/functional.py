@@ -53,34 +53,10 @@ from .ops import batch_norm as batch_norm_ops
 from .ops import convs, norms, pools, windows
 from .public import public
 
-__all__ = [
-    "adaptive_avg_pool",
-    "adaptive_max_pool",
-    "avg_pool",
-    "batch_norm",
-    "conv",
-    "conv_transpose",
-    "dropout",
-    "gelu",
-    "group_norm",
-    "instance_norm",
-    "layer_norm",
-    "leaky_relu",
-    "linear",
-    "local_response_norm",
-    "lp_pool",
-    "max_pool",
-    "max_unpool",
-    "mse_loss",
-    "pad",
-    "relu",
-    "rms_norm",
-    "sigmoid",
-    "softmax",
-    "softmax_cross_entropy",
-    "sum_pool",
-    "tanh",
-]
+__all__ = ["adaptive_avg_pool", "adaptive_max_pool", "avg_pool", "lp_pool", "max_pool", "max_unpool", "pad", "sum_pool"]
+__all__ += ["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "rms_norm"]
+__all__ += ["conv", "conv_transpose", "linear"]
+__all__ += ["dropout", "gelu", "leaky_relu", "mse_loss", "relu", "sigmoid", "softmax", "softmax_cross_entropy", "tanh"]
 
 
 # ------------------------------------------------------------------------------------------------------------- pooling
