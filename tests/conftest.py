@@ -143,6 +143,12 @@ def cupy() -> Iterator[Any]:
 
 
 @pytest.fixture
+def emulator(cupy: Any) -> Impl:
+    """The stand-in as an implementation."""
+    return Impl("standin", cupy)
+
+
+@pytest.fixture
 def wide_offsets() -> Iterator[None]:
     """64-bit offsets in CUDA kernels, as if arrays had over 2**31 elements."""
     with kernel_calls.far():

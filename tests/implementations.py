@@ -6,7 +6,6 @@ The fixture `impl` (conftest.py) is each of them in turn; `kernel` is each that 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -151,34 +150,37 @@ def agree(
     *args: Any,
     dy: Callable[[tuple[int, ...]], np.ndarray] | None = None,
     tolerance: float | None = None,
+    near_dx: float | None = None,
+    saved: bool = True,
     **options: Any,
 ) -> list[str]:
-    """An op's kernels give the array code's y and dx: its bits, or what is `tolerance` from it. So do inference, and
-    backward from either one's context. `dy` makes the gradient, y is it otherwise; what integers and bools cannot have
-    is left out. Gives the names of the CUDA kernels that ran.
+    """An op's kernels give the array code's answers: its bits, or within `tolerance` (`near_dx` for dx). These are y,
+    with inference and without, dx from either one's context, and the context's arrays if `saved`. `dy` makes the
+    gradient from y's shape, y is it otherwise; what integers and bools cannot have is left out. Gives the names of the
+    CUDA kernels that ran, in the order of their first launches.
     """
     forward, backward = getattr(F, f"{op}_forward"), getattr(F, f"{op}_backward")
-    compare = impl.same if tolerance is None else functools.partial(impl.near, tolerance=tolerance)
 
-    def check(pair: tuple[Any, Any]) -> None:
-        for a, b in zip(*(p if isinstance(p, tuple) else (p,) for p in pair), strict=True):
+    def check(expected: Any, found: Any, tolerance: float | None) -> None:
+        for a, b in zip(*(p if isinstance(p, tuple) else (p,) for p in (expected, found)), strict=True):
             assert (a is None) == (b is None)
-            if a is not None:
-                compare(b, impl.numpy(a))
+            if a is not None and tolerance is None:
+                impl.same(b, impl.numpy(a))
+            elif a is not None:
+                impl.near(b, impl.numpy(a), tolerance)
 
     with impl.launches() as made:
         (y, ours), (got, theirs) = in_both_modes(lambda: forward(x, *args, **options))
-        check((y, got))
-        check((y, in_both_modes(lambda: getattr(F, op)(x, *args, **options))[1]))
-        first = y[0] if isinstance(y, tuple) else y
-        kind = np.dtype(first.dtype).kind
+        check(y, got, tolerance)
+        check(y, getattr(F, op)(x, *args, **options), tolerance)
+        if saved:
+            check(tuple(ours.arrays.values()), tuple(theirs.arrays.values()), tolerance)
+        y = y[0] if isinstance(y, tuple) else y
+        kind = impl.numpy(y).dtype.kind
         if kind == "b" or (kind in "iu" and options.get("ties") == "split"):
             return names(made)
-        gradient = first if dy is None else impl.array(dy(tuple(first.shape)))
-        expected = None
-        for ctx in (theirs, ours):
-            found = in_both_modes(lambda ctx=ctx: backward(gradient, ctx))
-            expected = found[0] if expected is None else expected
-            check(found)
-            check((expected, found[1]))
+        gradient = y if dy is None else impl.array(dy(tuple(y.shape)), impl.numpy(y).dtype)
+        expected, found = in_both_modes(lambda: backward(gradient, ours))
+        for other in (found, *in_both_modes(lambda: backward(gradient, theirs))):
+            check(expected, other, tolerance if near_dx is None else near_dx)
     return names(made)
