@@ -12,6 +12,7 @@ products of the runs are added up in float64.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ SHARED_FLOPS = 8_000_000  # a convolution of no more is not shared out
 MOST_CHUNKS = 32
 RUN_TERMS = 4096  # terms of a run: adding up the runs' products takes a fortieth of the time of these, at most
 RUN, SMALL = 128, 4096  # terms of a run of a small product, and the numbers of one at most
-LEAST_CUT = 32  # rows or columns of a chunk: thinner ones spend their time on packing the other factor
+LEAST_SIDE = 192  # rows and columns of a chunk: with 32, packing the factors takes 1.5 to 3 times as long in all
 
 
 def single_threaded_blas(b: Backend) -> contextlib.AbstractContextManager[None]:
@@ -158,22 +159,35 @@ def _in_short_runs(b: Backend, x: Array, w: Array) -> Array:
 
 
 def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array, Array, Array, Array | None]]:
-    """The product as products of its parts: first the stack is cut, then the longer side of y's matrices."""
+    """The product as products of its parts: first the stack is cut, then y's matrices."""
     parts = min(MOST_CHUNKS, int(2.0 * y.size * x.shape[-1] / CHUNK_FLOPS))
     if parts < 2:
         return [(x, w, y, plus)]
     x, w = (numpy.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:])) for a in (x, w))
     plus = None if plus is None else numpy.broadcast_to(plus, y.shape)
     stacks: list[Any] = [(...,)] if y.ndim == 2 else [(cut, ...) for cut in split_evenly(y.shape[0], parts)]
-    by_rows, longest = y.shape[-2] >= y.shape[-1], max(y.shape[-2:])
     jobs = []
-    for stack in stacks:
-        for side in split_evenly(longest, min(parts // len(stacks), longest // LEAST_CUT)):
-            rows, columns = ((*stack, side, slice(None)), (*stack, slice(None), side))
-            at = rows if by_rows else columns
-            job = (x[rows], w[stack]) if by_rows else (x[stack], w[columns])
-            jobs.append((*job, y[at], None if plus is None else plus[at]))
+    cuts = _cuts(y.shape[-2], y.shape[-1], parts // len(stacks))
+    for stack, (rows, columns) in itertools.product(stacks, cuts):
+        at = (*stack, rows, columns)
+        part = None if plus is None else plus[at]
+        jobs.append((x[(*stack, rows, slice(None))], w[(*stack, slice(None), columns)], y[at], part))
     return jobs
+
+
+def _cuts(rows: int, columns: int, most: int) -> list[tuple[slice, slice]]:
+    """A matrix of so many rows and columns in at most `most` parts. The longer side is halved as long as that leaves
+    LEAST_SIDE; a third of it will do for the first cut, which lets two threads share the work."""
+    down = across = 1
+    while 2 * down * across <= most:
+        height, width = rows // down, columns // across
+        if max(height, width) < 2 * LEAST_SIDE / (3 if down * across == 1 else 1):
+            break
+        if width >= height:
+            across *= 2
+        else:
+            down *= 2
+    return list(itertools.product(split_evenly(rows, down), split_evenly(columns, across)))
 
 
 def _for_blas(a: Array) -> Array:
