@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,9 @@ class Impl:
 
     def near(self, y: Any, expected: np.ndarray, tolerance: float) -> None:
         """Assert the same dtype and shape, and values within `tolerance` of the largest of them."""
-        host = self.numpy(y, expected.shape, expected.dtype).astype("float64")
-        wide = expected.astype("float64")
+        with np.errstate(invalid="ignore"):  # of a signalling NaN
+            host = self.numpy(y, expected.shape, expected.dtype).astype("float64")
+            wide = expected.astype("float64")
         most = np.max(np.abs(wide), where=np.isfinite(wide), initial=1.0)
         np.testing.assert_allclose(host, wide, rtol=tolerance, atol=tolerance * most)
 
@@ -150,11 +152,11 @@ def agree(
     *args: Any,
     dy: Callable[[tuple[int, ...]], np.ndarray] | None = None,
     tolerance: float | None = None,
-    near_dx: float | None = None,
+    near_dx: float | EllipsisType | None = ...,
     saved: bool = True,
     **options: Any,
 ) -> list[str]:
-    """An op's kernels give the array code's answers: its bits, or within `tolerance` (`near_dx` for dx). These are y,
+    """An op's kernels give the array code's answers: its bits, or within `tolerance`; of dx `near_dx`. These are y,
     with inference and without, dx from either one's context, and the context's arrays if `saved`. `dy` makes the
     gradient from y's shape, y is it otherwise; what integers and bools cannot have is left out. Gives the names of the
     CUDA kernels that ran, in the order of their first launches.
@@ -182,5 +184,5 @@ def agree(
         gradient = y if dy is None else impl.array(dy(tuple(y.shape)), impl.numpy(y).dtype)
         expected, found = in_both_modes(lambda: backward(gradient, ours))
         for other in (found, *in_both_modes(lambda: backward(gradient, theirs))):
-            check(expected, other, tolerance if near_dx is None else near_dx)
+            check(expected, other, tolerance if near_dx is ... else near_dx)
     return names(made)

@@ -17,8 +17,9 @@ from .activations import plan_of_same_shape, run_backward
 
 
 def _relu(b: Backend, spec: None, x: Array) -> Array:
-    y = b.array(b.xp.maximum(x, b.zeros((), x.dtype)), x.dtype)
-    return y + b.zeros((), x.dtype) if itemsize(b, x) == 2 else y  # NumPy's float16 maximum keeps -0.0; -0.0 + 0 is 0
+    zero = b.zeros((), x.dtype)
+    y = b.xp.maximum(x, zero)
+    return b.array(y + zero if itemsize(b, x) == 2 else y, x.dtype)  # NumPy's float16 maximum keeps -0.0; -0.0 + 0 is 0
 
 
 def _relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:

@@ -49,3 +49,29 @@ def rivals(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
     bits, nan = x.view(f"u{dtype.itemsize}"), np.isnan(x)
     bits[nan] = np.array(np.inf, dtype).view(bits.dtype) + rng.choice([1, 2, 5], shape)[nan]  # payloads
     return np.where(rng.random(shape) < 0.5, x, -x)  # NaNs of both signs
+
+
+def any_bits(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
+    """Every bit pattern of the dtype may come."""
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    return rng.integers(0, 256, (*shape, dtype.itemsize), np.uint8).view(dtype).reshape(shape)
+
+
+def gradient(rng: np.random.Generator, shape: Any, dtype: np.dtype) -> np.ndarray:
+    """Numbers whose sums depend on their order, zeros of both signs, infinities; of integers any."""
+    if dtype.kind in "iu":
+        return any_bits(rng, shape, dtype)
+    dy = rng.standard_normal(shape)
+    for value in (0.0, -0.0, np.inf):
+        dy[rng.random(shape) < 0.1] = value
+    return dy.astype(dtype)
+
+
+def stored(a: Any, style: int) -> Any:
+    """The values of `a`, of NumPy or on a device, as they are, in reverse order, with gaps or transposed."""
+    if style == 1:
+        return a[::-1].copy()[::-1]
+    if style == 2:
+        return a.repeat(2, a.ndim - 1)[..., ::2]
+    return a.T.copy().T if style == 3 else a
