@@ -35,7 +35,8 @@ from .windows import (
 Array = Any
 MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
 MAX_CELLS = 2**31 - 1  # along an axis: lanes of int32 have their numbers
-READ_CHUNK_BYTES = 6_000_000  # of a chunk that is only read: a smaller one ends before another thread wakes up
+MAX_OVERLAP = 9  # windows over a cell that are summed tap by tap where channels are last
+FEW_WINDOWS = 16  # cells a window: y is then so small that chunks of fewer bytes of x are worth a thread
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -125,13 +126,13 @@ def _tap_counts(axis: Axis, include_pad: bool) -> Array:
 class LoopPlan:
     """A loop of avg_pool_loops.py and its arguments.
 
-    shape: of the result. units: rows of it, or planes. least: units in a chunk, at least."""
+    shape: of the result. units: rows of it, or planes. weight: of the bytes; a chunk has CHUNK_BYTES / weight."""
 
     shape: tuple[int, ...]
     run: Callable[..., None]
     loop_arguments: tuple[Any, ...]
     units: int
-    least: int = 1
+    weight: float = 1.0
 
 
 @backends.planned
@@ -142,11 +143,13 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     power, exponent = ("", 1.0) if not isinstance(spec, LpPool) else (power_name(spec.p), float(spec.p))
     shape = window.layout.shape if backward else window.out_shape
     axes, (planes, channels) = three_axes(window), planes_and_channels(window)
+    weight = 1.5 if FEW_WINDOWS * math.prod(a.out for a in axes) <= math.prod(a.length for a in axes) else 1.0
     if not power and channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
+        lanes = np.empty(0, np.float32 if float32_sums else np.float64)
         if backward:
             return LoopPlan(shape, loops.plane_sums_backward, (cells, divisor), planes)
-        return LoopPlan(shape, loops.plane_sums, (cells, divisor), planes, -(-READ_CHUNK_BYTES // (4 * cells)))
+        return LoopPlan(shape, loops.plane_sums, (lanes, cells, divisor), planes, weight)
     number = math.prod(a.overlap for a in axes) if backward else math.prod(window.kernel)
     dtype = np.float32 if float32_sums and number <= MAX_FLOAT32_TAPS else np.float64
     last = divisors[2] if divisors[2].size == 1 else np.repeat(divisors[2], channels)
@@ -158,9 +161,13 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
     sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
     rows, common = planes * sizes[3] * sizes[4], (np.empty(0, dtype), sizes, ranges, steps, divisors, exponent)
-    width = axes[2]
+    width, uniform = axes[2], all(d.size == 1 for d in divisors)
+    overlap = math.prod(a.overlap for a in axes)
+    few_taps = overlap <= MAX_OVERLAP and (not backward or (uniform and overlap > 1))
+    if channels >= LANES and few_taps and not isinstance(spec, LpPool):
+        return LoopPlan(shape, loops.sums_by_cell, common, rows, weight)
     if not isinstance(width, Axis) or not fits_line(width):
-        return LoopPlan(shape, loops.make_uneven(backward, "" if backward else power), common, rows)
+        return LoopPlan(shape, loops.make_uneven(backward, "" if backward else power), common, rows, weight)
     stride = width.stride if width.stride <= 2 else 0
     if backward:
         return LoopPlan(shape, loops.make_backward(stride, channels == 1), (*common, *_adjoint(width, channels)), rows)
@@ -168,7 +175,7 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     layout = (line.parts, line.pitch, line.padding, line.size)
     paired = channels == 1 and width.kernel == width.stride == 2 and width.whole and width.dilation == 1
     run = loops.make_forward(unrolled, stride, channels == 1, power, paired)
-    return LoopPlan(shape, run, (*common, line.offsets, layout), rows)
+    return LoopPlan(shape, run, (*common, line.offsets, layout), rows, weight)
 
 
 def _adjoint(axis: Axis, channels: int) -> tuple[Array, Array, tuple[int, ...]]:
@@ -194,5 +201,5 @@ def _pool(spec: Any, x: Array, backward: bool) -> Array:
         def sums(start: int, stop: int) -> None:
             plan.run(*arrays, *plan.loop_arguments, start, stop)
 
-        parallel_chunks(plan.units, x.nbytes + y.nbytes, sums, least=plan.least)
+        parallel_chunks(plan.units, round(plan.weight * (x.nbytes + y.nbytes)), sums)
     return y

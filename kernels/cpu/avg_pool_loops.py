@@ -305,24 +305,77 @@ def _sum_cells(line: Array, result: Array, cells: Array, step: int) -> None:
             store(result, o, acc)
 
 
+@kernel(allocates=False)
+def sums_by_cell(
+    x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
+    start: int, stop: int,
+) -> None:  # fmt: skip
+    """Any windows of cells of at least 16 channels: 16 channels at a time, tap by tap. In half the time of the other
+    loops where windows overlap little. In the backward all windows have the same divisor."""
+    depth, height, length, out_d, out_h, out_w, channels = sizes
+    varies_d, varies_h, varies_w = divisors[0].size > 1, divisors[1].size > 1, divisors[2].size > 1
+    step = U(steps[2] * channels)
+    for unit in range(start, stop):
+        plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
+        first_row = (plane * depth + ranges[0][0, od]) * height + ranges[1][0, oh]
+        row_divisor = divisors[0][od * varies_d] * divisors[1][oh * varies_h]
+        for o in range(out_w):
+            divisor = broadcast(total, row_divisor * divisors[2][o * channels * varies_w])
+            for block in range(0, channels, LANES):
+                c, acc = min(block, channels - LANES), broadcast(total, 0)  # the last may overlap the one before
+                for i in range(ranges[0][1, od]):
+                    for j in range(ranges[1][1, oh]):
+                        row = first_row + i * steps[0] * height + j * steps[1]
+                        at = U((row * length + ranges[2][0, o]) * channels + c)
+                        for t in range(U(ranges[2][1, o])):
+                            acc = add(acc, as_lanes_of(total, load(x, at + t * step)))
+                store(y, (unit * out_w + o) * channels + c, as_lanes_of(y, div(acc, divisor)))
+
+
+@kernel(allocates=False)
+def _lane_sums(x: Array, first: Any, number: Any) -> Any:
+    """The sums of the lanes over up to RUN_CELLS cells: each adds up to 16 cells in each of four sums."""
+    a = b = c = d = broadcast(x, 0)
+    whole = number - number % U(4 * LANES)
+    for i in range(first, first + whole, U(4 * LANES)):
+        a, b = add(a, load(x, i)), add(b, load(x, i + U(LANES)))
+        c, d = add(c, load(x, i + U(2 * LANES))), add(d, load(x, i + U(3 * LANES)))
+    for i in range(first + whole, first + number - number % U(LANES), U(LANES)):
+        a = add(a, load(x, i))
+    rest = number % U(LANES)
+    if rest > 0:
+        b = add(b, load_first(x, first + number - rest, rest))
+    return add(add(a, b), add(c, d))
+
+
+@kernel(allocates=False)
+def _sums_of_short_planes(x: Array, y: Array, sums: Array, cells: int, divisor: float, start: int, stop: int) -> None:
+    """The lanes' sums of 16 planes at a time, then 15 times the sums of neighbouring lanes of two vectors."""
+    for first in range(start, stop, LANES):
+        number = min(LANES, stop - first)
+        for k in range(number):
+            store(sums, U(k * LANES), _lane_sums(x, U((first + k) * cells), U(cells)))
+        width = LANES
+        while width > 1:
+            width //= 2
+            for k in range(U(width)):
+                low, high = load(sums, U(2 * LANES) * k), load(sums, U(2 * LANES) * k + U(LANES))
+                store(sums, U(LANES) * k, add(evens(low, high), odds(low, high)))
+        store_first(y, first, as_lanes_of(y, div(load(sums, 0), broadcast(sums, divisor))), number)
+
+
 @kernel()
-def plane_sums(x: Array, y: Array, cells: int, divisor: float, start: int, stop: int) -> None:
+def plane_sums(x: Array, y: Array, lanes: Array, cells: int, divisor: float, start: int, stop: int) -> None:
     """The sum of each plane of `cells` contiguous cells, divided by the divisor: one window a plane.
 
-    Each lane adds up to 16 cells, and the sums of these are in float64."""
-    zero = broadcast(x, 0)
+    The sums of up to RUN_CELLS cells are in the dtype of `lanes`; the sums of these in float64."""
+    if cells <= RUN_CELLS:
+        _sums_of_short_planes(x, y, np.zeros(LANES * LANES, lanes.dtype), cells, divisor, start, stop)
+        return
     for plane in range(start, stop):
         sum_ = 0.0
         for run in range(0, cells, RUN_CELLS):
-            first, number = U(plane * cells + run), U(min(RUN_CELLS, cells - run))
-            a, b, c, d = zero, zero, zero, zero
-            whole = number - number % U(4 * LANES)
-            for i in range(first, first + whole, U(4 * LANES)):
-                a, b = add(a, load(x, i)), add(b, load(x, i + U(LANES)))
-                c, d = add(c, load(x, i + U(2 * LANES))), add(d, load(x, i + U(3 * LANES)))
-            for i in range(whole, number, U(LANES)):
-                a = add(a, load_first(x, first + i, min(number - i, U(LANES))))
-            sum_ += sum_of_lanes(add(add(a, b), add(c, d)))
+            sum_ += sum_of_lanes(_lane_sums(x, U(plane * cells + run), U(min(RUN_CELLS, cells - run))))
         store_first(y, plane, broadcast(y, sum_ / divisor), 1)
 
 
