@@ -17,13 +17,6 @@ from cnnlayers.specs.arguments import entries_of, flag, integer, pairs, real, si
 from .arrays import DEVICES, is_channels_last
 
 
-def check_tensors(**given: Any) -> None:
-    """TypeError for what is no tensor; None is allowed but for x and weight."""
-    for name, value in given.items():
-        if not isinstance(value, Tensor) and (value is not None or name in ("x", "weight", "indices", "labels")):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-
-
 def a_real(value: Any, name: str, *, finite: bool = True) -> float:
     """A float as it is: torch.compile may have made a symbol of it."""
     return value if type(value) is float else real(value, name, finite=finite)
@@ -90,15 +83,15 @@ def padding_name(padding: str) -> str:
     return padding
 
 
-def output_sizes(value: Any, x: Tensor) -> list[Any]:
+def output_sizes(value: Any, x: Tensor, data_format: str) -> list[Any]:
     """An adaptive pool's size, one an axis; None keeps an axis. torch.export may leave sizes open."""
-    axes = x.ndim - 2
+    axes, lengths = x.ndim - 2, x.shape[2:] if data_format == "channels_first" else x.shape[1:-1]
     entries = (None,) * axes if value is None else entries_of(value, "output_size")
     if entries is None:
         return [an_integer(value, "output_size", 1) if type(value) is not torch.SymInt else value]
     if 3 <= x.ndim <= 5 and len(entries) != axes:
         raise ValueError(f"output_size needs one entry per spatial axis ({axes}), got {value!r}")
-    return [n if e is None else e for e, n in zip(entries, x.shape[2:], strict=True)]
+    return [n if e is None else e for e, n in zip(entries, lengths, strict=True)]
 
 
 def autocast(x: Tensor, dtype: torch.dtype | None, *others: Tensor | None) -> list[Any]:

@@ -17,23 +17,15 @@ family:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from cnnlayers.specs.arguments import entries_of, flag
+from cnnlayers import functional as F
+from cnnlayers.specs.arguments import choice, entries_of, flag
 
-from .activations import (
-    dropout,
-    gelu,
-    leaky_relu,
-    mse_loss,
-    relu,
-    sigmoid,
-    softmax,
-    softmax_cross_entropy,
-    tanh,
-)
 from .arguments import (
     a_real,
     an_integer,
@@ -41,7 +33,6 @@ from .arguments import (
     as_stored,
     autocast,
     channels_first_again,
-    check_tensors,
     normalized_list,
     output_sizes,
     padding_list,
@@ -49,8 +40,8 @@ from .arguments import (
     size_list,
     window_options,
 )
+from .ops import activations, convs, elementwise, norms, pools, windows
 from .ops import batch_norm as batch_norm_ops
-from .ops import convs, norms, pools, windows
 from .public import public
 
 __all__ = ["adaptive_avg_pool", "adaptive_max_pool", "avg_pool", "lp_pool", "max_pool", "max_unpool", "pad", "sum_pool"]
@@ -58,23 +49,13 @@ __all__ += ["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_re
 __all__ += ["conv", "conv_transpose", "linear"]
 __all__ += ["dropout", "gelu", "leaky_relu", "mse_loss", "relu", "sigmoid", "softmax", "softmax_cross_entropy", "tanh"]
 
+_max_pool: Callable[..., Any] = F.max_pool  # without its overloads
+
 
 # ------------------------------------------------------------------------------------------------------------- pooling
-@public
-def max_pool(
-    x: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    *,
-    ceil_mode: bool = False,
-    ties: str = "first",
-    return_indices: bool = False,
-    data_format: str = "channels_first",
-) -> Any:
-    check_tensors(x=x)
-    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
+@public(_max_pool)
+def max_pool(x: Tensor, ties: str, return_indices: bool, data_format: str, **sizes: Any) -> Any:
+    options = window_options(x, **sizes)
     if not flag(return_indices, "return_indices"):
         return as_stored(pools.max_pool, x, *options, ties, data_format=data_format)
     x, data_format, moved = as_channels_last(x, data_format)
@@ -82,85 +63,38 @@ def max_pool(
     return channels_first_again(y, moved), channels_first_again(indices, moved)
 
 
-@public
-def avg_pool(
-    x: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    data_format: str = "channels_first",
-) -> Tensor:
-    check_tensors(x=x)
-    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
+@public(F.avg_pool)
+def avg_pool(x: Tensor, count_include_pad: bool, divisor_override: Any, data_format: str, **sizes: Any) -> Tensor:
     include = flag(count_include_pad, "count_include_pad")
     divisor = None if divisor_override is None else an_integer(divisor_override, "divisor_override")
-    return as_stored(windows.avg_pool, x, *options, include, divisor, data_format=data_format)
+    return as_stored(windows.avg_pool, x, *window_options(x, **sizes), include, divisor, data_format=data_format)
 
 
-@public
-def sum_pool(
-    x: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    *,
-    ceil_mode: bool = False,
-    data_format: str = "channels_first",
-) -> Tensor:
-    check_tensors(x=x)
-    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
-    return as_stored(windows.sum_pool, x, *options, data_format=data_format)
+@public(F.sum_pool)
+def sum_pool(x: Tensor, data_format: str, **sizes: Any) -> Tensor:
+    return as_stored(windows.sum_pool, x, *window_options(x, **sizes), data_format=data_format)
 
 
-@public
-def lp_pool(
-    x: Tensor,
-    kernel_size: Any,
-    norm_type: float = 2.0,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    *,
-    ceil_mode: bool = False,
-    data_format: str = "channels_first",
-) -> Tensor:
-    check_tensors(x=x)
-    options = window_options(x, kernel_size, stride, padding, dilation, ceil_mode)
-    return as_stored(pools.lp_pool, x, *options, a_real(norm_type, "norm_type"), data_format=data_format)
+@public(F.lp_pool)
+def lp_pool(x: Tensor, norm_type: float, data_format: str, **sizes: Any) -> Tensor:
+    options = *window_options(x, **sizes), a_real(norm_type, "norm_type")
+    return as_stored(pools.lp_pool, x, *options, data_format=data_format)
 
 
-@public
-def adaptive_avg_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
-    check_tensors(x=x)
-    size = output_sizes(output_size, x if data_format == "channels_first" else x.movedim(-1, 1))
-    return as_stored(windows.adaptive_avg_pool, x, size, data_format=data_format)
+@public(F.adaptive_avg_pool)
+def adaptive_avg_pool(x: Tensor, output_size: Any, data_format: str) -> Tensor:
+    return as_stored(windows.adaptive_avg_pool, x, output_sizes(output_size, x, data_format), data_format=data_format)
 
 
-@public
-def adaptive_max_pool(x: Tensor, output_size: Any, *, data_format: str = "channels_first") -> Tensor:
-    check_tensors(x=x)
-    size = output_sizes(output_size, x if data_format == "channels_first" else x.movedim(-1, 1))
-    return as_stored(pools.adaptive_max_pool, x, size, data_format=data_format)
+@public(F.adaptive_max_pool)
+def adaptive_max_pool(x: Tensor, output_size: Any, data_format: str) -> Tensor:
+    return as_stored(pools.adaptive_max_pool, x, output_sizes(output_size, x, data_format), data_format=data_format)
 
 
-@public
+@public(F.max_unpool)
 def max_unpool(
-    x: Tensor,
-    indices: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    *,
-    output_size: Any = None,
-    data_format: str = "channels_first",
+    x: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any, data_format: str
 ) -> Tensor:
-    check_tensors(x=x, indices=indices)
     size = None if output_size is None else entries_of(output_size, "output_size") or [output_size] * (x.ndim - 2)
     strides = [] if stride is None else size_list(stride, "stride", x)
     options = size_list(kernel_size, "kernel_size", x), strides, padding_list(padding, x)
@@ -169,41 +103,27 @@ def max_unpool(
         indices = indices.movedim(1, -1)
         if size is not None and len(size) == x.ndim:  # the whole shape, as PyTorch also takes
             size = (size[0], *size[2:], size[1])
-    return channels_first_again(
-        pools.max_unpool(x, indices, *options, None if size is None else list(size), data_format), moved
-    )
+    y = pools.max_unpool(x, indices, *options, None if size is None else list(size), data_format)
+    return channels_first_again(y, moved)
 
 
-@public
-def pad(
-    x: Tensor, padding: Any, mode: str = "constant", value: Any = 0, *, data_format: str = "channels_first"
-) -> Tensor:
-    check_tensors(x=x)
+@public(F.pad)
+def pad(x: Tensor, padding: Any, mode: str, value: Any, data_format: str) -> Tensor:
     if type(value) not in (int, float, bool):
         value = a_real(value, "value", finite=False)
     return as_stored(windows.pad, x, padding_list(padding, x, None), mode, value, data_format=data_format)
 
 
 # --------------------------------------------------------------------------------------------------------------- norms
-@public
+@public(F.batch_norm)
 def batch_norm(
-    x: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    *,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    unbiased: bool = True,
-    comm: Any = None,
-    data_format: str = "channels_first",
+    x: Tensor, gamma: Any, beta: Any, running_mean: Any, running_var: Any, comm: Any, data_format: str, **options: Any
 ) -> Tensor:
-    check_tensors(x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
-    options = flag(training, "training"), a_real(momentum, "momentum"), a_real(eps, "eps"), flag(unbiased, "unbiased")
+    training = flag(options["training"], "training")
+    numbers = a_real(options["momentum"], "momentum"), a_real(options["eps"], "eps")
     x, data_format, moved = as_channels_last(x, data_format)
-    given = x, gamma, beta, running_mean, running_var, *options, batch_norm_ops.number_of(comm), data_format
+    arrays, unbiased = (x, gamma, beta, running_mean, running_var), flag(options["unbiased"], "unbiased")
+    given = *arrays, training, *numbers, unbiased, batch_norm_ops.number_of(comm), data_format
     if not training or running_mean is None or running_var is None:
         return channels_first_again(batch_norm_ops.batch_norm(*given), moved)
     y, _, _, mean, var = batch_norm_ops.batch_norm_forward(*given)
@@ -212,110 +132,129 @@ def batch_norm(
     return channels_first_again(y, moved)
 
 
-@public
-def group_norm(
-    x: Tensor,
-    num_groups: int,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    data_format: str = "channels_first",
-) -> Tensor:
-    check_tensors(x=x, gamma=gamma, beta=beta)
+@public(F.group_norm)
+def group_norm(x: Tensor, num_groups: int, gamma: Any, beta: Any, eps: float, data_format: str) -> Tensor:
     groups, number = an_integer(num_groups, "num_groups", 1), a_real(eps, "eps")
     return as_stored(norms.group_norm, x, groups, gamma, beta, number, data_format=data_format)
 
 
-@public
-def instance_norm(
-    x: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    data_format: str = "channels_first",
-) -> Tensor:
-    check_tensors(x=x, gamma=gamma, beta=beta)
+@public(F.instance_norm)
+def instance_norm(x: Tensor, gamma: Any, beta: Any, eps: float, data_format: str) -> Tensor:
     return as_stored(norms.instance_norm, x, gamma, beta, a_real(eps, "eps"), data_format=data_format)
 
 
-@public
-def layer_norm(
-    x: Tensor, normalized_shape: Any, gamma: Tensor | None = None, beta: Tensor | None = None, *, eps: float = 1e-5
-) -> Tensor:
-    check_tensors(x=x, gamma=gamma, beta=beta)
+@public(F.layer_norm)
+def layer_norm(x: Tensor, normalized_shape: Any, gamma: Any, beta: Any, eps: float) -> Any:
     return norms.layer_norm(x, normalized_list(normalized_shape), gamma, beta, a_real(eps, "eps"))
 
 
-@public
-def rms_norm(x: Tensor, normalized_shape: Any, gamma: Tensor | None = None, *, eps: float | None = None) -> Tensor:
-    check_tensors(x=x, gamma=gamma)
+@public(F.rms_norm)
+def rms_norm(x: Tensor, normalized_shape: Any, gamma: Any, eps: float | None) -> Any:
     return norms.rms_norm(x, normalized_list(normalized_shape), gamma, None if eps is None else a_real(eps, "eps"))
 
 
-@public
-def local_response_norm(
-    x: Tensor,
-    size: int,
-    *,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    data_format: str = "channels_first",
-) -> Tensor:
-    check_tensors(x=x)
+@public(F.local_response_norm)
+def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, data_format: str) -> Tensor:
     options = an_integer(size, "size", 1), a_real(alpha, "alpha"), a_real(beta, "beta"), a_real(k, "k")
     return as_stored(norms.local_response_norm, x, *options, data_format=data_format)
 
 
 # ---------------------------------------------------------------------------------------------------------- linear maps
-@public
-def conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    data_format: str = "channels_first",
-) -> Tensor:
-    check_tensors(x=x, weight=weight, bias=bias)
-    named = isinstance(padding, str)
-    sides = ([0], padding_name(padding)) if named else (padding_list(padding, x), "")
-    options = (
-        size_list(stride, "stride", x),
-        *sides,
-        size_list(dilation, "dilation", x),
-        an_integer(groups, "groups", 1),
-    )
+@public(F.conv)
+def conv(x: Tensor, weight: Tensor, bias: Any, padding: Any, groups: int, data_format: str, **sizes: Any) -> Tensor:
+    sides = ([0], padding_name(padding)) if isinstance(padding, str) else (padding_list(padding, x), "")
+    stride, dilation = (size_list(sizes[name], name, x) for name in ("stride", "dilation"))
+    options = stride, *sides, dilation, an_integer(groups, "groups", 1)
     x, weight, bias = autocast(x, None, weight, bias)
     return as_stored(convs.conv, x, weight, bias, *options, data_format=data_format)
 
 
-@public
+@public(F.conv_transpose)
 def conv_transpose(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    data_format: str = "channels_first",
+    x: Tensor, weight: Tensor, bias: Any, padding: Any, groups: int, data_format: str, **sizes: Any
 ) -> Tensor:
-    check_tensors(x=x, weight=weight, bias=bias)
-    extra = size_list(output_padding, "output_padding", x), size_list(dilation, "dilation", x)
-    options = size_list(stride, "stride", x), padding_list(padding, x), *extra, an_integer(groups, "groups", 1)
+    stride, extra, dilation = (size_list(sizes[name], name, x) for name in ("stride", "output_padding", "dilation"))
+    options = stride, padding_list(padding, x), extra, dilation, an_integer(groups, "groups", 1)
     x, weight, bias = autocast(x, None, weight, bias)
     return as_stored(convs.conv_transpose, x, weight, bias, *options, data_format=data_format)
 
 
-@public
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    check_tensors(x=x, weight=weight, bias=bias)
+@public(F.linear)
+def linear(x: Tensor, weight: Tensor, bias: Any) -> Any:
     return convs.linear(*autocast(x, None, weight, bias))
+
+
+# --------------------------------------------------------------------------------------------- activations and dropout
+@public(F.relu)
+def relu(x: Tensor) -> Any:
+    return elementwise.relu(x)
+
+
+@public(F.leaky_relu)
+def leaky_relu(x: Tensor, negative_slope: float) -> Any:
+    return activations.leaky_relu(x, a_real(negative_slope, "negative_slope"))
+
+
+@public(F.gelu)
+def gelu(x: Tensor, approximate: str) -> Any:
+    return activations.gelu(x, choice(approximate, "approximate", ("none", "tanh")))
+
+
+@public(F.sigmoid)
+def sigmoid(x: Tensor) -> Any:
+    return activations.sigmoid(x)
+
+
+@public(F.tanh)
+def tanh(x: Tensor) -> Any:
+    return activations.tanh(x)
+
+
+@public(F.softmax)
+def softmax(x: Tensor, axis: int) -> Tensor:
+    axis = an_integer(axis, "axis")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {axis}")
+    return activations.softmax(x, axis)
+
+
+@public(F.dropout)
+def dropout(x: Tensor, p: float, training: bool, rng: Any) -> Tensor:
+    p = a_real(p, "p")
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
+    if not flag(training, "training") or p == 0:
+        return x  # itself, as PyTorch's: a view would forbid changes in place
+    return elementwise.dropout(x, _mask(x, p, rng), p)
+
+
+def _mask(x: Tensor, p: float, rng: Any) -> Tensor:
+    """What dropout keeps: drawn by PyTorch's generator, whose state a checkpoint restores, by another, or from a
+    seed."""
+    if rng is None:
+        return torch.rand_like(x, dtype=torch.float32) >= p
+    if isinstance(rng, torch.Generator):
+        return torch.rand(x.shape, generator=rng, device=rng.device).to(x.device) >= p
+    if isinstance(rng, bool) or not isinstance(rng, int):
+        raise TypeError(
+            f"rng must be a seed, a torch.Generator or None (PyTorch's own), got {type(rng).__name__}: a checkpoint"
+            " could not repeat its draw"
+        )
+    if rng < 0:
+        raise ValueError(f"rng must be a seed of at least 0, got {rng}")
+    return elementwise.dropout_mask(x, p, rng)
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+@public(F.softmax_cross_entropy)
+def softmax_cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
+    return elementwise.softmax_cross_entropy(*autocast(x, torch.float32), labels)
+
+
+@public(F.mse_loss)
+def mse_loss(x: Tensor, target: Tensor) -> Tensor:
+    if x.shape != target.shape:
+        raise ValueError(f"target must have x's shape {tuple(x.shape)}, got {tuple(target.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"the loss of nothing is not defined: x must have elements, got shape {tuple(x.shape)}")
+    return activations.mse_loss(*autocast(x, torch.float32, target))

@@ -18,6 +18,8 @@ import torch
 import torch.fx
 from torch import nn
 
+from cnnlayers.specs.arguments import PadMode
+
 from . import functional as T
 from .served import per_axis, rule_of, widened_by_autocast
 
@@ -56,7 +58,7 @@ def _sizes(m: Any, x: torch.Tensor, *names: str) -> list[Any]:
     return [per_axis(getattr(m, name), x.ndim - 2) or None for name in names]
 
 
-def _pad(mode: str) -> Run:
+def _pad(mode: PadMode) -> Run:
     def run(m: Any, x: torch.Tensor) -> Any:
         return T.pad(x, _pairs(m), mode)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from cnnlayers.specs import conv_window
 
@@ -33,6 +32,7 @@ from .onnx_windows import (
     static_shape,
     sum_pool,
 )
+from .ops.library import OPS
 from .ops.windows import one_or_all, sides
 
 
@@ -69,10 +69,22 @@ def onnx_translations() -> dict[Any, Callable[..., Any]]:
         raise ModuleNotFoundError(
             "torch.onnx.export needs onnxscript: pip install onnxscript", name=error.name
         ) from None
-    table = {getattr(torch.ops.cnnlayers, f.__name__).default: f for f in TRANSLATED}
-    for name in REFUSED:
-        table[getattr(torch.ops.cnnlayers, name).default] = _refusal(name)
-    return table
+    table = {OPS[f.__name__].overload: _translation(f) for f in TRANSLATED}
+    return table | {OPS[name].overload: _refusal(name) for name in REFUSED}
+
+
+def _translation(build: Callable[..., Value]) -> Callable[..., Value]:
+    """What torch.onnx.export calls with an op's arguments: `build` on x in channels first, without data_format."""
+    op = OPS[build.__name__]
+
+    def run(*args: Any) -> Value:
+        x, *options = op.filled(args)
+        if not op.has_format:
+            return build(x, *options)
+        *options, data_format = options
+        return in_channels_first(lambda y: build(y, *options), x, data_format)
+
+    return run
 
 
 def _refusal(op: str) -> Callable[..., Any]:
@@ -82,6 +94,7 @@ def _refusal(op: str) -> Callable[..., Any]:
     return run
 
 
+# Arguments are x, in channels first, and those of the op's schema in its order, without data_format.
 # --------------------------------------------------------------------------------------------------------------- norms
 def _parameters(x: Value, shape: Shape, gamma: Value | None, beta: Value | None) -> tuple[Value, Value]:
     dtype = x.dtype.numpy()
@@ -92,68 +105,38 @@ def _parameters(x: Value, shape: Shape, gamma: Value | None, beta: Value | None)
 
 
 def batch_norm(
-    x: Value,
-    gamma: Value | None = None,
-    beta: Value | None = None,
-    running_mean: Value | None = None,
-    running_var: Value | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    unbiased: bool = True,
-    communicator: int = 0,
-    data_format: str = "channels_first",
+    x: Value, gamma: Any, beta: Any, running_mean: Any, running_var: Any, training: bool, *options: Any
 ) -> Value:
+    _, eps, *_ = options
     if training or running_mean is None:
         raise refuse("batch_norm", "only evaluation with running statistics is one operator (model.eval())")
     given = *_parameters(x, running_mean.shape, gamma, beta), running_mean, running_var
-    return in_channels_first(lambda y: opset().BatchNormalization(y, *given, epsilon=eps), x, data_format)
+    return opset().BatchNormalization(x, *given, epsilon=eps)
 
 
-def instance_norm(
-    x: Value,
-    gamma: Value | None = None,
-    beta: Value | None = None,
-    eps: float = 1e-5,
-    data_format: str = "channels_first",
-) -> Value:
-    channels = static_shape("instance_norm", x, data_format)[1]
-    given = _parameters(x, (channels,), gamma, beta)
-    return in_channels_first(lambda y: opset().InstanceNormalization(y, *given, epsilon=eps), x, data_format)
+def instance_norm(x: Value, gamma: Value | None, beta: Value | None, eps: float) -> Value:
+    given = _parameters(x, (static_shape("instance_norm", x)[1],), gamma, beta)
+    return opset().InstanceNormalization(x, *given, epsilon=eps)
 
 
-def group_norm(
-    x: Value,
-    num_groups: int,
-    gamma: Value | None = None,
-    beta: Value | None = None,
-    eps: float = 1e-5,
-    data_format: str = "channels_first",
-) -> Value:
+def group_norm(x: Value, num_groups: int, gamma: Value | None, beta: Value | None, eps: float) -> Value:
     """By InstanceNormalization of groups: GroupNormalization of opset 18 has one scale a group."""
-    op, shape = opset(), static_shape("group_norm", x, data_format)
-    own = _parameters(x, (num_groups,), None, None)
+    op, shape = opset(), static_shape("group_norm", x)
     ends = constant(np.array([shape[1], *[1] * (len(shape) - 2)], "int64"))
-
-    def run(y: Value) -> Value:
-        size = op.Shape(y)
-        grouped = op.Reshape(y, constant(np.array([0, num_groups, -1], "int64")))
-        y = op.Reshape(op.InstanceNormalization(grouped, *own, epsilon=eps), size)
-        y = y if gamma is None else op.Mul(y, op.Reshape(gamma, ends))
-        return y if beta is None else op.Add(y, op.Reshape(beta, ends))
-
-    return in_channels_first(run, x, data_format)
+    grouped = op.Reshape(x, constant(np.array([0, num_groups, -1], "int64")))
+    one_a_group = _parameters(x, (num_groups,), None, None)
+    y = op.Reshape(op.InstanceNormalization(grouped, *one_a_group, epsilon=eps), op.Shape(x))
+    y = y if gamma is None else op.Mul(y, op.Reshape(gamma, ends))
+    return y if beta is None else op.Add(y, op.Reshape(beta, ends))
 
 
-def layer_norm(
-    x: Value, normalized_shape: Shape, gamma: Value | None = None, beta: Value | None = None, eps: float = 1e-5
-) -> Value:
+def layer_norm(x: Value, normalized_shape: Shape, gamma: Value | None, beta: Value | None, eps: float) -> Value:
     given = _parameters(x, tuple(normalized_shape), gamma, beta)
     y = opset().LayerNormalization(x, *given, axis=-len(normalized_shape), epsilon=eps)
     return y[0] if isinstance(y, tuple) else y
 
 
-def rms_norm(x: Value, normalized_shape: Shape, gamma: Value | None = None, eps: float | None = None) -> Value:
+def rms_norm(x: Value, normalized_shape: Shape, gamma: Value | None, eps: float | None) -> Value:
     op = opset()
     eps = float(np.finfo(np.float64 if x.dtype.name == "DOUBLE" else np.float32).eps) if eps is None else eps
     axes = constant(np.arange(-len(normalized_shape), 0))
@@ -161,62 +144,35 @@ def rms_norm(x: Value, normalized_shape: Shape, gamma: Value | None = None, eps:
     return y if gamma is None else op.Mul(y, gamma)
 
 
-def local_response_norm(
-    x: Value,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    data_format: str = "channels_first",
-) -> Value:
+def local_response_norm(x: Value, size: int, alpha: float, beta: float, k: float) -> Value:
     if size % 2 == 0:
         raise refuse("local_response_norm", f"LRN's window lies otherwise for an even size, got size={size}")
-    return in_channels_first(lambda y: opset().LRN(y, alpha=alpha, beta=beta, bias=k, size=size), x, data_format)
+    return opset().LRN(x, alpha=alpha, beta=beta, bias=k, size=size)
 
 
 # ---------------------------------------------------------------------------------------------------------- linear maps
-def conv(
-    x: Value,
-    weight: Value,
-    bias: Value | None = None,
-    stride: Shape = (1,),
-    padding: Shape = (0,),
-    auto_pad: str = "",
-    dilation: Shape = (1,),
-    groups: int = 1,
-    data_format: str = "channels_first",
-) -> Value:
-    shape = static_shape("conv", x, data_format)
-    pads = sides(padding, auto_pad, len(shape) - 2)
-    kernel = tuple(weight.shape[2:])
+def conv(x: Value, weight: Value, bias: Value | None, *options: Any) -> Value:
+    stride, padding, auto_pad, dilation, groups = options
+    shape, kernel = static_shape("conv", x), tuple(weight.shape[2:])
+    pads = sides(padding, auto_pad, len(kernel))
     axes = conv_window(shape, kernel, one_or_all(stride), pads, one_or_all(dilation), "channels_first").axes
-    options: dict[str, Any] = {**geometry(axes), "dilations": [a.dilation for a in axes], "group": groups}
-    return in_channels_first(lambda y: opset().Conv(y, weight, bias, **options), x, data_format)
+    return opset().Conv(x, weight, bias, **geometry(axes), dilations=[a.dilation for a in axes], group=groups)
 
 
-def conv_transpose(
-    x: Value,
-    weight: Value,
-    bias: Value | None = None,
-    stride: Shape = (1,),
-    padding: Shape = (0,),
-    output_padding: Shape = (0,),
-    dilation: Shape = (1,),
-    groups: int = 1,
-    data_format: str = "channels_first",
-) -> Value:
+def conv_transpose(x: Value, weight: Value, bias: Value | None, *options: Any) -> Value:
+    stride, padding, output_padding, dilation, groups = options
     axes = len(x.shape) - 2
 
     def full(sizes: Shape) -> list[int]:
         return list(sizes) * (axes if len(sizes) == 1 else 1)
 
     given = list(padding) if len(padding) == 2 * axes else [p for p in full(padding) for _ in range(2)]
-    options: dict[str, Any] = {"strides": full(stride), "dilations": full(dilation), "group": groups}
-    options |= {"output_padding": full(output_padding), "pads": [*given[::2], *given[1::2]]}
-    return in_channels_first(lambda y: opset().ConvTranspose(y, weight, bias, **options), x, data_format)
+    named: dict[str, Any] = {"strides": full(stride), "dilations": full(dilation), "group": groups}
+    named |= {"output_padding": full(output_padding), "pads": [*given[::2], *given[1::2]]}
+    return opset().ConvTranspose(x, weight, bias, **named)
 
 
-def linear(x: Value, weight: Value, bias: Value | None = None) -> Value:
+def linear(x: Value, weight: Value, bias: Value | None) -> Value:
     y = opset().MatMul(x, opset().Transpose(weight, perm=[1, 0]))
     return y if bias is None else opset().Add(y, bias)
 
@@ -226,7 +182,7 @@ def relu(x: Value) -> Value:
     return opset().Relu(x)
 
 
-def leaky_relu(x: Value, negative_slope: float = 0.01) -> Value:
+def leaky_relu(x: Value, negative_slope: float) -> Value:
     return opset().LeakyRelu(x, alpha=negative_slope)
 
 
@@ -238,11 +194,11 @@ def tanh(x: Value) -> Value:
     return opset().Tanh(x)
 
 
-def softmax(x: Value, axis: int = 1) -> Value:
+def softmax(x: Value, axis: int) -> Value:
     return opset().Softmax(x, axis=axis)
 
 
-def gelu(x: Value, approximate: str = "none") -> Value:
+def gelu(x: Value, approximate: str) -> Value:
     """By its equation: Gelu is an operator from opset 20 on."""
     op, one, half = opset(), scalar(x, 1.0), scalar(x, 0.5)
     if approximate == "none":

@@ -30,6 +30,7 @@ class Op:
         self.overload: Any = getattr(torch.ops.cnnlayers, self.name).default
         arguments = self.overload._schema.arguments
         self.defaults = tuple(a.default_value for a in arguments)
+        self.has_format = arguments[-1].name == "data_format"
         self.tensors = tuple(i for i, a in enumerate(arguments) if "Tensor" in str(a.type))
         self.several = len(self.overload._schema.returns) > 1
 
