@@ -41,14 +41,14 @@ def public(op: Callable[P, Any]) -> Callable[[Callable[..., Any]], Callable[P, A
                     " convert (cnnlayers.torch.revert gives it back), or use torch.export"
                 )
             bound = {**defaults, **dict(zip(names, args, strict=False)), **options}
-            left = names[len(args) :]
-            if len(args) > positional or len(bound) != len(names) or any(n not in left for n in options):
+            misfit = len(args) > positional or len(bound) != len(names)
+            if misfit or (options and any(n not in names[len(args) :] for n in options)):
                 try:
                     signature.bind(*args, **options)
                 except TypeError as error:
                     raise TypeError(f"{name}() {error}") from None
             for n in tensors:
-                if not isinstance(bound[n], torch.Tensor) and (bound[n] is not None or n not in defaults):
+                if not (bound[n] is None and n in defaults) and not isinstance(bound[n], torch.Tensor):
                     raise TypeError(f"{n} must be a torch.Tensor, got {type(bound[n]).__name__}")
             return run(**bound)
 
