@@ -133,7 +133,7 @@ def _trio(op: str, shape: tuple[int, ...], *args: Any, dtype: str = "float32", *
 
 def _norm(name: str, call: norms.Call) -> Run:
     def compute(cupy: Any) -> list[Any]:
-        x, dy, parameters = norms.drawn(call, np.random.default_rng(0), "float32")
+        x, dy, parameters = call.drawn(np.random.default_rng(0), "float32")
         with norms.device(call.device, call.threads):
             return call.both(cupy.asarray, x, dy, parameters)
 
@@ -142,7 +142,7 @@ def _norm(name: str, call: norms.Call) -> Run:
 
 def _running(call: norms.Call, cupy: Any) -> list[Any]:
     """y and the running statistics, which a second update would change."""
-    x, _, parameters = norms.drawn(call, np.random.default_rng(0), "float32")
+    x, _, parameters = call.drawn(np.random.default_rng(0), "float32")
     given = [cupy.asarray(np.abs(p) + i) for i, p in enumerate((*parameters, *parameters))]
     with norms.device(call.device, call.threads):
         return [F.batch_norm_forward(cupy.asarray(x), *given, **call.options)[0], *given[2:]]
@@ -210,7 +210,7 @@ def runs() -> tuple[Run, ...]:
         _trio("lp_pool", (2, 3, 5, 40), (2, 40)),
         _trio("lp_pool", (2, 3, 5, 40), (2, 35), 9.0, 1),
     ]
-    turns = norms.Call("rms_norm", (8, 9000), "", "", ((9000,),), {"eps": 1e-5}, norms.ALONE | ONE)
+    turns = norms.Call("rms_norm", (8, 9000), ((9000,),), {"eps": 1e-5}, device=norms.ALONE | ONE)
     last = norms.CALLS["batch last in turns"]
     part = dataclasses.replace(last, shape=(4, 9, 9, 136), device={**last.device, "MultiProcessorCount": 8})
     more = {"rms in turns": turns, "batch last with a wave that is not full": part}

@@ -84,7 +84,8 @@ def _backward(
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)`."""
     dtypes = spec.gamma_dtype, spec.beta_dtype
-    dy, x = contiguous(b, dy), contiguous(b, x)
+    dy, x, rstd = contiguous(b, dy), contiguous(b, x), contiguous(b, rstd)
+    mean = None if mean is None else contiguous(b, mean)  # array code's statistics may be in another order
     dx = b.empty(spec.rows.shape, dy.dtype)
     if not dy.size:
         return dx, *(None if p is None else b.zeros(spec.rows.parameter, p) for p in dtypes)

@@ -36,6 +36,7 @@ def _backward(
     if not dy.size:
         return dx, *(None if p is None else b.zeros(spec.rows.parameter, p) for p in dtypes)
     x = None if x is None else contiguous(b, x)
+    mean, rstd = contiguous(b, mean), contiguous(b, rstd)  # array code's statistics may be in another order
     gamma = norm_arguments.parameter(b, gamma, dtype)
     gradients = [None if p is None else b.empty(spec.rows.parameter, dtype) for p in dtypes]
     present = ((GAMMA, gamma), (DGAMMA, gradients[0]), (DBETA, gradients[1]), (HAS_X, x))

@@ -1,9 +1,9 @@
-"""What the tests of the norms' kernels share: calls that take every way over a device, and devices to take them on."""
+"""Norms: cases that take every memory layout and every way over a device, their arrays, and the devices."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,140 +16,235 @@ from cnnlayers.backends import PLANS
 from cnnlayers.kernels.cuda import norm_plan
 
 from .. import standin_cuda
-from ..implementations import numpy_dtype
+from ..implementations import Impl, names, numpy_dtype
+from .arrays import LAST
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 3e-6, "float64": 1e-11}
+MODES = [("require", "require"), ("require", "off"), ("off", "require")]  # of forward and of backward
 
 
 @dataclass(frozen=True)
-class Call:
-    """A norm of an array on a device: what the forward and the backward are to launch there.
+class Case:
+    """A norm of an array of a shape: its arguments after x, and its options."""
+
+    op: str
+    shape: tuple[int, ...]
+    args: tuple[Any, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.shape} {' '.join(self.options)}"
+
+    @property
+    def parameter(self) -> tuple[int, ...]:
+        """The shape of gamma."""
+        if self.op in ("layer_norm", "rms_norm"):
+            return tuple(np.atleast_1d(self.args[0]))
+        return (self.shape[-1 if self.options.get("data_format") == "channels_last" else 1],)
+
+    def parameters(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Gamma, and beta but for RMS norm."""
+        return [rng.normal(1.0, 0.5, self.parameter) for _ in range(1 if self.op == "rms_norm" else 2)]
+
+    def drawn(self, rng: np.random.Generator, dtype: str = "float64", mean: float = 2.0) -> list[Any]:
+        """x, dy, and the parameters in float32."""
+        x, dy = rng.normal(mean, 1.5, self.shape), rng.normal(size=self.shape)
+        arrays = [a.astype(numpy_dtype(dtype)) for a in (x, dy)]
+        return [*arrays, [p.astype("float32") for p in self.parameters(rng)]]
+
+    def forward(self, x: Any, *parameters: Any, **options: Any) -> tuple[Any, Any]:
+        return getattr(F, f"{self.op}_forward")(x, *self.args, *parameters, **self.options | options)
+
+    def inference(self, x: Any, *parameters: Any, **options: Any) -> Any:
+        return getattr(F, self.op)(x, *self.args, *parameters, **self.options | options)
+
+    def backward(self, dy: Any, ctx: Any) -> tuple[Any, ...]:
+        return getattr(F, f"{self.op}_backward")(dy, ctx)
+
+    def both(
+        self,
+        array: Callable[[Any], Any],
+        x: Any,
+        dy: Any,
+        parameters: Any,
+        modes: tuple[str, str] = MODES[0],
+    ) -> list[Any]:
+        """y, dx, dgamma and dbeta; `array` makes the arrays, `modes` are those of forward and of backward."""
+        given = [None if p is None else array(p) for p in parameters]
+        options = {key: array(v) if isinstance(v, np.ndarray) else v for key, v in self.options.items()}
+        with kernels.mode(modes[0]):
+            y, ctx = self.forward(array(x), *given, **options)
+        with kernels.mode(modes[1]):
+            return [y, *self.backward(array(dy), ctx)]
+
+    def exact(self, x: Any, dy: Any, parameters: Any) -> list[Any]:
+        """The array code's, in float64."""
+        with np.errstate(all="ignore"):  # infinities, and numbers near the largest
+            return self.both(lambda a: np.asarray(a, np.float64), x, dy, parameters, ("off", "off"))
+
+    def on(self, kernel: Impl) -> list[contextlib.AbstractContextManager[Any]]:
+        """The settings that it is to run in there."""
+        if kernel.name != "cpu":
+            return [contextlib.nullcontext([])] if kernel.name == "gpu" else [device()]
+        return [contextlib.nullcontext([]), many_pieces()]
+
+
+@dataclass(frozen=True)
+class Call(Case):
+    """A case on a device: what the forward and the backward are to launch there.
 
     threads: of the largest block, where fewer than a device's let a small array overflow it.
     """
 
-    op: str
-    shape: tuple[int, ...]
-    forward: str
-    backward: str
-    args: tuple[Any, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    launches: tuple[str, str] = ("", "")
     device: dict[str, int] = field(default_factory=dict)
     threads: int = 64
 
-    @property
-    def parameter(self) -> tuple[int, ...]:
-        if self.op in ("layer_norm", "rms_norm"):
-            return tuple(self.args[0])
-        return (self.shape[-1 if self.options.get("data_format") == "channels_last" else 1],)
-
-    def both(self, array: Any, x: np.ndarray, dy: np.ndarray, parameters: Any, **options: Any) -> list[Any]:
-        """y, dx, dgamma and dbeta; `array` makes the arrays."""
-        given = [None if p is None else array(p) for p in parameters[: 1 if self.op == "rms_norm" else 2]]
-        y, ctx = getattr(F, f"{self.op}_forward")(array(x), *self.args, *given, **self.options | options)
-        return [y, *getattr(F, f"{self.op}_backward")(array(dy), ctx)]
+    def on(self, kernel: Impl) -> list[contextlib.AbstractContextManager[Any]]:
+        return [device(self.device, self.threads)] if kernel.name == "standin" else super().on(kernel)
 
 
-LAST = {"data_format": "channels_last"}
 TRAIN = {"training": True}
+RUNNING = {"running_mean": np.full(6, 0.5), "running_var": np.full(6, 2.0)}
+# Each memory layout of the CPU kernels.
+LAYOUTS = {
+    "segments": Case("batch_norm", (3, 6, 5, 7), options=TRAIN),
+    "one segment": Case("batch_norm", (1, 1, 601), options=TRAIN),
+    "blocks of channels": Case("batch_norm", (3, 19, 5, 7), options=TRAIN),
+    "blocks of long segments": Case("batch_norm", (2, 17, 2500), options=TRAIN),
+    "short segments": Case("batch_norm", (37, 6, 2), options=TRAIN),
+    "columns": Case("batch_norm", (70, 80), options=TRAIN),
+    "folded columns": Case("batch_norm", (8, 4, 5, 3), options=TRAIN | LAST),
+    "odd columns": Case("batch_norm", (3, 7, 5), options=TRAIN | LAST),
+    "running statistics": Case("batch_norm", (3, 6, 5, 7), options=RUNNING),
+    "running statistics, channels last": Case("batch_norm", (3, 5, 7, 6), options=RUNNING | LAST),
+    "running statistics, no spatial axis": Case("batch_norm", (9, 6), options=RUNNING),
+    "cached rows": Case("group_norm", (5, 12, 5, 5), (4,)),
+    "few rows": Case("group_norm", (2, 6, 4, 5), (2,)),
+    "groups of short channels": Case("group_norm", (20, 6, 3), (2,)),
+    "flat groups": Case("group_norm", (3, 8), (2,)),
+    "groups of columns": Case("group_norm", (3, 4, 5, 6), (2,), LAST),
+    "instances": Case("instance_norm", (4, 6, 5, 5)),
+    "short instances": Case("instance_norm", (4, 6, 3)),
+    "instances of columns": Case("instance_norm", (4, 5, 6), options=LAST),
+    "cells": Case("layer_norm", (9, 5, 1100), (1100,)),
+    "cells, not centred": Case("rms_norm", (300, 33), (33,), {"eps": 1e-5}),
+}
+EACH_LAYOUT = pytest.mark.parametrize("case", LAYOUTS.values(), ids=list(LAYOUTS))
+
 TIGHT = {"MaxSharedMemoryPerBlockOptin": 2048}
 SNUG = {"MaxSharedMemoryPerBlockOptin": 10_000}
 ALONE = TIGHT | {"CooperativeLaunch": 0, "L2CacheSize": 40_000}
+# Each way over a device of the CUDA kernels, and what they launch forward and backward.
 CALLS = {
-    "batch in lanes": Call("batch_norm", (3, 5, 2, 4), "norm_forward", "norm_backward", options=TRAIN),
-    "batch in blocks": Call("batch_norm", (3, 5, 9, 8), "norm_forward", "norm_backward", options=TRAIN),
-    "batch in shared memory": Call("batch_norm", (4, 3, 32, 24), "norm_forward", "norm_backward", options=TRAIN),
+    "batch in lanes": Call("batch_norm", (3, 5, 2, 4), options=TRAIN, launches=("norm_forward", "norm_backward")),
+    "batch in blocks": Call("batch_norm", (3, 5, 9, 8), options=TRAIN, launches=("norm_forward", "norm_backward")),
+    "batch in shared memory": Call(
+        "batch_norm", (4, 3, 32, 24), options=TRAIN, launches=("norm_forward", "norm_backward")
+    ),
     "batch in a grid": Call(
-        "batch_norm", (5, 2, 24, 24), "cooperative_forward", "cooperative_backward", options=TRAIN, device=TIGHT
+        "batch_norm",
+        (5, 2, 24, 24),
+        options=TRAIN,
+        launches=("cooperative_forward", "cooperative_backward"),
+        device=TIGHT,
     ),
     "batch in turns": Call(
         "batch_norm",
         (3, 5, 28, 28),
-        "cooperative_forward",
-        "cooperative_backward",
         options=TRAIN,
+        launches=("cooperative_forward", "cooperative_backward"),
         device=TIGHT | {"MultiProcessorCount": 8},
     ),
     "batch in two launches": Call(
         "batch_norm",
         (3, 4, 28, 28),
-        "norm_moments norm_apply",
-        "norm_sums norm_backward_apply",
         options=TRAIN,
+        launches=("norm_moments norm_apply", "norm_sums norm_backward_apply"),
         device=ALONE,
     ),
-    "batch flat": Call("batch_norm", (37, 12), "channels_last_forward", "channels_last_backward", options=TRAIN),
+    "batch flat": Call(
+        "batch_norm", (37, 12), options=TRAIN, launches=("channels_last_forward", "channels_last_backward")
+    ),
     "batch last in a grid": Call(
         "batch_norm",
         (4, 14, 14, 12),
-        "cooperative_channels_last_forward",
-        "cooperative_channels_last_backward",
         options=TRAIN | LAST,
+        launches=("cooperative_channels_last_forward", "cooperative_channels_last_backward"),
         device=SNUG,
     ),
     "batch last in turns": Call(
         "batch_norm",
         (4, 9, 9, 200),
-        "cooperative_channels_last_forward",
-        "cooperative_channels_last_backward",
         options=TRAIN | LAST,
+        launches=("cooperative_channels_last_forward", "cooperative_channels_last_backward"),
         device=SNUG,
     ),
     "batch last in three launches": Call(
         "batch_norm",
         (4, 14, 14, 20),
-        "channels_last_moments channels_last_finish channels_last_apply",
-        "channels_last_sums channels_last_backward_finish channels_last_backward_apply",
         options=TRAIN | LAST,
+        launches=(
+            "channels_last_moments channels_last_finish channels_last_apply",
+            "channels_last_sums channels_last_backward_finish channels_last_backward_apply",
+        ),
         device=ALONE,
     ),
-    "instance": Call("instance_norm", (3, 4, 6, 8), "norm_forward", "norm_backward parameter_gradients"),
+    "instance": Call("instance_norm", (3, 4, 6, 8), launches=("norm_forward", "norm_backward parameter_gradients")),
     "instance last": Call(
         "instance_norm",
         (3, 6, 8, 4),
-        "channels_last_forward",
-        "channels_last_backward parameter_gradients",
         options=LAST,
+        launches=("channels_last_forward", "channels_last_backward parameter_gradients"),
     ),
-    "group": Call("group_norm", (3, 6, 7, 7), "norm_forward", "group_norm_backward parameter_gradients", (2,)),
+    "group": Call(
+        "group_norm", (3, 6, 7, 7), (2,), launches=("norm_forward", "group_norm_backward parameter_gradients")
+    ),
     "group in shared memory": Call(
-        "group_norm", (3, 6, 20, 20), "norm_forward", "group_norm_backward parameter_gradients", (3,)
+        "group_norm", (3, 6, 20, 20), (3,), launches=("norm_forward", "group_norm_backward parameter_gradients")
     ),
     "group in two launches": Call(
         "group_norm",
         (2, 6, 28, 28),
-        "norm_moments norm_apply",
-        "norm_sums norm_backward_apply parameter_gradients",
         (2,),
+        launches=("norm_moments norm_apply", "norm_sums norm_backward_apply parameter_gradients"),
         device=ALONE,
     ),
     "group last": Call(
         "group_norm",
         (2, 6, 8, 12),
-        "channels_last_moments channels_last_finish channels_last_apply",
-        "channels_last_sums channels_last_backward_finish channels_last_backward_apply parameter_gradients",
         (4,),
-        options=LAST,
+        LAST,
+        launches=(
+            "channels_last_moments channels_last_finish channels_last_apply",
+            "channels_last_sums channels_last_backward_finish channels_last_backward_apply parameter_gradients",
+        ),
     ),
     "layer in lanes": Call(
-        "layer_norm", (37, 24), "norm_forward", "layer_norm_backward reduce_parameter_gradients", ((24,),)
+        "layer_norm", (37, 24), ((24,),), launches=("norm_forward", "layer_norm_backward reduce_parameter_gradients")
     ),
     "layer in blocks": Call(
-        "layer_norm", (9, 9, 104), "norm_forward", "layer_norm_backward reduce_parameter_gradients", ((9, 104),)
+        "layer_norm",
+        (9, 9, 104),
+        ((9, 104),),
+        launches=("norm_forward", "layer_norm_backward reduce_parameter_gradients"),
     ),
     "layer in two launches": Call(
-        "layer_norm", (5, 2200), "norm_forward", "layer_norm_sums layer_norm_apply", ((2200,),)
+        "layer_norm", (5, 2200), ((2200,),), launches=("norm_forward", "layer_norm_sums layer_norm_apply")
     ),
     "rms": Call(
-        "rms_norm", (21, 40), "norm_forward", "layer_norm_backward reduce_parameter_gradients", ((40,),), {"eps": 1e-5}
+        "rms_norm",
+        (21, 40),
+        ((40,),),
+        {"eps": 1e-5},
+        launches=("norm_forward", "layer_norm_backward reduce_parameter_gradients"),
     ),
     "rms in a grid": Call(
         "rms_norm",
         (2, 2400),
-        "cooperative_forward",
-        "layer_norm_sums layer_norm_apply",
         ((2400,),),
         {"eps": 1e-5},
+        launches=("cooperative_forward", "layer_norm_sums layer_norm_apply"),
         device=TIGHT,
     ),
 }
@@ -172,18 +267,16 @@ def device(
     PLANS.clear()
 
 
-def names(made: list[standin_cuda.Launch]) -> list[str]:
-    """The kernels of launches in their order; those of several turns are told once."""
-    return list(dict.fromkeys(launch.name.partition("<")[0] for launch in made))
+@contextlib.contextmanager
+def many_pieces() -> Iterator[list[Any]]:
+    """The CPU kernels cut every array into many pieces and chunks."""
+    from cnnlayers.kernels.cpu import norm_layout, parallel
 
-
-def drawn(call: Call, rng: np.random.Generator, dtype: str = "float64", mean: float = 2.0) -> list[Any]:
-    """x, dy, and gamma and beta."""
-    x, dy = (
-        rng.normal(mean, 1.5, call.shape).astype(numpy_dtype(dtype)),
-        rng.normal(size=call.shape).astype(numpy_dtype(dtype)),
-    )
-    return [x, dy, [rng.normal(1.0, 0.5, call.parameter).astype("float32") for _ in range(2)]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm_layout, "PIECE_BYTES", 64)
+        patch.setattr(norm_layout, "CACHED_ROW_BYTES", 300)
+        patch.setattr(parallel, "CHUNK_BYTES", 500)
+        yield []
 
 
 def on_device(cupy: Any, call: Call, *arrays: Any, **emulation: Any) -> tuple[list[Any], list[str]]:
@@ -191,12 +284,6 @@ def on_device(cupy: Any, call: Call, *arrays: Any, **emulation: Any) -> tuple[li
     with device(call.device, call.threads, **emulation) as made:
         found = [None if a is None else a.get() for a in call.both(cupy.asarray, *arrays)]
     return found, names(made)
-
-
-def expected(call: Call, x: np.ndarray, dy: np.ndarray, parameters: list[np.ndarray]) -> list[Any]:
-    """The portable code's, in float64."""
-    with kernels.mode("off"):
-        return call.both(lambda a: np.asarray(a, np.float64), x, dy, parameters)
 
 
 def check(found: list[Any], wanted: list[Any], dtype: str, scale: float = 1.0) -> None:
