@@ -240,6 +240,8 @@ def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
         return whole and runs, kernel.template == "im2col" or (whole and runs)
     if kernel.stem == "pad":
         return whole, True
+    if kernel.stem == "pad_rows":
+        return False, whole
     return whole, whole and kernel.template not in STORES_SUMS
 
 

@@ -155,7 +155,8 @@ POOLS = ("avg_pool", "avg_pool_tiled", "avg_pool_planes")
 STEMS = {  # the sources that an op's launchers may take; those of norms otherwise
     **dict.fromkeys(("max_pool", "adaptive_max_pool"), ("max_pool", "max_pool_tiled")),
     **dict.fromkeys(("avg_pool", "sum_pool", "adaptive_avg_pool"), POOLS),
-    **{stem: (stem,) for stem in ("max_unpool", "pad", "lp_pool", "local_response_norm")},
+    **{stem: (stem,) for stem in ("max_unpool", "lp_pool", "local_response_norm")},
+    "pad": ("pad", "pad_rows"),
     **dict.fromkeys(("relu", "leaky_relu", "gelu", "sigmoid", "tanh", "dropout"), ("activations",)),
     "conv": ("im2col",),
     "softmax_cross_entropy": ("cross_entropy",),
@@ -194,6 +195,7 @@ def runs() -> tuple[Run, ...]:
         _trio("pad", (2, 3, 5, 8), ((1, 0), (0, -1)), "edge"),
         _trio("pad", (2, 3, 4, 5, 4), 1, "reflect"),
         _trio("pad", (2, 5, 7, 8), 2, "reflect", **LAST),
+        _trio("pad", (1, 3, 5, 3), 1, "constant", **LAST),
         _trio("pad", (1, 2, 30, 64), 3, "symmetric"),
         _trio("conv", (2, 4, 9, 12), (8, 4, 3, 3), None, 1, 1),
         _trio("conv", (2, 9, 8, 12), (8, 12, 3, 3), None, 2, 1, 2, **LAST),

@@ -323,7 +323,7 @@ def test_a_wrong_instruction_would_show(monkeypatch: pytest.MonkeyPatch) -> None
 # ------------------------------------------------------------------------------------------------------------ the table
 # The least bound of any launch, at 32×64×56² in half precision: what the machine code allows whatever the memory does.
 LEAST_BOUND = {
-    "max_pool": 0.35, "avg_pool": 0.6, "adaptive_avg_pool": 0.85, "pad": 0.16, "batch_norm": 0.95, "group_norm": 0.6,
+    "max_pool": 0.95, "avg_pool": 0.9, "adaptive_avg_pool": 0.85, "pad": 0.83, "batch_norm": 0.95, "group_norm": 0.6,
     "max_unpool": 0.95, "layer_norm": 0.95, "rms_norm": 0.95,
 }  # fmt: skip
 SMALLER = [c for c in table.CALLS if 112 not in c.shape and c.args != ((8192,),)]

@@ -14,7 +14,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveWindow, Average
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, grid_size, offset_types, prepared
+from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, divisor, grid_size, offset_types, prepared
 from .window import (
     aligned_pack_cells,
     axes,
@@ -28,6 +28,7 @@ from .window import (
 )
 
 Array = Any
+MAX_HALF_DIVISOR = 2**16  # of sums of halves in avg_pool_tiled.cu
 WARPS = 8  # of a long plane
 
 
@@ -104,7 +105,7 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int) -> Pass
     if divisor is not None:
         narrow = () if forward else ((aligned_to, dtype.itemsize),)
         cells = aligned_pack_cells(window, dtype.itemsize, aligned_to if forward else PACK_BYTES, *narrow)
-        if cells:
+        if cells and (dtype.itemsize > 2 or abs(divisor) < MAX_HALF_DIVISOR):
             return Pass(call.tiled(cells), shape)
         if _whole_planes(window):
             return Pass(call.whole_planes(aligned_to if forward else PACK_BYTES), shape)
@@ -142,11 +143,11 @@ class _Call:
     def tiled(self, cells: int) -> Launch:
         """A kernel of avg_pool_tiled.cu: a thread a pack of `cells` cells, in the rows of y or the tiles of x."""
         (offset, integer), (h, w) = self.offsets, self.window.axes
-        tile_rows = -(-h.length // h.stride)
-        packs, rows = w.length // cells, h.out if self.forward else tile_rows
-        heights = (h.length, h.out) if self.forward else (h.length, tile_rows, h.out)
-        threads = planes(self.window) * rows * packs
-        sizes = (self.real, integer(threads), integer(packs), *map(np.int32, heights))
+        packs, rows = w.length // cells, h.out if self.forward else -(-h.length // h.stride)
+        lines = -(-rows // 2) if (h.kernel, h.stride) == (3, 1) else rows  # avg_pool_tiled.cu's ROWS
+        threads = planes(self.window) * lines * packs
+        heights = np.int32(h.length), np.int32(h.out)
+        sizes = (self.real, integer(threads), integer(packs), *heights, *divisor(packs), *divisor(lines))
         kind = "sum_pool_tiled" if self.forward else "sum_pool_tiled_backward"
         instance = instance_name(kind, self.element, w.kernel, w.stride, cells, offset)
         return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), BLOCK, sizes)

@@ -14,10 +14,22 @@
 // Source    the portable code in functional/avg_pool.py; the tests compare these kernels with it.
 #include "common.cuh"
 
-// The sum over the divisor.
-template <typename S> __device__ __forceinline__ S averaged(S sum, S divisor) {
-  return divisor == S(1) ? sum : quotient(sum, divisor);
-}
+// Sums over the divisor. Of half precision they are 0 or not small, and launchers check that the divisor is an integer below
+// 2**16: then the product with the reciprocal, corrected by what it leaves, is the quotient to the last bit.
+template <typename T> struct Quotients {
+  using A = typename Sum<T>::type;
+  A divisor, reciprocal;
+
+  __device__ __forceinline__ explicit Quotients(A divisor) : divisor(divisor), reciprocal(quotient(A(1), divisor)) {}
+  __device__ __forceinline__ A operator()(A sum) const {
+    if constexpr (sizeof(T) == 2 && Infinity<T>::value == 0x7c00) {
+      const A near = sum * reciprocal, exact = __fmaf_rn(__fmaf_rn(-near, divisor, sum), reciprocal, near);
+      return fabsf(sum) < A(1e38) ? exact : near;  // infinity and NaN leave NaN
+    } else {
+      return divisor == A(1) ? sum : quotient(sum, divisor);
+    }
+  }
+};
 
 // N cells in a row: a pack of C from `cells` on, `Before` cells before it and the others behind it; 0 where there are none.
 template <typename T, int C, int Before, int N> struct Cells {
@@ -36,58 +48,72 @@ template <typename T, int C, int Before, int N> struct Cells {
   }
 };
 
-// n = planes * oh * row.
+// Rows of windows, or of tiles, of a thread: two share the rows that they load.
+template <int K, int S> constexpr int ROWS = K == 3 && S == 1 ? 2 : 1;
+
+// n = planes * lines * row with lines = ceil(oh / ROWS).
 template <typename T, int K, int S, int C, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool_tiled(const T* __restrict__ x, Pack<T, C / S>* __restrict__ y,
-    typename Sum<T>::type divisor, I n, I row, int h, int oh) {
-  constexpr int V = C / S, P = (K - S + 1) / 2, N = C + K - S;
+    typename Sum<T>::type divisor, I n, I row, int h, int oh, DIVISOR(row), DIVISOR(lines)) {
+  constexpr int V = C / S, P = (K - S + 1) / 2, N = C + K - S, R = ROWS<K, S>;
   using A = typename Sum<T>::type;
+  const Divisor<I> by_row = LOAD_DIVISOR(row, row), by_lines = LOAD_DIVISOR(lines, I((oh + R - 1) / R));
+  const Quotients<T> quotients(divisor);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const I line = i / row, plane = line / I(oh), j = i - line * row;
-    const int top = int(line - plane * I(oh)) * S - P;
-    Cells<T, C, P, N> rows[K];
+    const I line = by_row.quotient(i), plane = by_lines.quotient(line), j = i - line * row;
+    const int first = int(line - plane * by_lines.number) * R, top = first * S - P;
+    Cells<T, C, P, N> rows[K + R - 1];
 #pragma unroll
-    for (int ty = 0; ty < K; ++ty) {
+    for (int ty = 0; ty < K + R - 1; ++ty) {
       const int r = top + ty;
       rows[ty].load(x + ((plane * I(h) + I(r)) * row + j) * C, r >= 0 && r < h, j == 0, j + 1 == row);
     }
-    Pack<T, V> out;
+    Pack<T, V> out[R];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      A sum = 0;
+      A runs[K + R - 1];  // of a row's cells
 #pragma unroll
-      for (int ty = 0; ty < K; ++ty) {
-        A run = 0;
+      for (int ty = 0; ty < K + R - 1; ++ty) {
+        runs[ty] = rows[ty][S * v];
 #pragma unroll
-        for (int tx = 0; tx < K; ++tx) run = plus(run, rows[ty][S * v + tx]);
-        sum = plus(sum, run);
+        for (int tx = 1; tx < K; ++tx) runs[ty] = plus(runs[ty], rows[ty][S * v + tx]);
       }
-      out.v[v] = narrow<T>(averaged(sum, divisor));
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        A sum = runs[r];
+#pragma unroll
+        for (int ty = 1; ty < K; ++ty) sum = plus(sum, runs[r + ty]);
+        out[r].v[v] = narrow<T>(quotients(plus(sum, A(0))));  // sums begin with 0: of -0 alone they are +0
+      }
     }
-    y[i] = out;
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+      if (r == 0 || first + r < oh) y[(plane * I(oh) + I(first + r)) * row + j] = out[r];
   }
 }
 
-// n = planes * tile_rows * row with tile_rows = ceil(h / S).
+// n = planes * lines * row with lines = ceil(tile_rows / ROWS), tile_rows = ceil(h / S).
 template <typename T, int K, int S, int C, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool_tiled_backward(const T* __restrict__ dy, Pack<T, C>* __restrict__ dx,
-    typename Sum<T>::type divisor, I n, I row, int h, int tile_rows, int oh) {
-  constexpr int V = C / S, P = (K - S + 1) / 2;
+    typename Sum<T>::type divisor, I n, I row, int h, int oh, DIVISOR(row), DIVISOR(lines)) {
+  constexpr int V = C / S, P = (K - S + 1) / 2, R = ROWS<K, S>;
   constexpr int Before = (K - 1 - P) / S, Behind = (S - 1 + P) / S;  // windows of neighbouring tiles that reach into this one
   constexpr int N = Before + V + Behind;
   using A = typename Sum<T>::type;
+  const Divisor<I> by_row = LOAD_DIVISOR(row, row), by_lines = LOAD_DIVISOR(lines, I(((h + S - 1) / S + R - 1) / R));
+  const Quotients<T> quotients(divisor);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const I line = i / row, plane = line / I(tile_rows), j = i - line * row;
-    const int tile_row = int(line - plane * I(tile_rows));
-    Cells<T, V, Before, N> rows[Before + 1 + Behind];
+    const I line = by_row.quotient(i), plane = by_lines.quotient(line), j = i - line * row;
+    const int first = int(line - plane * by_lines.number) * R;  // of the tile's rows
+    Cells<T, V, Before, N> rows[Before + R + Behind];
 #pragma unroll
-    for (int dr = -Before; dr <= Behind; ++dr) {
-      const int o = tile_row + dr;
+    for (int dr = -Before; dr < R + Behind; ++dr) {
+      const int o = first + dr;
       rows[Before + dr].load(dy + ((plane * I(oh) + I(o)) * row + j) * V, o >= 0 && o < oh, j == 0, j + 1 == row);
     }
-    A sum[S][C] = {};
+    A sum[R * S][C] = {};
 #pragma unroll
-    for (int dr = -Before; dr <= Behind; ++dr)
+    for (int dr = -Before; dr < R + Behind; ++dr)
 #pragma unroll
       for (int o = 0; o < N; ++o) {
         const A g = rows[Before + dr][o];
@@ -96,13 +122,13 @@ __global__ void __launch_bounds__(256, 4) sum_pool_tiled_backward(const T* __res
 #pragma unroll
           for (int tx = 0; tx < K; ++tx) {
             const int r = S * dr - P + ty, c = S * (o - Before) - P + tx;
-            if (r >= 0 && r < S && c >= 0 && c < C) sum[r][c] = plus(sum[r][c], g);
+            if (r >= 0 && r < R * S && c >= 0 && c < C) sum[r][c] = plus(sum[r][c], g);
           }
       }
     if constexpr (K == S) {  // the cells of a window have the same gradient
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const A share = averaged(sum[0][S * v], divisor);
+        const A share = quotients(sum[0][S * v]);
 #pragma unroll
         for (int r = 0; r < S; ++r)
 #pragma unroll
@@ -110,12 +136,12 @@ __global__ void __launch_bounds__(256, 4) sum_pool_tiled_backward(const T* __res
       }
     }
 #pragma unroll
-    for (int r = 0; r < S; ++r) {
-      if (S * tile_row + r >= h) continue;
+    for (int r = 0; r < R * S; ++r) {
+      if (S * first + r >= h) continue;
       Pack<T, C> out;
 #pragma unroll
-      for (int c = 0; c < C; ++c) out.v[c] = narrow<T>(K == S ? sum[r][c] : averaged(sum[r][c], divisor));
-      dx[(plane * I(h) + I(S * tile_row + r)) * row + j] = out;
+      for (int c = 0; c < C; ++c) out.v[c] = narrow<T>(K == S ? sum[r][c] : quotients(sum[r][c]));
+      dx[(plane * I(h) + I(S * first + r)) * row + j] = out;
     }
   }
 }

@@ -65,6 +65,20 @@ template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
   T v[V];
 };
 
+// Division by a number that a whole launch shares. 32 bits: by a multiplication, right below 2**31 (launch.py's `divisor`
+// gives the multiplier, 2**(31 + shift) / number rounded up, with 2**shift >= number).
+template <typename I> struct Divisor {
+  I number;
+  unsigned multiplier, shift;
+
+  __device__ __forceinline__ I quotient(I i) const {
+    if constexpr (sizeof(I) == 4) return __umulhi(2 * i, multiplier) >> shift;
+    else return i / number;
+  }
+};
+#define DIVISOR(a) unsigned a##_multiplier, unsigned a##_shift
+#define LOAD_DIVISOR(a, number) {number, a##_multiplier, a##_shift}
+
 // The signed integer of a type's size, and its bits: for order and equality without flushing.
 template <int Bytes> struct Bits;
 template <> struct Bits<1> {

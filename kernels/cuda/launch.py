@@ -53,6 +53,12 @@ def offset_types(*sizes: int) -> tuple[str, type[np.uint32] | type[np.uint64]]:
     return ("unsigned", np.uint32) if max(sizes) < 2**31 else ("unsigned long long", np.uint64)
 
 
+def divisor(number: int) -> tuple[np.uint32, np.uint32]:
+    """The multiplier and the shift of common.cuh's Divisor."""
+    shift = (number - 1).bit_length()
+    return np.uint32(-(-(1 << 31 + shift) // number)), np.uint32(shift)
+
+
 def grid_size(b: Backend, threads: int, block: int = BLOCK) -> int:
     """Blocks for so many threads, at most WAVES times what the device runs at once: kernels loop over a larger
     array."""

@@ -16,7 +16,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, grid_size, offset_types, prepared
+from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, divisor, grid_size, offset_types, prepared
 from .window import aligned_pack_cells, axes, inner, is_adaptive, is_wide, planes, too_large
 
 Array = Any
@@ -148,7 +148,7 @@ def _make_forward(
     if packs:
         h, row = window.axes[0], window.layout.shape[-1] // packs
         threads = planes(window) * h.out * row
-        scalars = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out))
+        scalars = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out), *divisor(row), *divisor(h.out))
     else:
         warp, number = _warp_per_window(window, ties), math.prod(y)
         threads = number * (32 if warp else 1)
@@ -184,7 +184,8 @@ def _make_backward(
         tile_rows = -(-h.length // h.stride)
         threads, in_all = planes(window) * tile_rows * row, planes(window) * h.out * row
         counts = (integer(threads), integer(in_all), integer(row))
-        scalars = (np.int32(ties == "split"), *counts, *map(np.int32, (h.length, tile_rows, h.out)))
+        heights = map(np.int32, (h.length, tile_rows, h.out))
+        scalars = (np.int32(ties == "split"), *counts, *heights, *divisor(row), *divisor(tile_rows))
     elif _uses_scatter(window):
         threads = windows
         scalars = (rule, integer(threads), integer(inner(window)), *axes(window))

@@ -26,11 +26,32 @@ template <typename I> struct Windows {
   bool first, last;  // whether the windows touch the left edge, the right edge
 };
 
-// `rank` of a 16-bit float in the upper half of an integer.
-template <typename T> __device__ __forceinline__ int rank_above(T v) {
-  constexpr int NaN = (Infinity<T>::value + 1) << 16;
-  const int word = int(unsigned(bits(v)) << 16), magnitude = word & 0x7fff0000;
-  return magnitude >= NaN ? NaN : word < 0 ? -magnitude : magnitude;
+// Two 16-bit floats: -0 becomes +0 and any NaN 0x7fff.
+template <typename T> __device__ __forceinline__ unsigned plus_zero(unsigned pair) {
+#if !defined(SIMT_HOST) && __CUDA_ARCH__ >= 800
+  unsigned sum;
+  if constexpr (Infinity<T>::value == 0x7c00) asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(pair), "r"(0u));
+  else asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(pair), "r"(0x3f803f80u), "r"(0u));  // times 1
+  return sum;
+#else
+  const auto canonical = [](unsigned v) {
+    const unsigned magnitude = v & 0x7fffu;
+    return magnitude > unsigned(Infinity<T>::value) ? 0x7fffu : magnitude ? v : 0u;
+  };
+  return canonical(pair & 0xffffu) | canonical(pair >> 16) << 16;
+#endif
+}
+
+// Two 16-bit floats, without NaN and -0 but for 0x7fff, as two 16-bit integers of the same order; and back. The magnitudes
+// of negative ones are complemented.
+__device__ __forceinline__ unsigned rank_pair(unsigned pair) {
+#ifndef SIMT_HOST
+  unsigned signs;  // of each, in all of its bits
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(signs) : "r"(pair));
+#else
+  const unsigned signs = (pair >> 15 & 0x00010001u) * 0xffffu;
+#endif
+  return pair ^ (signs & 0x7fff7fffu);
 }
 
 // Of V windows of 16-bit floats the maxima and their taps: one integer holds a cell's rank above its place in C order, so that
@@ -39,18 +60,19 @@ template <typename T, int K, int S, int C, typename I> __device__ __forceinline_
     const T* __restrict__ x, const Windows<I>& at, Pack<T, C / S>& best, unsigned (&taps)[C / S]) {
   constexpr int V = C / S, P = (K - S + 1) / 2, Behind = K - S - P;
   constexpr int BelowAll = -2147483647 - 1;
-  Pack<T, C> own[K];
-  T before[K] = {}, behind[K] = {};
+  Pack<unsigned, C / 2> own[K];  // pairs of cells
+  unsigned short before[K] = {}, behind[K] = {};
 #pragma unroll
   for (int ty = 0; ty < K; ++ty) {
     own[ty] = {};
     if (at.top + ty < 0 || at.top + ty >= at.h) continue;
     const T* cells = x + (at.start + I(ty) * at.width + P);
-    own[ty] = *reinterpret_cast<const Pack<T, C>*>(cells);
-    if (P && !at.first) before[ty] = cells[-1];
-    if (Behind && !at.last) behind[ty] = cells[C];
+    own[ty] = *reinterpret_cast<const Pack<unsigned, C / 2>*>(cells);
+    if (P && !at.first) before[ty] = bits(cells[-1]);
+    if (Behind && !at.last) behind[ty] = bits(cells[C]);
   }
   int keys[V];
+  unsigned lost = 0;  // bits that ranks do not have
 #pragma unroll
   for (int v = 0; v < V; ++v) keys[v] = BelowAll;
 #pragma unroll
@@ -58,10 +80,17 @@ template <typename T, int K, int S, int C, typename I> __device__ __forceinline_
     if (at.top + ty < 0 || at.top + ty >= at.h) continue;
     int key[P + C + Behind];
 #pragma unroll
-    for (int c = 0; c < P + C + Behind; ++c) {
-      const T value = c < P ? before[ty] : c < P + C ? own[ty].v[c - P] : behind[ty];
-      key[c] = rank_above(value);
-      if ((c < P && at.first) || (c >= P + C && at.last)) key[c] = BelowAll;
+    for (int c = 0; c < C; c += 2) {
+      const unsigned pair = own[ty].v[c / 2], values = plus_zero<T>(pair), ranks = rank_pair(values);
+      lost |= pair ^ values;
+      key[P + c] = int(ranks << 16);
+      key[P + c + 1] = int(ranks & 0xffff0000u);
+    }
+    if constexpr (P + Behind > 0) {
+      const unsigned pair = behind[ty] | unsigned(before[ty]) << 16, values = plus_zero<T>(pair), ranks = rank_pair(values);
+      lost |= pair ^ values;
+      if (P) key[0] = at.first ? BelowAll : int(ranks & 0xffff0000u);
+      if (Behind) key[P + C + Behind - 1] = at.last ? BelowAll : int(ranks << 16);
     }
 #pragma unroll
     for (int v = 0; v < V; ++v)
@@ -69,24 +98,33 @@ template <typename T, int K, int S, int C, typename I> __device__ __forceinline_
       for (int tx = 0; tx < K; ++tx) keys[v] = max(keys[v], key[S * v + tx] + (15 - ty * K - tx));
   }
 #pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const unsigned tap = 15u - (unsigned(keys[v]) & 15u), ty = tap * 11u / 32u;
-    static_assert(K <= 3, "tap * 11 / 32 is tap / 3 up to 9");
-    taps[v] = tap;
-    best.v[v] = K == 3 ? x[at.start + I(ty) * at.width + I(tap - 3 * ty + S * v)]
-                       : x[at.start + I(tap / K) * at.width + I(tap % K + S * v)];
+  for (int v = 0; v < V; v += 2) {
+    const unsigned low = unsigned(keys[v]) >> 16, high = v + 1 < V ? unsigned(keys[v + 1]) & 0xffff0000u : 0u;
+    const unsigned values = rank_pair(low | high);
+    memcpy(&best.v[v], &values, v + 1 < V ? 4 : 2);
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v) taps[v] = 15u - (unsigned(keys[v]) & 15u);
+  if (lost) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const unsigned ty = K == 3 ? taps[v] * 11u / 32u : taps[v] / K;
+      static_assert(K <= 3, "tap * 11 / 32 is tap / 3 up to 9");
+      best.v[v] = x[at.start + I(ty) * at.width + I(taps[v] - K * ty + S * v)];
+    }
   }
 }
 
 // n = planes * oh * row.
 template <typename T, int K, int S, int C, int Saved, typename I>
 __global__ void __launch_bounds__(256, 4) max_pool_tiled(const T* __restrict__ x, Pack<T, C / S>* __restrict__ y,
-    Pack<unsigned char, C / S>* __restrict__ saved, I n, I row, int h, int oh) {
+    Pack<unsigned char, C / S>* __restrict__ saved, I n, I row, int h, int oh, DIVISOR(row), DIVISOR(oh)) {
   constexpr int V = C / S, P = (K - S + 1) / 2, Behind = K - S - P;
   using B = typename Bits<sizeof(T)>::type;
   constexpr B BelowAll = B(-Infinity<T>::value - 1);  // below every rank
+  const Divisor<I> by_row = LOAD_DIVISOR(row, row), by_oh = LOAD_DIVISOR(oh, I(oh));
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const I line = i / row, plane = line / I(oh), j = i - line * row;
+    const I line = by_row.quotient(i), plane = by_oh.quotient(line), j = i - line * row;
     const int top = int(line - plane * I(oh)) * S - P;
     Pack<T, V> best;
     B best_rank[V];
@@ -146,14 +184,15 @@ __global__ void __launch_bounds__(256, 4) max_pool_tiled(const T* __restrict__ x
 template <typename T, int K, int S, int C, int Saved, typename I>
 __global__ void __launch_bounds__(256, 4)
     max_pool_tiled_backward(const T* __restrict__ dy, const unsigned char* __restrict__ saved, Pack<T, C>* __restrict__ dx,
-        int split, I n, I m, I row, int h, int tile_rows, int oh) {
+        int split, I n, I m, I row, int h, int tile_rows, int oh, DIVISOR(row), DIVISOR(tile_rows)) {
   constexpr int V = C / S, P = (K - S + 1) / 2;
   constexpr int Before = (K - 1 - P) / S, Behind = (S - 1 + P) / S;  // windows of neighbouring tiles that reach into this one
   constexpr bool TwoPlanes = Saved == TIES && K > 2;                 // planes of tie bits
   constexpr unsigned NoTap = Saved == TIES ? 0 : K * K;              // a value that no tap matches
   using A = typename Sum<T>::type;
+  const Divisor<I> by_row = LOAD_DIVISOR(row, row), by_rows = LOAD_DIVISOR(tile_rows, I(tile_rows));
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const I line = i / row, plane = line / I(tile_rows), j = i - line * row;
+    const I line = by_row.quotient(i), plane = by_rows.quotient(line), j = i - line * row;
     const int tile_row = int(line - plane * I(tile_rows));
     A sum[S][C] = {};
 #pragma unroll

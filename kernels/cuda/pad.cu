@@ -3,72 +3,17 @@
 // Layout    contiguous (outer, D, H, W, inner): channels first has inner = 1 and outer = n * c, channels last inner = c and
 //           outer = n. Axes without padding may be merged into outer or inner; missing ones have length 1. An element is a
 //           Pack<T, L>, L neighbours of inner; n_x, n_y and inner count elements.
-// Modes     are three numbers: the border cell next to x copies x's cell `front` or `back`, and each further cell outwards the
-//           one `step` cells away. Constant -1, -1, 0 (no cell: the fill value); edge 0, length - 1, 0; reflect 1, length - 2,
-//           -1; symmetric 0, length - 1, -1; wrap period - 1, length - period, 1. The backward of constant padding is its
-//           forward with x and y exchanged.
+// Modes     see pad.cuh. The backward of constant padding is its forward with x and y exchanged.
 // Types     forward: T is an unsigned word of the element's size, bits move untouched. backward: T is the element; floats are
 //           summed in Sum<T>, subnormals kept, integers in their own type. int along an axis (launchers check that it
 //           fits); I for offsets: unsigned below 2**31 elements, else unsigned long long.
-// Order     that of functional/pad.py: the innermost axis first; for a cell its own gradient (0 if y crops it), then the
-//           border before it, then the border behind it, each from the outermost cell inwards. A single gradient moves
-//           untouched.
 // Thread    16 bytes of the result, V elements: whole words and one store where they are copies of neighbours. At a border
 //           forward loads V single elements and stores them at once; else one element after another. Backward gathers: no
 //           atomics, the bits are fixed.
 // Bytes     x once, y once; dy once, dx once: the least. What borders read again comes from the caches.
 // Source    functional/pad.py; the tests compare these kernels with it bit for bit.
 #include "common.cuh"
-
-template <typename T, bool = IsFloat<T>::value> struct Total {
-  using type = T;
-};
-template <typename T> struct Total<T, true> {
-  using type = typename Sum<T>::type;
-};
-
-struct Sources {           // the cells of y that copy one cell of x, in the order in which their gradients are added
-  int interior;            // the cell of y inside the border; -1 if y crops it
-  int front, front_count;  // cells of the border before: the first, how many; forwards
-  int back, back_count;    // cells of the border behind: the last, how many; backwards
-
-  __device__ __forceinline__ int count() const { return 1 + front_count + back_count; }
-  __device__ __forceinline__ bool single() const { return interior >= 0 && front_count + back_count == 0; }
-  __device__ __forceinline__ int operator[](int k) const {
-    return k == 0 ? interior : k <= front_count ? front + (k - 1) : back - (k - 1 - front_count);
-  }
-};
-
-struct Axis {
-  int length, out;        // cells of x and of y
-  int offset;             // y's cell o is cell o + offset of x, if there is one
-  int front, back, step;  // the mode (see above)
-
-  __device__ __forceinline__ int source_cell(int o) const {  // the cell of x that y's cell o copies; -1 if none
-    const int i = o + offset;
-    return i < 0 ? front + step * (i + 1) : i < length ? i : back + step * (i - length);
-  }
-  __device__ __forceinline__ int before() const { return offset < 0 ? -offset : 0; }
-  __device__ __forceinline__ int after() const { return out + offset > length ? out + offset - length : 0; }
-
-  __device__ __forceinline__ Sources sources(int i) const {
-    const int interior = i >= offset && i < out + offset ? i - offset : -1;
-    if (step == 0) return {interior, 0, i == front ? before() : 0, out - 1, i == back ? after() : 0};
-    const int to_front = step * (front - i), to_back = step * (i - back);  // border cells between x and the one that copies i
-    return {interior, before() - 1 - to_front, to_front >= 0 && to_front < before(), out - after() + to_back,
-        to_back >= 0 && to_back < after()};
-  }
-  // Whether y has each of x's cells i to j exactly once.
-  __device__ __forceinline__ bool copied_once(int i, int j) const {
-    const int f = front - step * (before() - 1), b = back + step * (after() - 1);  // what the outermost border cells copy
-    return i >= offset && j < out + offset && (before() == 0 || j < min(f, front) || i > max(f, front)) &&
-           (after() == 0 || j < min(b, back) || i > max(b, back));
-  }
-};
-#define AXIS(a) int a##_length, int a##_out, int a##_offset, int a##_front, int a##_back
-#define AXES int step, AXIS(d), AXIS(h), AXIS(w)
-#define LOAD_AXIS(a) const Axis a = {a##_length, a##_out, a##_offset, a##_front, a##_back, step};
-#define LOAD_AXES LOAD_AXIS(d) LOAD_AXIS(h) LOAD_AXIS(w)
+#include "pad.cuh"
 
 template <typename I> struct Position {  // the coordinates of an element of (outer, depth, height, width, inner)
   I outer;
@@ -121,11 +66,6 @@ template <typename E, typename I> __device__ __forceinline__ bool can_copy(I p, 
   return p + 1 > margin && p < n && n - p >= margin + 16 / sizeof(E);
 }
 
-// The words that a thread writes.
-template <typename T, int V> struct alignas(16) Line {
-  T v[V];
-};
-
 // `fill`: eight bytes, the fill value repeated.
 template <typename T, int L> __device__ __forceinline__ Pack<T, L> fill_pack(unsigned long long fill) {
   Pack<T, L> pack;
@@ -150,24 +90,6 @@ __global__ void __launch_bounds__(256) pad_forward(
     const bool copies = z >= 0 && r >= 0 && left >= V && first < row && row - first >= V;
     if (copies && can_copy<Pack<T, L>>(start + first, n_x)) {
       copy(x + start + first, y + i);
-      continue;
-    }
-    if (L == 1 && V > 1 && inner == 1 && w.out >= V && i + V <= n_y) {  // at most two rows
-      const int own = w.out - at.c;                                 // elements of the first
-      const bool there = z >= 0 && r >= 0;
-      Position<I> behind = at;
-      if (own < V) behind.c = w.out - 1, behind.lane = 0, behind.next(d.out, h.out, w.out, inner);
-      const int z2 = d.source_cell(behind.z), r2 = h.source_cell(behind.r);
-      const I start2 = ((behind.outer * I(d.length) + I(z2)) * I(h.length) + I(r2)) * row;
-      Line<T, V> line;
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const bool second = v >= own;
-        const int c = w.source_cell(at.c + v - (second ? w.out : 0));
-        line.v[v] = T(fill);
-        if (c >= 0 && (second ? z2 >= 0 && r2 >= 0 : there)) line.v[v] = x[(second ? start2 : start) + I(c)].v[0];
-      }
-      *reinterpret_cast<Line<T, V>*>(y + i) = line;
       continue;
     }
     for (int v = 0; v < V && i + v < n_y; ++v) {

@@ -1,4 +1,4 @@
-"""Launchers of pad.cu: padding and its backward, called as the portable code is.
+"""Launchers of pad.cu and pad_rows.cu: padding and its backward, called as the portable code is.
 
 A mode is passed as numbers, and axes without padding are merged into their neighbours: one kernel serves all modes, and
 rows are as long as possible.
@@ -16,7 +16,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, grid_size, offset_types, prepared
+from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, divisor, grid_size, offset_types, prepared
 
 Array = Any
 Axis = tuple[int, int, int, int, int]  # pad.cu's: length, out, offset, front, back
@@ -84,28 +84,72 @@ def _axis(mode: str, length: int, grow: tuple[int, int], crop: tuple[int, int]) 
 def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int, fill: bytes) -> Pass:
     """`aligned_to`: bytes to which the array that comes in is aligned; the result is new. `fill`: an element."""
     (axes, inner), size = _geometry(spec), int(dtype.itemsize)
-    shape = tuple(spec.out_shape if part == "forward" else spec.layout.shape)
+    shapes = tuple(spec.layout.shape), tuple(spec.out_shape)
+    source, shape = shapes if part == "forward" else shapes[::-1]
     if not math.prod(shape):
         return Pass(None, shape)
-    element_bytes = _element_bytes(inner * size, size, aligned_to)
     copies = part == "forward" or spec.mode == "constant"  # that backward is a forward with x and y exchanged
     if part != "forward" and copies:
         axes = [(out, length, -offset, -1, -1) for length, out, offset, _, _ in axes]
-    sizes = [math.prod(s) * size // element_bytes for s in (spec.layout.shape, spec.out_shape)]
-    index, offset = offset_types(*sizes)
+    if inner == 1 and _by_rows(axes, copies, size):
+        stem, instance, threads, counts = "pad_rows", *_rows(b, spec.mode, dtype, axes, copies, (source, shape))
+    else:
+        element_bytes = _element_bytes(inner * size, size, aligned_to)
+        stem, instance, threads, counts = "pad", *_elements(b, dtype, inner, copies, (source, shape), element_bytes)
+    filled = [np.frombuffer(fill * (8 // size), np.uint64)[0]] if copies else []
     numbers = [np.int32(n) for n in (STEP[spec.mode], *itertools.chain.from_iterable(axes))]
-    counts = (sizes if part == "forward" else sizes[::-1]) + [inner * size // element_bytes]
-    scalars = (*map(offset, counts), *numbers)
+    return Pass(Launch(stem, instance, grid_size(b, threads), BLOCK, (*filled, *counts, *numbers)), shape)
+
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of what comes in, and of the result
+Kernel = tuple[str, int, list[Any]]  # the instance, its threads, and its numbers before the axes
+
+
+def _by_rows(axes: list[Axis], copies: bool, itemsize: int) -> bool:
+    """Whether pad_rows.cu serves: a pack is in two rows at most; a backward that adds gradients does not crop."""
+    if copies:
+        return axes[-1][1] >= PACK_BYTES // itemsize
+    return all(offset <= 0 and out + offset >= length for length, out, offset, *_ in axes)
+
+
+def _rows(b: Backend, mode: str, dtype: Any, axes: list[Axis], copies: bool, shapes: Shapes) -> Kernel:
+    """Of pad_rows.cu."""
+    size, count = int(dtype.itemsize), math.prod(shapes[1])
+    index, offset = offset_types(*map(math.prod, shapes))
+    lengths = [axis[1 if copies else 0] for axis in reversed(axes)]
+    if copies:
+        pack = PACK_BYTES // size
+        instance = instance_name("pad_rows", WORD[size], pack, mode == "constant", index)
+        threads = -(-count // pack)
+    else:
+        pack = math.gcd(lengths[0], PACK_BYTES // size)
+        instance = instance_name("pad_rows_backward", _element(b, dtype), pack, STEP[mode], axes[0] != MISSING, index)
+        lengths[0] //= pack
+        count = threads = count // pack
+    return instance, threads, [offset(count), *itertools.chain.from_iterable(map(divisor, lengths))]
+
+
+def _elements(b: Backend, dtype: Any, inner: int, copies: bool, shapes: Shapes, element_bytes: int) -> Kernel:
+    """Of pad.cu."""
+    size = int(dtype.itemsize)
+    sizes = [math.prod(shape) * size // element_bytes for shape in shapes]
+    index, offset = offset_types(*sizes)
     if copies:
         word = min(element_bytes, 8)
         instance = instance_name("pad_forward", WORD[word], element_bytes // word, index)
-        scalars = (np.frombuffer(fill * (8 // size), np.uint64)[0], *scalars)
     else:
-        name = backends.name_of_dtype(b, dtype)
-        element = CUDA_TYPE[name] if name in backends.FLOATS else WORD[size]  # unsigned sums wrap
-        instance = instance_name("pad_backward", element, element_bytes // size, index)
-    threads = -(-math.prod(shape) * size // PACK_BYTES)
-    return Pass(Launch("pad", instance, grid_size(b, threads), BLOCK, scalars), shape)
+        instance = instance_name("pad_backward", _element(b, dtype), element_bytes // size, index)
+    return (
+        instance,
+        -(-math.prod(shapes[1]) * size // PACK_BYTES),
+        [*map(offset, (*sizes, inner * size // element_bytes))],
+    )
+
+
+def _element(b: Backend, dtype: Any) -> str:
+    """The C++ type whose values are added up."""
+    name = backends.name_of_dtype(b, dtype)
+    return CUDA_TYPE[name] if name in backends.FLOATS else WORD[int(dtype.itemsize)]  # unsigned sums wrap
 
 
 def _element_bytes(cell: int, itemsize: int, aligned_to: int) -> int:

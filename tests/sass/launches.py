@@ -158,12 +158,12 @@ def captured(call: Call, dtype: str) -> list[Launch]:
 def _indices(launch: Launch) -> None:
     """In place of noise: the indices that a 2×2 max pool may give, and the cells' owners that they leave."""
     arrays = [array_of(a) for a in launch.arguments]
-    small, large = (0, 1) if "claim" in launch.kernel else (3, 1) if "show" in launch.kernel else (1, 0)
+    small, large = (0, 1) if "claim" in launch.kernel else (3, 1) if "write" in launch.kernel else (1, 0)
     *_, h, w = shape = arrays[small].shape
     corner = 4 * w * np.arange(h)[:, None] + 2 * np.arange(w)
     taps = np.resize(_TAPS, shape)
     arrays[small][...] = cells = corner + taps % 2 + taps // 2 * 2 * w
-    if "show" in launch.kernel:
+    if "write" in launch.kernel:
         owner = arrays[large].reshape(-1, 4 * h * w)
         owner[...] = -1
         np.put_along_axis(owner, cells.reshape(len(owner), -1), np.arange(cells.size).reshape(len(owner), -1), 1)

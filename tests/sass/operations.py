@@ -161,9 +161,9 @@ def build(ins: Any) -> Work:
             flag(w, s < p, m)
 
     def shifted(w: Any) -> Array:  # LEA
-        v = a.i(w).astype(u64)
+        v = a.s(w).astype(i64).view(u64) if "SX32" in mods else a.i(w).astype(u64)
         if "HI" in mods and d is None:
-            return (v << c.raw(w).astype(u64) >> u64(32)) + b.wide(w)
+            return ((v << c.raw(w).astype(u64) >> u64(32)) & u64(FULL)) + b.wide(w)
         if "HI" in mods:
             return ((v | c.raw(w).astype(u64) << u64(32)) << d.raw(w).astype(u64) >> u64(32)) + b.wide(w)
         return (v << c.raw(w).astype(u64) & u64(FULL)) + b.wide(w)
@@ -187,7 +187,8 @@ def build(ins: Any) -> Work:
         kind = np.int16 if "S16x2" in mods else u32 if "U32" in mods else i32
         y = a.i(w) + b.i(w) if op == "VIADDMNMX" else a.i(w)
         y, z, least = y.view(kind), (c or b).i(w).view(kind), tests[0](w).repeat(4 // np.dtype(kind).itemsize)
-        return np.where(least, np.minimum(y, z), np.maximum(y, z)).view(u32)
+        found = np.where(least, np.minimum(y, z), np.maximum(y, z))
+        return (np.maximum(found, kind(0)) if "RELU" in mods else found).view(u32)
 
     def extreme_of_three(w: Any) -> Array:
         kind = u32 if "U32" in mods else i32
@@ -208,7 +209,9 @@ def build(ins: Any) -> Work:
             return ((1 / y if mods[0] == "RCP64H" else 1 / np.sqrt(y)).view(u64) >> u64(32)).astype(u32)
         return (f32(1) / (a.f(w) if mods[0] == "RCP" else np.sqrt(a.f(w)))).astype(f32).view(u32)
 
-    if (op == "HADD2" and (mods != ["F32"] or args[1] != "-RZ")) or (op == "HFMA2" and args[1:3] != ["-RZ", "RZ"]):
+    packed = (op, args[2:]) in (("HADD2", ["RZ.H0_H0"]), ("HFMA2", ["1", "1", "RZ"]))
+    widens = (op, mods, args[1]) == ("HADD2", ["F32"], "-RZ") or (op, args[1:3]) == ("HFMA2", ["-RZ", "RZ"])
+    if op in ("HADD2", "HFMA2") and not packed and not widens:
         raise NotImplementedError(f"{ins.op} {ins.args} at {ins.at:#x}")
     scale = f32(next((int(t[1:]) for t in mods if re.fullmatch(r"M\d", t)), 1))
     pack = _bf16 if "BF16" in mods else _halves
@@ -254,7 +257,15 @@ def build(ins: Any) -> Work:
     }
     if op not in table:
         raise NotImplementedError(f"{ins.op} at {ins.at:#x}")
-    return table[op]
+    return one(lambda w: _plus_zero(a.raw(w), "BF16_V2" in mods)) if packed else table[op]
+
+
+def _plus_zero(pairs: Array, brain: bool) -> Array:
+    """Two 16-bit floats in each word plus +0: -0 becomes +0, any NaN 0x7fff."""
+    halves = pairs.view(np.uint16)
+    magnitude = halves & np.uint16(0x7FFF)
+    number = np.where(magnitude == 0, np.uint16(0), halves)
+    return np.where(magnitude > (0x7F80 if brain else 0x7C00), np.uint16(0x7FFF), number).view(u32)
 
 
 def _odd(op: str, mods: Sequence[str], args: Sequence[str], first: Any) -> Work:
