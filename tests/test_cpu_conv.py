@@ -27,6 +27,7 @@ FORMS = {
     "winograd, many chunks": ((9, 48, 30, 33), 48, (3, 3), {}),
     "columns": ((2, 70, 20, 23), 72, (5, 2), {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)}),
     "columns, one axis": ((2, 150, 157), 160, (3,), {"stride": 2, "padding": 3}),
+    "columns, long sums": ((1, 230, 20, 23), 520, (3, 3), {"stride": 2, "padding": 1}),
     "direct": ((3, 5, 13, 12), 7, (3, 2), {"stride": (2, 3), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)}),
     "direct, groups": ((2, 6, 9, 10), 9, (5, 3), {"padding": 2, "groups": 3}),
     "direct, one axis": ((3, 4, 37), 6, (5,), {"stride": 2, "padding": 3}),
@@ -328,9 +329,14 @@ def test_the_form_follows_from_the_size_of_the_weight() -> None:
         arrays, options = arrays_of(name)
         spec = F.conv_forward(*arrays, **options)[1].spec
         expected = {"1×1": "point", "depthwise": "direct"}.get(name.partition(",")[0], name.partition(",")[0])
-        assert forms.form_of(b, spec, np.float32) == expected
+        assert forms.form_of(b, spec, np.float32, "weight_gradient") == expected
         with kernels.winograd("off"):
-            assert forms.form_of(b, spec, np.float32) == expected.replace("winograd", "columns")
+            without = forms.form_of(b, spec, np.float32, "weight_gradient")
+        assert without == expected.replace("winograd", "columns")
+        long_sums = name == "columns, long sums"
+        for step in ("correlate", "correlate_adjoint"):
+            other = "direct" if expected == "columns" and not long_sums else expected
+            assert forms.form_of(b, spec, np.float32, step) == other
 
 
 # ------------------------------------------------------------------------------- data that these forms cannot serve

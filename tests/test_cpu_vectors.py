@@ -490,3 +490,27 @@ except kernels.KernelUnavailable as error:
     ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count(reason) == 2, ran.stdout
+
+
+# --------------------------------------------------------------------------------------------------------------- tiles
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["filters_by_windows", "one_filter_by_windows"])
+def test_a_tile_is_sums_of_products(name: str, dtype: str) -> None:
+    from cnnlayers.kernels.cpu import vector_tiles as tiles
+
+    tile, rng = getattr(tiles, name), np.random.default_rng(0)
+    rows, windows = (tiles.ROWS, tiles.WINDOWS) if name == "filters_by_windows" else (1, tiles.STRIP)
+    count, pitch = 5, windows + 3
+    weight, bias, sheets = (rng.standard_normal(n).astype(dtype) for n in (100, 20, 400))
+    offsets, out = rng.integers(0, 200, 9), np.full(rows * pitch + 7, 7.0, dtype)
+
+    @njit
+    def run(weight: Any, bias: Any, sheets: Any, offsets: Any, count: int, out: Any, pitch: int) -> None:
+        tile(weight, 3, bias, 2, sheets, 11, offsets, 4, count, out, 1, pitch)
+
+    run(weight, bias, sheets, offsets, count, out, pitch)
+    expected = np.full(len(out), 7.0, dtype)
+    for i in range(rows):
+        terms = [weight[3 + tiles.PACKED * k + i] * sheets[11 + offsets[4 + k] :][:windows] for k in range(count)]
+        expected[1 + pitch * i :][:windows] = bias[2 + i] + np.sum(terms, axis=0)
+    np.testing.assert_allclose(out, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)

@@ -2,9 +2,10 @@
 
 Rules of the family: the weight is (F, C/groups, *k), for a transposed convolution (C, F/groups, *k), in both data
 formats. Cells outside x count as 0. Sums are kept in float32 (float64 for float64), and parameters are cast to that.
-On the CPU, with compiled kernels, convolutions with small weights (`DIRECT_WEIGHT` in specs/conv.py) are computed by
-direct loops, with the same bits on every CPU. Larger 3×3 ones of float32 with stride 1 take Winograd's form: faster,
-and exact to at most 5e-6 of the largest result instead of 7e-7 (specs/conv.py has its conditions). On a GPU they are
+On the CPU, with compiled kernels, direct loops compute most convolutions, with the same bits on every CPU. Those
+of long sums, and the gradients of large weights, take columns and BLAS (`direct_steps` in specs/conv.py). 3×3 ones of
+float32 with stride 1 and large weights take Winograd's form: faster, and exact to at most 5e-6 of the largest result
+instead of 7e-7. On a GPU they are
 cuDNN's where that is installed, else columns and cuBLAS. `kernels.winograd("off")`, or the variable
 CNNLAYERS_WINOGRAD=off, forbids it. Where NaN or infinities would spread to other cells in a form, another form computes
 the result.

@@ -11,23 +11,23 @@ from cnnlayers.specs.conv import Conv
 from ._common import Array
 
 
-def form_of(b: Backend, spec: Conv, dtype: Any) -> str:
-    """The form of a convolution to try first, by shape, dtype, backend and the Winograd option.
+def form_of(b: Backend, spec: Conv, dtype: Any, step: str) -> str:
+    """The form of a convolution's step to try first, by shape, dtype, backend and the Winograd option.
 
     Where its kernel cannot serve, "point", "depthwise" or "columns" computes the call, as the shape has it.
 
     On CuPy: "cudnn", which serves where the extra is installed and cuDNN has a deterministic engine.
 
-    "point": a matrix product of the array as it is. On NumPy with kernels: "direct", vector loops, for small weights;
-    "winograd" for 3×3 with stride 1 and many channels (at 64 channels of 28² about 1.6 times as fast as direct loops).
-    "depthwise": elementwise products, tap by tap. "columns": im2col and BLAS (for a 3×3 kernel with stride 2 on 128
-    channels of 28² 1.9 times as fast as direct loops).
+    "point": a matrix product of the array as it is. On NumPy with kernels: "direct", vector loops (as fast as columns
+    or faster, and with the same bits on every CPU); "winograd" for 3×3 with stride 1 and many
+    channels (at 64 channels of 56² 1.4 times as fast as direct loops, at 32 channels slower). "depthwise": elementwise
+    products, tap by tap. "columns": im2col and BLAS, for long sums and for the gradients of large weights.
     """
     if b.name == "cupy":
         return "cudnn"
     if spec.pointwise and not spec.depthwise:
         return "point"
-    if b.name == "numpy" and spec.direct:
+    if b.name == "numpy" and step in spec.direct_steps:
         return "direct"
     if b.name == "numpy" and spec.winograd and dtype == b.xp.float32 and kernels.winograd_allowed():
         return "winograd"
@@ -36,7 +36,7 @@ def form_of(b: Backend, spec: Conv, dtype: Any) -> str:
 
 def by_kernel(step: str, b: Backend, spec: Conv, *arrays: Array) -> Array | None:
     """A step's result by a kernel for the whole of it, or None: then the code of correlation.py computes it."""
-    form = form_of(b, spec, arrays[0].dtype)
+    form = form_of(b, spec, arrays[0].dtype, step)
     if form == "cudnn":
         launcher = kernels.find(f"cudnn_{step}", b, spec, *arrays, required=False)
         return None if launcher is None else launcher(b, spec, *arrays)

@@ -12,7 +12,7 @@ from .arguments import Shape, cached, layout, pairs, sizes
 from .windows import Axis, Window, check_has_cells, effective, padding_of, window_of
 
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
-DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for the direct form
+DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for its gradient by direct loops
 DIRECT_WEIGHT_BY_CELLS = 300_000  # the same for channels last, and for small maps
 SMALL_MAP = 64  # windows
 LEAST_BY_CELLS = 16  # channels and filters of a group on small maps
@@ -86,13 +86,28 @@ class Conv:
         return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
 
     @functools.cached_property
-    def direct(self) -> bool:
-        """Whether a group's weight is small enough for the direct form, and its sums short enough for float32. With
-        channels last and on small maps, where vectors go over filters (*by cells*), it may be larger."""
+    def small_map(self) -> bool:
+        """Whether vectors of windows would have many empty lanes, and vectors of filters few."""
+        return math.prod(self.window.out_lengths) <= SMALL_MAP and min(self.weight_shape[1:3]) >= LEAST_BY_CELLS
+
+    @functools.cached_property
+    def small_weight(self) -> bool:
+        return math.prod(self.weight_shape[1:]) <= DIRECT_WEIGHT
+
+    @functools.cached_property
+    def direct_steps(self) -> frozenset[str]:
+        """The functions of correlation.py for which direct loops fit: those whose sums are short enough for float32.
+        The weight must be small for its gradient, and where Winograd's form fits too. With channels last and on small
+        maps, where vectors go over filters (*by cells*), it may be larger."""
         _, filters, channels, taps = self.weight_shape
-        small_map = math.prod(self.window.out_lengths) <= SMALL_MAP and min(filters, channels) >= LEAST_BY_CELLS
-        most = DIRECT_WEIGHT_BY_CELLS if self.last or small_map else DIRECT_WEIGHT
-        return max(channels, filters) * taps <= DIRECT_TERMS and filters * channels * taps <= most
+        overlap = math.prod(a.overlap for a in self.window.axes)
+        terms = {"correlate": channels * taps, "correlate_adjoint": filters * overlap, "weight_gradient": 0}
+        steps = {step for step, number in terms.items() if number <= DIRECT_TERMS}
+        if self.small_weight:
+            return frozenset(steps)
+        if self.last or self.small_map:
+            return frozenset(steps if filters * channels * taps <= DIRECT_WEIGHT_BY_CELLS else ())
+        return frozenset(() if self.winograd else steps - {"weight_gradient"})
 
     @functools.cached_property
     def flops(self) -> float:

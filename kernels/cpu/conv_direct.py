@@ -23,12 +23,12 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
-from cnnlayers.specs.conv import DIRECT_WEIGHT
 
 from . import conv_direct_cells as cells
 from . import conv_direct_loops as loops
 from .conv_direct_sheets import CHANNELS, FILTERS, GROUPS
 from .parallel import flat, parallel_chunks
+from .vector_tiles import PACKED, STRIP
 from .vectors import LANES
 
 Array = Any
@@ -116,20 +116,25 @@ def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array |
     if plan.cells:
         _run_by_cells(plan, spec, source, weight, bias, target)
         return
-    parts = [weight[..., taps].reshape(-1) for taps in plan.taps]
-    packed = np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
-    if bias is None:
-        bias = np.zeros(spec.groups * int(plan.sizes[FILTERS]), source.dtype)
-    arrays = flat(source), packed, flat(bias), flat(target)
-    shapes = (plan.sheets * plan.sheet,), (8 * plan.sheet,)
+    biases = np.zeros(weight.shape[:2], source.dtype) if bias is None else bias.reshape(weight.shape[:2])
+    packed = np.concatenate([_packed(weight[..., taps]) for taps in plan.taps])
+    arrays = flat(source), packed, _packed(biases[:, :, None, None]), flat(target)
+    tables = plan.axes, plan.sizes, plan.starts, plan.outputs, plan.offsets
 
     def compute(start: int, stop: int) -> None:
-        with backends.workspace(source.dtype, *shapes) as (sheets, out):
-            loops.correlate(
-                *arrays, plan.axes, plan.sizes, plan.starts, plan.outputs, plan.offsets, start, stop, sheets, out
-            )
+        with backends.workspace(source.dtype, (plan.sheets * plan.sheet,)) as (sheets,):
+            loops.correlate(*arrays, *tables, start, stop, sheets)
 
     parallel_chunks(plan.units, _nbytes(spec, source, target), compute)
+
+
+def _packed(weight: Array) -> Array:
+    """A weight (groups, filters, channels, taps) as (groups, blocks of 8 filters, channels and taps, 8), flat."""
+    groups, filters, channels, taps = weight.shape
+    blocks = -(-filters // PACKED)
+    if filters % PACKED:
+        weight = np.pad(weight, ((0, 0), (0, blocks * PACKED - filters), (0, 0), (0, 0)))
+    return flat(weight.reshape(groups, blocks, PACKED, channels * taps).swapaxes(2, 3))
 
 
 def _run_by_cells(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
@@ -247,10 +252,12 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
         filters, channels = channels, filters
     sources = math.prod(len(a.starts) for a in axes)
     sheets = channels * sources
-    beside = filters if step == "weight_gradient" else 8
+    packed = -(-filters // PACKED) * PACKED
+    beside = filters if step == "weight_gradient" else 0
     batch, band_axis, band, pitches = _cut(spec, groups, axes, (sheets + beside) * itemsize)
     reach = (axes[0].reach * pitches[1] + axes[1].reach) * pitches[2] + axes[2].reach
-    sheet = -(-(batch * math.prod(pitches) + reach + 64) // 16) * 16
+    lines = (batch * math.prod(pitches) + reach + STRIP) // LANES + 1
+    sheet = (lines + 1 - lines % 2) * LANES  # an odd number of cache lines: sheets then use all sets of a cache
     bands = -(-axes[band_axis].windows // band)
     table = [
         [a.length, a.step, a.windows, a.reach, pitch, a.target_length, a.target_step]
@@ -260,7 +267,7 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
     sizes = [samples, groups, channels, filters, batch, band_axis, band, bands, sheet]
     source, target = (math.prod(x) for x in ([a.length for a in axes], [a.target_length for a in axes]))
     sizes += _strides(spec, groups * channels, source) + _strides(spec, groups * filters, target)
-    outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, 1 if by_cells else channels, groups * filters)
+    outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, 1 if by_cells else channels, groups * packed)
     return _LoopPlan(
         np.array(table, np.int64),
         np.array([[a.windows, 1, a.windows, 0, pitch, 0, 0] for a, pitch in zip(axes, pitches, strict=True)], np.int64),
@@ -280,11 +287,11 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
 
 def _by_cells(spec: Any, step: str) -> bool:
     """Whether the loops have vectors of filters. For channels last the other loops take 2 to 10 times as long."""
-    groups, filters, channels, taps = spec.weight_shape
+    groups, filters, channels, _ = spec.weight_shape
     if groups > 1 and filters == channels == 1:
         return bool(spec.last)
     targets = channels if step == "correlate_adjoint" else filters
-    return bool(targets >= LEAST_FILTERS and (spec.last or filters * channels * taps > DIRECT_WEIGHT))
+    return bool(targets >= LEAST_FILTERS and (spec.last or (spec.small_map and not spec.small_weight)))
 
 
 def _cut(spec: Any, groups: int, axes: Sequence[_AxisPlan], row_bytes: int) -> tuple[int, int, int, list[int]]:

@@ -35,12 +35,14 @@ from .conv_direct_sheets import (
     TARGET_SAMPLE,
     TARGET_STEP,
     fill_sheets,
+    list_rows,
     positions,
     set_box,
-    store_windows,
+    store_rows,
     zero,
 )  # fmt: skip
 from .jit import kernel
+from .vector_tiles import PACKED, ROWS, STRIP, WINDOWS, filters_by_windows, one_filter_by_windows
 from .vectors import add, broadcast, fma, load, store, total
 
 Array = Any
@@ -50,71 +52,74 @@ LANE_TERMS = 1024  # of a sum in float32, at most; the sums of these are in floa
 
 
 # ------------------------------------------------------------------------------------------------------------ correlate
-@kernel()
-def _four_filters(
-    sheets: Array, offsets: Array, first: int, count: int, weight: Array, w: Array, bias: Array, out: Array, pitch: int,
-    windows: int,
+@kernel(allocates=False)
+def _filter_block(
+    sheets: Array, p: int, offsets: Array, first: int, count: int, weight: Array, w: int, bias: Array, b: int,
+    number: int, out: Array, to: int, windows: int,
 ) -> None:  # fmt: skip
-    """Four filters by 32 windows in eight accumulators. w: where the filters' weights start; bias: four numbers."""
-    w0, w1, w2, w3 = U(w[0]), U(w[1]), U(w[2]), U(w[3])
-    for p in range(0, windows, 32):
-        a0, b0 = broadcast(out, bias[0]), broadcast(out, bias[1])
-        c0, d0 = broadcast(out, bias[2]), broadcast(out, bias[3])
-        a1, b1, c1, d1 = a0, b0, c0, d0
-        for k in range(U(count)):
-            at = np.int64(offsets[U(first) + k]) + p
-            left, right = load(sheets, at), load(sheets, at + 16)
-            v = broadcast(out, weight[w0 + k])
-            a0, a1 = fma(v, left, a0), fma(v, right, a1)
-            v = broadcast(out, weight[w1 + k])
-            b0, b1 = fma(v, left, b0), fma(v, right, b1)
-            v = broadcast(out, weight[w2 + k])
-            c0, c1 = fma(v, left, c0), fma(v, right, c1)
-            v = broadcast(out, weight[w3 + k])
-            d0, d1 = fma(v, left, d0), fma(v, right, d1)
-        store(out, p, a0)
-        store(out, p + 16, a1)
-        store(out, pitch + p, b0)
-        store(out, pitch + p + 16, b1)
-        store(out, 2 * pitch + p, c0)
-        store(out, 2 * pitch + p + 16, c1)
-        store(out, 3 * pitch + p, d0)
-        store(out, 3 * pitch + p + 16, d1)
+    """The results of up to 8 filters, `number`, for up to `STRIP` windows from p on.
+
+    A tile has several rows, so up to half as many filters are computed one by one."""
+    i = 0
+    while i < number:
+        if number - i > ROWS // 2:
+            for q in range(0, windows, WINDOWS):
+                filters_by_windows(
+                    weight, w + i, bias, b + i, sheets, p + q, offsets, first, count, out, to + i * STRIP + q, STRIP
+                )  # fmt: skip
+            i += ROWS
+        else:
+            one_filter_by_windows(
+                weight, w + i, bias, b + i, sheets, p, offsets, first, count, out, to + i * STRIP, STRIP
+            )  # fmt: skip
+            i += 1
 
 
-@kernel()
-def _one_filter(
-    sheets: Array, offsets: Array, first: int, count: int, weight: Array, w: int, bias: float, out: Array, to: int,
-    windows: int,
+@kernel(allocates=False)
+def _compute_unit(
+    sheets: Array, weight: Array, bias: Array, target: Array, axes: Array, sizes: Array, outputs: Array, offsets: Array,
+    group: int, base: int, samples: int, box: Array, rows: Array, out: Array,
 ) -> None:  # fmt: skip
-    """One filter by 64 windows, for a depthwise convolution: four filters at a time would compute three too many."""
-    for p in range(0, windows, 64):
-        a = broadcast(out, bias)
-        b, c, d = a, a, a
-        for k in range(U(count)):
-            at, v = np.int64(offsets[U(first) + k]) + p, broadcast(out, weight[U(w) + k])
-            a, b = fma(v, load(sheets, at), a), fma(v, load(sheets, at + 16), b)
-            c, d = fma(v, load(sheets, at + 32), c), fma(v, load(sheets, at + 48), d)
-        store(out, to + p, a)
-        store(out, to + p + 16, b)
-        store(out, to + p + 32, c)
-        store(out, to + p + 48, d)
+    """The target of a unit, from its sheets. base: the unit's first element of the target.
+
+    The sheets' cells that a strip of windows sees stay in the first-level cache for all filters, and while one tile is
+    computed the CPU writes the results of the last."""
+    filters, windows = sizes[FILTERS], positions(axes, box, samples)
+    pairs = axes[2, TARGET_STEP] == 2 and sizes[TARGET_CELL] == 1 and len(outputs) % 2 == 0
+    together, step = 2 if pairs else 1, axes[2, TARGET_STEP] * sizes[TARGET_CELL]
+    blocks = (filters + PACKED - 1) // PACKED
+    for p in range(0, windows, STRIP):
+        end = min(windows, p + STRIP)
+        for phase in range(0, len(outputs), together):
+            number = list_rows(axes, box, samples, outputs, phase, sizes, pairs, p, end, rows)
+            for block in range(group * blocks, (group + 1) * blocks):
+                f = (block - group * blocks) * PACKED
+                filters_here = min(PACKED, filters - f)
+                for i in range(together):
+                    first, count, w = outputs[phase + i, 3], outputs[phase + i, 4], outputs[phase + i, 5]
+                    _filter_block(
+                        sheets, p, offsets, first, count, weight, w + block * count * PACKED, bias, block * PACKED,
+                        filters_here, out, i * PACKED * STRIP, end - p,
+                    )  # fmt: skip
+                for i in range(filters_here):
+                    at, to = i * STRIP, base + (f + i) * sizes[TARGET_CHANNEL]
+                    store_rows(out, at, PACKED * STRIP + at if pairs else -1, target, to, step, rows, number)
 
 
 @kernel()
 def correlate(
     source: Array, weight: Array, bias: Array, target: Array, axes: Array, sizes: Array, starts: Array, outputs: Array,
-    offsets: Array, start: int, stop: int, sheets: Array, out: Array,
+    offsets: Array, start: int, stop: int, sheets: Array,
 ) -> None:  # fmt: skip
     """The target of units `start` to `stop`.
 
     outputs: for each phase of the target its first cell on the three axes, its first k, their number, and where its
-    weights (groups, filters, k) start. If phases come in pairs of even and odd cells, the pair is stored together."""
+    weights (groups, blocks of 8 filters, k, 8) start; bias: (groups, blocks, 8). If phases come in pairs of even and
+    odd cells, the pair is stored together."""
     channels, filters, sheet = sizes[CHANNELS], sizes[FILTERS], sizes[SHEET]
-    pitch, box, w = len(out) // 8, np.empty((3, 2), np.int64), np.empty(4, np.int64)
-    starting = np.empty(4, bias.dtype)
-    from_strides, to_strides = sizes[SOURCE_SAMPLE : SOURCE_CELL + 1], sizes[TARGET_SAMPLE : TARGET_CELL + 1]
-    pairs = axes[2, TARGET_STEP] == 2 and sizes[TARGET_CELL] == 1 and len(outputs) % 2 == 0
+    box, rows = np.zeros((3, 2), np.int64), np.zeros((STRIP, 3), np.int64)
+    out = np.zeros(2 * PACKED * STRIP, bias.dtype)
+    from_strides = sizes[SOURCE_SAMPLE : SOURCE_CELL + 1]
     zero(sheets, 0, len(sheets))
     for unit in range(start, stop):
         group, band = unit % sizes[GROUPS], unit // sizes[GROUPS] % sizes[BANDS]
@@ -125,31 +130,8 @@ def correlate(
             zero(sheets, 0, len(sheets))
         base = n * sizes[SOURCE_SAMPLE] + group * channels * sizes[SOURCE_CHANNEL]
         fill_sheets(source, base, channels, samples, from_strides, axes, box, starts, sheets, sheet, False)
-        windows = positions(axes, box, samples)
-        for f in range(0, filters, 4):
-            number = min(4, filters - f)
-            channel = group * filters + f
-            for phase in range(len(outputs)):
-                first, count = outputs[phase, 3], outputs[phase, 4]
-                at = (phase % 2) * 4 * pitch if pairs else 0
-                for i in range(4):
-                    w[i] = outputs[phase, 5] + (channel + min(i, number - 1)) * count
-                    starting[i] = bias[channel + min(i, number - 1)]
-                if number > 2:
-                    _four_filters(
-                        sheets, offsets, first, count, weight, w, starting, out[at : at + 4 * pitch], pitch, windows
-                    )
-                else:
-                    for i in range(number):
-                        to = at + i * pitch
-                        _one_filter(sheets, offsets, first, count, weight, w[i], starting[i], out, to, windows)
-                if pairs and phase % 2 == 0:
-                    continue
-                origin = outputs[phase - 1 if pairs else phase]
-                for i in range(number):
-                    to = n * sizes[TARGET_SAMPLE] + (channel + i) * sizes[TARGET_CHANNEL]
-                    even, odd = i * pitch, 4 * pitch + i * pitch if pairs else -1
-                    store_windows(out, even, odd, target, to, samples, to_strides, axes, box, origin)
+        base = n * sizes[TARGET_SAMPLE] + group * filters * sizes[TARGET_CHANNEL]
+        _compute_unit(sheets, weight, bias, target, axes, sizes, outputs, offsets, group, base, samples, box, rows, out)
 
 
 # ------------------------------------------------------------------------------------------------------ weight gradient

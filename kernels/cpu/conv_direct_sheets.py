@@ -26,7 +26,7 @@ SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_CELL, TARGET_SAMPLE, TARGET_CHANNEL, TARGE
 
 # -------------------------------------------------------------------------------------------------------- rows of cells
 # A branch in these short functions would make Numba count references to the arrays, which takes longer than a row.
-@kernel()
+@kernel(allocates=False)
 def _copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
     """Copy neighbours."""
     done = count & ~15
@@ -52,14 +52,14 @@ def _gather(source: Array, at: int, step: int, target: Array, to: int, count: in
         target[U(to) + i] = source[U(at) + i * U(step)]
 
 
-@kernel()
+@kernel(allocates=False)
 def _scatter(source: Array, at: int, target: Array, to: int, step: int, count: int) -> None:
     """Copy neighbours to cells that are `step` apart."""
     for i in range(U(count)):
         target[U(to) + i * U(step)] = source[U(at) + i]
 
 
-@kernel()
+@kernel(allocates=False)
 def _scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, count: int) -> None:
     """Copy neighbours at two places to `count` cells, alternately."""
     done = count & ~31
@@ -142,7 +142,7 @@ def zero(array: Array, to: int, count: int) -> None:
         array[i] = 0.0
 
 
-@kernel()
+@kernel(allocates=False)
 def positions(axes: Array, box: Array, samples: int) -> Any:
     """Positions p of a box of windows, up to the last window."""
     rows = ((samples - 1) * axes[0, PITCH] + box[0, 1] - 1) * axes[1, PITCH] + box[1, 1] - 1
@@ -183,39 +183,54 @@ def set_box(axes: Array, sizes: Array, band: int, box: Array) -> None:
     box[axis, 0], box[axis, 1] = first, min(sizes[BAND], axes[axis, WINDOWS] - first)
 
 
-@kernel()
-def store_windows(
-    out: Array, at: int, second: int, target: Array, base: int, samples: int, strides: Array, axes: Array, box: Array,
-    origin: Array,
-) -> None:  # fmt: skip
-    """Copy the windows of one filter to the target. origin: the target's cell of window 0 on each axis.
+@kernel(allocates=False)
+def list_rows(
+    axes: Array, box: Array, samples: int, outputs: Array, phase: int, sizes: Array, pairs: bool, start: int, stop: int,
+    rows: Array,
+) -> int:  # fmt: skip
+    """The rows of target cells whose results are at positions `start` to `stop`: their first position less `start`, the
+    number of their cells, and the first of them. Returns the number of rows.
 
-    second: where the results for the odd cells of rows are, if `at` has those for the even ones; else negative."""
-    by_sample, by_cell = strides[0], strides[2]
-    step = axes[2, TARGET_STEP] * by_cell
+    outputs: for each phase the target's cell of window 0 on each axis. pairs: every position has results for two
+    neighbours."""
     depth, height, width = box[0, 1], box[1, 1], box[2, 1]
     for axis in range(3):  # a stride does not divide the target: the last windows of some phases are outside
-        left = -(-(axes[axis, TARGET_LENGTH] - origin[axis]) // axes[axis, TARGET_STEP]) - box[axis, 0]
+        left = -(-(axes[axis, TARGET_LENGTH] - outputs[phase, axis]) // axes[axis, TARGET_STEP]) - box[axis, 0]
         if axis == 0:
             depth = min(depth, left)
         elif axis == 1:
             height = min(height, left)
-        elif second < 0:
-            width = min(width, left)
         else:
-            width = min(2 * width, axes[2, TARGET_LENGTH] - 2 * box[2, 0])
-    width = max(0, width)
-    x = origin[2] + box[2, 0] * axes[2, TARGET_STEP]
-    for n in range(samples):
-        for z in range(depth):
-            for y in range(height):
-                row = (origin[0] + (box[0, 0] + z) * axes[0, TARGET_STEP]) * axes[1, TARGET_LENGTH]
-                row += origin[1] + (box[1, 0] + y) * axes[1, TARGET_STEP]
-                to = base + n * by_sample + (row * axes[2, TARGET_LENGTH] + x) * by_cell
-                p = ((n * axes[0, PITCH] + z) * axes[1, PITCH] + y) * axes[2, PITCH]
-                if step == 1:
-                    _copy(out, at + p, target, to, width)
-                elif second < 0:
-                    _scatter(out, at + p, target, to, step, width)
-                else:
-                    _scatter_pairs(out, at + p, second + p, target, to, width)
+            width = min(width, left)
+    number, p = 0, start
+    while p < stop:
+        line, x = p // axes[2, PITCH], p % axes[2, PITCH]
+        plane, y = line // axes[1, PITCH], line % axes[1, PITCH]
+        n, z = plane // axes[0, PITCH], plane % axes[0, PITCH]
+        until = min(stop, p - x + axes[2, PITCH])
+        count = min(until - p, width - x)
+        if count > 0 and y < height and z < depth and n < samples:
+            cell = (outputs[phase, 0] + (box[0, 0] + z) * axes[0, TARGET_STEP]) * axes[1, TARGET_LENGTH]
+            cell = (cell + outputs[phase, 1] + (box[1, 0] + y) * axes[1, TARGET_STEP]) * axes[2, TARGET_LENGTH]
+            first = outputs[phase, 2] + (box[2, 0] + x) * axes[2, TARGET_STEP]
+            rows[number, 0] = p - start
+            rows[number, 1] = min(2 * count, axes[2, TARGET_LENGTH] - first) if pairs else count
+            rows[number, 2] = n * sizes[TARGET_SAMPLE] + (cell + first) * sizes[TARGET_CELL]
+            number += 1
+        p = until
+    return number
+
+
+@kernel(allocates=False)
+def store_rows(out: Array, at: int, odd: int, target: Array, base: int, step: int, rows: Array, number: int) -> None:
+    """Copy the results of one filter to the target's rows.
+
+    odd: where the results for the odd cells of pairs are, if `at` has those for the even ones; else negative."""
+    for i in range(number):
+        position, count, to = rows[i, 0], rows[i, 1], base + rows[i, 2]
+        if odd >= 0:
+            _scatter_pairs(out, at + position, odd + position, target, to, count)
+        elif step == 1:
+            _copy(out, at + position, target, to, count)
+        else:
+            _scatter(out, at + position, target, to, step, count)

@@ -51,7 +51,7 @@ def check_array(array: Any, allowed: Any) -> Any:
     return name
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
+def address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
     """The address of an array's element. With Numba's bounds checks, IndexError unless `count` elements are there."""
     view = context.make_array(array_type)(context, builder, array)
     if context.enable_boundscheck:
@@ -70,7 +70,7 @@ def _read(context: Any, builder: Any, array_type: Any, array: Any, index: Any, c
     element = context.get_data_type(array_type.dtype)
     vector, size = vector_of(element), array_type.dtype.bitwidth // 8
     number = ir.Constant(I64, LANES) if count is None else count
-    pointer = builder.bitcast(_address(context, builder, array_type, array, index, number), vector.as_pointer())
+    pointer = builder.bitcast(address(context, builder, array_type, array, index, number), vector.as_pointer())
     if count is None:
         return builder.load(pointer, align=size)
     name = f"llvm.masked.load.v{LANES}{suffix(element)}.p0"
@@ -174,7 +174,7 @@ def load_strided(typing: Any, array: Any, index: Any, stride: Any, count: Any) -
         one, zero, element = ir.Constant(I64, 1), ir.Constant(I64, 0), context.get_data_type(array.dtype)
         last = builder.mul(stride, builder.sub(count, one))
         reach = builder.select(builder.icmp_signed(">", count, zero), builder.add(last, one), zero)
-        pointer = _address(context, builder, array, where, index, reach)
+        pointer = address(context, builder, array, where, index, reach)
         numbers = ir.Constant(vector_of(I64), list(range(LANES)))
         places = builder.mul(numbers, fill(builder, stride))
         raw = _gathered(builder, array, element, pointer, places, first_lanes_mask(builder, count))
@@ -229,7 +229,7 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         narrow = _narrow(builder, name, value.kind, arguments[2])
-        at = _address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, LANES))
+        at = address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, LANES))
         builder.store(narrow, builder.bitcast(at, narrow.type.as_pointer()), align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -243,7 +243,7 @@ def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> 
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         narrow = _narrow(builder, name, value.kind, arguments[2])
-        at = _address(context, builder, array, arguments[0], arguments[1], arguments[3])
+        at = address(context, builder, array, arguments[0], arguments[1], arguments[3])
         pointer, size = builder.bitcast(at, narrow.type.as_pointer()), ir.Constant(I32, array.dtype.bitwidth // 8)
         called = f"llvm.masked.store.v{LANES}{suffix(narrow.type.element)}.p0"
         call(builder, called, ir.VoidType(), narrow, pointer, size, first_lanes_mask(builder, arguments[3]))
@@ -262,7 +262,7 @@ def stream(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         narrow = _narrow(builder, name, value.kind, arguments[2])
-        at = _address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, LANES))
+        at = address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, LANES))
         pointer = builder.bitcast(at, narrow.type.as_pointer())
         written = builder.store(narrow, pointer, align=min(64, LANES * array.dtype.bitwidth // 8))
         written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
@@ -288,7 +288,7 @@ def load_bits(typing: Any, array: Any, index: Any) -> Any:
     check_array(array, ("uint8",))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        at = _address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, 2))
+        at = address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, 2))
         return builder.bitcast(builder.load(builder.bitcast(at, I16.as_pointer()), align=1), vector_of(I1))
 
     return MASK(array, types.int64), generate
@@ -300,7 +300,7 @@ def store_bits(typing: Any, array: Any, index: Any, mask: Any) -> Any:
     check_array(array, ("uint8",))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        at = _address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, 2))
+        at = address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, 2))
         builder.store(builder.bitcast(arguments[2], I16), builder.bitcast(at, I16.as_pointer()), align=1)
         return context.get_dummy_value()
 
