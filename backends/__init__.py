@@ -21,8 +21,8 @@ from .arrays import (
 )
 from .block import Block, Exclusive, assigned
 from .dtypes import COMPLEX, FLOATS, INTEGERS, dtype_name, name_of_dtype
-from .memory import available_memory, result, workspace
-from .plans import PLANS, planned
+from .memory import available_memory, new_result, result, workspace
+from .plans import PLANS, planned, size_of
 from .random import check_rng, philox_key, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using
 from .threads import num_threads, run_chunks, single_threaded_blas
@@ -31,6 +31,6 @@ __all__ = ["Backend", "BackendUnavailable", "available", "current", "use", "usin
 __all__ += ["asarray", "native", "of", "on_device_of", "owner_key", "share_memory", "to_numpy"]
 __all__ += ["all_numpy", "all_plain", "packed", "plain", "quiet", "unpacked"]
 __all__ += ["COMPLEX", "FLOATS", "INTEGERS", "dtype_name", "name_of_dtype"]
-__all__ += ["PLANS", "available_memory", "planned", "result", "workspace"]
+__all__ += ["PLANS", "available_memory", "new_result", "planned", "result", "size_of", "workspace"]
 __all__ += ["check_rng", "philox_key", "uniform"]
 __all__ += ["Block", "Exclusive", "assigned", "num_threads", "run_chunks", "single_threaded_blas"]

@@ -12,10 +12,11 @@ have waited longest are freed first.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,13 @@ def result(shape: tuple[int, ...], dtype: Any) -> Any:
     if nbytes < LEAST_RESULT or nbytes > LIMIT:
         return numpy.empty(shape, dtype)
     return numpy.asarray(_Owner(_free.take(nbytes))).view(dtype).reshape(shape)
+
+
+def new_result(shape: tuple[int, ...], dtype: Any) -> Callable[[], Any]:
+    """`result` for one shape and dtype, as a function without arguments."""
+    dtype = numpy.dtype(dtype)
+    small = math.prod(shape) * dtype.itemsize < LEAST_RESULT
+    return functools.partial(numpy.empty if small else result, shape, dtype)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import sys
+import types
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -59,10 +60,13 @@ class PlanCache:
         return entry.plan
 
     def keep(self, key: Any, plan: Any) -> Any:
-        """The plan, which from now on is found under this key, unless it is too large."""
-        size = KEY + size_of(plan)
+        """The plan, which from now on is found under this key, unless it is too large. A plan that has grown is to be
+        kept again."""
+        size, plans = KEY + size_of(plan), dict(self._plans)
+        plans.pop(key, None)
         if size <= self.largest:
-            self._plans = self._within_limits({**self._plans, key: _Entry(plan, size, next(self._uses))})
+            plans[key] = _Entry(plan, size, next(self._uses))
+        self._plans = self._within_limits(plans)
         return plan
 
     def _within_limits(self, plans: dict[Any, _Entry]) -> dict[Any, _Entry]:
@@ -107,15 +111,23 @@ def planned(make: F) -> F:
 
 
 def size_of(value: Any) -> int:
-    """Bytes of a plan: arrays with all the memory that they keep alive, and what containers and dataclasses hold."""
+    """Bytes of a plan: arrays with all the memory that they keep alive, and what containers, dataclasses and inner
+    functions hold. Of an object with `steps`, these count."""
     if isinstance(value, numpy.ndarray):
         while isinstance(value.base, numpy.ndarray):
             value = value.base
         return int(value.nbytes) + HEADER
     if isinstance(value, tuple | list):
         return sys.getsizeof(value) + sum(map(size_of, value))
+    if isinstance(value, dict):
+        return sys.getsizeof(value) + sum(map(size_of, value.values()))
+    if isinstance(value, types.FunctionType):
+        return sys.getsizeof(value) + sum(size_of(cell.cell_contents) for cell in value.__closure__ or ())
+    if isinstance(value, functools.partial):
+        return sys.getsizeof(value) + size_of(value.args)
     if isinstance(value, slice):
         return sys.getsizeof(value) + sum(map(sys.getsizeof, (value.start, value.stop, value.step)))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return sys.getsizeof(value) + sum(size_of(getattr(value, field.name)) for field in dataclasses.fields(value))
-    return sys.getsizeof(value)
+    steps = getattr(value, "steps", None)
+    return sys.getsizeof(value) + (0 if steps is None else size_of(steps))

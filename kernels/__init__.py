@@ -39,8 +39,9 @@ class UnsuitableData(Exception):
 @dataclass(frozen=True)
 class Entry:
     """Where a step's kernel is: in `module`, imported at first use. It has a launcher of the step's own name, and
-    `refuses(step, spec, *arrays)`: None, or the reason it cannot serve. `CallPlan.run` asks once for a plan and mode,
-    so for its steps the answer may depend on the spec, shapes and dtypes alone; `find` and `attempt` ask at each call.
+    `refuses(step, spec, *arrays)`: None, or the reason it cannot serve. `CallPlan.run` asks once for a plan and mode
+    (`prepare`), so for its steps the answer may depend on the spec, shapes and dtypes alone; `find` and `attempt` ask
+    at each call.
 
     `needs`: a module whose `unavailable()` says why none of this kind can run here, or None."""
 
@@ -228,6 +229,20 @@ def find(step: str, b: Backend, spec: Any, *arrays: Any, required: bool = True) 
     if chosen == "require" and required:
         raise KernelUnavailable(f"{step} has a {b.name} kernel that cannot serve this call: {refusal}")
     return None
+
+
+def prepare(step: str, b: Backend, spec: Any, arrays: tuple[Any, ...]) -> Callable[..., Any] | None:
+    """The kernel of a step as a function of arrays alone, for all calls whose arrays have these shapes and dtypes; None
+    for the portable code.
+
+    A launcher can have an attribute `prepare`, a function of `(spec, *arrays)` that gives it: tables, sizes and chunks
+    are then found once, and not at each call. Raises as `find` does.
+    """
+    launcher = find(step, b, spec, *arrays)
+    if launcher is None:
+        return None
+    make = getattr(launcher, "prepare", None)
+    return functools.partial(launcher, b, spec) if make is None else make(spec, *arrays)
 
 
 def attempt(step: str, b: Backend, spec: Any, *arrays: Any) -> Any:

@@ -26,10 +26,11 @@ class CallPlan:
     (`plan_of`), so change none.
 
     `op`: its name; `backend`: its arrays'; `dtype`: x's; `y_shape`; `spec`: what kernels and portable code get;
-    `computed`: the dtype that x is computed in; `complex`: whether x is; `steps`: the function of each step and mode.
+    `computed`: the dtype that x is computed in; `complex`: whether x is; `steps`: the function of arrays of each step
+    and mode; `key`: the plan cache's; `large`: whether y may not fit the memory.
     """
 
-    __slots__ = ("backend", "complex", "computed", "dtype", "op", "spec", "steps", "y_shape")
+    __slots__ = ("backend", "complex", "computed", "dtype", "key", "large", "op", "spec", "steps", "y_shape")
 
     def __init__(self, op: str, backend: Backend, dtype: Any, y_shape: tuple[int, ...], spec: Any = None) -> None:
         self.op, self.backend, self.dtype, self.y_shape, self.spec = op, backend, dtype, y_shape, spec
@@ -39,25 +40,33 @@ class CallPlan:
         if self.complex:
             self.computed = dtype
         self.steps: dict[tuple[str, str], Callable[..., Any]] = {}
+        self.key: Any = None
+        self.large = backend.name == "numpy" and math.prod(y_shape) >= LARGE // 8
 
     def run(self, step: str, portable: Callable[..., R], *arrays: Any) -> R:
-        """What the kernel of a step computes, if one serves in the mode in force, else the portable function; both are
+        """What the kernel of a step computes, if one serves in the mode in force, else the portable function, which is
         called `(b, spec, *arrays)`. The dtypes and shapes of a step's arrays follow from the plan."""
-        key = (step, kernels.current_mode())
-        function = self.steps.get(key)
+        function = self.steps.get((step, kernels.current_mode()))
         if function is None or kernels.warming_up():
-            function = kernels.find(step, self.backend, self.spec, *arrays) or portable
-            self.steps[key] = function
-        result: R = function(self.backend, self.spec, *arrays)
+            function = self._prepared(step, portable, arrays)
+        result: R = function(*arrays)
         return result
+
+    def _prepared(self, step: str, portable: Callable[..., R], arrays: tuple[Any, ...]) -> Callable[..., R]:
+        """The step's function of arrays. It is kept in `steps`, and its tables count as the plan's, but for those that
+        are too large to be kept."""
+        found = kernels.prepare(step, self.backend, self.spec, arrays)
+        function = functools.partial(portable, self.backend, self.spec) if found is None else found
+        if backends.size_of(function) <= backends.PLANS.largest:
+            self.steps[step, kernels.current_mode()] = function
+            if self.key is not None:
+                backends.PLANS.keep(self.key, self)
+        return function
 
     def check_memory(self) -> None:
         """MemoryError where y cannot fit in the memory that is free. A system that promises more memory than it has
         would end the process instead. CuPy checks by itself."""
-        size = math.prod(self.y_shape)
-        if size < LARGE // 8 or self.backend.name != "numpy":
-            return
-        nbytes = size * _bytes(backends.name_of_dtype(self.backend, self.dtype))
+        nbytes = math.prod(self.y_shape) * _bytes(backends.name_of_dtype(self.backend, self.dtype))
         if nbytes < LARGE:
             return
         needed, free = nbytes + TABLES * max(self.y_shape), backends.available_memory()
@@ -85,8 +94,10 @@ def plan_of(make: Callable[..., CallPlan], arrays: tuple[Array | None, ...], *op
     if plan is None:
         plan = make(*arrays, *options)
         if key is not None:
+            plan.key = key
             backends.PLANS.keep(key, plan)
-    plan.check_memory()
+    if plan.large:
+        plan.check_memory()
     return plan
 
 

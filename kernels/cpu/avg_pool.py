@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveWindow, Axis, LpPool, Window
 
 from . import avg_pool_loops as loops
 from .lp_pool_loops import power_name
-from .parallel import flat, parallel_chunks
-from .vectors import LANES, as_bits
+from .parallel import chunked, prepared, to_lanes
+from .vectors import LANES
 from .window_lines import fits_line, line_layout
 from .windows import (
     AnyWindow,
@@ -48,32 +47,38 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def avg_pool_forward(b: Backend, spec: Any, x: Array) -> Array:
+@prepared
+def avg_pool_forward(spec: Any, x: Array) -> Callable[[Array], Array]:
     """y."""
     return _pool(spec, x, False)
 
 
-def avg_pool_backward(b: Backend, spec: Any, dy: Array) -> Array:
+@prepared
+def avg_pool_backward(spec: Any, dy: Array) -> Callable[[Array], Array]:
     """dx."""
     return _pool(spec, dy, True)
 
 
-def sum_pool_forward(b: Backend, window: Window, x: Array) -> Array:
+@prepared
+def sum_pool_forward(window: Window, x: Array) -> Callable[[Array], Array]:
     """y."""
     return _pool(window, x, False)
 
 
-def sum_pool_backward(b: Backend, window: Window, dy: Array) -> Array:
+@prepared
+def sum_pool_backward(window: Window, dy: Array) -> Callable[[Array], Array]:
     """dx."""
     return _pool(window, dy, True)
 
 
-def adaptive_avg_pool_forward(b: Backend, window: AdaptiveWindow, x: Array) -> Array:
+@prepared
+def adaptive_avg_pool_forward(window: AdaptiveWindow, x: Array) -> Callable[[Array], Array]:
     """y."""
     return _pool(window, x, False)
 
 
-def adaptive_avg_pool_backward(b: Backend, window: AdaptiveWindow, dy: Array) -> Array:
+@prepared
+def adaptive_avg_pool_backward(window: AdaptiveWindow, dy: Array) -> Callable[[Array], Array]:
     """dx."""
     return _pool(window, dy, True)
 
@@ -191,15 +196,21 @@ def _adjoint(axis: Axis, channels: int) -> tuple[Array, Array, tuple[int, ...]]:
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _pool(spec: Any, x: Array, backward: bool) -> Array:
-    """y of x, or dx of dy."""
-    plan = pooling_plan(spec, backward, x.dtype != np.float64)
-    y = backends.result(plan.shape, x.dtype)
-    if y.size:
-        arrays = flat(as_bits(x)), as_bits(y).reshape(-1)
+def pool(x: Array, plan: LoopPlan) -> Callable[[Array], Array]:
+    """A function of arrays like x: the loop's result."""
+    new, size = backends.new_result(plan.shape, x.dtype), math.prod(plan.shape)
+    nbytes = round(plan.weight * (x.nbytes + size * x.itemsize))
+    in_chunks = chunked(plan.units if size else 0, nbytes, least=plan.least)
+    loop, arguments = plan.run, plan.loop_arguments
 
-        def sums(start: int, stop: int) -> None:
-            plan.run(*arrays, *plan.loop_arguments, start, stop)
+    def run(x: Array) -> Array:
+        y = new()
+        in_chunks(loop, to_lanes(x), to_lanes(y), *arguments)
+        return y
 
-        parallel_chunks(plan.units, round(plan.weight * (x.nbytes + y.nbytes)), sums)
-    return y
+    return run
+
+
+def _pool(spec: Any, x: Array, backward: bool) -> Callable[[Array], Array]:
+    """A function of arrays like x: y of x, or with `backward` dx of dy."""
+    return pool(x, pooling_plan(spec, backward, x.dtype != np.float64))

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 
 from .jit import kernel
-from .parallel import flat, parallel_chunks
+from .parallel import chunked, flat, prepared, to_lanes
 from .vector_math import LARGEST_DEVIATION, normal_cdf, normal_density, sigmoid, tanh
 from .vectors import (
     LANES,
@@ -299,113 +298,148 @@ GRADIENTS = {"gelu": _make_gradient(_gelu_slope), "gelu tanh": _make_gradient(_g
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def to_lanes(array: Array) -> Array:
-    """The elements in C order, as kernels take them."""
-    return flat(as_bits(np.ascontiguousarray(array)))
+def is_aligned(array: Array) -> bool:
+    """Whether an array begins with a cache line, as results must that are stored past the caches."""
+    return bool(array.ctypes.data % 64 == 0)
 
 
-def past_caches(result: Array) -> bool:
-    """Whether a result is stored past the caches: it is large, and its memory is aligned."""
-    return bool(result.nbytes >= STREAM_BYTES and result.ctypes.data % 64 == 0)
+def in_blocks(arrays: tuple[Array, ...]) -> Callable[..., None]:
+    """`chunked` for elements of arrays like these, in whole blocks."""
+    size = arrays[0].size
+    return chunked(-(-size // BLOCK), sum(a.nbytes for a in arrays), unit=BLOCK, end=size)
 
 
-def _over_blocks(size: int, nbytes: int, run: Callable[[int, int], Any]) -> None:
-    """Call run(start, stop) on chunks of elements, each of whole blocks."""
-    blocks = -(-size // BLOCK)
-    parallel_chunks(blocks, nbytes, lambda start, stop: run(start * BLOCK, min(stop * BLOCK, size)))
+def _mapped(kernel_function: Any, arrays: tuple[Array, ...], *numbers: float) -> Callable[..., Array]:
+    """A function of arrays like these: the result of a kernel, in the first one's shape and dtype."""
+    first = arrays[0]
+    new, large, run_in_blocks = (
+        backends.new_result(first.shape, first.dtype),
+        _is_large(first),
+        in_blocks((first, *arrays)),
+    )
+
+    def run(*arrays: Array) -> Array:
+        result = new()
+        past_caches = large and is_aligned(result)
+        run_in_blocks(kernel_function, *map(to_lanes, arrays), to_lanes(result), *numbers, past_caches)
+        return result
+
+    return run
 
 
-def _map(kernel_function: Any, inputs: tuple[Array, ...], *numbers: float) -> Array:
-    """The result of a kernel of these arrays, in the first one's shape and dtype."""
-    first = inputs[0]
-    result = backends.result(first.shape, first.dtype)
-    arrays = [*(to_lanes(a) if a.dtype != np.uint8 else flat(a) for a in inputs), to_lanes(result)]
-    stream_result = past_caches(result)
-    run = lambda start, stop: kernel_function(*arrays, *numbers, stream_result, start, stop)  # noqa: E731
-    _over_blocks(first.size, result.nbytes + sum(a.nbytes for a in inputs), run)
-    return result
+def _is_large(result: Array) -> bool:
+    """Whether a result of this size is stored past the caches."""
+    return bool(result.nbytes >= STREAM_BYTES)
 
 
-def _rectified(kernel_function: Any, x: Array, y: Array, number: Any, save: bool) -> Array:
-    """The bits (none unless `save`); y is filled."""
-    source, result, stream_result = to_lanes(x), to_lanes(y), past_caches(y)
-    bits = np.empty(-(-x.size // 8) if save else 0, np.uint8)
-    run = lambda start, stop: kernel_function(source, result, bits, number, stream_result, start, stop)  # noqa: E731
-    _over_blocks(x.size, 2 * x.nbytes + bits.nbytes, run)
-    return bits
+def _rectified(
+    kernel_function: Any, x: Array, kind: Any, number: Any, save: bool
+) -> Callable[[Array], tuple[Array, Array]]:
+    """A function of arrays like x, which the kernel takes as numbers of this kind: y, and the bits (none unless
+    `save`)."""
+    new, large, nbytes = backends.new_result(x.shape, x.dtype), _is_large(x), -(-x.size // 8) if save else 0
+    run_in_blocks = in_blocks((x, x))
+
+    def run(x: Array) -> tuple[Array, Array]:
+        y, bits = new(), np.empty(nbytes, np.uint8)
+        past_caches = large and is_aligned(y)
+        run_in_blocks(kernel_function, flat(x).view(kind), y.ravel().view(kind), bits, number, past_caches)
+        return y, bits
+
+    return run
 
 
-def _relu(x: Array, save: bool) -> tuple[Array, Array]:
-    y = backends.result(x.shape, x.dtype)
+def _relu(x: Array, save: bool) -> Callable[[Array], tuple[Array, Array]]:
     if x.dtype == np.float64:
-        return y, _rectified(RELU["floats", save], x, y, 0.0, save)
-    integers_of = np.int16 if x.itemsize == 2 else np.int32
-    minus_infinity = int(np.array(-np.inf, x.dtype).view(integers_of))
-    source = np.ascontiguousarray(x).view(integers_of)
-    return y, _rectified(RELU["integers", save], source, y.view(integers_of), minus_infinity, save)
+        return _rectified(RELU["floats", save], x, np.float64, 0.0, save)
+    kind = np.int16 if x.itemsize == 2 else np.int32
+    minus_infinity = int(np.array(-np.inf, x.dtype).view(kind))
+    return _rectified(RELU["integers", save], x, kind, minus_infinity, save)
 
 
-def _packed(passes: Array) -> Array:
+def _bits_of(passes: Array) -> Array:
     """Bits, from bits or bools."""
-    return np.packbits(passes, bitorder="little") if passes.dtype == bool else passes
+    return np.packbits(passes, bitorder="little") if passes.dtype == bool else flat(passes)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def relu(b: Backend, spec: None, x: Array) -> Array:
+@prepared
+def relu(spec: None, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _relu(x, False)[0]
+    rectified = _relu(x, False)
+    return lambda x: rectified(x)[0]
 
 
-def relu_forward(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
+@prepared
+def relu_forward(spec: None, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y, and the bits of where x was not <= 0."""
     return _relu(x, True)
 
 
-def relu_backward(b: Backend, spec: None, dy: Array, passes: Array) -> Array:
+@prepared
+def relu_backward(spec: None, dy: Array, passes: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    bits = np.asarray(dy, order="C")
-    if dy.dtype == np.float64:
-        return _map(masked_float64, (bits, _packed(passes)), 0.0)
-    as_integers = bits.view(np.uint16 if dy.itemsize == 2 else np.int32)
-    return _map(masked, (as_integers, _packed(passes)), 0.0).view(dy.dtype)
+    kind = {2: np.uint16, 4: np.int32, 8: np.float64}[dy.dtype.itemsize]
+    return _masked(masked_float64 if dy.dtype == np.float64 else masked, dy, kind, 0.0)
 
 
-def leaky_relu_forward(b: Backend, slope: float, x: Array) -> tuple[Array, Array]:
+def _masked(kernel_function: Any, dy: Array, kind: Any, slope: float) -> Callable[[Array, Array], Array]:
+    """A function of arrays like dy, which the kernel takes as numbers of this kind, and of bits or bools."""
+    new, large, run_in_blocks = backends.new_result(dy.shape, dy.dtype), _is_large(dy), in_blocks((dy, dy))
+
+    def run(dy: Array, passes: Array) -> Array:
+        dx = new()
+        past_caches = large and is_aligned(dx)
+        lanes = flat(dy).view(kind), _bits_of(passes), dx.ravel().view(kind)
+        run_in_blocks(kernel_function, *lanes, slope, past_caches)
+        return dx
+
+    return run
+
+
+@prepared
+def leaky_relu_forward(slope: float, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y, and the bits of where x > 0."""
-    y = backends.result(x.shape, x.dtype)
-    return y, _rectified(leaky_relu_saving, x, y, slope, True)
+    return _rectified(leaky_relu_saving, x, as_bits(x).dtype, slope, True)
 
 
-def leaky_relu_backward(b: Backend, slope: float, dy: Array, passes: Array) -> Array:
+@prepared
+def leaky_relu_backward(slope: float, dy: Array, passes: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _map(leaky_gradient, (dy, _packed(passes)), slope)
+    return _masked(leaky_gradient, dy, as_bits(dy).dtype, slope)
 
 
-def gelu_forward(b: Backend, approximate: str, x: Array) -> Array:
+@prepared
+def gelu_forward(approximate: str, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _map(MAPS["gelu" if approximate == "none" else "gelu tanh"], (x,))
+    return _mapped(MAPS["gelu" if approximate == "none" else "gelu tanh"], (x,))
 
 
-def gelu_backward(b: Backend, approximate: str, dy: Array, x: Array) -> Array:
+@prepared
+def gelu_backward(approximate: str, dy: Array, x: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _map(GRADIENTS["gelu" if approximate == "none" else "gelu tanh"], (dy, x))
+    return _mapped(GRADIENTS["gelu" if approximate == "none" else "gelu tanh"], (dy, x))
 
 
-def sigmoid_forward(b: Backend, spec: None, x: Array) -> Array:
+@prepared
+def sigmoid_forward(spec: None, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _map(MAPS["sigmoid"], (x,))
+    return _mapped(MAPS["sigmoid"], (x,))
 
 
-def sigmoid_backward(b: Backend, spec: None, dy: Array, y: Array) -> Array:
+@prepared
+def sigmoid_backward(spec: None, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _map(GRADIENTS["sigmoid"], (dy, y))
+    return _mapped(GRADIENTS["sigmoid"], (dy, y))
 
 
-def tanh_forward(b: Backend, spec: None, x: Array) -> Array:
+@prepared
+def tanh_forward(spec: None, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _map(MAPS["tanh"], (x,))
+    return _mapped(MAPS["tanh"], (x,))
 
 
-def tanh_backward(b: Backend, spec: None, dy: Array, y: Array) -> Array:
+@prepared
+def tanh_backward(spec: None, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _map(GRADIENTS["tanh"], (dy, y))
+    return _mapped(GRADIENTS["tanh"], (dy, y))

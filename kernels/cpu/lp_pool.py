@@ -5,18 +5,17 @@ Chunks of backward are planes. A chunk has two temporary arrays of float64, of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 from cnnlayers.specs import LpPool
 
-from .avg_pool import pooling_plan
+from .avg_pool import pool, pooling_plan
 from .lp_pool_loops import make_scale, make_slope, power_name
-from .parallel import flat, parallel_chunks
-from .vectors import as_bits
+from .parallel import chunked, flat, prepared, to_lanes
 from .windows import planes_and_channels, refusal
 
 Array = Any
@@ -30,34 +29,36 @@ def refuses(step: str, spec: LpPool, *arrays: Array) -> str | None:
     return refusal(spec.window, arrays[0] if arrays else None)
 
 
-def lp_pool_forward(b: Backend, spec: LpPool, x: Array) -> Array:
+@prepared
+def lp_pool_forward(spec: LpPool, x: Array) -> Callable[[Array], Array]:
     """y."""
-    plan = pooling_plan(spec, False, False)
-    y = backends.result(plan.shape, x.dtype)
-    if y.size:
-        arrays = flat(as_bits(x)), as_bits(y).reshape(-1)
-        parallel_chunks(
-            plan.units, x.nbytes + y.nbytes, lambda start, stop: plan.run(*arrays, *plan.loop_arguments, start, stop)
-        )
-    return y
+    return pool(x, pooling_plan(spec, False, False))
 
 
-def lp_pool_backward(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
+@prepared
+def lp_pool_backward(spec: LpPool, dy: Array, x: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     forward, backward = pooling_plan(spec, False, False), pooling_plan(spec, True, False)
-    dx, planes, power = backends.result(x.shape, x.dtype), planes_and_channels(spec.window)[0], power_name(spec.p)
-    if not dx.size:
-        return dx
-    gradient, source, result = (a.reshape(planes, -1) for a in (flat(as_bits(dy)), flat(as_bits(x)), as_bits(dx)))
+    new, planes, power = backends.new_result(x.shape, x.dtype), planes_and_channels(spec.window)[0], power_name(spec.p)
+    in_chunks, scale, slope = (
+        chunked(planes if x.size else 0, BYTES_OF_CELL * x.size),
+        make_scale(power),
+        make_slope(power),
+    )
 
-    def sums(start: int, stop: int) -> None:
+    def sums(gradient: Array, source: Array, result: Array, start: int, stop: int) -> None:
         number, part = stop - start, (slice(start, stop),)
         cells, norms = flat(source[part]), np.empty(number * gradient.shape[1])
         forward.run(cells, norms, *forward.loop_arguments, 0, number * forward.units // planes)
-        make_scale(power)(flat(gradient[part]), norms, spec.p)
+        scale(flat(gradient[part]), norms, spec.p)
         totals = np.empty(cells.size)
         backward.run(norms, totals, *backward.loop_arguments, 0, number * backward.units // planes)
-        make_slope(power)(totals, cells, result[part].reshape(-1), spec.p)
+        slope(totals, cells, result[part].reshape(-1), spec.p)
 
-    parallel_chunks(planes, BYTES_OF_CELL * x.size, sums)
-    return dx
+    def run(dy: Array, x: Array) -> Array:
+        dx = new()
+        if dx.size:
+            in_chunks(sums, *(to_lanes(a).reshape(planes, -1) for a in (dy, x, dx)))
+        return dx
+
+    return run

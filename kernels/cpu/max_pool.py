@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window
 
 from . import max_pool_backward_loops as backward_loops
 from . import max_pool_loops as loops
-from .parallel import as_lines, flat, parallel_chunks, parallel_over_planes
+from .parallel import chunked, flat, over_planes, prepared, to_lanes
 from .vectors import LANES, as_bits
 from .window_lines import fits_line, line_layout
 from .windows import (
@@ -47,34 +46,41 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def max_pool(b: Backend, spec: Any, x: Array) -> tuple[Array, Array | None]:
+@prepared
+def max_pool(spec: Any, x: Array) -> Callable[[Array], tuple[Array, Array | None]]:
     """y, and the indices or None."""
-    y, _, indices = _forward(spec.window, x, None, spec.indices)
-    return y, indices
+    run = _forward(spec.window, x, None, spec.indices)
+    return lambda x: run(x)[::2]
 
 
-def max_pool_forward(b: Backend, spec: Any, x: Array) -> tuple[Array, Array, Array | None]:
+@prepared
+def max_pool_forward(spec: Any, x: Array) -> Callable[[Array], tuple[Array, Array, Array | None]]:
     """y, the argmax or tie bits, and the indices or None."""
     return _forward(spec.window, x, spec.ties, spec.indices)
 
 
-def max_pool_backward(b: Backend, spec: Any, dy: Array, saved: Array) -> Array:
+@prepared
+def max_pool_backward(spec: Any, dy: Array, saved: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     return _backward(spec.window, dy, saved, spec.ties)
 
 
-def adaptive_max_pool(b: Backend, window: AdaptiveWindow, x: Array) -> Array:
+@prepared
+def adaptive_max_pool(window: AdaptiveWindow, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _forward(_regular(window), x, None, False)[0]
+    run = _forward(_regular(window), x, None, False)
+    return lambda x: run(x)[0]
 
 
-def adaptive_max_pool_forward(b: Backend, window: AdaptiveWindow, x: Array) -> tuple[Array, Array]:
+@prepared
+def adaptive_max_pool_forward(window: AdaptiveWindow, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y and the argmax."""
-    y, argmax, _ = _forward(_regular(window), x, "first", False)
-    return y, argmax
+    run = _forward(_regular(window), x, "first", False)
+    return lambda x: run(x)[:2]
 
 
-def adaptive_max_pool_backward(b: Backend, window: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
+@prepared
+def adaptive_max_pool_backward(window: AdaptiveWindow, dy: Array, argmax: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     return _backward(window, dy, argmax, "first")  # the adaptive windows: adds, as the portable code does
 
@@ -224,65 +230,94 @@ def _tap_offsets(window: AnyWindow) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _forward(window: AnyWindow, x: Array, ties: str | None, with_indices: bool) -> tuple[Array, Array, Array | None]:
-    """y, what the backward of this tie rule needs (None: nothing), and the indices, or None."""
+def _forward(
+    window: AnyWindow, x: Array, ties: str | None, with_indices: bool
+) -> Callable[[Array], tuple[Array, Array, Array | None]]:
+    """A function of arrays like x: y, what the backward of this tie rule needs (None: nothing), and the indices, or
+    None."""
     plan, forward = _window_plan(window), _forward_plan(window, np.float64 if x.dtype == np.float64 else np.float32)
-    y = backends.result(plan.out_shape, x.dtype)
-    save = ties == "first" or with_indices
-    argmax = np.empty(y.shape if save else (0,), plan.argmax_dtype)
-    if y.size:
-        run, arrays = forward.make(save), (flat(as_bits(x)), as_bits(y).reshape(-1), argmax.reshape(-1))
-
-        def maxima(start: int, stop: int) -> None:
-            run(*arrays, *forward.loop_arguments, start, stop)
-
-        parallel_chunks(forward.window_rows, x.nbytes + y.nbytes + argmax.nbytes, maxima)
-    indices = _indices(window, argmax) if with_indices else None
-    if ties in (None, "first"):
-        return y, argmax, indices
-    number = (math.prod(window.kernel) + 7) // 8
-    bits, complete = np.empty((number, *y.shape), np.uint8), _tables(window)
-
-    def find_ties(x: Array, y: Array, bits: Array, start: int, stop: int) -> None:
-        backward_loops.tie_bits(x, y, bits, plan.sizes, plan.taps[1:], plan.dilations, *complete, start, stop)
-
-    parallel_over_planes(
-        plan.planes, plan.window_rows, (as_lines(x), as_lines(y)), (as_lines(bits, number),), find_ties
+    save, size = ties == "first" or with_indices, math.prod(plan.out_shape)
+    new, new_argmax = backends.new_result(plan.out_shape, x.dtype), _new_argmax(plan, save)
+    nbytes = x.nbytes + size * (x.itemsize + (plan.argmax_dtype().itemsize if save else 0))
+    in_chunks, loop, arguments = (
+        chunked(forward.window_rows if size else 0, nbytes),
+        forward.make(save),
+        forward.loop_arguments,
     )
-    return y, bits, indices
+
+    def maxima(x: Array) -> tuple[Array, Array, None]:
+        y, argmax = new(), new_argmax()
+        in_chunks(loop, to_lanes(x), to_lanes(y), argmax.ravel(), *arguments)
+        return y, argmax, None
+
+    if ties in (None, "first") and not with_indices:
+        return maxima
+    indices = _indices(window) if with_indices else lambda argmax: None
+    bits = _tie_bits(window, x) if ties not in (None, "first") else None
+
+    def maxima_and_more(x: Array) -> tuple[Array, Array, Array | None]:
+        y, argmax, _ = maxima(x)
+        return y, argmax if bits is None else bits(x, y), indices(argmax)
+
+    return maxima_and_more
 
 
-def _indices(window: AnyWindow, argmax: Array) -> Array:
-    """The flat cell of each maximum in its plane; -1 if the window sees no cell."""
-    indices = np.empty(argmax.shape, np.int64)
+def _new_argmax(plan: WindowPlan, save: bool) -> Callable[[], Array]:
+    """A function that makes the array of the argmax, or an empty one."""
+    return functools.partial(np.empty, plan.out_shape if save else (0,), plan.argmax_dtype)
+
+
+def _tie_bits(window: AnyWindow, x: Array) -> Callable[[Array, Array], Array]:
+    """A function of x and y: one bit a tap, set where the cell equals the maximum; shape (bytes, *y.shape)."""
+    plan, number = _window_plan(window), (math.prod(window.kernel) + 7) // 8
+    size = math.prod(plan.out_shape)
+    nbytes = x.nbytes + size * (x.itemsize + number)
+    over = over_planes(plan.planes, plan.window_rows, x.dtype, nbytes if size else 0, (1, 1, number))
+    arguments = plan.sizes, plan.taps[1:], plan.dilations, *_tables(window)
+
+    def run(x: Array, y: Array) -> Array:
+        bits = np.empty((number, *y.shape), np.uint8)
+        if size:
+            over(backward_loops.tie_bits, (x, y), (bits,), *arguments)
+        return bits
+
+    return run
+
+
+def _indices(window: AnyWindow) -> Callable[[Array], Array]:
+    """A function of the argmax: the flat cell of each maximum in its plane; -1 if the window sees no cell."""
     plan, offsets, tables = _backward_plan(window, True)
+    in_chunks = chunked(plan.planes * plan.window_rows, math.prod(plan.out_shape) * (8 + plan.argmax_dtype().itemsize))
 
-    def fill(argmax: Array, indices: Array, start: int, stop: int) -> None:
-        backward_loops.flat_indices(argmax, indices, plan.sizes, offsets, *tables, start, stop)
+    def run(argmax: Array) -> Array:
+        indices = np.empty(argmax.shape, np.int64)
+        if indices.size:
+            in_chunks(backward_loops.flat_indices, flat(argmax), flat(indices), plan.sizes, offsets, *tables)
+        return indices
 
-    parallel_over_planes(plan.planes, plan.window_rows, (as_lines(argmax),), (as_lines(indices),), fill)
-    return indices
+    return run
 
 
-def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Array:
+def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Callable[[Array, Array], Array]:
+    """A function of arrays like dy and what was saved: dx."""
     plan, offsets, tables = _backward_plan(window, ties != "first")
-    dx = backends.result(window.layout.shape, dy.dtype)
-    loop_arguments = (plan.sizes, offsets, plan.disjoint)
-
-    def from_ties(dy: Array, bits: Array, dx: Array, start: int, stop: int) -> None:
-        backward_loops.ties_backward(dy, bits, dx, *loop_arguments, ties == "split", *tables, start, stop)
-
-    def from_argmax(dy: Array, argmax: Array, dx: Array, start: int, stop: int) -> None:
-        backward_loops.backward(dy, argmax, dx, *loop_arguments, *tables, start, stop)
-
-    def from_argmax_simple(dy: Array, argmax: Array, dx: Array, start: int, stop: int) -> None:
-        backward_loops.backward_simple(dy, argmax, dx, *loop_arguments, *tables, *plan.stride_and_padding, start, stop)
-
-    run: Callable[..., None] = (
-        from_ties if ties != "first" else from_argmax_simple if plan.simple_backward else from_argmax
-    )
-    lines_of_saved = 1 if ties == "first" else saved.shape[0]
+    shape, common = window.layout.shape, (plan.sizes, offsets, plan.disjoint)
+    loop, arguments = backward_loops.backward, (*common, *tables)
+    if ties != "first":
+        loop, arguments = backward_loops.ties_backward, (*common, ties == "split", *tables)
+    elif plan.simple_backward:
+        loop, arguments = backward_loops.backward_simple, (*arguments, *plan.stride_and_padding)
     moved = ties == "first" and plan.disjoint  # numbers are only moved: half types need no conversion
-    source, target = (as_bits(dy), as_bits(dx)) if moved else (dy, dx)
-    parallel_over_planes(plan.planes, 1, (as_lines(source), as_lines(saved, lines_of_saved)), (as_lines(target),), run)
-    return dx
+    of_bits: Callable[[Array], Array] = as_bits if moved else lambda array: array
+    size = math.prod(shape)
+    lines = (1, 1 if ties == "first" else saved.shape[0], 1)
+    nbytes = dy.nbytes + saved.nbytes + size * dy.itemsize
+    new, over = backends.new_result(shape, dy.dtype), over_planes(plan.planes, 1, of_bits(dy).dtype, nbytes, lines)
+
+    def run(dy: Array, saved: Array) -> Array:
+        dx = new()
+        if size:
+            over(loop, (of_bits(dy), saved), (of_bits(dx),), *arguments)
+        return dx
+
+    return run

@@ -3,17 +3,18 @@ so its input is y and its output x."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 from cnnlayers.specs import Window
 
 from . import max_unpool_loops as loops
-from .parallel import flat, parallel_chunks
+from .parallel import chunked, flat, prepared
 from .windows import planes_and_channels
 
 Array = Any
@@ -24,36 +25,41 @@ def refuses(step: str, window: Window, *arrays: Array) -> str | None:
     return None if all(a.dtype.isnative for a in arrays) else "an array of foreign byte order"
 
 
-def max_unpool_forward(b: Backend, window: Window, x: Array, indices: Array) -> tuple[Array, Array]:
+@prepared
+def max_unpool_forward(window: Window, x: Array, indices: Array) -> Callable[[Array, Array], tuple[Array, Array]]:
     """y, and the cell that each entry of x reached, or −1."""
     entries, cells, channels, planes = _counts(window)
-    y = backends.result(window.layout.shape, x.dtype)
-    reached = np.empty(window.out_shape, np.int32 if cells < 2**31 else np.int64)
-    arrays = _bits(x), flat(indices), _bits(y), reached.reshape(-1)
+    shape, dtype = window.layout.shape, np.int32 if cells < 2**31 else np.int64
+    new, new_reached = backends.new_result(shape, x.dtype), functools.partial(np.empty, window.out_shape, dtype)
+    in_chunks = chunked(planes, x.size * (x.itemsize + 8 + dtype().itemsize) + math.prod(shape) * x.itemsize)
 
-    def run(start: int, stop: int) -> None:
-        loops.forward(*arrays, entries, cells, channels, start, stop)
+    def run(x: Array, indices: Array) -> tuple[Array, Array]:
+        y, reached = new(), new_reached()
+        arrays = _bits(x), flat(indices), _bits(y), reached.ravel()
+        in_chunks(loops.forward, *arrays, entries, cells, channels)
+        return y, reached
 
-    parallel_chunks(planes, sum(a.nbytes for a in arrays), run)
-    return y, reached
+    return run
 
 
-def max_unpool_backward(b: Backend, window: Window, dy: Array, reached: Array) -> Array:
+@prepared
+def max_unpool_backward(window: Window, dy: Array, reached: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     entries, cells, channels, planes = _counts(window)
-    dx = backends.result(window.out_shape, dy.dtype)
-    arrays = _bits(dy), flat(reached), _bits(dx)
+    new = backends.new_result(window.out_shape, dy.dtype)
+    in_chunks = chunked(planes, dy.nbytes + reached.nbytes + reached.size * dy.itemsize)
 
-    def run(start: int, stop: int) -> None:
-        loops.backward(*arrays, entries, cells, channels, start, stop)
+    def run(dy: Array, reached: Array) -> Array:
+        dx = new()
+        in_chunks(loops.backward, _bits(dy), flat(reached), _bits(dx), entries, cells, channels)
+        return dx
 
-    parallel_chunks(planes, sum(a.nbytes for a in arrays), run)
-    return dx
+    return run
 
 
 def _bits(array: Array) -> Array:
     """The array's elements as unsigned integers, flat."""
-    return flat(np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}"))
+    return flat(array).view(f"u{array.dtype.itemsize}")
 
 
 def _counts(window: Window) -> tuple[int, int, int, int]:

@@ -11,10 +11,9 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from . import layer_norm_loops, norm_loops
-from .elementwise import to_lanes
 from .norm_arguments import accumulator, from_lanes, gradient, parameter, refuses
 from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of, run_over_pieces
-from .parallel import parallel_chunks
+from .parallel import parallel_chunks, to_lanes
 
 __all__ = [
     "batch_norm_backward",

@@ -17,9 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import channels_last_norm, norm_loops
-from .elementwise import to_lanes
 from .norm_arguments import from_lanes
-from .parallel import parallel_chunks
+from .parallel import parallel_chunks, to_lanes
 
 Array = Any
 PIECE_BYTES = 300_000  # of x in a piece, about

@@ -5,18 +5,18 @@ dx sums. Forward copies bits, as unsigned integers. Chunks are rows along the la
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 from cnnlayers.specs import Pad, Pair
 
 from . import pad_loops as loops
 from .convert import convert
-from .parallel import HALF_TILE_FACTOR, HALF_TYPES, flat, parallel_chunks
-from .vectors import as_bits
+from .parallel import HALF_TILE_FACTOR, HALF_TYPES, chunked, flat, prepared, to_lanes
 
 Array = Any
 Side = tuple[int, Pair, Pair]  # an axis: its length, cells added and cells cropped (before, after)
@@ -30,14 +30,20 @@ def refuses(step: str, spec: Pad, *arrays: Array) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
+@prepared
+def pad_forward(spec: Pad, x: Array, value: Any) -> Callable[[Array, Any], Array]:
     """y."""
-    return _forward(spec, x, value)
+    copied, dtype = _copied_rows(spec, False, x), x.dtype
+    return lambda x, value: copied(x, np.array(value, dtype))
 
 
-def pad_backward(b: Backend, spec: Pad, dy: Array) -> Array:
+@prepared
+def pad_backward(spec: Pad, dy: Array) -> Callable[[Array], Array]:
     """dx."""
-    return _backward(spec, dy)
+    if spec.mode != "constant":
+        return _folded(spec, dy)
+    copied, zero = _copied_rows(spec, True, dy), np.zeros((), dy.dtype)
+    return lambda dy: copied(dy, zero)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -147,61 +153,54 @@ def _fold_plan(spec: Pad) -> tuple[tuple[int, ...], tuple[Array, ...], tuple[Arr
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _forward(spec: Pad, x: Array, value: Any) -> Array:
-    y = backends.result(spec.out_shape, x.dtype)
-    _copy_rows(spec, False, x, y, np.array(value, x.dtype))
-    return y
-
-
-def _backward(spec: Pad, dy: Array) -> Array:
-    dx = backends.result(spec.layout.shape, dy.dtype)
-    if spec.mode == "constant":
-        _copy_rows(spec, True, dy, dx, np.zeros((), dy.dtype))
-    else:
-        _fold_gradient(spec, dy, dx)
-    return dx
-
-
 def _bits(array: Array) -> Array:
     """The array's elements in C order, as unsigned integers."""
-    return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
+    return flat(array).view(f"u{array.dtype.itemsize}")
 
 
-def _copy_rows(spec: Pad, backward: bool, x: Array, y: Array, fill: Array) -> None:
-    """Fill y with the padded x."""
-    if not y.size:
-        return
-    shape, tables, row = _copy_plan(spec, backward)
-    source, result, value = flat(_bits(x)), y.reshape(-1).view(f"u{y.dtype.itemsize}"), _bits(fill)[0]
+def _copied_rows(spec: Pad, backward: bool, x: Array) -> Callable[[Array, Array], Array]:
+    """A function of arrays like x and of the fill value, an array of no axes: the padded x."""
+    y_shape = spec.layout.shape if backward else spec.out_shape
+    size, (shape, tables, row) = math.prod(y_shape), _copy_plan(spec, backward)
+    new, in_chunks = backends.new_result(y_shape, x.dtype), chunked(size // max(1, row), x.nbytes + size * x.itemsize)
 
-    def run(start: int, stop: int) -> None:
-        loops.pad_rows(source, result, value, shape, *tables, start, stop)
+    def run(x: Array, fill: Array) -> Array:
+        y = new()
+        in_chunks(loops.pad_rows, _bits(x), _bits(y), _bits(fill)[0], shape, *tables)
+        return y
 
-    parallel_chunks(y.size // row, x.nbytes + y.nbytes, run)
+    return run
 
 
-def _fold_gradient(spec: Pad, dy: Array, dx: Array) -> None:
-    """Fill dx: each cell is the sum of the cells of dy that are its copies."""
-    if not dx.size:
-        return
+def _folded(spec: Pad, dy: Array) -> Callable[[Array], Array]:
+    """A function of arrays like dy: dx, each cell the sum of the cells of dy that are its copies."""
+    new, size = backends.new_result(spec.layout.shape, dy.dtype), math.prod(spec.layout.shape)
+    if not size:
+        return lambda dy: new()
     shape, begin, sources, lines = _fold_plan(spec)
-    planes, nbytes = dx.size // (lines * shape[3] * shape[7]), dy.nbytes + dx.nbytes
-    if str(dy.dtype) not in HALF_TYPES:
-        floats = dy.dtype.kind == "f"
-        source, result = (
-            (flat(dy), dx.reshape(-1)) if floats else (flat(_bits(dy)), _bits(dx))
-        )  # sums of integers wrap around
-        parallel_chunks(
-            planes * lines, nbytes, lambda i, j: loops.fold_rows(source, result, shape, begin, sources, i, j)
-        )
-        return
-    source, result = flat(as_bits(dy)).reshape(planes, -1), as_bits(dx).reshape(planes, -1)
+    planes, nbytes = size // (lines * shape[3] * shape[7]), dy.nbytes + size * dy.itemsize
+    if str(dy.dtype) in HALF_TYPES:
+        in_tiles = chunked(planes, HALF_TILE_FACTOR * nbytes)
 
-    def tile(start: int, stop: int) -> None:
-        narrow, wide = source[start:stop].reshape(-1), np.empty(result[start:stop].size, np.float32)
-        wide_source = np.empty(narrow.size, np.float32)
-        convert(narrow, wide_source)
-        loops.fold_rows(wide_source, wide, shape, begin, sources, 0, (stop - start) * lines)
-        convert(wide, result[start:stop].reshape(-1))
+        def tile(source: Array, result: Array, start: int, stop: int) -> None:
+            narrow, wide = source[start:stop].reshape(-1), np.empty(result[start:stop].size, np.float32)
+            wide_source = np.empty(narrow.size, np.float32)
+            convert(narrow, wide_source)
+            loops.fold_rows(wide_source, wide, shape, begin, sources, 0, (stop - start) * lines)
+            convert(wide, result[start:stop].reshape(-1))
 
-    parallel_chunks(planes, HALF_TILE_FACTOR * nbytes, tile)
+        def run_in_tiles(dy: Array) -> Array:
+            dx = new()
+            in_tiles(tile, to_lanes(dy).reshape(planes, -1), to_lanes(dx).reshape(planes, -1))
+            return dx
+
+        return run_in_tiles
+    in_chunks = chunked(planes * lines, nbytes)
+    elements = flat if dy.dtype.kind == "f" else _bits  # sums of integers wrap around
+
+    def run(dy: Array) -> Array:
+        dx = new()
+        in_chunks(loops.fold_rows, elements(dy), elements(dx), shape, begin, sources)
+        return dx
+
+    return run

@@ -36,8 +36,13 @@ def flat(array: Array) -> Array:
 
     A read-only array becomes a writeable view, because Numba would compile every kernel a second time for read-only
     arrays. Kernels must not write to their inputs."""
-    array = np.ascontiguousarray(array).reshape(-1)
+    array = array.ravel()
     return array if array.flags.writeable else np.asarray(_View(array))
+
+
+def to_lanes(array: Array) -> Array:
+    """The elements in C order, as kernels take them: half types as their bits."""
+    return flat(as_bits(array))
 
 
 @functools.cache
@@ -55,64 +60,84 @@ def _waiter() -> Callable[[Array], Any] | None:
     return wait_until_done
 
 
-def parallel_chunks(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int = 1) -> None:
-    """Call `run(start, stop)` on chunks of `units`, in parallel.
+def chunked(units: int, nbytes: int, *, least: int = 1, unit: int = 1, end: int | None = None) -> Callable[..., None]:
+    """A function that calls `run(*arguments, start, stop)`, of its own arguments `(run, *arguments)`, on chunks of
+    `units`, in parallel.
 
-    nbytes: bytes that all units read and write together. least: units in a chunk, at least."""
-    if units == 0:
-        return
+    nbytes: bytes that all units read and write together. least: units in a chunk, at least. unit: what one unit counts
+    in start and stop, the last one up to `end`."""
     number = max(1, min(units // least, round(nbytes / CHUNK_BYTES)))
-    if number == 1:
-        run(0, units)
-        return
-    edges = [units * i // number for i in range(number + 1)]
-    run_chunks(lambda i: run(edges[i], edges[i + 1]), range(number), _waiter())
+    edges = [unit * (units * i // number) for i in range(number)] + [unit * units if end is None else end]
+    start, stop = edges[0], edges[-1]
+
+    def in_one(run: Callable[..., Any], *arguments: Any) -> None:
+        if start < stop:
+            run(*arguments, start, stop)
+
+    def in_chunks(run: Callable[..., Any], *arguments: Any) -> None:
+        run_chunks(lambda i: run(*arguments, edges[i], edges[i + 1]), range(number), _waiter())
+
+    return in_one if number == 1 else in_chunks
+
+
+def parallel_chunks(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int = 1) -> None:
+    """Call `run(start, stop)` on chunks of `units`, in parallel, as `chunked` says."""
+    chunked(units, nbytes, least=least)(run)
+
+
+def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
+    """A launcher `(b, spec, *arrays)` that computes what `prepare(spec, *arrays)(*arrays)` does. `prepare` gives a
+    function for all arrays of these shapes and dtypes, which the plan of a call keeps (`kernels.prepare`)."""
+
+    @functools.wraps(prepare)
+    def launch(b: Any, spec: Any, *arrays: Any) -> Any:
+        return prepare(spec, *arrays)(*arrays)
+
+    vars(launch)["prepare"] = prepare
+    return launch
 
 
 # ----------------------------------------------------------------------------------------------------- chunks of planes
-def parallel_over_planes(
-    planes: int,
-    units_per_plane: int,
-    inputs: tuple[Array, ...],
-    outputs: tuple[Array, ...],
-    run: Callable[..., None],
-    *,
-    least: int = 1,
-) -> None:
-    """Call `run(*inputs, *outputs, start, stop)` on flat arrays, over chunks of planes, in parallel.
+def over_planes(
+    planes: int, units_per_plane: int, dtype: Any, nbytes: int, lines: tuple[int, ...] = ()
+) -> Callable[..., None]:
+    """A function that calls `run(*inputs, *outputs, *arguments, start, stop)`, of its own arguments `(run, inputs,
+    outputs, *arguments)`, on flat arrays, over chunks of planes, in parallel.
 
-    units_per_plane: work items in each plane; start and stop count them. least: work items in a chunk, at least.
+    units_per_plane: work items in each plane; start and stop count them. dtype: of the first input. nbytes: of all
+    arrays. lines: of each array, where not all are 1; tie bits have a line for each byte, of the elements of all
+    planes. Half types are converted to float32 and back, in tiles of complete planes."""
+    if not _is_half(dtype):
+        in_chunks = chunked(planes * units_per_plane, nbytes)
 
-    Each array comes from `as_lines`: shape (lines, elements of all planes). Most arrays are one line; tie bits have a
-    line for each byte. Half types are converted to float32 and back, in tiles of complete planes."""
-    if not outputs[0].size:
-        return
-    arrays = inputs + outputs
-    nbytes = sum(a.nbytes for a in arrays)
-    if not _is_half(inputs[0].dtype):
-        flat_arrays = [a.reshape(-1) for a in arrays]
-        parallel_chunks(
-            planes * units_per_plane, nbytes, lambda start, stop: run(*flat_arrays, start, stop), least=least
-        )
-        return
-    half = inputs[0].dtype
+        def run_as_they_are(run: Any, inputs: tuple[Array, ...], outputs: tuple[Array, ...], *arguments: Any) -> None:
+            in_chunks(run, *map(flat, inputs), *map(flat, outputs), *arguments)
 
-    def tile(start: int, stop: int) -> None:
-        parts = [a[:, _part(a, planes, start, stop)] for a in arrays]
-        tiles = [np.empty(p.shape, np.float32) if p.dtype == half else p for p in parts]
-        for part, tile in zip(parts[: len(inputs)], tiles, strict=False):
-            if part.dtype == half:
-                convert(flat(as_bits(part)), tile.reshape(-1))
-        for i in range(len(inputs), len(tiles)):  # of several lines a part is not contiguous
-            tiles[i] = np.empty(tiles[i].shape, tiles[i].dtype)
-        run(*(tile.reshape(-1) for tile in tiles), 0, (stop - start) * units_per_plane)
-        for part, tile in zip(parts[len(inputs) :], tiles[len(inputs) :], strict=True):
-            if part.dtype == half:
-                convert(tile.reshape(-1), as_bits(part).reshape(-1))
-            else:
-                part[...] = tile
+        return run_as_they_are
+    in_tiles = chunked(planes, HALF_TILE_FACTOR * nbytes)
 
-    parallel_chunks(planes, HALF_TILE_FACTOR * nbytes, tile)
+    def run_in_tiles(run: Any, inputs: tuple[Array, ...], outputs: tuple[Array, ...], *arguments: Any) -> None:
+        arrays = [*inputs, *outputs]
+        arrays = [a.reshape(n, -1) for a, n in zip(arrays, lines or (1,) * len(arrays), strict=True)]
+
+        def tile(start: int, stop: int) -> None:
+            parts = [a[:, _part(a, planes, start, stop)] for a in arrays]
+            tiles = [np.empty(p.shape, np.float32 if p.dtype == dtype else p.dtype) for p in parts]
+            for part, tile in zip(parts[: len(inputs)], tiles, strict=False):
+                if part.dtype == dtype:
+                    convert(to_lanes(part), tile.reshape(-1))
+                else:
+                    tile[...] = part
+            run(*(tile.reshape(-1) for tile in tiles), *arguments, 0, (stop - start) * units_per_plane)
+            for part, tile in zip(parts[len(inputs) :], tiles[len(inputs) :], strict=True):
+                if part.dtype == dtype:
+                    convert(tile.reshape(-1), as_bits(part).reshape(-1))
+                else:
+                    part[...] = tile
+
+        in_tiles(tile)
+
+    return run_in_tiles
 
 
 @functools.cache
@@ -124,10 +149,3 @@ def _part(array: Array, planes: int, start: int, stop: int) -> slice:
     """The columns of a line that belong to planes start to stop."""
     plane = array.shape[1] // planes
     return slice(plane * start, plane * stop)
-
-
-def as_lines(array: Array, number: int = 1) -> Array:
-    """The array as `parallel_over_planes` takes it: shape (number, elements / number)."""
-    if _is_half(array.dtype):  # kernels get a float32 copy, so a read-only array is no problem
-        return np.ascontiguousarray(array).reshape(number, -1)
-    return flat(array).reshape(number, -1)

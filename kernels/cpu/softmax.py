@@ -6,16 +6,16 @@ are float64, in the order of the source. Half types are computed in float32 and 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 
-from .elementwise import read, refuses, to_lanes, write
+from .elementwise import read, refuses, write
 from .jit import kernel
-from .parallel import parallel_chunks
+from .parallel import chunked, prepared, to_lanes
 from .vector_math import exp, lanes_like
 from .vectors import (
     LANES,
@@ -140,48 +140,60 @@ def softmax_columns_gradient(dy: Array, y: Array, dx: Array, count: int, inner: 
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def _run(by_rows: Any, by_columns: Any, axis: int, arrays: tuple[Array, ...]) -> Array:
-    """The result of a kernel of these arrays along an axis, in their shape and the first one's dtype."""
+def _along_axis(by_rows: Any, by_columns: Any, axis: int, arrays: tuple[Array, ...]) -> Callable[..., Array]:
+    """A function of arrays like these: the result of a kernel along an axis, in their shape and the first one's
+    dtype."""
     shape = arrays[0].shape
-    result = backends.result(shape, arrays[0].dtype)
-    if not result.size:
-        return result
     axis %= len(shape)
-    count, inner = shape[axis], math.prod(shape[axis + 1 :])
-    lanes = [to_lanes(a) for a in (*arrays, result)]
-    nbytes = sum(a.nbytes for a in lanes)
-    if inner == 1:
-        parallel_chunks(result.size // count, nbytes, lambda start, stop: by_rows(*lanes, count, start, stop))
-    else:
-        units = result.size // (count * inner) * -(-inner // LANES)
-        parallel_chunks(units, nbytes, lambda start, stop: by_columns(*lanes, count, inner, start, stop))
-    return result
+    count, inner, size = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape)
+    units = 0 if not size else size // count if inner == 1 else size // (count * inner) * -(-inner // LANES)
+    new = backends.new_result(shape, arrays[0].dtype)
+    in_chunks = chunked(units, sum(a.nbytes for a in (*arrays, arrays[0])))
+    loop, sizes = (by_rows, (count,)) if inner == 1 else (by_columns, (count, inner))
+
+    def run(*arrays: Array) -> Array:
+        result = new()
+        in_chunks(loop, *map(to_lanes, arrays), to_lanes(result), *sizes)
+        return result
+
+    return run
 
 
-def softmax_forward(b: Backend, axis: int, x: Array) -> Array:
+@prepared
+def softmax_forward(axis: int, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _run(softmax_rows, softmax_columns, axis, (x,))
+    return _along_axis(softmax_rows, softmax_columns, axis, (x,))
 
 
-def softmax_backward(b: Backend, axis: int, dy: Array, y: Array) -> Array:
+@prepared
+def softmax_backward(axis: int, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _run(softmax_rows_gradient, softmax_columns_gradient, axis, (dy, y))
+    return _along_axis(softmax_rows_gradient, softmax_columns_gradient, axis, (dy, y))
 
 
-def softmax_statistics(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
+@prepared
+def softmax_statistics(spec: None, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """`top`, in the dtype that x is computed in, and `rest`: (N, 1)."""
     rows, count = x.shape
-    top, rest = np.empty(rows, np.float64 if x.dtype == np.float64 else np.float32), np.empty(rows)
-    source = to_lanes(x)
-    parallel_chunks(rows, x.nbytes, lambda start, stop: row_statistics(source, top, rest, count, start, stop))
-    return top.reshape(-1, 1), rest.reshape(-1, 1)
+    dtype, in_chunks = np.float64 if x.dtype == np.float64 else np.float32, chunked(rows, x.nbytes)
+
+    def run(x: Array) -> tuple[Array, Array]:
+        top, rest = np.empty(rows, dtype), np.empty(rows)
+        in_chunks(row_statistics, to_lanes(x), top, rest, count)
+        return top.reshape(-1, 1), rest.reshape(-1, 1)
+
+    return run
 
 
-def scaled_exponentials(b: Backend, spec: None, x: Array, top: Array, scale: Array) -> Array:
+@prepared
+def scaled_exponentials(spec: None, x: Array, top: Array, scale: Array) -> Callable[[Array, Array, Array], Array]:
     """exp(x - top) * scale, in x's dtype. top, scale: (N, 1)."""
     rows, count = x.shape
-    result = backends.result(x.shape, x.dtype)
-    arrays = to_lanes(x), to_lanes(result), to_lanes(top), to_lanes(scale)
-    run = lambda start, stop: row_exponentials(*arrays, count, start, stop)  # noqa: E731
-    parallel_chunks(rows, 2 * x.nbytes, run)
-    return result
+    new, in_chunks = backends.new_result(x.shape, x.dtype), chunked(rows, 2 * x.nbytes)
+
+    def run(x: Array, top: Array, scale: Array) -> Array:
+        result = new()
+        in_chunks(row_exponentials, to_lanes(x), to_lanes(result), to_lanes(top), to_lanes(scale), count)
+        return result
+
+    return run

@@ -39,7 +39,9 @@ LANES_OF_ARRAY = {  # dtype of an array -> kind of the lanes
 
 def as_bits(array: Any) -> Any:
     """The array as kernels take it: float16 as uint16, bfloat16 as int16, any other as it is."""
-    name = str(array.dtype)
+    if array.dtype.itemsize != 2:
+        return array
+    name = array.dtype.name
     return array.view(np.uint16) if name == "float16" else array.view(np.int16) if name == "bfloat16" else array
 
 
