@@ -5,9 +5,10 @@ here imports CuPy before it is asked for.
 """
 
 from .arrays import (
+    PLAIN,
     all_numpy,
-    all_plain,
     asarray,
+    ignoring,
     native,
     of,
     on_device_of,
@@ -29,7 +30,7 @@ from .threads import num_threads, run_chunks, single_threaded_blas
 
 __all__ = ["Backend", "BackendUnavailable", "available", "current", "use", "using"]
 __all__ += ["asarray", "native", "of", "on_device_of", "owner_key", "share_memory", "to_numpy"]
-__all__ += ["all_numpy", "all_plain", "packed", "plain", "quiet", "unpacked"]
+__all__ += ["PLAIN", "all_numpy", "ignoring", "packed", "plain", "quiet", "unpacked"]
 __all__ += ["COMPLEX", "FLOATS", "INTEGERS", "dtype_name", "name_of_dtype"]
 __all__ += ["PLANS", "available_memory", "new_result", "planned", "result", "size_of", "workspace"]
 __all__ += ["check_rng", "philox_key", "uniform"]

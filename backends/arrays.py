@@ -23,7 +23,7 @@ R = TypeVar("R")
 _NUMPY = Backend("numpy", numpy, "cpu")
 _NOTHING = contextlib.nullcontext()
 _ARRAYS = {numpy.ndarray, type(None)}
-_PLAIN = {numpy.ndarray, int, float, bool, str, tuple, type(None)}
+PLAIN = frozenset({numpy.ndarray, int, float, bool, str, tuple, type(None)})  # types that `plain` leaves as they are
 
 
 # The context variable in which NumPy keeps its error state, and what `seterr` sets it to: an eighth of seterr's time.
@@ -32,7 +32,8 @@ _ALONE.run(numpy.seterr, all="ignore")
 ((_ERROR_STATE, _IGNORE),) = _ALONE.items()
 
 
-def _ignoring(function: Callable[P, R], args: Any, options: Any) -> R:
+def ignoring(function: Callable[..., R], args: Any, options: Any) -> R:
+    """Call a function in a context in which NumPy from now on neither warns nor raises; `quiet` makes that context."""
     _ERROR_STATE.set(_IGNORE)
     return function(*args, **options)
 
@@ -46,7 +47,7 @@ def quiet(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **options: P.kwargs) -> R:
-        return contextvars.copy_context().run(_ignoring, function, args, options)
+        return contextvars.copy_context().run(ignoring, function, args, options)
 
     return run
 
@@ -154,11 +155,6 @@ def of(*arrays: Any, name: str = "x") -> Backend:
             f"the arrays have different owners ({said}): bring them together with backends.asarray or to_numpy"
         )
     return owners[0]
-
-
-def all_plain(values: Iterable[Any]) -> bool:
-    """Whether no value can be an array that `plain` would change: by their types, in a fraction of a microsecond."""
-    return _PLAIN.issuperset(map(type, values))
 
 
 def all_numpy(arrays: Iterable[Any]) -> bool:

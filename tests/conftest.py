@@ -126,6 +126,12 @@ def end_helpers(pool: Any) -> None:
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def own_plans() -> None:
+    """A test that changes a kernel's constants meets no plan that was made with others."""
+    backends.PLANS.clear()
+
+
 @pytest.fixture
 def four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four threads on any machine, in a pool of the test's own."""

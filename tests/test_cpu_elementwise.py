@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
-from cnnlayers import kernels
+from cnnlayers import backends, kernels
 from cnnlayers.backends import threads
 
 pytest.importorskip("numba", reason="no Numba")
@@ -152,6 +152,7 @@ def test_results_past_the_caches_are_the_same(
     expected = [[a.tobytes() for a in trio(op, x, dy, *args)] for op, args in ops]
     monkeypatch.setattr(elementwise, "STREAM_BYTES", 1)
     monkeypatch.setattr(memory, "LEAST_RESULT", 1)  # results are aligned then
+    backends.PLANS.clear()
     assert [[a.tobytes() for a in trio(op, x, dy, *args)] for op, args in ops] == expected
 
 

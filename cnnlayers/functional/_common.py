@@ -6,7 +6,10 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
+
+import numpy
 
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
@@ -63,6 +66,10 @@ class CallPlan:
                 backends.PLANS.keep(self.key, self)
         return function
 
+    def takes(self, dtype: Any, wanted: Any) -> bool:
+        """Whether a NumPy array of this dtype is a gradient as it is."""
+        return self.computed is not None and self.backend.name == "numpy" and bool(dtype == wanted)
+
     def check_memory(self) -> None:
         """MemoryError where y cannot fit in the memory that is free. A system that promises more memory than it has
         would end the process instead. CuPy checks by itself."""
@@ -85,11 +92,12 @@ def plan_of(make: Callable[..., CallPlan], arrays: tuple[Array | None, ...], *op
     True are equal, and so do the signs of floats. An option that may equal another of its type (a list, a NumPy number,
     (True, 2)) is checked anew each time.
     """
-    key, owners = None, backends.owner_key(arrays)
-    if owners is not None and is_key(options):
-        shapes = [None if a is None else (a.shape, a.dtype) for a in arrays]
-        signs = [math.copysign(1.0, v) for v in options if type(v) is float]
-        key = (make, options, *owners, *map(type, options), *shapes, *signs)
+    key: Any = None
+    owners, kinds = backends.owner_key(arrays), tuple(map(type, options))
+    if owners is not None and is_key(options, kinds):
+        key = (make, options, kinds, owners, *[None if a is None else (a.shape, a.dtype) for a in arrays])
+        if float in kinds:
+            key = (*key, *[math.copysign(1.0, v) for v in options if type(v) is float])
     plan: CallPlan | None = None if key is None else backends.PLANS.find(key)
     if plan is None:
         plan = make(*arrays, *options)
@@ -248,13 +256,15 @@ def check_backward(
     if not isinstance(ctx, Context) or ctx.plan.op != op:
         got = f"{ctx.plan.op}_forward's" if isinstance(ctx, Context) else type(ctx).__name__
         raise TypeError(f"{op}_backward needs the context of {op}_forward, got {got}")
-    plan, b = ctx.plan, backends.of(dy, name="dy")
+    plan, wanted = ctx.plan, ctx.plan.dtype if exact else ctx.plan.computed
+    if type(dy) is numpy.ndarray and dy.shape == plan.y_shape and plan.takes(dy.dtype, wanted):
+        return plan.backend, dy
+    b = backends.of(dy, name="dy")
     if b is not plan.backend and b != plan.backend:
         kept = plan.backend
         raise TypeError(f"dy must have x's owner: dy is {b.name} on {b.device}, x was {kept.name} on {kept.device}")
     if tuple(dy.shape) != plan.y_shape:
         raise ValueError(f"dy must have y's shape {plan.y_shape}, got {tuple(dy.shape)}")
-    wanted = plan.dtype if exact else plan.computed
     if plan.computed is not None and dy.dtype == wanted:
         return b, dy
     if integers and dy.dtype == plan.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
@@ -306,20 +316,21 @@ def in_accumulator_dtype(portable: Callable[..., Array]) -> Callable[..., Array]
     return run
 
 
+are_plain = (backends.PLAIN | {Context}).issuperset  # of types
+
+
 def on_device(function: Callable[P, R]) -> Callable[P, R]:
     """Run a public function on the device of its first argument, an array. Arrays of NumPy's subclasses come in as
     plain ones, and NumPy neither warns nor raises about values."""
-    quiet = backends.quiet(function)
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if are_plain(map(type, args)) and (not kwargs or are_plain(map(type, kwargs.values()))):
+            return copy_context().run(backends.ignoring, function, args, kwargs)
         first = args[0] if args else next(iter(kwargs.values()), None)
-        if not (backends.all_plain(args) and backends.all_plain(kwargs.values())):
-            plain: Any = quiet
-            with backends.on_device_of(first):
-                result: R = plain(*map(backends.plain, args), **{k: backends.plain(v) for k, v in kwargs.items()})
-                return result
-        return quiet(*args, **kwargs)
+        plain, options = tuple(map(backends.plain, args)), {k: backends.plain(v) for k, v in kwargs.items()}
+        with backends.on_device_of(first):
+            return copy_context().run(backends.ignoring, function, plain, options)
 
     return run
 

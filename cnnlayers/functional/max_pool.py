@@ -233,8 +233,8 @@ def max_pool(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
     plan = plan_of(_max_pool_plan, (x,), *options)
-    y, indices = plan.run("max_pool", _max_pool, _as_bytes(plan, x))
-    y = cast(plan.backend, y, x.dtype)
+    y, indices = plan.run("max_pool", _max_pool, x if plan.computed else _as_bytes(plan, x))
+    y = y if plan.computed else cast(plan.backend, y, x.dtype)
     return (y, indices) if return_indices else y
 
 
@@ -304,8 +304,8 @@ def max_pool_forward(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
     plan = plan_of(_max_pool_plan, (x,), *options)
-    y, saved, indices = plan.run("max_pool_forward", _max_pool_forward, _as_bytes(plan, x))
-    y = cast(plan.backend, y, x.dtype)
+    y, saved, indices = plan.run("max_pool_forward", _max_pool_forward, x if plan.computed else _as_bytes(plan, x))
+    y = y if plan.computed else cast(plan.backend, y, x.dtype)
     return ((y, indices) if return_indices else y), Context(plan, {"saved": saved})
 
 

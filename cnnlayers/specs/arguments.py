@@ -42,7 +42,7 @@ def cached(make: F) -> F:
 
     @functools.wraps(make)
     def run(*args: Any, **options: Any) -> Any:
-        if options or not is_key(args):
+        if options or not is_key(args, tuple(map(type, args))):
             return make(*args, **options)
         return with_cache(*args)
 
@@ -52,11 +52,11 @@ def cached(make: F) -> F:
 _KEY_TYPES = frozenset({int, str, bool, type(None), float, tuple})
 
 
-def is_key(values: tuple[Any, ...]) -> bool:
-    """Whether these values, together with their types, are like no others: numbers, strings, None, and tuples of ints
-    or of such tuples."""
-    kinds = {*map(type, values)}
-    return kinds <= _KEY_TYPES and (tuple not in kinds or all(_of_ints(v) for v in values if type(v) is tuple))
+def is_key(values: tuple[Any, ...], kinds: tuple[type, ...]) -> bool:
+    """Whether these values, together with their types `kinds`, are like no others: numbers, strings, None, and tuples
+    of ints or of such tuples."""
+    known = _KEY_TYPES.issuperset(kinds)
+    return known and (tuple not in kinds or all(_of_ints(v) for v in values if type(v) is tuple))
 
 
 def _of_ints(entries: tuple[Any, ...]) -> bool:

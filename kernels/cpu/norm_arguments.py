@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,11 @@ def accumulator(dtype: Any) -> Any:
     return np.float64 if dtype == np.float64 else np.float32
 
 
-def from_lanes(flat_result: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A kernel's flat result as an array of x's shape and dtype."""
-    return flat_result.view(dtype).reshape(shape)
-
-
-def parameter(array: Array | None, neutral: float, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A parameter in `dtype`, flat in C order. None becomes an array of `neutral` (1 for gamma, 0 for beta)."""
-    if array is None:
-        return np.full(math.prod(shape), neutral, dtype)
-    return flat(np.asarray(array, dtype))
+def parameter(neutral: float, shape: tuple[int, ...], dtype: Any) -> Callable[[Array | None], Array]:
+    """A function that gives a parameter in `dtype`, flat in C order. None becomes an array of `neutral` (1 for gamma, 0
+    for beta)."""
+    missing = np.full(math.prod(shape), neutral, dtype)
+    return lambda array: missing if array is None else flat(np.asarray(array, dtype))
 
 
 def gradient(sums: Array, shape: tuple[int, ...], dtype: Any) -> Array | None:

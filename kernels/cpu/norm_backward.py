@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cnnlayers import backends
-from cnnlayers.backends import Backend
 
 from . import layer_norm_loops, norm_loops
-from .norm_arguments import accumulator, from_lanes, gradient, parameter, refuses
-from .norm_layout import ChannelLayout, Partition, channel_layout, partition_of, run_over_pieces
-from .parallel import parallel_chunks, to_lanes
+from .norm_arguments import accumulator, gradient, parameter, refuses
+from .norm_layout import ChannelLayout, Partition, for_each_layout, over_pieces, partition_of
+from .parallel import chunked, flat, prepared, to_lanes
 
 __all__ = [
     "batch_norm_backward",
@@ -30,17 +30,33 @@ MIN_ROWS_PER_PARAMETER = 8  # summed in each partial sum, at least, so that the 
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def _layer_norm_backward(
-    b: Backend, norm: Any, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
-) -> tuple[Array, Array | None, Array | None]:
-    """`(dx, dgamma, dbeta)` of layer and RMS norm."""
+@prepared
+def layer_norm_backward(
+    norm: Any, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
+) -> Callable[..., tuple[Array, Array | None, Array | None]]:
+    """Of these arrays: `(dx, dgamma, dbeta)` of layer and RMS norm."""
     rows = norm.rows
     if not dy.size:
-        zeros = np.zeros(rows.parameter)
-        return _gradients(norm, np.empty(dy.shape, dy.dtype), zeros, zeros)
-    weight = parameter(gamma, 1.0, rows.parameter, accumulator(x.dtype))
-    dx, sum_dy_xhat, sum_dy = per_cell_backward(dy, x, weight, mean, rstd, rows.count)
-    return _gradients(norm, dx, sum_dy_xhat, sum_dy)
+        return _empty(norm)
+    of_gamma = parameter(1.0, rows.parameter, accumulator(x.dtype))
+    new, per_cell = backends.new_result(x.shape, x.dtype), per_cell_backward(x.size, x.dtype, rows, rows.count)
+
+    def run(
+        dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
+    ) -> tuple[Array, Array | None, Array | None]:
+        dx = new()
+        return _gradients(norm, dx, *per_cell(to_lanes(dy), to_lanes(x), to_lanes(dx), of_gamma(gamma), mean, rstd))
+
+    return run
+
+
+rms_norm_backward = layer_norm_backward
+
+
+def _empty(norm: Any) -> Callable[..., tuple[Array, Array | None, Array | None]]:
+    """A function of an empty dy and other arrays."""
+    zeros = np.zeros(norm.rows.parameter)
+    return lambda dy, *arrays: _gradients(norm, np.empty(dy.shape, dy.dtype), zeros, zeros)
 
 
 def _gradients(norm: Any, dx: Array, sum_dy_xhat: Array, sum_dy: Array) -> tuple[Array, Array | None, Array | None]:
@@ -49,99 +65,149 @@ def _gradients(norm: Any, dx: Array, sum_dy_xhat: Array, sum_dy: Array) -> tuple
     return dx, gradient(sum_dy_xhat, shape, norm.gamma_dtype), gradient(sum_dy, shape, norm.beta_dtype)
 
 
-layer_norm_backward = rms_norm_backward = _layer_norm_backward
-
-
-def _channel_norm_backward(
-    b: Backend, norm: Any, dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
-) -> tuple[Array, Array | None, Array | None]:
-    """`(dx, dgamma, dbeta)` of batch, group and instance norm. With running statistics and without gamma, x may be
-    None."""
-    rows = norm.rows
+@prepared
+def batch_norm_backward(
+    norm: Any, dy: Array, *arrays: Array | None
+) -> Callable[..., tuple[Array, Array | None, Array | None]]:
+    """Of dy, x, mean, rstd and gamma: `(dx, dgamma, dbeta)` of batch, group and instance norm. With running statistics
+    and without gamma, x may be None."""
     if not dy.size:
-        zeros = np.zeros(rows.parameter)
-        return _gradients(norm, np.empty(dy.shape, dy.dtype), zeros, zeros)
-    x = dy if x is None else x  # only dgamma depends on x, and there is no gamma
-    layout = channel_layout(rows, x)
-    weight = layout.per_channel(gamma, 1.0)
+        return _empty(norm)
+    dtype = dy.dtype
+    for_layout = for_each_layout(norm.rows, lambda layout: _of_layout(norm, dtype, layout))
+
+    def run(
+        dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
+    ) -> tuple[Array, Array | None, Array | None]:
+        x = dy if x is None else x  # only dgamma depends on x, and there is no gamma
+        return _gradients(norm, *for_layout(x)(dy, x, mean, rstd, gamma))
+
+    return run
+
+
+group_norm_backward = instance_norm_backward = batch_norm_backward
+
+
+def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., tuple[Array, Array, Array]]:
+    """A function of dy, x, mean, rstd and gamma: dx, and the sums of dy * xhat and of dy of each channel."""
+    rows, size = norm.rows, math.prod(norm.rows.shape)
+    flat_of, new, of_gamma = layout.to_memory_order(), layout.new_result(rows.shape, dtype), layout.per_channel(1.0)
     if layout.parameters_per_cell:
-        repeated = np.repeat(weight.astype(accumulator(dy.dtype)), layout.length)
-        flat, *sums = per_cell_backward(
-            dy.transpose(layout.axis_order), x.transpose(layout.axis_order), repeated, mean, rstd, rows.count
+        per_cell, wide = (
+            per_cell_backward(size, dtype, rows, layout.groups * layout.group_size * layout.length),
+            accumulator(dtype),
         )
-        sum_dy_xhat, sum_dy = (s.reshape(-1, layout.length).sum(axis=1) for s in sums)
+
+        def sums_of(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+            sums = per_cell(dy, x, dx, np.repeat(gamma.astype(wide), layout.length), mean, rstd)
+            return sums[0].reshape(-1, layout.length).sum(axis=1), sums[1].reshape(-1, layout.length).sum(axis=1)
+
     else:
-        g, source = (layout.to_memory_order(a) for a in (dy, x))
-        backward = _backward_with_fixed_stats if norm.use_running_stats else _backward_through_stats
-        flat, sum_dy_xhat, sum_dy = backward(layout, g, source, weight, mean, rstd)
-    dx = layout.from_memory_order(flat, dy)
-    return _gradients(norm, dx, sum_dy_xhat, sum_dy)
+        make = _with_fixed_stats if norm.use_running_stats else _through_stats
+        sums_of = make(layout, size, dtype)
 
+    def run(dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None) -> tuple[Array, Array, Array]:
+        flat_dx, dx = new()
+        return dx, *sums_of(flat_of(dy), flat_of(x), flat_dx, of_gamma(gamma), mean, rstd)
 
-batch_norm_backward = group_norm_backward = instance_norm_backward = _channel_norm_backward
+    return run
 
 
 # ------------------------------------------------------------------------------------------------- parameters per cell
 def per_cell_backward(
-    dy: Array, x: Array, gamma: Array, mean: Array | None, rstd: Array, count: int
-) -> tuple[Array, Array, Array]:
-    """dx, dgamma and dbeta of rows of `count` cells, gamma as in `per_cell_forward`. mean None: it is 0."""
-    g, source = to_lanes(dy), to_lanes(x)
-    dx, rstd = backends.result(source.shape, source.dtype), np.ascontiguousarray(rstd).reshape(-1)
-    centred = mean is not None
-    mean = np.ascontiguousarray(mean).reshape(-1) if centred else np.zeros_like(rstd)
-    partial_sums = max(1, min(MAX_PARTIAL_SUMS, x.size // gamma.size // MIN_ROWS_PER_PARAMETER))
-    dgamma, dbeta = np.zeros((2, partial_sums, gamma.size))
-    run = functools.partial(layer_norm_loops.per_cell_backward, g, source, dx, gamma, mean, rstd)
-    run = functools.partial(run, dgamma.reshape(-1), dbeta.reshape(-1), centred, count, partial_sums)
-    parallel_chunks(partial_sums, 3 * source.nbytes, run)
-    return from_lanes(dx, x.shape, dy.dtype), dgamma.sum(axis=0), dbeta.sum(axis=0)
+    size: int, dtype: Any, rows: Any, parameters: int
+) -> Callable[[Array, Array, Array, Array, Array | None, Array], tuple[Array, Array]]:
+    """A function of dy, x and dx, flat, gamma as in `per_cell_forward`, mean and rstd that fills dx, and gives dgamma
+    and dbeta. mean None: it is 0. parameters: the length of gamma."""
+    partial_sums = max(1, min(MAX_PARTIAL_SUMS, size // parameters // MIN_ROWS_PER_PARAMETER))
+    in_chunks, shape = chunked(partial_sums, 3 * size * dtype.itemsize), (2, partial_sums, parameters)
+    count, loop, zeros = (
+        rows.count,
+        layer_norm_loops.per_cell_backward,
+        np.zeros(0 if rows.centred else size // rows.count),
+    )
+
+    def run(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array | None, rstd: Array) -> tuple[Array, Array]:
+        sums, means = np.zeros(shape), zeros if mean is None else flat(mean)
+        dgamma, dbeta = sums.reshape(2, -1)
+        in_chunks(loop, dy, x, dx, gamma, means, flat(rstd), dgamma, dbeta, mean is not None, count, partial_sums)
+        dgamma, dbeta = sums[:, 0] if partial_sums == 1 else sums.sum(axis=1)
+        return dgamma, dbeta
+
+    return run
 
 
 # ---------------------------------------------------------------------------------------------- parameters per channel
-def _backward_through_stats(
-    layout: ChannelLayout, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array
-) -> tuple[Array, Array, Array]:
-    """dx and the sums of dy * xhat and of dy of each channel, where the statistics were computed from x."""
-    block, dtype = layout.rows_per_block(x.itemsize), accumulator(x.dtype)
+def _through_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
+    """A function of dy, x and dx, flat in memory order, gamma, mean and rstd that fills dx, and gives the sums of
+    dy * xhat and of dy of each channel, where the statistics were computed from x."""
+    block, wide, nbytes = layout.rows_per_block(dtype.itemsize), accumulator(dtype), 3 * size * dtype.itemsize
     if block:
-        dx, (_, group_size, _) = backends.result(x.shape, x.dtype), layout.block_arguments
-        sum_dy, sum_dy_xhat = np.empty((2, layout.rows * group_size))
-        run = functools.partial(norm_loops.blocks_backward, dy, x, dx, gamma.reshape(-1), mean.reshape(-1))
-        run = functools.partial(run, rstd.reshape(-1), sum_dy, sum_dy_xhat, *layout.block_arguments, block)
-        parallel_chunks(-(-layout.rows // block), 3 * x.nbytes, run)
-        return dx, *(s.reshape(-1, gamma.size).sum(axis=0) for s in (sum_dy_xhat, sum_dy))
-    partition, dx, n = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype), x.size / layout.rows
-    mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
-    shift = mean.astype(dtype)
-    sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, shift, mean, rstd)
-    row_dy_xhat, row_dy = (np.sum(s * gamma, axis=layout.row_axes, keepdims=True) for s in (sum_dy_xhat, sum_dy))
-    x_factor = rstd * row_dy_xhat / n
-    factors = shift, gamma, x_factor, row_dy / n - (mean - shift) * x_factor, rstd
-    loop_factors = [partition.broadcast_to_loops(a, dtype) for a in factors]
-    run_over_pieces(partition, 3 * x.nbytes, partition.loops.input_gradient, dy, x, dx, *loop_factors)
-    return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
+        arguments = (*layout.block_arguments, block)
+        in_chunks, shape = chunked(-(-layout.rows // block), nbytes), (2, layout.rows * arguments[1])
+        repeats = shape[1] // (layout.groups * layout.group_size)
+
+        def in_blocks(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+            sums = np.empty(shape)
+            sum_dy, sum_dy_xhat = sums
+            statistics = flat(gamma), flat(mean), flat(rstd)
+            in_chunks(norm_loops.blocks_backward, dy, x, dx, *statistics, sum_dy, sum_dy_xhat, *arguments)
+            if repeats > 1:
+                sum_dy, sum_dy_xhat = sums.reshape(2, repeats, -1).sum(axis=1)
+            return sum_dy_xhat, sum_dy
+
+        return in_blocks
+    partition, n, row_shape, row_axes = (
+        partition_of(layout, dtype.itemsize),
+        size / layout.rows,
+        layout.row_shape,
+        layout.row_axes,
+    )
+    gradient_sums, over = _gradient_sums(partition, nbytes // 3 * 2), over_pieces(partition, nbytes)
+
+    def in_pieces(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+        mean, rstd = mean.reshape(row_shape), rstd.reshape(row_shape)
+        shift = mean.astype(wide)
+        sum_dy_xhat, sum_dy = gradient_sums(dy, x, shift, mean, rstd)
+        row_dy_xhat, row_dy = (np.sum(s * gamma, axis=row_axes, keepdims=True) for s in (sum_dy_xhat, sum_dy))
+        x_factor = rstd * row_dy_xhat / n
+        factors = shift, gamma, x_factor, row_dy / n - (mean - shift) * x_factor, rstd
+        loop_factors = [partition.broadcast_to_loops(a, wide) for a in factors]
+        over(partition.loops.input_gradient, dy, x, dx, *loop_factors)
+        return sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
+
+    return in_pieces
 
 
-def _backward_with_fixed_stats(
-    layout: ChannelLayout, dy: Array, x: Array, gamma: Array, mean: Array, rstd: Array
-) -> tuple[Array, Array, Array]:
+def _with_fixed_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
     """The same with running statistics, which do not depend on x: dx = dy * gamma * rstd."""
-    partition, dx = partition_of(layout, x.itemsize), backends.result(x.shape, x.dtype)
-    mean, rstd = (a.reshape(layout.row_shape) for a in (mean, rstd))
-    sum_dy_xhat, sum_dy = _gradient_sums(partition, dy, x, mean.astype(accumulator(x.dtype)), mean, rstd)
-    zeros = np.zeros_like(rstd)
-    loop_factors = [partition.broadcast_to_loops(a, accumulator(x.dtype)) for a in (zeros, rstd * gamma, zeros)]
-    run_over_pieces(partition, 2 * x.nbytes, partition.loops.scale_shift, dy, dx, *loop_factors)
-    return dx, sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
+    partition, nbytes, wide, shape = (
+        partition_of(layout, dtype.itemsize),
+        2 * size * dtype.itemsize,
+        accumulator(dtype),
+        layout.row_shape,
+    )
+    gradient_sums, over, zeros = _gradient_sums(partition, nbytes), over_pieces(partition, nbytes), np.zeros(shape)
+
+    def run(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+        mean, rstd = mean.reshape(shape), rstd.reshape(shape)
+        sum_dy_xhat, sum_dy = gradient_sums(dy, x, mean.astype(wide), mean, rstd)
+        loop_factors = [partition.broadcast_to_loops(a, wide) for a in (zeros, rstd * gamma, zeros)]
+        over(partition.loops.scale_shift, dy, dx, *loop_factors)
+        return sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
+
+    return run
 
 
-def _gradient_sums(
-    partition: Partition, dy: Array, x: Array, shift: Array, mean: Array, rstd: Array
-) -> tuple[Array, Array]:
-    """The sums of dy * xhat and of dy, over each piece of each channel."""
-    sum_dy, sum_dy_shifted = np.zeros((2, partition.number_of_sums))
-    loop_shift = partition.broadcast_to_loops(shift, shift.dtype)
-    run_over_pieces(partition, 2 * x.nbytes, partition.loops.gradient_sums, dy, x, loop_shift, sum_dy, sum_dy_shifted)
-    sum_dy = partition.by_channel(sum_dy)
-    return (partition.by_channel(sum_dy_shifted) - (mean - shift) * sum_dy) * rstd, sum_dy
+def _gradient_sums(partition: Partition, nbytes: int) -> Callable[..., tuple[Array, Array]]:
+    """A function of dy and x, flat in memory order, shift, mean and rstd: the sums of dy * xhat and of dy, over each
+    piece of each channel."""
+    over, loop, shape = over_pieces(partition, nbytes), partition.loops.gradient_sums, (2, partition.number_of_sums)
+
+    def run(dy: Array, x: Array, shift: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+        sum_dy, sum_dy_shifted = np.zeros(shape)
+        over(loop, dy, x, partition.broadcast_to_loops(shift, shift.dtype), sum_dy, sum_dy_shifted)
+        sum_dy = partition.by_channel(sum_dy)
+        return (partition.by_channel(sum_dy_shifted) - (mean - shift) * sum_dy) * rstd, sum_dy
+
+    return run

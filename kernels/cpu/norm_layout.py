@@ -8,19 +8,21 @@ pieces; one of group or instance norm over the channels of a group and pieces. A
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from cnnlayers import backends
+
 from . import channels_last_norm, norm_loops
-from .norm_arguments import from_lanes
-from .parallel import parallel_chunks, to_lanes
+from .parallel import chunked, to_lanes
 
 Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
 PIECE_BYTES = 300_000  # of x in a piece, about
 SHORT_SEGMENT = 16  # cells; shorter segments are not worth an inner loop
 MIN_PARALLEL_ROWS = 16  # enough to occupy all threads
@@ -97,27 +99,37 @@ class ChannelLayout:
         """The shape of an array with one number for each row, with the axes that the module names."""
         return 1 if self.across_samples else self.samples, self.groups, 1, 1
 
-    def per_channel(self, array: Array | None, neutral: float) -> Array:
-        """An array with one number for each channel, with the axes that the module names. None becomes `neutral`."""
-        if array is None:
-            return np.full((1, self.groups, self.group_size, 1), neutral)
-        return np.ascontiguousarray(array, np.float64).reshape(1, self.groups, self.group_size, 1)
+    def per_channel(self, neutral: float) -> Callable[[Array | None], Array]:
+        """A function that gives an array of one number for each channel with the axes that the module names. None
+        becomes `neutral`."""
+        shape = (1, self.groups, self.group_size, 1)
+        missing = np.full(shape, neutral)
+
+        def of(array: Array | None) -> Array:
+            return missing if array is None else np.ascontiguousarray(array, np.float64).reshape(shape)
+
+        return of
 
     @property
     def in_memory_order(self) -> bool:
         """Whether the order of the axes is their order in memory."""
         return self.axis_order == tuple(range(len(self.axis_order)))
 
-    def to_memory_order(self, array: Array) -> Array:
-        """An array of x's shape, flat in memory order, as kernels take it."""
-        return to_lanes(array if self.in_memory_order else array.transpose(self.axis_order))
+    def new_result(self, shape: tuple[int, ...], dtype: Any) -> Callable[[], tuple[Array, Array]]:
+        """A function that makes an array of x's shape: as the kernels take it, and with x's axes."""
+        new, inverse = backends.new_result(tuple(shape[a] for a in self.axis_order), dtype), np.argsort(self.axis_order)
+        transposed = not self.in_memory_order
 
-    def from_memory_order(self, flat: Array, x: Array) -> Array:
-        """The inverse: a flat array in memory order, with x's axes and dtype."""
-        if self.in_memory_order:
-            return from_lanes(flat, x.shape, x.dtype)
-        shape = tuple(x.shape[a] for a in self.axis_order)
-        return from_lanes(flat, shape, x.dtype).transpose(np.argsort(self.axis_order))
+        def make() -> tuple[Array, Array]:
+            array = new()
+            return to_lanes(array), array.transpose(inverse) if transposed else array
+
+        return make
+
+    def to_memory_order(self) -> Callable[[Array], Array]:
+        """A function that gives an array of x's shape flat in memory order, as kernels take it."""
+        order = self.axis_order
+        return to_lanes if self.in_memory_order else lambda array: to_lanes(array.transpose(order))
 
 
 def piece_lengths(cells: int, pieces: int) -> Array:
@@ -232,14 +244,28 @@ def memory_order(x: Array, channel: int) -> tuple[int, ...]:
     return moved if moved_is_contiguous else as_declared
 
 
-def channel_layout(rows: Any, x: Array) -> ChannelLayout:
-    """The layout of x, which is not empty and has the shape of `rows` (specs/norm.py)."""
-    channel, channels = rows.parameter_axes[0], math.prod(rows.parameter)
-    order = memory_order(x, channel)
-    length = x.size // x.shape[0] // channels
+def channel_layout(rows: Any, order: tuple[int, ...]) -> ChannelLayout:
+    """The layout of an x that is not empty, has the shape of `rows` (specs/norm.py) and its axes in this memory
+    order."""
+    channel, channels, samples = rows.parameter_axes[0], math.prod(rows.parameter), rows.shape[0]
+    length = math.prod(rows.shape) // samples // channels
     groups = rows.view[channel]
     channels_last = order[-1] == channel and 1 not in (length, channels)
-    return ChannelLayout(order, x.shape[0], groups, channels // groups, length, channels_last, 0 in rows.axes)
+    return ChannelLayout(order, samples, groups, channels // groups, length, channels_last, 0 in rows.axes)
+
+
+def for_each_layout(rows: Any, prepare: Callable[[ChannelLayout], F]) -> Callable[[Array], F]:
+    """A function of x: what `prepare` gives for its layout, made once for each order of its axes in memory."""
+    channel, as_declared = rows.parameter_axes[0], tuple(range(len(rows.shape)))
+    found: dict[tuple[int, ...], F] = {}
+
+    def of(x: Array) -> F:
+        order = as_declared if x.flags.c_contiguous else memory_order(x, channel)
+        if order not in found:
+            found[order] = prepare(channel_layout(rows, order))
+        return found[order]
+
+    return of
 
 
 def partition_of(layout: ChannelLayout, itemsize: int) -> Partition:
@@ -263,7 +289,8 @@ def partition_of(layout: ChannelLayout, itemsize: int) -> Partition:
     return ChannelsLastPieces(samples, layout.groups, layout.group_size, lines, fold, inner, pieces)
 
 
-def run_over_pieces(partition: Partition, nbytes: int, loop: Any, *arrays: Array) -> None:
-    """Run a loop of `partition.loops` on these arrays, over chunks of all pieces. nbytes: read and written in all."""
-    run = functools.partial(loop, *arrays, *partition.loop_arguments)
-    parallel_chunks(partition.number_of_pieces, nbytes, run)
+def over_pieces(partition: Partition, nbytes: int) -> Callable[..., None]:
+    """A function `(loop, *arrays)` that runs a loop of `partition.loops` over chunks of all pieces. nbytes: read and
+    written in all."""
+    in_chunks, arguments = chunked(partition.number_of_pieces, nbytes), partition.loop_arguments
+    return lambda loop, *arrays: in_chunks(loop, *arrays, *arguments)

@@ -284,3 +284,10 @@ def blocks_backward(
                     first = (n * rows * group_size + s) * length
                     weight = gamma[s % gamma.size]
                     _input_gradient(dy, x, dx, first, first + length, mean[r], weight, x_factor, constant, rstd[r])
+
+
+@kernel(allocates=False)
+def update_running(running: Array, batch: Array, momentum: float, factor: float) -> None:
+    """running = (1 - momentum) * running + momentum * (batch * factor), in float64."""
+    for i in range(running.size):
+        running[i] = (1.0 - momentum) * np.float64(running[i]) + momentum * (batch[i] * factor)
