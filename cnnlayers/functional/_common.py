@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
-import numpy
-
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import is_key
@@ -30,10 +28,23 @@ class CallPlan:
 
     `op`: its name; `backend`: its arrays'; `dtype`: x's; `y_shape`; `spec`: what kernels and portable code get;
     `computed`: the dtype that x is computed in; `complex`: whether x is; `steps`: the function of arrays of each step
-    and mode; `key`: the plan cache's; `large`: whether y may not fit the memory.
+    and mode; `key`: the plan cache's; `large`: whether y may not fit the memory; `gradients`: the type of dy
+    on NumPy, if x's dtype has gradients.
     """
 
-    __slots__ = ("backend", "complex", "computed", "dtype", "key", "large", "op", "spec", "steps", "y_shape")
+    __slots__ = (
+        "backend",
+        "complex",
+        "computed",
+        "dtype",
+        "gradients",
+        "key",
+        "large",
+        "op",
+        "spec",
+        "steps",
+        "y_shape",
+    )
 
     def __init__(self, op: str, backend: Backend, dtype: Any, y_shape: tuple[int, ...], spec: Any = None) -> None:
         self.op, self.backend, self.dtype, self.y_shape, self.spec = op, backend, dtype, y_shape, spec
@@ -44,6 +55,7 @@ class CallPlan:
             self.computed = dtype
         self.steps: dict[tuple[str, str], Callable[..., Any]] = {}
         self.key: Any = None
+        self.gradients: Any = None
         self.large = backend.name == "numpy" and math.prod(y_shape) >= LARGE // 8
 
     def run(self, step: str, portable: Callable[..., R], *arrays: Any) -> R:
@@ -65,10 +77,6 @@ class CallPlan:
             if self.key is not None:
                 backends.PLANS.keep(self.key, self)
         return function
-
-    def takes(self, dtype: Any, wanted: Any) -> bool:
-        """Whether a NumPy array of this dtype is a gradient as it is."""
-        return self.computed is not None and self.backend.name == "numpy" and bool(dtype == wanted)
 
     def check_memory(self) -> None:
         """MemoryError where y cannot fit in the memory that is free. A system that promises more memory than it has
@@ -101,6 +109,8 @@ def plan_of(make: Callable[..., CallPlan], arrays: tuple[Array | None, ...], *op
     plan: CallPlan | None = None if key is None else backends.PLANS.find(key)
     if plan is None:
         plan = make(*arrays, *options)
+        if owners == () and plan.computed is not None:
+            plan.gradients = type(arrays[0])
         if key is not None:
             plan.key = key
             backends.PLANS.keep(key, plan)
@@ -257,7 +267,7 @@ def check_backward(
         got = f"{ctx.plan.op}_forward's" if isinstance(ctx, Context) else type(ctx).__name__
         raise TypeError(f"{op}_backward needs the context of {op}_forward, got {got}")
     plan, wanted = ctx.plan, ctx.plan.dtype if exact else ctx.plan.computed
-    if type(dy) is numpy.ndarray and dy.shape == plan.y_shape and plan.takes(dy.dtype, wanted):
+    if type(dy) is plan.gradients and dy.shape == plan.y_shape and dy.dtype == wanted:
         return plan.backend, dy
     b = backends.of(dy, name="dy")
     if b is not plan.backend and b != plan.backend:
