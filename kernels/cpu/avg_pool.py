@@ -200,7 +200,7 @@ def pool(x: Array, plan: LoopPlan) -> Callable[[Array], Array]:
     """A function of arrays like x: the loop's result."""
     new, size = backends.new_result(plan.shape, x.dtype), math.prod(plan.shape)
     nbytes = round(plan.weight * (x.nbytes + size * x.itemsize))
-    in_chunks = chunked(plan.units if size else 0, nbytes, least=plan.least)
+    in_chunks = chunked(plan.units if size else 0, nbytes)
     loop, arguments = plan.run, plan.loop_arguments
 
     def run(x: Array) -> Array:
