@@ -1,4 +1,7 @@
-"""The CPU kernels of the activations and of softmax: how exact they are, layouts, special numbers, saved bits."""
+"""The CPU kernels of the activations and of softmax: how exact they are, saved bits, threads.
+
+Their other answers: test_elementwise_kernels.py.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from cnnlayers.backends import threads
 pytest.importorskip("numba", reason="no Numba")
 
 from cnnlayers.kernels.cpu import jit, parallel
-
-from .implementations import numpy_dtype
 
 if jit.unavailable():
     pytest.skip(str(jit.unavailable()), allow_module_level=True)
@@ -83,33 +84,7 @@ def test_softmax_is_exact(axis: int, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(F.softmax(x, axis), exact, rtol=50 * ULP)  # x - top is rounded, and may be -50
 
 
-# ------------------------------------------------------------------------------------------------ the portable answers
-@EACH_OP
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7, 3), (3, 16), (2, 3, 47), (2, 9001), (0, 4)])
-def test_as_the_portable_code(op: str, args: Any, dtype: str, shape: Any, rng: np.random.Generator) -> None:
-    kind = numpy_dtype(dtype)
-    x, dy = ((3 * rng.standard_normal(shape)).astype(kind) for _ in range(2))
-    tolerance = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5, "float64": 1e-13}[dtype]
-    found = trio(op, x, dy, *args)
-    with kernels.mode("off"):
-        expected = trio(op, x, dy, *args)
-    for f, e in zip(found, expected, strict=True):
-        assert (f.dtype, f.shape) == (e.dtype, e.shape)
-        np.testing.assert_allclose(f.astype("float64"), e.astype("float64"), rtol=tolerance, atol=tolerance)
-
-
-@EACH_OP
-def test_special_numbers(op: str, args: Any) -> None:
-    numbers = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-40, -1e-40, 100.0, -100.0]
-    x = np.array([[n, 1.0, m] for n in numbers for m in numbers], "float32")
-    found = trio(op, x, np.ones_like(x), *args)
-    with kernels.mode("off"):
-        expected = trio(op, x, np.ones_like(x), *args)
-    for f, e in zip(found, expected, strict=True):
-        np.testing.assert_allclose(f, e, rtol=1e-6, atol=1e-7)
-
-
+# ------------------------------------------------------------------------------------------------------------- bits
 @pytest.mark.parametrize("op", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 16, 17, 31, 4097, 300_001])
 def test_one_bit_an_element_is_saved(op: str, size: int, rng: np.random.Generator) -> None:
@@ -157,16 +132,3 @@ def test_results_past_the_caches_are_the_same(
 
 
 # ------------------------------------------------------------------------------------------------ softmax cross-entropy
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("shape", [(1, 1), (9, 10), (40, 1000), (3, 33)])
-def test_cross_entropy_as_the_portable_code(shape: Any, dtype: str, rng: np.random.Generator) -> None:
-    x = (4 * rng.standard_normal(shape)).astype(dtype)
-    x[0, :] = x[0, 0]  # several maxima
-    labels = rng.integers(0, shape[1], shape[0])
-    found = trio("softmax_cross_entropy", x, 1.0, labels)  # type: ignore[arg-type]
-    with kernels.mode("off"):
-        expected = trio("softmax_cross_entropy", x, 1.0, labels)  # type: ignore[arg-type]
-    tolerance = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-14}[dtype]
-    for f, e in zip(found, expected, strict=True):
-        assert f.dtype == e.dtype
-        np.testing.assert_allclose(f, e, rtol=tolerance, atol=tolerance / 10)

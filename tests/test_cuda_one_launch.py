@@ -1,9 +1,10 @@
-"""Activations, dropout, the cross-entropy, local response norm and Lp pooling on the emulator: one launch a pass, and
-the array code's answers."""
+"""Activations, dropout, the cross-entropy, local response norm and Lp pooling on the emulator: one launch a pass.
+
+Their answers: test_elementwise_kernels.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,52 +14,13 @@ import cnnlayers.functional as F
 from cnnlayers import backends, kernels
 from cnnlayers.kernels.cuda import cross_entropy
 
-from . import simt, standin_cuda
-from .implementations import numpy_dtype
+from . import standin_cuda
+from .cases.elementwise import EACH_CALL, labels
+from .implementations import FLOATS, numpy_dtype, on_emulator
 
-pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+pytestmark = on_emulator
 
-FLOATS = ["float16", "bfloat16", "float32", "float64"]
-NEAR = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 4e-6, "float64": 1e-13}
-TRAIN = {"training": True, "rng": 3}
-LAST = {"data_format": "channels_last"}
-
-# (op, shape, arguments, options) whose forward and backward take one launch each
-ACTIVATIONS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
-    ("relu", (), {}),
-    ("leaky_relu", (0.1,), {}),
-    ("gelu", (), {}),
-    ("gelu", ("tanh",), {}),
-    ("sigmoid", (), {}),
-    ("tanh", (), {}),
-    ("dropout", (0.3,), TRAIN),
-]
-CALLS: list[tuple[str, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = [
-    *((op, (3, 7, 5), args, options) for op, args, options in ACTIVATIONS),
-    ("softmax_cross_entropy", (5, 10), (), {}),
-    ("softmax_cross_entropy", (300, 3), (), {}),  # several blocks
-    ("softmax_cross_entropy", (3, 1500), (), {}),  # a block a row
-    ("softmax_cross_entropy", (1, 1), (), {}),
-    ("local_response_norm", (2, 9, 4, 3), (5,), {"alpha": 0.5}),
-    ("local_response_norm", (2, 9), (4,), {"alpha": 0.5, "k": 2.0}),
-    ("local_response_norm", (2, 3, 70), (3,), {"alpha": 0.5, **LAST}),  # more channels than a run has
-    ("local_response_norm", (1, 80, 2), (70,), {"alpha": 0.5, "beta": 0.6}),
-    ("local_response_norm", (2, 3, 4), (1000,), {"alpha": 0.5}),
-    ("lp_pool", (2, 3, 9, 8), (2,), {}),
-    ("lp_pool", (2, 3, 9, 8), (3,), {"norm_type": 1.0, "stride": 2, "padding": 1}),
-    ("lp_pool", (2, 3, 9, 8), (3,), {"norm_type": 3.0, "stride": 1}),
-    ("lp_pool", (2, 9, 8, 3), (2,), {"norm_type": 1.5, "stride": 3, **LAST}),  # gaps between windows
-    ("lp_pool", (2, 3, 11), (3,), {"norm_type": 9.0, "dilation": 2}),
-    ("lp_pool", (2, 3, 4, 5, 4), (2,), {"norm_type": 0.5, "ceil_mode": True}),
-    ("lp_pool", (2, 3, 6, 7), ((6, 7),), {}),  # a warp a window
-    ("lp_pool", (2, 3, 6, 7), ((6, 7),), {"norm_type": 7.0}),
-]
-
-
-def arguments(cupy: Any, op: str, shape: tuple[int, ...], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    if op != "softmax_cross_entropy":
-        return args
-    return (cupy.asarray(np.random.default_rng(1).integers(0, shape[1], shape[0])),)
+ULPS = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 4e-6, "float64": 1e-13}
 
 
 def passes(op: str, x: Any, dy: Any, args: Any, options: Any) -> tuple[Any, Any]:
@@ -74,28 +36,18 @@ def near(got: Any, expected: Any, tolerance: float) -> None:
     np.testing.assert_allclose(got, expected, rtol=4 * tolerance, atol=tolerance * most)
 
 
-@pytest.mark.sample(24)
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("op", "shape", "args", "options"), CALLS)
-def test_one_launch_and_the_array_codes_answers(
-    cupy: Any, op: str, shape: Any, args: Any, options: Any, dtype: str, rng: np.random.Generator
+@EACH_CALL
+def test_one_launch_a_pass_and_the_same_bits_in_any_order(
+    cupy: Any, op: str, shape: Any, args: Any, options: Any, rng: np.random.Generator
 ) -> None:
-    x = cupy.asarray(rng.standard_normal(shape).astype(numpy_dtype(dtype)))
-    args, forward = arguments(cupy, op, shape, args), getattr(F, f"{op}_forward")
-    y, ctx = forward(x, *args, **options)
-    dy = cupy.asarray(rng.standard_normal(y.shape).astype(x.dtype))
-    gradient = cupy.asarray(np.float64(0.7)).astype(ctx.plan.computed) if not y.shape else dy
-    with kernels.mode("off"):
-        expected = passes(op, x, dy, args, options)
-    seen = set()
+    x = cupy.asarray(rng.standard_normal(shape).astype("float32"))
+    args, seen = (*map(cupy.asarray, labels(op, shape)), *args), set()
     for order in ("ascending", "random"):
         with standin_cuda.emulating(order=order) as made:
-            y, ctx = forward(x, *args, **options)
+            y, ctx = getattr(F, f"{op}_forward")(x, *args, **options)
             assert len(made) == 1
-            dx = getattr(F, f"{op}_backward")(gradient, ctx)
+            dx = getattr(F, f"{op}_backward")(y, ctx)
             assert len(made) == 2
-        near(y, expected[0], NEAR[dtype])
-        near(dx, expected[1], NEAR[dtype])
         seen.add((y.get().tobytes(), dx.get().tobytes()))
     assert len(seen) == 1
 
@@ -114,35 +66,11 @@ def test_large_overlapping_windows_of_lp_pool_have_their_norms_first(cupy: Any, 
         y, ctx = F.lp_pool_forward(x, 5, 3.0, 1)
         expected = F.lp_pool_backward(y, ctx)
     with standin_cuda.emulating() as made:
-        near(F.lp_pool_backward(y, F.lp_pool_forward(x, 5, 3.0, 1)[1]), expected, NEAR["float32"])
+        near(F.lp_pool_backward(y, F.lp_pool_forward(x, 5, 3.0, 1)[1]), expected, ULPS["float32"])
     assert [launch.name.partition("<")[0] for launch in made] == ["lp_pool", "lp_pool", "lp_pool_gather"]
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
-@pytest.mark.sample(6)
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("op", "args", "options"), ACTIVATIONS)
-def test_any_alignment_length_and_order(cupy: Any, op: str, args: Any, options: Any, dtype: str) -> None:
-    """Packs of all sizes, the elements behind the last pack, strides, and numbers that are none."""
-    kind = numpy_dtype(dtype)
-    values = np.random.default_rng(2).standard_normal((30, 40)).astype(kind)
-    values[0, :6] = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40 if dtype != "float16" else 6e-8]
-    whole = cupy.asarray(values)
-    flat = whole.reshape(-1)
-    views: list[Callable[[], Any]] = [
-        *(lambda start=start, stop=stop: flat[start:stop] for start, stop in ((1, 38), (2, 2), (4, 11), (8, 1200))),
-        lambda: whole.T,
-        lambda: whole[::-1, ::2],
-    ]
-    for view in views:
-        x, dy = view(), view()
-        y, dx = passes(op, x, dy, args, options)
-        with kernels.mode("off"):
-            expected = passes(op, x, dy, args, options)
-        near(y, expected[0], NEAR[dtype])
-        near(dx, expected[1], NEAR[dtype])
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_relu_moves_bits(cupy: Any, dtype: str) -> None:
     """A NaN's payload and subnormal numbers pass as they are."""
