@@ -17,6 +17,7 @@ import numpy as np
 
 from .jit import kernel
 from .lp_pool_loops import make_power, make_root
+from .row_sums import ROOM, SHORT_ROW, lane_sums, totals
 from .vectors import (
     LANES,
     add,
@@ -47,7 +48,6 @@ from .window_lines import make_split
 Array = Any
 Kernel = Any
 U = np.uintp
-RUN_CELLS = 1024  # cells that `plane_sums` adds in x's lanes, 16 to a sum
 
 
 @kernel(inlined=True)
@@ -333,49 +333,27 @@ def sums_by_cell(
 
 
 @kernel(allocates=False)
-def _lane_sums(x: Array, first: Any, number: Any) -> Any:
-    """The sums of the lanes over up to RUN_CELLS cells: each adds up to 16 cells in each of four sums."""
-    a = b = c = d = broadcast(x, 0)
-    whole = number - number % U(4 * LANES)
-    for i in range(first, first + whole, U(4 * LANES)):
-        a, b = add(a, load(x, i)), add(b, load(x, i + U(LANES)))
-        c, d = add(c, load(x, i + U(2 * LANES))), add(d, load(x, i + U(3 * LANES)))
-    for i in range(first + whole, first + number - number % U(LANES), U(LANES)):
-        a = add(a, load(x, i))
-    rest = number % U(LANES)
-    if rest > 0:
-        b = add(b, load_first(x, first + number - rest, rest))
-    return add(add(a, b), add(c, d))
-
-
-@kernel(allocates=False)
 def _sums_of_short_planes(x: Array, y: Array, sums: Array, cells: int, divisor: float, start: int, stop: int) -> None:
-    """The lanes' sums of 16 planes at a time, then 15 times the sums of neighbouring lanes of two vectors."""
+    """`plane_sums` of planes of up to SHORT_ROW cells."""
     for first in range(start, stop, LANES):
         number = min(LANES, stop - first)
         for k in range(number):
-            store(sums, U(k * LANES), _lane_sums(x, U((first + k) * cells), U(cells)))
-        width = LANES
-        while width > 1:
-            width //= 2
-            for k in range(U(width)):
-                low, high = load(sums, U(2 * LANES) * k), load(sums, U(2 * LANES) * k + U(LANES))
-                store(sums, U(LANES) * k, add(evens(low, high), odds(low, high)))
-        store_first(y, first, as_lanes_of(y, div(load(sums, 0), broadcast(sums, divisor))), number)
+            store(sums, U(k * LANES), lane_sums(x, U((first + k) * cells), U(cells)))
+        store_first(y, first, as_lanes_of(y, div(totals(sums, 0), broadcast(sums, divisor))), number)
 
 
 @kernel()
 def plane_sums(x: Array, y: Array, lanes: Array, cells: int, divisor: float, start: int, stop: int) -> None:
     """The sum of each plane of `cells` contiguous cells, divided by the divisor: one window a plane.
 
-    The sums of up to RUN_CELLS cells are in the dtype of `lanes`; the sums of these in float64."""
-    if cells <= RUN_CELLS:
-        _sums_of_short_planes(x, y, np.zeros(LANES * LANES, lanes.dtype), cells, divisor, start, stop)
+    The sums of up to SHORT_ROW cells are in the dtype of `lanes`; the sums of these in float64."""
+    if cells <= SHORT_ROW:
+        _sums_of_short_planes(x, y, np.zeros(ROOM, lanes.dtype), cells, divisor, start, stop)
         return
     for plane in range(start, stop):
         sum_ = 0.0
-        for run in range(0, cells, RUN_CELLS):
-            sum_ += sum_of_lanes(_lane_sums(x, U(plane * cells + run), U(min(RUN_CELLS, cells - run))))
+        for run in range(0, cells, SHORT_ROW):
+            sum_ += sum_of_lanes(lane_sums(x, U(plane * cells + run), U(min(SHORT_ROW, cells - run))))
         store_first(y, plane, broadcast(y, sum_ / divisor), 1)
 
 

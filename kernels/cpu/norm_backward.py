@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnlayers import backends
 
-from . import layer_norm_loops, norm_loops
+from . import layer_norm_loops, norm_blocks
 from .norm_arguments import accumulator, gradient, parameter, refuses
 from .norm_layout import ChannelLayout, Partition, for_each_layout, over_pieces, partition_of
 from .parallel import chunked, flat, prepared, to_lanes
@@ -151,7 +151,7 @@ def _through_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[...
             sums = np.empty(shape)
             sum_dy, sum_dy_xhat = sums
             statistics = flat(gamma), flat(mean), flat(rstd)
-            in_chunks(norm_loops.blocks_backward, dy, x, dx, *statistics, sum_dy, sum_dy_xhat, *arguments)
+            in_chunks(norm_blocks.blocks_backward, dy, x, dx, *statistics, sum_dy, sum_dy_xhat, *arguments)
             if repeats > 1:
                 sum_dy, sum_dy_xhat = sums.reshape(2, repeats, -1).sum(axis=1)
             return sum_dy_xhat, sum_dy

@@ -20,7 +20,7 @@ import numpy as np
 
 from cnnlayers import backends
 
-from . import layer_norm_loops, norm_loops
+from . import layer_norm_loops, norm_blocks, norm_loops
 from .norm_arguments import accumulator, parameter, refuses, row_shape
 from .norm_layout import ChannelLayout, Partition, for_each_layout, over_pieces, partition_of
 from .parallel import chunked, prepared, to_lanes
@@ -164,7 +164,7 @@ def _of_layout(
         def in_blocks(x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Array, Array, Array]:
             (flat_y, y), sums = new(), np.empty(number)
             parameters = of_gamma(gamma).ravel(), of_beta(beta).ravel()
-            in_chunks(norm_loops.blocks_forward, source_of(x), flat_y, *parameters, *sums, *arguments)
+            in_chunks(norm_blocks.blocks_forward, source_of(x), flat_y, *parameters, *sums, *arguments)
             mean, var, rstd = sums.reshape(of_shape)
             return y, mean, rstd, var
 

@@ -137,7 +137,7 @@ def cell_gradient_sums(dy: Array, x: Array, start: int, stop: int, shift: Number
 
 
 @kernel(allocates=False)
-def _scale_shift(x: Array, y: Array, start: int, stop: int, shift: Number, scale: Number, offset: Number) -> None:
+def scale_shift_cells(x: Array, y: Array, start: int, stop: int, shift: Number, scale: Number, offset: Number) -> None:
     """y = (x - shift) * scale + offset."""
     shifts, scales, offsets = broadcast(x, shift), broadcast(x, scale), broadcast(x, offset)
     whole = stop - (stop - start) % LANES
@@ -149,7 +149,7 @@ def _scale_shift(x: Array, y: Array, start: int, stop: int, shift: Number, scale
 
 
 @kernel(allocates=False)
-def _input_gradient(
+def input_gradient_cells(
     dy: Array, x: Array, dx: Array, start: int, stop: int,
     shift: Number, gamma: Number, x_factor: Number, constant: Number, rstd: Number,
 ) -> None:  # fmt: skip
@@ -204,7 +204,7 @@ def scale_shift(
     for u in range(start, stop):
         segment, first, last = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        _scale_shift(x, y, first, last, shift[c], scale[c], offset[c])
+        scale_shift_cells(x, y, first, last, shift[c], scale[c], offset[c])
 
 
 @kernel(allocates=False)
@@ -216,74 +216,7 @@ def input_gradient(
     for u in range(start, stop):
         segment, first, last = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        _input_gradient(dy, x, dx, first, last, shift[c], gamma[c], x_factor[c], constant[c], rstd[c])
-
-
-# ------------------------------------------------------------------------------------------------- blocks of rows
-# Each block of rows goes through all its steps while a core's cache holds it. A row has a part in each of `samples`
-# samples (1 where rows lie in one sample): `group_size` neighbouring segments. There are `rows` rows; segments are
-# counted within a sample. gamma and beta start again where they end.
-@kernel(allocates=False)
-def blocks_forward(
-    x: Array, y: Array, gamma: Array, beta: Array, mean: Array, var: Array, rstd: Array, eps: float,
-    samples: int, group_size: int, length: int, block: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    """y and the statistics of blocks start to stop, each of `block` rows; the last one may have fewer."""
-    rows, size = mean.size, group_size * length
-    for u in range(start, stop):
-        low, high = u * block, min((u + 1) * block, rows)
-        for n in range(samples):
-            for r in range(low, high):
-                first = (n * rows + r) * size
-                part_mean, squares = cell_moments(x, first, first + size)
-                if n == 0:
-                    mean[r], var[r] = part_mean, squares
-                else:
-                    distance = part_mean - mean[r]
-                    var[r] += squares + distance * distance * size * n / (n + 1)
-                    mean[r] = (mean[r] * n + part_mean) / (n + 1)
-        for r in range(low, high):
-            var[r] /= samples * size
-            rstd[r] = 1.0 / np.sqrt(var[r] + eps)
-        for n in range(samples):
-            for r in range(low, high):
-                delta = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0))
-                for i in range(group_size):
-                    c = (r * group_size + i) % gamma.size
-                    first, scale = (n * rows + r) * size + i * length, rstd[r] * gamma[c]
-                    _scale_shift(x, y, first, first + length, mean[r], scale, beta[c] - delta * scale)
-
-
-@kernel(allocates=False)
-def blocks_backward(
-    dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, sum_dy: Array, sum_dy_xhat: Array,
-    samples: int, group_size: int, length: int, block: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    """dx of blocks start to stop, and for each of their segments the sums of dy and of dy * xhat."""
-    rows, size = mean.size, group_size * length
-    for u in range(start, stop):
-        low, high = u * block, min((u + 1) * block, rows)
-        sum_dy[low * group_size : high * group_size] = 0.0
-        sum_dy_xhat[low * group_size : high * group_size] = 0.0  # at first the sums of dy * (x - shift)
-        for n in range(samples):
-            for s in range(low * group_size, high * group_size):
-                first = (n * rows * group_size + s) * length
-                part, products = cell_gradient_sums(dy, x, first, first + length, mean[s // group_size])
-                sum_dy[s] += part
-                sum_dy_xhat[s] += products
-        for r in range(low, high):
-            delta, row_dy, row_dy_xhat = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0)), 0.0, 0.0
-            for s in range(r * group_size, (r + 1) * group_size):
-                sum_dy_xhat[s] = (sum_dy_xhat[s] - delta * sum_dy[s]) * rstd[r]
-                row_dy += sum_dy[s] * gamma[s % gamma.size]
-                row_dy_xhat += sum_dy_xhat[s] * gamma[s % gamma.size]
-            x_factor = rstd[r] * row_dy_xhat / (samples * size)
-            constant = row_dy / (samples * size) - delta * x_factor
-            for n in range(samples):
-                for s in range(r * group_size, (r + 1) * group_size):
-                    first = (n * rows * group_size + s) * length
-                    weight = gamma[s % gamma.size]
-                    _input_gradient(dy, x, dx, first, first + length, mean[r], weight, x_factor, constant, rstd[r])
+        input_gradient_cells(dy, x, dx, first, last, shift[c], gamma[c], x_factor[c], constant[c], rstd[c])
 
 
 @kernel(allocates=False)
