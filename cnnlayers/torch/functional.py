@@ -40,7 +40,7 @@ from .arguments import (
     size_list,
     window_options,
 )
-from .ops import activations, convs, elementwise, norms, pools, windows
+from .ops import activations, convs, norms, pools, windows
 from .ops import batch_norm as batch_norm_ops
 from .public import public
 
@@ -78,7 +78,7 @@ def sum_pool(x: Tensor, data_format: str, **sizes: Any) -> Tensor:
 @public(F.lp_pool)
 def lp_pool(x: Tensor, norm_type: float, data_format: str, **sizes: Any) -> Tensor:
     options = *window_options(x, **sizes), a_real(norm_type, "norm_type")
-    return as_stored(pools.lp_pool, x, *options, data_format=data_format)
+    return as_stored(windows.lp_pool, x, *options, data_format=data_format)
 
 
 @public(F.adaptive_avg_pool)
@@ -187,7 +187,7 @@ def linear(x: Tensor, weight: Tensor, bias: Any) -> Any:
 # --------------------------------------------------------------------------------------------- activations and dropout
 @public(F.relu)
 def relu(x: Tensor) -> Any:
-    return elementwise.relu(x)
+    return activations.relu(x)
 
 
 @public(F.leaky_relu)
@@ -225,7 +225,7 @@ def dropout(x: Tensor, p: float, training: bool, rng: Any) -> Tensor:
         raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
     if not flag(training, "training") or p == 0:
         return x  # itself, as PyTorch's: a view would forbid changes in place
-    return elementwise.dropout(x, _mask(x, p, rng), p)
+    return activations.dropout(x, _mask(x, p, rng), p)
 
 
 def _mask(x: Tensor, p: float, rng: Any) -> Tensor:
@@ -242,13 +242,13 @@ def _mask(x: Tensor, p: float, rng: Any) -> Tensor:
         )
     if rng < 0:
         raise ValueError(f"rng must be a seed of at least 0, got {rng}")
-    return elementwise.dropout_mask(x, p, rng)
+    return activations.dropout_mask(x, p, rng)
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
 @public(F.softmax_cross_entropy)
 def softmax_cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
-    return elementwise.softmax_cross_entropy(*autocast(x, torch.float32), labels)
+    return activations.softmax_cross_entropy(*autocast(x, torch.float32), labels)
 
 
 @public(F.mse_loss)

@@ -12,6 +12,6 @@ of ints (one entry stands for all spatial axes), padding is one entry, one an ax
 `auto_pad` is the name of a padding that depends on the sizes ("same", "full", ...).
 """
 
-from . import activations, batch_norm, convs, elementwise, norms, pools, windows
+from . import activations, batch_norm, convs, norms, pools, windows
 
-__all__ = ["activations", "batch_norm", "convs", "elementwise", "norms", "pools", "windows"]
+__all__ = ["activations", "batch_norm", "convs", "norms", "pools", "windows"]

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.specs.arguments import DataFormat, layout
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
 from .batching import LOOP, Rule
-from .library import Op
+from .library import Op, context
 from .norms import fake_gradients, norm_of, statistics_shape
 from .windows import FORMAT
 
@@ -48,8 +46,8 @@ def _batch_norm_forward(x: Any, gamma: Any, beta: Any, mean: Any, var: Any, *opt
     training, momentum, eps, unbiased, communicator, data_format = options
     running = [a if a is None or not training else a.copy() for a in (mean, var)]
     named = {"training": training, "momentum": momentum, "eps": eps, "unbiased": unbiased, "data_format": data_format}
-    y, context = F.batch_norm_forward(x, gamma, beta, *running, comm=_communicators.get(communicator), **named)
-    return y, context.arrays["mean"], context.arrays["rstd"], *(running if training else (None, None))
+    y, ctx = F.batch_norm_forward(x, gamma, beta, *running, comm=_communicators.get(communicator), **named)
+    return y, ctx.arrays["mean"], ctx.arrays["rstd"], *(running if training else (None, None))
 
 
 def _fake_forward(x: torch.Tensor, gamma: Any, beta: Any, mean: Any, var: Any, *options: Any) -> Any:
@@ -68,10 +66,7 @@ def _backward(
     norm: Norm = norm_of(
         _rows(dy.shape, eps, data_format), gamma, beta_like, **more, momentum=momentum, unbiased=unbiased
     )
-    saved = {"x": x, "mean": mean, "rstd": rstd, "gamma": gamma}
-    return F.batch_norm_backward(
-        dy, Context(CallPlan("batch_norm", backends.of(dy), dy.dtype, tuple(dy.shape), norm), saved)
-    )
+    return F.batch_norm_backward(dy, context("batch_norm", dy, norm, x=x, mean=mean, rstd=rstd, gamma=gamma))
 
 
 def _fake_backward(dy: torch.Tensor, x: Any, gamma: Any, beta_like: Any, *rest: Any) -> Any:

@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 
-from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.functional.conv import _weight_shape
 from cnnlayers.specs import conv_window, transposed_window
 from cnnlayers.specs.conv import Conv
 from cnnlayers.specs.conv import interned as shared
 
 from .batching import LOOP, Rule
-from .library import Op
+from .library import Op, context
 from .windows import FORMAT, one_or_all, sides
 
 Shape = Sequence[int]
@@ -32,9 +30,8 @@ def _register(op: str, options: str, call: Callable[..., Any], spec: Callable[..
 
     def backward(dy: Any, x: Any, weight: Any, bias_like: Any, needs_dx: bool, *given: Any) -> Any:
         y_shape, held = spec(tuple(x.shape), tuple(weight.shape), *given)
-        arrays = {"x": x, "weight": weight, "bias": bias_like}
-        context = Context(CallPlan(op, backends.of(x), x.dtype, tuple(y_shape), held()), arrays)
-        return getattr(F, f"{op}_backward")(dy, context, needs_dx=needs_dx)
+        ctx = context(op, x, held(), y_shape, x=x, weight=weight, bias=bias_like)
+        return getattr(F, f"{op}_backward")(dy, ctx, needs_dx=needs_dx)
 
     def fake_backward(
         dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias_like: Any, needs_dx: bool, *given: Any

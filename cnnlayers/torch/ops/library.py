@@ -11,6 +11,9 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from cnnlayers import backends
+from cnnlayers.functional._common import CallPlan, Context
+
 from ..arrays import array_of, fresh_tensor_of, on_stream_of
 from .batching import Rule, batched
 
@@ -132,6 +135,12 @@ class Op:
                     f"{self.name} of cnnlayers.torch has no forward-mode derivative (jvp, jacfwd, hessian): use"
                     " torch.nn.functional for it (cnnlayers.torch.revert gives the model back)"
                 )
+
+
+def context(op: str, like: Any, spec: Any = None, y_shape: Any = None, **saved: Any) -> Context:
+    """What `op`'s forward keeps of an x with the owner and dtype of `like`; y has like's shape unless one is given."""
+    shape = tuple(like.shape if y_shape is None else y_shape)
+    return Context(CallPlan(op, backends.of(like), like.dtype, shape, spec), saved)
 
 
 def differentiable_by_x(

@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 
-from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import CallPlan, Context
 from cnnlayers.functional.local_response_norm import Response
 from cnnlayers.specs.arguments import DataFormat, grouped, integer, layout, trailing
 from cnnlayers.specs.norm import Norm, Rows, group_rows, instance_rows, trailing_rows
 
 from .batching import LOOP, Rule
-from .library import Op, differentiable_by_x
-from .windows import FORMAT
+from .library import Op, context
+from .windows import FORMAT, register
 
 Shape = Sequence[int]
 PARAMETERS = "Tensor? gamma=None, Tensor? beta=None"
@@ -64,8 +62,8 @@ def _register(
 
     def forward(x: Any, *args: Any) -> Any:
         options, gamma, beta = parted(args)
-        y, context = getattr(F, f"{op}_forward")(x, gamma=gamma, beta=beta, **dict(zip(names, options, strict=True)))
-        return y, context.arrays["mean"], context.arrays["rstd"]
+        y, ctx = getattr(F, f"{op}_forward")(x, gamma=gamma, beta=beta, **dict(zip(names, options, strict=True)))
+        return y, ctx.arrays["mean"], ctx.arrays["rstd"]
 
     def fake_forward(x: torch.Tensor, *args: Any) -> Any:
         statistics = statistics_shape(rows_of(tuple(x.shape), *parted(args)[0]))
@@ -73,9 +71,8 @@ def _register(
 
     def backward(dy: Any, x: Any, gamma: Any, beta_like: Any, mean: Any, rstd: Any, *options: Any) -> Any:
         rows = rows_of(tuple(x.shape), *options)
-        saved = {"x": x, "mean": mean, "rstd": rstd, "gamma": gamma}
         norm = norm_of(rows, gamma, beta_like)
-        return getattr(F, f"{op}_backward")(dy, Context(CallPlan(op, backends.of(x), x.dtype, rows.shape, norm), saved))
+        return getattr(F, f"{op}_backward")(dy, context(op, x, norm, x=x, mean=mean, rstd=rstd, gamma=gamma))
 
     def fake_backward(dy: torch.Tensor, x: torch.Tensor, gamma: Any, beta: Any, *rest: Any) -> Any:
         return fake_gradients(rows_of(tuple(x.shape), *rest[2:]), dy, gamma, beta)
@@ -159,8 +156,8 @@ def _rms_rows(x: Any, normalized: Shape, eps: float | None) -> Rows:
 
 
 def _rms_norm_forward(x: Any, normalized: Shape, gamma: Any, eps: float | None) -> Any:
-    y, context = F.rms_norm_forward(x, normalized, gamma, eps=eps)
-    return y, context.arrays["rstd"]
+    y, ctx = F.rms_norm_forward(x, normalized, gamma, eps=eps)
+    return y, ctx.arrays["rstd"]
 
 
 def _fake_rms_norm_forward(x: torch.Tensor, normalized: Shape, gamma: Any, eps: float | None) -> Any:
@@ -170,8 +167,7 @@ def _fake_rms_norm_forward(x: torch.Tensor, normalized: Shape, gamma: Any, eps: 
 
 def _rms_norm_backward(dy: Any, x: Any, gamma: Any, rstd: Any, normalized: Shape, eps: float | None) -> Any:
     norm = norm_of(_rms_rows(x, normalized, eps), gamma, None)
-    saved = {"x": x, "mean": None, "rstd": rstd, "gamma": gamma}
-    return F.rms_norm_backward(dy, Context(CallPlan("rms_norm", backends.of(x), x.dtype, tuple(x.shape), norm), saved))
+    return F.rms_norm_backward(dy, context("rms_norm", x, norm, x=x, mean=None, rstd=rstd, gamma=gamma))
 
 
 def _fake_rms_norm_backward(dy: torch.Tensor, x: torch.Tensor, gamma: Any, rstd: Any, *options: Any) -> Any:
@@ -217,36 +213,20 @@ rms_norm_backward.last("rms_norm")
 
 
 # ------------------------------------------------------------------------------------------------- local_response_norm
-def _response(shape: Shape, size: int, alpha: float, beta: float, k: float, data_format: DataFormat) -> Response:
-    return Response(layout(tuple(shape), data_format, least=0), integer(size, "size", 1), alpha, beta, k)
-
-
 def _local_response_norm(x: Any, size: int, alpha: float, beta: float, k: float, data_format: DataFormat) -> Any:
     return F.local_response_norm(x, size, alpha=alpha, beta=beta, k=k, data_format=data_format)
 
 
-def _local_response_norm_backward(dy: Any, x: Any, *options: Any) -> Any:
-    spec, op = _response(x.shape, *options), "local_response_norm"
-    return F.local_response_norm_backward(
-        dy, Context(CallPlan(op, backends.of(x), x.dtype, tuple(x.shape), spec), {"x": x})
-    )
+def _response(shape: Shape, size: int, *options: Any) -> tuple[Shape, Callable[[Any], Response]]:
+    *numbers, data_format = options
+    spec = Response(layout(tuple(shape), data_format, least=0), integer(size, "size", 1), *numbers)
+    return shape, lambda x: spec
 
 
-def _fake_local_response_norm(x: torch.Tensor, *options: Any) -> torch.Tensor:
-    return x.new_empty(_response(x.shape, *options).layout.shape)
-
-
-RESPONSE = f"int size, float alpha=1e-4, float beta=0.75, float k=1.0, {FORMAT}"
-local_response_norm = Op(
-    f"local_response_norm(Tensor x, {RESPONSE}) -> Tensor",
+local_response_norm = register(
+    "local_response_norm",
+    f"int size, float alpha=1e-4, float beta=0.75, float k=1.0, {FORMAT}",
     _local_response_norm,
-    _fake_local_response_norm,
-    Rule({0: 0}),
+    _response,
+    "x",
 )
-local_response_norm_backward = Op(
-    f"local_response_norm_backward(Tensor dy, Tensor x, {RESPONSE}) -> Tensor",
-    _local_response_norm_backward,
-    lambda dy, x, *options: dy.new_empty(x.shape),
-    Rule({0: 0, 1: 0}),
-)
-differentiable_by_x(local_response_norm, local_response_norm_backward)

@@ -1,4 +1,4 @@
-"""Pooling that saves something for backward: max pooling its argmax, Lp pooling x, unpooling where each entry went."""
+"""Max pooling, which saves its argmax, and unpooling, which saves where each entry went."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 
-from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import CallPlan, Context
-from cnnlayers.functional.lp_pool import lp_pool_spec
 from cnnlayers.specs import MaxPoolSpec, unpool_window
 from cnnlayers.specs.arguments import DataFormat
 
 from .batching import LOOP, Rule
-from .library import Op, differentiable_by_x, second_output
+from .library import Op, context, differentiable_by_x, second_output
 from .windows import FORMAT, WINDOW, Shape, adaptive, one_or_all, shape_and_options, sides, window_arguments, window_of
 
 
@@ -48,17 +45,14 @@ def _max_pool(x: Any, *options: Any) -> Any:
 def _max_pool_forward(x: Any, *args: Any) -> Any:
     *options, indices = args
     sizes, named = _max_arguments(x, tuple(options))
-    y, context = F.max_pool_forward(x, *sizes, return_indices=indices, **named)
+    y, ctx = F.max_pool_forward(x, *sizes, return_indices=indices, **named)
     values, places = y if indices else (y, None)
-    return values, context.arrays["saved"], places
+    return values, ctx.arrays["saved"], places
 
 
 def _max_pool_backward(dy: Any, saved: Any, shape: Shape, *options: Any) -> Any:
     window, ties = _max_window(shape, options), options[-2]
-    context = Context(
-        CallPlan("max_pool", backends.of(dy), dy.dtype, window.out_shape, MaxPoolSpec(window, ties)), {"saved": saved}
-    )
-    return F.max_pool_backward(dy, context)
+    return F.max_pool_backward(dy, context("max_pool", dy, MaxPoolSpec(window, ties), window.out_shape, saved=saved))
 
 
 def _fake_max_pool_forward(x: torch.Tensor, *args: Any) -> Any:
@@ -102,21 +96,18 @@ ADAPTIVE = f"SymInt[1] output_size, {FORMAT}"
 
 
 def _adaptive_max_pool_forward(x: Any, output_size: Shape, data_format: DataFormat) -> Any:
-    y, context = F.adaptive_max_pool_forward(x, one_or_all(output_size), data_format=data_format)
-    return y, context.arrays["argmax"]
+    y, ctx = F.adaptive_max_pool_forward(x, one_or_all(output_size), data_format=data_format)
+    return y, ctx.arrays["argmax"]
 
 
 def _adaptive_max_pool_backward(dy: Any, argmax: Any, shape: Shape, output_size: Shape, data_format: DataFormat) -> Any:
-    spec, y_shape = adaptive(shape, output_size, data_format)
-    context = Context(
-        CallPlan("adaptive_max_pool", backends.of(dy), dy.dtype, tuple(y_shape), spec), {"argmax": argmax}
-    )
-    return F.adaptive_max_pool_backward(dy, context)
+    y_shape, spec = adaptive(shape, output_size, data_format)
+    return F.adaptive_max_pool_backward(dy, context("adaptive_max_pool", dy, spec, y_shape, argmax=argmax))
 
 
 def _fake_adaptive_max_pool_forward(x: torch.Tensor, output_size: Shape, data_format: DataFormat) -> Any:
     known = x.shape[0], *map(int, x.shape[1:])  # the argmax's type depends on the widest window
-    spec, _ = adaptive((1, *known[1:]), [int(n) for n in output_size], data_format)
+    _, spec = adaptive((1, *known[1:]), [int(n) for n in output_size], data_format)
     out = (x.shape[0], *spec.out_shape[1:])
     return x.new_empty(out), x.new_empty(out, dtype=_argmax_dtype(math.prod(spec.kernel)))
 
@@ -124,7 +115,7 @@ def _fake_adaptive_max_pool_forward(x: torch.Tensor, output_size: Shape, data_fo
 adaptive_max_pool = Op(
     f"adaptive_max_pool(Tensor x, {ADAPTIVE}) -> Tensor",
     lambda x, size, data_format: F.adaptive_max_pool(x, one_or_all(size), data_format=data_format),
-    lambda x, *options: x.new_empty(adaptive(tuple(x.shape), *options)[1]),
+    lambda x, *options: x.new_empty(adaptive(tuple(x.shape), *options)[0]),
     Rule({0: 0}),
 )
 adaptive_max_pool_forward = Op(
@@ -157,15 +148,13 @@ def _unpool_window(shape: Shape, options: tuple[Any, ...]) -> Any:
 def _max_unpool_forward(x: Any, indices: Any, *options: Any) -> Any:
     kernel, stride, padding, output_size, data_format = options
     sizes = one_or_all(kernel), one_or_all(stride), sides(padding, "", x.ndim - 2)
-    y, context = F.max_unpool_forward(x, indices, *sizes, output_size=output_size, data_format=data_format)
-    return y, context.arrays["reached"]
+    y, ctx = F.max_unpool_forward(x, indices, *sizes, output_size=output_size, data_format=data_format)
+    return y, ctx.arrays["reached"]
 
 
 def _max_unpool_backward(dy: Any, reached: Any, shape: Shape, *options: Any) -> Any:
     window = _unpool_window(shape, options)
-    y_shape = window.layout.shape
-    context = Context(CallPlan("max_unpool", backends.of(dy), dy.dtype, y_shape, window), {"reached": reached})
-    return F.max_unpool_backward(dy, context)
+    return F.max_unpool_backward(dy, context("max_unpool", dy, window, window.layout.shape, reached=reached))
 
 
 def _fake_max_unpool_forward(x: torch.Tensor, indices: torch.Tensor, *options: Any) -> Any:
@@ -199,40 +188,3 @@ differentiable_by_x(
     lambda inputs: shape_and_options((inputs[0], *inputs[2:])),
     max_unpool_forward,
 )
-
-
-# -------------------------------------------------------------------------------------------------------------- lp_pool
-LP = f"{WINDOW}, float norm_type=2.0, {FORMAT}"
-
-
-def _lp_window(shape: Shape, options: tuple[Any, ...]) -> Any:
-    *sizes, ceil, _, data_format = options
-    return window_of(shape, sizes, ceil, data_format)
-
-
-def _lp_pool(x: Any, *options: Any) -> Any:
-    *given, ceil, p, data_format = options
-    kernel, *sizes = window_arguments(x.ndim - 2, *given)
-    return F.lp_pool(x, kernel, p, *sizes, ceil_mode=ceil, data_format=data_format)
-
-
-def _lp_pool_backward(dy: Any, x: Any, *options: Any) -> Any:
-    window = _lp_window(x.shape, options)
-    b = backends.of(x)
-    spec = lp_pool_spec(b, window, options[-2], x.dtype)
-    return F.lp_pool_backward(dy, Context(CallPlan("lp_pool", b, x.dtype, window.out_shape, spec), {"x": x}))
-
-
-lp_pool = Op(
-    f"lp_pool(Tensor x, {LP}) -> Tensor",
-    _lp_pool,
-    lambda x, *options: x.new_empty(_lp_window(x.shape, options).out_shape),
-    Rule({0: 0}),
-)
-lp_pool_backward = Op(
-    f"lp_pool_backward(Tensor dy, Tensor x, {LP}) -> Tensor",
-    _lp_pool_backward,
-    lambda dy, x, *options: dy.new_empty(x.shape),
-    Rule({0: 0, 1: 0}),
-)
-differentiable_by_x(lp_pool, lp_pool_backward)

@@ -1,4 +1,4 @@
-"""Linear ops over windows and borders: average, sum and adaptive average pooling, padding. They save nothing."""
+"""Ops over windows and borders that save nothing, or x: average, sum, adaptive average and Lp pooling, padding."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import CallPlan, Context
+from cnnlayers.functional.lp_pool import lp_pool_spec
 from cnnlayers.specs import Average, Window, adaptive_window, pool_window
 from cnnlayers.specs.arguments import DataFormat, PadMode, layout
 from cnnlayers.specs.padding import pad_spec
 
 from .batching import Rule
-from .library import Op, differentiable_by_x
+from .library import Op, context, differentiable_by_x
 
 Shape = Sequence[int]
 WINDOW = (
@@ -54,27 +54,36 @@ def shape_and_options(inputs: Any) -> tuple[Any, ...]:
     return list(inputs[0].shape), *inputs[1:]
 
 
-def _linear(op: str, options: str, call: Callable[..., Any], spec: Callable[..., Any]) -> Op:
-    """Register an op of x and options. `call(x, *options)` runs it; `spec(shape, *options)` gives what its context
-    holds, and the shape of y."""
+def register(op: str, options: str, call: Callable[..., Any], spec: Callable[..., Any], saved: str = "") -> Op:
+    """Register an op of x and options, and its gradient, which needs x ("x") or its shape alone ("").
 
-    def fake(x: torch.Tensor, *given: Any) -> torch.Tensor:
-        return x.new_empty(spec(tuple(x.shape), *given)[1])
+    `call(x, *options)` runs it on arrays. `spec(shape, *options)` gives y's shape, and what the context holds: for
+    "x" a function of x, as x's dtype may count.
+    """
 
-    def backward(dy: Any, shape: Shape, *given: Any) -> Any:
-        held, y_shape = spec(tuple(shape), *given)
-        context = Context(CallPlan(op, backends.of(dy), dy.dtype, tuple(y_shape), held))
-        return getattr(F, f"{op}_backward")(dy, context)
+    def backward(dy: Any, x_or_shape: Any, *given: Any) -> Any:
+        y_shape, held = spec(tuple(x_or_shape.shape if saved else x_or_shape), *given)
+        if saved:
+            ctx = context(op, x_or_shape, held(x_or_shape), y_shape, x=x_or_shape)
+        else:
+            ctx = context(op, dy, held, y_shape)
+        return getattr(F, f"{op}_backward")(dy, ctx)
 
-    forward = Op(f"{op}(Tensor x, {options}) -> Tensor", call, fake, Rule({0: 0}))
-    gradient = Op(
-        f"{op}_backward(Tensor dy, SymInt[] shape, {options}) -> Tensor",
-        backward,
-        lambda dy, shape, *given: dy.new_empty(shape),
-        Rule({0: 0}, shape=1),
+    def fake_backward(dy: torch.Tensor, x_or_shape: Any, *given: Any) -> torch.Tensor:
+        return dy.new_empty(x_or_shape.shape if saved else x_or_shape)
+
+    forward = Op(
+        f"{op}(Tensor x, {options}) -> Tensor",
+        call,
+        lambda x, *given: x.new_empty(spec(tuple(x.shape), *given)[0]),
+        Rule({0: 0}),
     )
-
-    differentiable_by_x(forward, gradient, lambda inputs, y: (), shape_and_options)
+    kept, rule = ("Tensor x", Rule({0: 0, 1: 0})) if saved else ("SymInt[] shape", Rule({0: 0}, shape=1))
+    gradient = Op(f"{op}_backward(Tensor dy, {kept}, {options}) -> Tensor", backward, fake_backward, rule)
+    if saved:
+        differentiable_by_x(forward, gradient)
+    else:
+        differentiable_by_x(forward, gradient, lambda inputs, y: (), shape_and_options)
     return forward
 
 
@@ -85,10 +94,10 @@ def _avg_pool(x: Any, *options: Any) -> Any:
     return F.avg_pool(x, *window_arguments(x.ndim - 2, *sizes), **named)
 
 
-def _average(shape: Shape, *options: Any) -> tuple[Average, Shape]:
+def _average(shape: Shape, *options: Any) -> tuple[Shape, Average]:
     *sizes, ceil, count_include_pad, divisor_override, data_format = options
     window = window_of(shape, sizes, ceil, data_format)
-    return Average(window, count_include_pad, divisor_override), window.out_shape
+    return window.out_shape, Average(window, count_include_pad, divisor_override)
 
 
 def _sum_pool(x: Any, *options: Any) -> Any:
@@ -96,34 +105,47 @@ def _sum_pool(x: Any, *options: Any) -> Any:
     return F.sum_pool(x, *window_arguments(x.ndim - 2, *sizes), ceil_mode=ceil, data_format=data_format)
 
 
-def _sum(shape: Shape, *options: Any) -> tuple[Any, Shape]:
+def _sum(shape: Shape, *options: Any) -> tuple[Shape, Window]:
     *sizes, ceil, data_format = options
     window = window_of(shape, sizes, ceil, data_format)
-    return window, window.out_shape
+    return window.out_shape, window
 
 
-def adaptive(shape: Shape, output_size: Shape, data_format: DataFormat) -> tuple[Any, Shape]:
-    """The windows of an adaptive pool and the shape of y; sizes that a trace leaves open need no windows."""
+def adaptive(shape: Shape, output_size: Shape, data_format: DataFormat) -> tuple[Shape, Any]:
+    """The shape of an adaptive pool's y, and its windows; sizes that a trace leaves open need none."""
     sizes = one_or_all(output_size)
     if all(type(n) is int for n in (*shape, *output_size)):
         window = adaptive_window(tuple(shape), sizes, data_format)
-        return window, window.out_shape
+        return window.out_shape, window
     lay = layout(tuple(shape), data_format)
-    return None, lay.with_spatial(list(output_size) * (len(lay.spatial) if len(output_size) == 1 else 1))
+    return lay.with_spatial(list(output_size) * (len(lay.spatial) if len(output_size) == 1 else 1)), None
 
 
 def _adaptive_avg_pool(x: Any, output_size: Shape, data_format: DataFormat) -> Any:
     return F.adaptive_avg_pool(x, one_or_all(output_size), data_format=data_format)
 
 
-avg_pool = _linear(
+def _lp_pool(x: Any, *options: Any) -> Any:
+    *given, ceil, p, data_format = options
+    kernel, *sizes = window_arguments(x.ndim - 2, *given)
+    return F.lp_pool(x, kernel, p, *sizes, ceil_mode=ceil, data_format=data_format)
+
+
+def _lp(shape: Shape, *options: Any) -> tuple[Shape, Callable[[Any], Any]]:
+    *sizes, ceil, p, data_format = options
+    window = window_of(shape, sizes, ceil, data_format)
+    return window.out_shape, lambda x: lp_pool_spec(backends.of(x), window, p, x.dtype)
+
+
+avg_pool = register(
     "avg_pool",
     f"{WINDOW}, bool count_include_pad=True, int? divisor_override=None, {FORMAT}",
     _avg_pool,
     _average,
 )
-sum_pool = _linear("sum_pool", f"{WINDOW}, {FORMAT}", _sum_pool, _sum)
-adaptive_avg_pool = _linear("adaptive_avg_pool", f"SymInt[1] output_size, {FORMAT}", _adaptive_avg_pool, adaptive)
+sum_pool = register("sum_pool", f"{WINDOW}, {FORMAT}", _sum_pool, _sum)
+lp_pool = register("lp_pool", f"{WINDOW}, float norm_type=2.0, {FORMAT}", _lp_pool, _lp, "x")
+adaptive_avg_pool = register("adaptive_avg_pool", f"SymInt[1] output_size, {FORMAT}", _adaptive_avg_pool, adaptive)
 
 
 # ------------------------------------------------------------------------------------------------------------- padding
@@ -131,9 +153,9 @@ def _pad(x: Any, padding: Shape, mode: PadMode, value: float, data_format: DataF
     return F.pad(x, sides(padding, "", x.ndim - 2), mode, value, data_format=data_format)
 
 
-def _padded(shape: Shape, padding: Shape, mode: PadMode, value: float, data_format: DataFormat) -> tuple[Any, Shape]:
+def _padded(shape: Shape, padding: Shape, mode: PadMode, value: float, data_format: DataFormat) -> tuple[Shape, Any]:
     spec = pad_spec(tuple(shape), sides(padding, "", len(shape) - 2), mode, data_format)
-    return spec, spec.out_shape
+    return spec.out_shape, spec
 
 
-pad = _linear("pad", f"int[1] padding, str mode='constant', Scalar value=0, {FORMAT}", _pad, _padded)
+pad = register("pad", f"int[1] padding, str mode='constant', Scalar value=0, {FORMAT}", _pad, _padded)
