@@ -514,3 +514,27 @@ def test_a_tile_is_sums_of_products(name: str, dtype: str) -> None:
         terms = [weight[3 + tiles.PACKED * k + i] * sheets[11 + offsets[4 + k] :][:windows] for k in range(count)]
         expected[1 + pitch * i :][:windows] = bias[2 + i] + np.sum(terms, axis=0)
     np.testing.assert_allclose(out, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["maps_by_taps", "one_map_by_taps"])
+def test_a_tile_of_a_weights_gradient_is_sums_of_products(name: str, dtype: str) -> None:
+    from cnnlayers.kernels.cpu import vector_tiles as tiles
+
+    tile, rng = getattr(tiles, name), np.random.default_rng(0)
+    rows, taps = (tiles.MAPS, tiles.TAPS) if name == "maps_by_taps" else (1, tiles.LINE)
+    count, pitch, between = 2, 2 * N + 3, N * taps + 5
+    maps, sheets = (rng.standard_normal(n).astype(dtype) for n in (400, 400))
+    offsets, sums = rng.integers(0, 200, 9), np.full(rows * between + 7, 7.0, dtype)
+
+    @njit
+    def run(maps: Any, pitch: int, sheets: Any, offsets: Any, count: int, sums: Any, between: int) -> None:
+        tile(maps, 3, pitch, sheets, 11, offsets, 2, count, sums, 1, between)
+
+    run(maps, pitch, sheets, offsets, count, sums, between)
+    expected = np.full(len(sums), 7.0, dtype)
+    for i in range(rows):
+        for j in range(taps):
+            products = maps[3 + pitch * i :][: N * count] * sheets[11 + offsets[2 + j] :][: N * count]
+            expected[1 + between * i + N * j :][:N] += products.reshape(count, N).sum(axis=0)
+    np.testing.assert_allclose(sums, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)

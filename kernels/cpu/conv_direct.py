@@ -28,7 +28,7 @@ from . import conv_direct_cells as cells
 from . import conv_direct_loops as loops
 from .conv_direct_sheets import CHANNELS, FILTERS, GROUPS
 from .parallel import flat, parallel_chunks
-from .vector_tiles import PACKED, STRIP
+from .vector_tiles import LINE, MAPS, PACKED, STRIP
 from .vectors import LANES
 
 Array = Any
@@ -72,13 +72,14 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
     plan = _plan(spec, "weight_gradient", image.itemsize)
     if plan.cells:
         return _weight_gradient_by_cells(plan, spec, image, maps)
-    filters, taps = int(plan.sizes[FILTERS]), len(plan.offsets)
+    filters, taps = int(plan.sizes[FILTERS]), math.prod(spec.weight_shape[2:])
+    padded = -(-filters // MAPS) * MAPS
     units = plan.units // spec.groups
     windows = len(image) * math.prod(spec.window.out_lengths)
     parts = max(1, min(PARTS, units, windows // PART_WINDOWS))
     partial = np.zeros((parts, spec.groups, filters, taps))
-    shapes = (plan.sheets * plan.sheet,), (filters * plan.sheet,), (16 * filters * taps,)
-    arrays = flat(image), flat(maps), partial.reshape(-1), plan.axes, plan.sizes, plan.starts, plan.offsets
+    shapes = (plan.sheets * plan.sheet,), (padded * plan.sheet,), (LANES * padded * len(plan.offsets),)
+    arrays = flat(image), flat(maps), partial.reshape(-1), plan.axes, plan.sizes, plan.starts, plan.offsets, taps
 
     def compute(start: int, stop: int) -> None:
         with backends.workspace(image.dtype, *shapes) as (sheets, map_sheets, sums):
@@ -268,6 +269,8 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
     source, target = (math.prod(x) for x in ([a.length for a in axes], [a.target_length for a in axes]))
     sizes += _strides(spec, groups * channels, source) + _strides(spec, groups * filters, target)
     outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, 1 if by_cells else channels, groups * packed)
+    if step == "weight_gradient" and not by_cells:  # for complete tiles
+        offsets += offsets[-1:] * (-len(offsets) % LINE)
     return _LoopPlan(
         np.array(table, np.int64),
         np.array([[a.windows, 1, a.windows, 0, pitch, 0, 0] for a, pitch in zip(axes, pitches, strict=True)], np.int64),

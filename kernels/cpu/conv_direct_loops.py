@@ -42,13 +42,26 @@ from .conv_direct_sheets import (
     zero,
 )  # fmt: skip
 from .jit import kernel
-from .vector_tiles import PACKED, ROWS, STRIP, WINDOWS, filters_by_windows, one_filter_by_windows
-from .vectors import add, broadcast, fma, load, store, total
+from .vector_tiles import (
+    LINE,
+    MAPS,
+    PACKED,
+    ROWS,
+    STRIP,
+    TAPS,
+    WINDOWS,
+    filters_by_windows,
+    maps_by_taps,
+    one_filter_by_windows,
+    one_map_by_taps,
+)
+from .vectors import LANES, load, total
 
 Array = Any
 U = np.uint64  # unsigned offsets need no test for negative ones
 
 LANE_TERMS = 1024  # of a sum in float32, at most; the sums of these are in float64
+RUN = 768  # windows whose maps stay in the first-level cache while they are multiplied by all taps' cells
 
 
 # ------------------------------------------------------------------------------------------------------------ correlate
@@ -135,71 +148,43 @@ def correlate(
 
 
 # ------------------------------------------------------------------------------------------------------ weight gradient
-@kernel()
-def _four_by_three(
-    sheets: Array, a: int, b: int, c: int, maps: Array, to: int, pitch: int, windows: int, sums: Array, at: int,
-    by_filter: int, number: int,
+@kernel(allocates=False)
+def _add_run(
+    sheets: Array, offsets: Array, maps: Array, pitch: int, filters: int, begin: int, end: int, sums: Array
 ) -> None:  # fmt: skip
-    """Add the products of four maps and the cells under three taps to twelve vectors of sums, of which `number` taps
-    count."""
-    p0 = p1 = p2 = q0 = q1 = q2 = r0 = r1 = r2 = s0 = s1 = s2 = broadcast(sums, sums[0] - sums[0])
-    for p in range(0, windows, 16):
-        x, y, z = load(sheets, a + p), load(sheets, b + p), load(sheets, c + p)
-        v = load(maps, to + p)
-        p0, p1, p2 = fma(v, x, p0), fma(v, y, p1), fma(v, z, p2)
-        v = load(maps, to + pitch + p)
-        q0, q1, q2 = fma(v, x, q0), fma(v, y, q1), fma(v, z, q2)
-        v = load(maps, to + 2 * pitch + p)
-        r0, r1, r2 = fma(v, x, r0), fma(v, y, r1), fma(v, z, r2)
-        v = load(maps, to + 3 * pitch + p)
-        s0, s1, s2 = fma(v, x, s0), fma(v, y, s1), fma(v, z, s2)
-    _add_three(sums, at, p0, p1, p2, number)
-    _add_three(sums, at + by_filter, q0, q1, q2, number)
-    _add_three(sums, at + 2 * by_filter, r0, r1, r2, number)
-    _add_three(sums, at + 3 * by_filter, s0, s1, s2, number)
+    """Add the products of all maps at windows `begin` to `end` and all taps' cells to sums."""
+    taps, count, f = len(offsets), (end - begin + LANES - 1) // LANES, 0
+    while f < filters:
+        m, to = f * pitch + begin, LANES * f * taps
+        if filters - f > MAPS // 2:
+            for k in range(0, taps, TAPS):
+                maps_by_taps(maps, m, pitch, sheets, begin, offsets, k, count, sums, to + LANES * k, LANES * taps)
+            f += MAPS
+        else:
+            for k in range(0, taps, LINE):
+                one_map_by_taps(maps, m, pitch, sheets, begin, offsets, k, count, sums, to + LANES * k, LANES * taps)
+            f += 1
 
 
-@kernel()
-def _one_by_three(
-    sheets: Array, a: int, b: int, c: int, maps: Array, to: int, windows: int, sums: Array, at: int, number: int
-) -> None:
-    """The same for one map, 32 windows at a time."""
-    p0 = p1 = p2 = q0 = q1 = q2 = broadcast(sums, sums[0] - sums[0])
-    for p in range(0, windows, 32):
-        v, w = load(maps, to + p), load(maps, to + p + 16)
-        p0, q0 = fma(v, load(sheets, a + p), p0), fma(w, load(sheets, a + p + 16), q0)
-        p1, q1 = fma(v, load(sheets, b + p), p1), fma(w, load(sheets, b + p + 16), q1)
-        p2, q2 = fma(v, load(sheets, c + p), p2), fma(w, load(sheets, c + p + 16), q2)
-    _add_three(sums, at, add(p0, q0), add(p1, q1), add(p2, q2), number)
-
-
-@kernel()
-def _add_three(sums: Array, at: int, x: Any, y: Any, z: Any, number: int) -> None:
-    """Add the first `number` of three vectors to neighbouring vectors of sums."""
-    store(sums, at, add(load(sums, at), x))
-    if number > 1:
-        store(sums, at + 16, add(load(sums, at + 16), y))
-    if number > 2:
-        store(sums, at + 32, add(load(sums, at + 32), z))
-
-
-@kernel()
-def _flush(sums: Array, count: int, dweight: Array, to: int) -> None:
-    """Add the totals of `count` vectors of sums to the weight's gradient, and set the vectors to 0."""
-    for i in range(count):
-        dweight[U(to + i)] += total(load(sums, 16 * i))
-    zero(sums, 0, 16 * count)
+@kernel(allocates=False)
+def _flush(sums: Array, filters: int, taps: int, pitch: int, dweight: Array, to: int) -> None:
+    """Add the totals of vectors of sums, `pitch` vectors a filter, to the weight's gradient, and set all sums to 0."""
+    for f in range(filters):
+        for k in range(taps):
+            dweight[U(to + f * taps + k)] += total(load(sums, LANES * (f * pitch + k)))
+    zero(sums, 0, len(sums))
 
 
 @kernel()
 def weight_gradient(
-    image: Array, maps: Array, dweight: Array, axes: Array, sizes: Array, starts: Array, offsets: Array,
+    image: Array, maps: Array, dweight: Array, axes: Array, sizes: Array, starts: Array, offsets: Array, taps: int,
     map_axes: Array, parts: int, start: int, stop: int, sheets: Array, map_sheets: Array, sums: Array,
 ) -> None:  # fmt: skip
-    """The partial sums `start` to `stop` of the weight's gradient (parts, groups, filters, k), which are in float64.
+    """The partial sums `start` to `stop` of the weight's gradient (parts, groups, filters, taps), which are in float64.
 
-    A part is a range of the units of one group. map_axes: `axes` to copy the maps to sheets as they are."""
-    channels, filters, sheet, taps = sizes[CHANNELS], sizes[FILTERS], sizes[SHEET], len(offsets)
+    A part is a range of the units of one group. offsets: of the taps (of all channels), and more for complete tiles.
+    map_axes: `axes` to copy the maps to sheets as they are."""
+    channels, filters, sheet = sizes[CHANNELS], sizes[FILTERS], sizes[SHEET]
     box, no_starts = np.empty((3, 2), np.int64), np.zeros((1, 3), np.int64)
     image_strides, maps_strides = sizes[SOURCE_SAMPLE : SOURCE_CELL + 1], sizes[TARGET_SAMPLE : TARGET_CELL + 1]
     units = -(-sizes[SAMPLES] // sizes[BATCH]) * sizes[BANDS]
@@ -222,20 +207,11 @@ def weight_gradient(
             base = n * sizes[TARGET_SAMPLE] + group * filters * sizes[TARGET_CHANNEL]
             fill_sheets(maps, base, filters, samples, maps_strides, map_axes, box, no_starts, map_sheets, sheet, False)
             for f in range(filters):  # no window of an earlier unit
-                zero(map_sheets, f * sheet + windows, 32)
-            if terms + windows // 16 + 1 > LANE_TERMS:
-                _flush(sums, filters * taps, dweight, result)
+                zero(map_sheets, f * sheet + windows, LANES)
+            if terms + windows // LANES + 1 > LANE_TERMS:
+                _flush(sums, filters, taps, len(offsets), dweight, result)
                 terms = 0
-            terms += windows // 16 + 1
-            for k in range(0, taps, 3):
-                number = min(3, taps - k)
-                a, b, c = offsets[k], offsets[k + min(1, number - 1)], offsets[k + number - 1]
-                f = 0
-                while f + 4 <= filters:
-                    at = 16 * (f * taps + k)
-                    _four_by_three(sheets, a, b, c, map_sheets, f * sheet, sheet, windows, sums, at, 16 * taps, number)
-                    f += 4
-                while f < filters:
-                    _one_by_three(sheets, a, b, c, map_sheets, f * sheet, windows, sums, 16 * (f * taps + k), number)
-                    f += 1
-        _flush(sums, filters * taps, dweight, result)
+            terms += windows // LANES + 1
+            for begin in range(0, windows, RUN):
+                _add_run(sheets, offsets, map_sheets, sheet, filters, begin, min(windows, begin + RUN), sums)
+        _flush(sums, filters, taps, len(offsets), dweight, result)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .vectors import evens, interleave_high, interleave_low, load, load_first, store, store_first
+from .vectors import LANES, evens, interleave_high, interleave_low, load, load_first, store, store_first
 
 Array = Any
 U = np.uint64  # unsigned offsets need no test for negative ones
@@ -25,27 +25,36 @@ SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_CELL, TARGET_SAMPLE, TARGET_CHANNEL, TARGE
 
 
 # -------------------------------------------------------------------------------------------------------- rows of cells
-# A branch in these short functions would make Numba count references to the arrays, which takes longer than a row.
 @kernel(allocates=False)
 def _copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
     """Copy neighbours."""
     done = count & ~15
-    for i in range(0, done, 16):
+    for i in range(0, done, LANES):
         store(target, to + i, load(source, at + i))
-    store_first(target, to + done, load_first(source, at + done, count - done), count - done)
+    if done < count:
+        store_first(target, to + done, load_first(source, at + done, count - done), count - done)
 
 
-@kernel()
-def _gather_two(source: Array, at: int, target: Array, to: int, count: int) -> None:
-    """Copy every second cell to neighbours."""
-    done = max(0, count - 1) & ~15  # one more cell follows, so all 32 that are loaded are in the array
-    for i in range(0, done, 16):
-        store(target, to + i, evens(load(source, at + 2 * i), load(source, at + 2 * i + 16)))
-    for i in range(U(done), U(count)):
-        target[U(to) + i] = source[U(at) + U(2) * i]
+@kernel(allocates=False)
+def _fill(source: Array, at: int, target: Array, to: int, count: int) -> None:
+    """Copy neighbours, and put up to 15 zeros after them."""
+    done = count & ~15
+    for i in range(0, done, LANES):
+        store(target, to + i, load(source, at + i))
+    if done < count:
+        store(target, to + done, load_first(source, at + done, count - done))
 
 
-@kernel()
+@kernel(allocates=False)
+def _fill_by_two(source: Array, at: int, target: Array, to: int, count: int) -> None:
+    """Copy every second cell to neighbours, and put up to 15 zeros after them."""
+    cells = 2 * count - 1
+    for i in range(0, cells, 2 * LANES):
+        low, high = load_first(source, at + i, cells - i), load_first(source, at + i + LANES, cells - i - LANES)
+        store(target, to + i // 2, evens(low, high))
+
+
+@kernel(allocates=False)
 def _gather(source: Array, at: int, step: int, target: Array, to: int, count: int) -> None:
     """Copy cells, `step` apart, to neighbours."""
     for i in range(U(count)):
@@ -62,16 +71,10 @@ def _scatter(source: Array, at: int, target: Array, to: int, step: int, count: i
 @kernel(allocates=False)
 def _scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, count: int) -> None:
     """Copy neighbours at two places to `count` cells, alternately."""
-    done = count & ~31
-    for i in range(0, done, 32):
+    for i in range(0, count, 2 * LANES):
         x, y = load(source, even + i // 2), load(source, odd + i // 2)
-        store(target, to + i, interleave_low(x, y))
-        store(target, to + i + 16, interleave_high(x, y))
-    for i in range(U(done // 2), U(count // 2)):
-        target[U(to) + U(2) * i] = source[U(even) + i]
-        target[U(to) + U(2) * i + U(1)] = source[U(odd) + i]
-    for i in range(U(count // 2), U((count + 1) // 2)):
-        target[U(to) + U(2) * i] = source[U(even) + i]
+        store_first(target, to + i, interleave_low(x, y), count - i)
+        store_first(target, to + i + LANES, interleave_high(x, y), count - i - LANES)
 
 
 @kernel(allocates=False)
@@ -90,7 +93,7 @@ def _copy_cells(
                 target[U(to) + i * U(channels) + c] = source[U(at) + c * U(by_channel) + i * U(step)]
 
 
-@kernel()
+@kernel(allocates=False)
 def _span(first: int, step: int, length: int, limit: int) -> Any:
     """Which of `limit` cells, `step` apart from cell `first` on, are inside an axis: the first, and the one after the
     last."""
@@ -98,12 +101,14 @@ def _span(first: int, step: int, length: int, limit: int) -> Any:
     return low, max(low, min(limit, (length - 1 - first) // step + 1))
 
 
-@kernel()
+@kernel(allocates=False)
 def fill_sheets(
     source: Array, base: int, channels: int, samples: int, strides: Array, axes: Array, box: Array, starts: Array,
     sheets: Array, sheet: int, cells: bool,
 ) -> None:  # fmt: skip
     """Copy the cells that the windows of a box see. starts: for each phase of the stride, the cell of sheet cell 0.
+
+    Rows are copied in order, because the zeros after a row may go to where later rows begin.
 
     box: for each axis the first window and their number. cells: a phase has one sheet of cells of all channels, and not
     a sheet for each channel."""
@@ -128,15 +133,15 @@ def fill_sheets(
                         _copy_cells(source, at, by_channel, step_x, sheets, to * channels, channels, right - left)
                     for _ in range(0 if cells else channels):
                         if step_x == 1:
-                            _copy(source, at, sheets, to, right - left)
+                            _fill(source, at, sheets, to, right - left)
                         elif step_x == 2:
-                            _gather_two(source, at, sheets, to, right - left)
+                            _fill_by_two(source, at, sheets, to, right - left)
                         else:
                             _gather(source, at, step_x, sheets, to, right - left)
                         at, to = at + by_channel, to + len(starts) * sheet
 
 
-@kernel()
+@kernel(allocates=False)
 def zero(array: Array, to: int, count: int) -> None:
     for i in range(U(to), U(to + count)):
         array[i] = 0.0
@@ -174,7 +179,7 @@ def list_windows(
     return number
 
 
-@kernel()
+@kernel(allocates=False)
 def set_box(axes: Array, sizes: Array, band: int, box: Array) -> None:
     """The windows of a band."""
     for axis in range(3):

@@ -1,10 +1,10 @@
-"""The inner loops of direct convolution: sums of products of numbers and vectors, for a tile of results.
+"""The inner loops of direct convolution: sums of products for a tile of results.
 
-The results of a tile stay in registers over the whole sum, so that each vector that is loaded serves several
-multiplications. Tiles are as large as the registers of the CPU allow: 24 vectors of results with AVX-512, four with
-AVX2 and NEON. LLVM makes one loop of a tile, which reaches 95 % of the peak of a core with AVX-512 (with eight vectors
-of results 45 to 85 %). Each result is summed in order, with one FMA for each term, so its bits do not depend on the
-size of the tile."""
+The results of a tile stay in registers over the whole sum, so that each number or vector that is loaded serves several
+multiplications. Tiles are as large as the registers of the CPU allow: 24 vectors of results with AVX-512, four to six
+with AVX2 and NEON. LLVM makes one loop of a tile, which reaches 95 % of the peak of a core with AVX-512 (with eight
+vectors of results 45 to 85 %). Each result is summed in order, with one FMA for each term, so its bits do not depend on
+the size of the tile."""
 
 from __future__ import annotations
 
@@ -23,48 +23,66 @@ WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 PACKED = 8  # filters whose weights are neighbours in memory
 ROWS, WINDOWS = (8, 3 * LANES) if WIDE else (4, LANES)  # filters and windows of a tile
 STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: a multiple of WINDOWS
+MAPS, TAPS = 8 if WIDE else 2, 3  # of a tile of a weight's gradient
+LINE = 6  # taps of a tile of one map
 
-Access = Callable[[Any, Any, int], Any]  # of an array: from its name, an index and a number of elements to a pointer
+
+class _Array:
+    """An array that an intrinsic is called with."""
+
+    def __init__(self, context: Any, builder: Any, array_type: Any, value: Any) -> None:
+        self.context, self.builder, self.type, self.value = context, builder, array_type, value
+        self.vector_type, self.size = vector_of(context.get_data_type(array_type.dtype)), array_type.dtype.bitwidth // 8
+
+    def _pointer(self, index: Any, number: int) -> Any:
+        return address(self.context, self.builder, self.type, self.value, index, ir.Constant(I64, number))
+
+    def number(self, index: Any) -> Any:
+        return self.builder.load(self._pointer(index, 1))
+
+    def _vector(self, index: Any) -> Any:
+        return self.builder.bitcast(self._pointer(index, LANES), self.vector_type.as_pointer())
+
+    def vector(self, index: Any) -> Any:
+        return self.builder.load(self._vector(index), align=self.size)
+
+    def store(self, index: Any, vector: Any) -> None:
+        self.builder.store(vector, self._vector(index), align=self.size)
+
+
+def _arguments(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
+    """An intrinsic's arguments, arrays as `_Array`."""
+    return [
+        _Array(context, builder, array_type, value) if isinstance(array_type, types.Array) else value
+        for array_type, value in zip(signature.args, arguments, strict=True)
+    ]
 
 
 def _emit(
-    builder: Any, access: Access, element: Any, shape: tuple[int, int], count: Any, offset_at: Any, numbers: Any,
-    vectors: Any, starts: Any, results: Any,
+    builder: Any, vector: Any, shape: tuple[int, int], count: Any, start: Callable[[int, int], Any],
+    factors: Callable[[Any], tuple[list[Any], list[Any]]], finish: Callable[[int, int, Any], None],
 ) -> None:  # fmt: skip
-    """The loop of a tile of (rows, vectors of a row). numbers, vectors: from k, offsets[k] and the row, or the vector
-    of a row, to the index of what is multiplied. starts: the vectors that sums start with; results: indices of out."""
-    rows, width = shape
-    vector, size = vector_of(element), 8 if element == ir.DoubleType() else 4
-    name = f"llvm.fma.v{LANES}{suffix(element)}"
+    """The loop of a tile of (rows, columns) of vectors: sums over k < count of products.
 
-    def load_vector(array: str, index: Any) -> Any:
-        pointer = builder.bitcast(access(array, index, LANES), vector.as_pointer())
-        return builder.load(pointer, align=size)
-
-    places = [[cgutils.alloca_once(builder, vector) for _ in range(width)] for _ in range(rows)]
-    for i in range(rows):
-        for j in range(width):
-            builder.store(starts(i, j), places[i][j])
+    start: from row and column to the vector that a sum starts with. factors: from k to the vectors of the rows and of
+    the columns, which are multiplied. finish: takes row, column and the sum."""
+    name, places = f"llvm.fma.v{LANES}{suffix(vector.element)}", {}
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            places[i, j] = cgutils.alloca_once(builder, vector)
+            builder.store(start(i, j), places[i, j])
     with cgutils.for_range(builder, count) as loop:
-        k = loop.index
-        offset = builder.load(access("offsets", builder.add(offset_at, k), 1))
-        loaded = [load_vector("vectors", vectors(k, offset, j)) for j in range(width)]
-        for i in range(rows):
-            x = fill(builder, builder.load(access("numbers", numbers(k, offset, i), 1)))
-            for j in range(width):
-                total = call(builder, name, vector, x, loaded[j], builder.load(places[i][j]))
-                builder.store(total, places[i][j])
-    for i in range(rows):
-        for j in range(width):
-            pointer = builder.bitcast(access("out", results(i, j), LANES), vector.as_pointer())
-            builder.store(builder.load(places[i][j]), pointer, align=size)
+        rows, columns = factors(loop.index)
+        for (i, j), place in places.items():
+            builder.store(call(builder, name, vector, rows[i], columns[j], builder.load(place)), place)
+    for (i, j), place in places.items():
+        finish(i, j, builder.load(place))
 
 
-def _accessor(context: Any, builder: Any, arrays: dict[str, tuple[Any, Any]]) -> Access:
-    def access(name: str, index: Any, number: int) -> Any:
-        return address(context, builder, *arrays[name], index, ir.Constant(I64, number))
-
-    return access
+def _plus(builder: Any, index: Any, step: Any, times: int = 1) -> Any:
+    """index + step * times. step: a number, or an index of the kernel."""
+    step = ir.Constant(I64, step) if isinstance(step, int) else step
+    return builder.add(index, builder.mul(step, ir.Constant(I64, times)))
 
 
 def _make_filters_by_windows(rows: int, width: int) -> Any:
@@ -79,29 +97,22 @@ def _make_filters_by_windows(rows: int, width: int) -> Any:
             check_array(array, FLOATS)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            weight, w, bias, b, sheets, at, offsets, first, count, out, to, pitch = arguments
-            types_of = signature.args
-            arrays = {"numbers": (types_of[0], weight), "bias": (types_of[2], bias), "vectors": (types_of[4], sheets)}
-            arrays |= {"offsets": (types_of[6], offsets), "out": (types_of[9], out)}
-            access = _accessor(context, builder, arrays)
-
-            def plus(x: Any, number: int) -> Any:
-                return builder.add(x, ir.Constant(I64, number))
+            weights, w, biases, b, cells, at, places, first, count, results, to, pitch = _arguments(
+                context, builder, signature, arguments
+            )
 
             def start(i: int, j: int) -> Any:
-                return fill(builder, builder.load(access("bias", plus(b, i), 1)))
+                return fill(builder, biases.number(_plus(builder, b, i)))
 
-            def number(k: Any, offset: Any, i: int) -> Any:
-                return plus(builder.add(w, builder.mul(k, ir.Constant(I64, PACKED))), i)
+            def factors(k: Any) -> tuple[list[Any], list[Any]]:
+                here, place = _plus(builder, w, k, PACKED), builder.add(at, places.number(builder.add(first, k)))
+                vectors = [cells.vector(_plus(builder, place, LANES, j)) for j in range(width)]
+                return [fill(builder, weights.number(_plus(builder, here, i))) for i in range(rows)], vectors
 
-            def vector(k: Any, offset: Any, j: int) -> Any:
-                return plus(builder.add(at, offset), LANES * j)
+            def finish(i: int, j: int, total: Any) -> None:
+                results.store(_plus(builder, _plus(builder, to, pitch, i), LANES, j), total)
 
-            def result(i: int, j: int) -> Any:
-                return plus(builder.add(to, builder.mul(pitch, ir.Constant(I64, i))), LANES * j)
-
-            element = context.get_data_type(types_of[0].dtype)
-            _emit(builder, access, element, (rows, width), count, first, number, vector, start, result)
+            _emit(builder, cells.vector_type, (rows, width), count, start, factors, finish)
             return context.get_dummy_value()
 
         i = types.int64
@@ -110,5 +121,45 @@ def _make_filters_by_windows(rows: int, width: int) -> Any:
     return filters_by_windows
 
 
+def _make_maps_by_taps(rows: int, width: int) -> Any:
+    @intrinsic
+    def maps_by_taps(
+        typing: Any, maps: Any, m: Any, pitch: Any, sheets: Any, at: Any, offsets: Any, first: Any, count: Any,
+        sums: Any, to: Any, between: Any,
+    ) -> Any:  # fmt: skip
+        """Add to the vector of sums at to + between * i + LANES * j the products of the vectors of maps from m +
+        pitch * i on, and of sheets from at + offsets[first + j] on: for the maps i and the taps j of a tile, `count`
+        vectors one after another."""
+        for array in (maps, sheets, sums):
+            check_array(array, FLOATS)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            map_cells, m, pitch, cells, at, places, first, count, results, to, between = _arguments(
+                context, builder, signature, arguments
+            )
+            across = [builder.add(at, places.number(_plus(builder, first, j))) for j in range(width)]
+            down = [_plus(builder, m, pitch, i) for i in range(rows)]
+
+            def start(i: int, j: int) -> Any:
+                return ir.Constant(cells.vector_type, None)
+
+            def factors(k: Any) -> tuple[list[Any], list[Any]]:
+                columns = [cells.vector(_plus(builder, place, k, LANES)) for place in across]
+                return [map_cells.vector(_plus(builder, place, k, LANES)) for place in down], columns
+
+            def finish(i: int, j: int, total: Any) -> None:
+                index = _plus(builder, _plus(builder, to, between, i), LANES, j)
+                results.store(index, builder.fadd(results.vector(index), total))
+
+            _emit(builder, cells.vector_type, (rows, width), count, start, factors, finish)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(maps, i, i, sheets, i, offsets, i, i, sums, i, i), generate
+
+    return maps_by_taps
+
+
 filters_by_windows = _make_filters_by_windows(ROWS, WINDOWS // LANES)
 one_filter_by_windows = _make_filters_by_windows(1, STRIP // LANES)
+maps_by_taps, one_map_by_taps = _make_maps_by_taps(MAPS, TAPS), _make_maps_by_taps(1, LINE)

@@ -66,9 +66,10 @@ def call(builder: Any, name: str, result: Any, *values: Any) -> Any:
 
 
 def first_lanes_mask(builder: Any, count: Any) -> Any:
-    """The mask of the first lanes; count: int64."""
-    numbers = ir.Constant(vector_of(I64), list(range(LANES)))
-    return builder.icmp_signed("<", numbers, fill(builder, count))
+    """The mask of the first lanes; count: int64, also negative or more than 16."""
+    limited = call(builder, "llvm.smin.i64", I64, count, ir.Constant(I64, LANES))
+    limited = builder.trunc(call(builder, "llvm.smax.i64", I64, limited, ir.Constant(I64, 0)), I32)
+    return builder.icmp_signed("<", ir.Constant(vector_of(I32), list(range(LANES))), fill(builder, limited))
 
 
 def is_nan_mask(builder: Any, x: Any) -> Any:
