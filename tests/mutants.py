@@ -332,7 +332,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("pad.cu", "bound", "i < n_x; i +="): ONE_TURN_MORE,
     ("pad.cu", "bound", "p < n && n - p >= margin"): "the next comparison says more",
     ("pad.cu", "bound", "first < row && row - first >= V"): "the next comparison says more",
-    ("pad.cu", "bound", "to_front < before(), out"): "one cell further out is cell -1, which is none",
+    ("pad.cuh", "bound", "to_front < before(), out"): "one cell further out is cell -1, which is none",
     ("layer_norm_backward.cu", "bound", "j < end; j += N * step"): ONE_TURN_MORE,
 }
 
