@@ -11,12 +11,10 @@ from __future__ import annotations
 import datetime
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cnnlayers import kernels
@@ -295,15 +293,6 @@ def _build(asked: Sequence[Asked]) -> None:
             list(pool.map(lambda kernel: simt.Module(compiler.source(kernel.stem), [kernel.name]), asked))
 
 
-def _commit() -> str:
-    said = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
-    try:
-        ran = [subprocess.run(c, cwd=Path(__file__).parent, capture_output=True, text=True, check=True) for c in said]
-    except (OSError, subprocess.CalledProcessError):
-        return "no git repository"
-    return f"commit {ran[0].stdout.strip()}{' with changes' if ran[1].stdout.strip() else ''}"
-
-
 def every() -> int:
     """Compile every kernel that a launcher can ask for, for every architecture, and print what is wrong; minutes."""
     wrong, asked = 0, kernel_calls.asked_by()
@@ -319,7 +308,7 @@ def every() -> int:
 def main() -> None:
     """Print the table as Markdown."""
     archs = (75, 90, 120)
-    print(f"CUDA kernels, {datetime.date.today()}, {_commit()}, {nvrtc.compiler()}. No GPU has run them.\n")
+    print(f"CUDA kernels, {datetime.date.today()}, {launch_table.commit()}, {nvrtc.compiler()}. No GPU has run them.\n")
     said = " ".join(f"sm_{arch}" for arch in archs)
     print(f"| kernel | registers ({said}) | spills | 16 bytes at once | sectors over the least | asked for | call |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

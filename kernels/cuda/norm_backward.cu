@@ -62,14 +62,20 @@ __global__ void __launch_bounds__(512, 1) norm_backward(ARRAYS, NUMBERS, int lan
 // offset is that of another slot.
 template <typename I> struct ChannelRuns {
   I begin;
-  unsigned channels, length, lanes, runs_per_channel;
+  unsigned channels, length, lanes, lane_bits;  // lanes: 2**lane_bits
+  Divisor<unsigned> runs_per_channel;
 
-  __device__ __forceinline__ unsigned run(unsigned j) const { return j / lanes; }
+  __device__ __forceinline__ unsigned run(unsigned j) const { return j >> lane_bits; }
   __device__ __forceinline__ unsigned channel(unsigned j) const {
-    return min_unsigned(run(j) / runs_per_channel, channels - 1);
+    return min_unsigned(runs_per_channel.quotient(run(j)), channels - 1);
   }
-  __device__ __forceinline__ unsigned pack(unsigned j) const { return run(j) % runs_per_channel * lanes + j % lanes; }
-  __device__ __forceinline__ bool filled(unsigned j) const { return run(j) < channels * runs_per_channel && pack(j) < length; }
+  __device__ __forceinline__ unsigned pack(unsigned j) const {
+    const unsigned runs_before = runs_per_channel.quotient(run(j)) * runs_per_channel.number;
+    return ((run(j) - runs_before) << lane_bits) + (j & (lanes - 1));
+  }
+  __device__ __forceinline__ bool filled(unsigned j) const {
+    return run(j) < channels * runs_per_channel.number && pack(j) < length;
+  }
   __device__ __forceinline__ I operator()(unsigned j) const {
     return begin + channel(j) * length + min_unsigned(pack(j), length - 1);
   }
@@ -77,12 +83,14 @@ template <typename I> struct ChannelRuns {
 
 // A group of channels a block. `slots`: the slots of a group, a multiple of 32.
 template <typename T, int V, int R, typename I>
-__global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, int lanes, unsigned slots) {
+__global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, int lanes, unsigned slots, unsigned lane_bits, DIVISOR(runs)) {
   using A = typename Sum<T>::type;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const unsigned runs_per_channel = (length + lanes - 1) / lanes, row = blockIdx.x * group;  // the first channel
   const unsigned step = blockDim.x, shared_packs = slots > R * step ? slots - R * step : 0u;
-  const ChannelRuns<I> at{I(row) * length, group, length, unsigned(lanes), runs_per_channel};
+  const unsigned first_channel = row % period;  // the period is a multiple of the group
+  const ChannelRuns<I> at{
+      I(row) * length, group, length, unsigned(lanes), lane_bits, LOAD_DIVISOR(runs, runs_per_channel)};
   Pack<A, 2>* const runs = reinterpret_cast<Pack<A, 2>*>(shared_memory);  // the sums of each run
   Pack<T, V>* const packs = reinterpret_cast<Pack<T, V>*>(shared_memory + (slots / lanes * sizeof(Pack<A, 2>) + 15) / 16 * 16);
   RowTile<T, V, R, true> x_tile(threadIdx.x, step, packs), dy_tile(threadIdx.x, step, packs + shared_packs);
@@ -107,7 +115,7 @@ __global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, i
     }
     sum_lanes(sum);
     if (threadIdx.x % 32) continue;
-    const A gamma = gamma_of<A>(gammas, flags, (row + c) % period), sum_dy_xhat = (sum[1] - m.delta * sum[0]) * m.rstd;
+    const A gamma = gamma_of<A>(gammas, flags, first_channel + c), sum_dy_xhat = (sum[1] - m.delta * sum[0]) * m.rstd;
     totals[0] += gamma * sum[0];
     totals[1] += gamma * sum_dy_xhat;
     if (rows > period) sums[row + c] = {double(sum[0]), double(sum_dy_xhat)};
@@ -116,7 +124,7 @@ __global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, i
   sum_block(totals);
   const NormGradient<A> gradient[1] = {{m, totals[0], totals[1], A(group) * A(length) * V}};
   x_tile.each_with(dy_tile, [&](unsigned j, const auto& x_pack, const auto& dy_pack) {
-    const A gamma[1] = {gamma_of<A>(gammas, flags, (row + at.channel(j)) % period)};
+    const A gamma[1] = {gamma_of<A>(gammas, flags, first_channel + at.channel(j))};
     if (at.filled(j)) dx[at(j)] = input_gradient(gradient, gamma, x_pack, dy_pack);
   });
 }

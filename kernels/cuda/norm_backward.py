@@ -13,7 +13,7 @@ from cnnlayers.backends import Backend
 
 from . import channels_last_norm, norm_arguments
 from .compile import CUDA_TYPE, instance_name
-from .launch import alignment, contiguous, launch, offset_types, prepared
+from .launch import alignment, contiguous, divisor, launch, offset_types, prepared
 from .norm_arguments import DBETA, DGAMMA, GAMMA, HAS_X
 from .norm_plan import Columns, LaunchPlan, Rows, device_of, make_plan, pack_of
 
@@ -125,7 +125,10 @@ def _launch_once(b: Backend, made: Made, arrays: list[Array]) -> Array:
         arguments = [*arrays, sums, partial, *numbers, np.uint32(plan.parts), np.uint32(plan.wave)]
     else:
         arguments = [*arrays, sums, *numbers, np.uint32(group), np.int32(plan.lanes)]
-        arguments += [np.uint32(plan.packs)] if plan.mapping == "group" else []
+        if plan.mapping == "group":
+            runs = -(-rows.cells // plan.pack // plan.lanes)  # of a channel
+            lane_bits = np.uint32(plan.lanes.bit_length() - 1)
+            arguments += [np.uint32(plan.packs), lane_bits, *divisor(runs)]
     launch(_stem(plan), instance, plan.grid_size, plan.threads, arguments, shared=plan.shared, cooperative=cooperative)
     return sums
 

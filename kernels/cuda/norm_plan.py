@@ -24,7 +24,7 @@ from cnnlayers.backends import Backend
 THREADS = 512  # the most of a block: with 128 registers a thread, one such block occupies a processor
 WARP_THREADS = 128  # threads of a block whose warps process rows on their own
 STREAM_THREADS = 256  # threads of a block that stores no row, or that processes columns
-STREAM_PACKS = 16  # packs that a thread of such a block processes
+STREAM_PACKS = 4  # packs that a thread of such a block processes
 MAX_PARTS = 256  # of a row in two launches: every block of the second reads the results of all blocks of the first
 STATIC_SMEM = 1024  # the most bytes of static shared memory of a kernel
 DEFAULT_SMEM_LIMIT = 48 * 1024  # bytes a block, static ones included, beyond which a launch must raise the limit
@@ -33,6 +33,7 @@ BARRIER_COST = 2048  # packs that a processor could move during a grid barrier: 
 REGISTER_PACKS = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}
 # Packs of x, and as many of dy.
 REGISTER_PACKS_BACKWARD = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 7}
+FEW_PACKS = 4  # packs in registers, of each array, where no more are needed
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -266,6 +267,8 @@ def _group_plan(
     lanes = next(n for n in (32, 16, 8, 4, 2, 1) if 4 * (-length % n) <= length)  # at most a quarter is unused
     slots = -(-channels * -(-length // lanes) * lanes // 32) * 32
     threads = threads_of(slots, max(1, register_packs // 2), device.threads)
+    if slots <= FEW_PACKS * threads:
+        register_packs = min(register_packs, FEW_PACKS)  # and more blocks a processor
     sums = -(-(slots // lanes * 2 * accumulator) // 16) * 16
     shared = _dynamic_smem(sums + pack_bytes * max(0, slots - register_packs * threads))
     groups = shape.rows // channels
@@ -329,7 +332,8 @@ def _column_plan(
 
 def _column_two_pass(device: Device, shape: Columns, pack: int, width: int) -> ColumnPlan:
     number, step = shape.samples * -(-(shape.channels // pack) // width), STREAM_THREADS // width
-    parts = max(1, min(-(-8 * device.processors // number), -(-shape.depth // max(64, 4 * step))))
+    resident = 2 * device.processors  # blocks of the first launch: all at a time
+    parts = max(1, min(resident // number, -(-shape.depth // max(64, 4 * step))))
     stream_blocks = _without_empty_parts(shape.depth, -(-shape.depth // (STREAM_PACKS * step)))
     parts = _without_empty_parts(shape.depth, parts)
     return ColumnPlan("two_pass", number, shape.depth, pack, 4, STREAM_THREADS, width, parts, number, 0, stream_blocks)

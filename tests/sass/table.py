@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -145,14 +146,24 @@ def _y_shape(case: cases.Case) -> tuple[int, ...]:
     return (*case.shape[:2], *y.shape[2:])
 
 
+def commit() -> str:
+    """The commit of the files here."""
+    said = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
+    try:
+        ran = [subprocess.run(c, cwd=Path(__file__).parent, capture_output=True, text=True, check=True) for c in said]
+    except (OSError, subprocess.CalledProcessError):
+        return "no git repository"
+    return f"commit {ran[0].stdout.strip()}{' with changes' if ran[1].stdout.strip() else ''}"
+
+
 def write_predictions(path: Path = PREDICTED) -> int:
     """Work out the benchmark's main cases; gives the number of rows."""
     wanted = [(case, call) for case in cases.GPU_MAIN if (call := call_of(case))]
-    rows = []
+    rows, made_on = [], commit()
     for (case, _), (_, _, found) in zip(wanted, _all([call for _, call in wanted], H200), strict=True):
         rows += [made for part in case.parts if (made := prediction(case, found, part))]
     note = "Predictions from sm_90 machine code for an H200, by tests/sass. No GPU has run it."
-    path.write_text(json.dumps({"note": note, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps({"note": note, "commit": made_on, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
     return len(rows)
 
 
