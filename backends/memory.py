@@ -132,19 +132,22 @@ def new_result(shape: tuple[int, ...], dtype: Any) -> Callable[[], Any]:
     return functools.partial(numpy.empty if small else result, shape, dtype)
 
 
+@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+def _places(itemsize: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, list[slice]]:
+    """The bytes of a workspace, and where in it arrays of these shapes are."""
+    sizes = [math.prod(shape) * itemsize for shape in shapes]
+    starts = [*itertools.accumulate([-(-size // ALIGNMENT) * ALIGNMENT for size in sizes], initial=0)]
+    total = max(LEAST_WORKSPACE, 1 << (starts[-1] - 1).bit_length())
+    return total, [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
+
+
 @contextlib.contextmanager
 def workspace(dtype: Any, *shapes: tuple[int, ...]) -> Iterator[list[Any]]:
     """A workspace: NumPy arrays of these shapes with any content, each at the start of a cache line, until the block
     ends."""
-    counts, size = [math.prod(shape) for shape in shapes], numpy.dtype(dtype).itemsize
-    rooms = [-(-count * size // ALIGNMENT) * ALIGNMENT for count in counts]
-    total = max(LEAST_WORKSPACE, 1 << (sum(rooms) - 1).bit_length())
+    total, places = _places(numpy.dtype(dtype).itemsize, shapes)
     buffer = _free.take(total)
-    starts = itertools.accumulate(rooms, initial=0)
-    yield [
-        buffer[start : start + count * size].view(dtype).reshape(shape)
-        for shape, count, start in zip(shapes, counts, starts, strict=False)
-    ]
+    yield [buffer[place].view(dtype).reshape(shape) for place, shape in zip(places, shapes, strict=True)]
     # Not after an exception: a thread that was not waited for (a second Ctrl-C) may still write to it.
     if total <= MOST_WORKSPACE:
         _free.give(buffer)

@@ -17,6 +17,7 @@ Conventions are those of torch.nn.functional's conv1d, conv2d, conv3d and conv_t
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from cnnlayers import kernels
@@ -82,6 +83,12 @@ def _computed(
     return cast(b, first, dtype), cast(b, second, dtype)
 
 
+def _blas_for(b: Backend, spec: Conv) -> contextlib.AbstractContextManager[None]:
+    """The block of a backward, whose two steps may both be products. Direct loops take none: to begin and end a block
+    would cost a tenth of a small call."""
+    return contextlib.nullcontext() if len(spec.direct_steps) == 3 else single_threaded_blas(b)
+
+
 def _bias(b: Backend, x: Array, bias: Array | None) -> Array | None:
     return None if bias is None else cast(b, bias, accumulator_dtype(b, x.dtype))
 
@@ -112,7 +119,7 @@ def _conv_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array |
 def _conv_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
-    with single_threaded_blas(b):
+    with _blas_for(b, spec):
         dx = (
             correlate_adjoint(b, spec, *_computed(b, "correlate_adjoint", spec, x, weight, dy, weight))
             if needs_dx
@@ -247,7 +254,7 @@ def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bia
 def _conv_transpose_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
-    with single_threaded_blas(b):
+    with _blas_for(b, spec):
         dx = correlate(b, spec, *_computed(b, "correlate", spec, x, weight, dy, weight)) if needs_dx else None
         return dx, weight_gradient(b, spec, *_computed(b, "weight_gradient", spec, x, weight, dy, x))
 

@@ -134,7 +134,9 @@ def _packed(weight: Array) -> Array:
     groups, filters, channels, taps = weight.shape
     blocks = -(-filters // PACKED)
     if filters % PACKED:
-        weight = np.pad(weight, ((0, 0), (0, blocks * PACKED - filters), (0, 0), (0, 0)))
+        padded = np.zeros((groups, blocks * PACKED, channels, taps), weight.dtype)
+        padded[:, :filters] = weight
+        weight = padded
     return flat(weight.reshape(groups, blocks, PACKED, channels * taps).swapaxes(2, 3))
 
 
