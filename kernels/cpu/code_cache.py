@@ -16,7 +16,6 @@ A kernel never fails because of its cache. Where nothing can be stored, each pro
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import hashlib
@@ -25,6 +24,7 @@ import itertools
 import os
 import pickle
 import platform
+import re
 import sys
 import time
 import uuid
@@ -34,17 +34,22 @@ from typing import Any
 import llvmlite
 import numba
 import numpy
+from llvmlite.binding import address_of_symbol
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from .cache_directory import VARIABLE, directory
 
-FORMAT = 1  # of the files
+FORMAT = 2  # of the files
 LIMIT = 256 << 20  # bytes; all kernels of one version take about 16 MB
 DAY = 86_400.0  # seconds
 CHECKSUM = hashlib.sha256().digest_size
 LIBRARY = __name__.partition(".")[0]
+COMPILER = tuple(f"{__package__}.{name}" for name in ("compiler", "substitutes"))  # all kernels depend on these
+# "from ORIGIN import NAMES" or "import MODULES". Looking for them in the text is ten times as fast as parsing it.
+IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|.*)|import[ \t]+(.*))", re.MULTILINE)
 # Numba's settings that change the machine code. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are part of `magic_tuple`.
 SETTINGS = (
     "BOUNDSCHECK", "DEBUG_NRT", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML", "ENABLE_AVX", "ENABLE_PROFILING",
@@ -67,13 +72,11 @@ def _module(name: str) -> tuple[str, frozenset[str]]:
     source = loader.get_data(spec.origin)
     package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
     imported: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            parts = [f"{base}.{alias.name}" for alias in node.names]
-            imported.update(part if part in sys.modules else base for part in parts)
+    for origin, names, modules in IMPORT.findall(source.decode()):
+        base = importlib.util.resolve_name(origin, package) if origin else ""
+        for part in re.findall(r"[\w.]+", names or modules):
+            found = f"{base}.{part}" if base else part
+            imported.add(found if found in sys.modules else base)
     of_library = frozenset(m for m in imported if m.partition(".")[0] == LIBRARY)
     return hashlib.sha256(source).hexdigest(), of_library
 
@@ -82,7 +85,7 @@ def _module(name: str) -> tuple[str, frozenset[str]]:
 def _sources(name: str) -> dict[str, str]:
     """The hashes of all sources that a module's kernels can depend on, by the names of their modules."""
     hashes: dict[str, str] = {}
-    waiting = [name]
+    waiting = [name, *COMPILER]
     while waiting:
         module = waiting.pop()
         if module not in hashes:
@@ -130,7 +133,7 @@ def _variables(function: Any) -> list[tuple[str, Any]]:
 def _code(function: Any) -> tuple[Any, ...]:
     """The parts of the key that come from a kernel's source, its module's constants and its enclosing function."""
     sources = _sources(function.__module__)
-    constants = [_constants(module) for module in sources]
+    constants = [_constants(module) for module in sources if module not in COMPILER]  # which are imported when needed
     return function.__module__, function.__qualname__, sources, constants, _variables(function)
 
 
@@ -219,17 +222,20 @@ class CodeCache(NullCache):  # type: ignore[misc]
             self.save(sig, data)
 
     def load(self, signature: Any, target_context: Any) -> Any:
-        target_context.refresh()
         data = _read(self._path(signature, target_context.codegen()))
         if data is None:
             return None
-        stored, reduced = pickle.loads(data)
+        rtsys.initialize(target_context)  # Numba's functions for memory, which compiled code calls
+        stored, called, reduced = pickle.loads(data)
+        if any(address_of_symbol(name) is None for name in called):
+            target_context.refresh()  # Numba makes all its functions known: half of what a first call takes
         return CompileResult._rebuild(target_context, *reduced) if stored == signature else None
 
     def save(self, signature: Any, result: Any) -> None:
         if not result.library.has_dynamic_globals:  # addresses in this process
-            path = self._path(signature, result.codegen)
-            _write(path, dumps((signature, result._reduce())))
+            path, functions = self._path(signature, result.codegen), result.library._final_module.functions
+            called = [f.name for f in functions if f.is_declaration and not f.name.startswith("llvm.")]
+            _write(path, dumps((signature, called, result._reduce())))
             _tidy_once(path.parent)
 
     def _path(self, signature: Any, codegen: Any) -> Path:

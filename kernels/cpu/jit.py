@@ -2,7 +2,18 @@
 
 A kernel is a serial loop over a range of contiguous arrays. Numba compiles it, and it releases the GIL. The compiled
 code is stored on disk (code_cache.py) under a key that contains the sources of all modules that the kernel's module
-imports. So a module of kernels imports this module and not parallel.py: fewer changes then make it compile again."""
+imports. So a module of kernels imports this module and not parallel.py: fewer changes then make it compile again.
+
+Somebody waits for the first call. What makes it short (compiler.py says why; `python -m cnnlayers.bench.first_calls`
+measures):
+
+- A line costs about 10 ms, a call of another kernel 30 ms more for each set of argument types: `store_row(y, 0, n)`
+  and `store_row(y, U(0), n)` are two. Pass one kind of integer.
+- The operations of vectors.py, `min` and `max` of two numbers, `np.empty`, `np.zeros` and `np.full` become LLVM code
+  in the kernel. Any other function of NumPy is one more function to compile, in 50 to 150 ms.
+- A constant of an enclosing function removes the branches that it decides; a variable does not. What one call does not
+  need should be another kernel.
+- `allocates=False` where no array is made: there is no code that counts references."""
 
 from __future__ import annotations
 
@@ -67,23 +78,34 @@ def kernel(*, relaxed: bool = False, inlined: bool = False, allocates: bool = Tr
     A kernel may use only constants and other kernels from an enclosing function; anything else is a TypeError."""
 
     def compile_function(function: F) -> F:
-        njit: Any = importlib.import_module("numba").njit
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inlined}
         options["fastmath"] = set(RELAXED) if relaxed else False
         if not allocates:
             options["_nrt"] = False
-        dispatcher = njit(**options)(function)
+        dispatcher = _compiler()(function, options)
         _code_cache()(dispatcher)
         return cast(F, dispatcher)
 
     return compile_function
 
 
+# If Numba's internals are different from what these two know, Numba compiles by its default, each process for itself.
+@functools.cache
+def _compiler() -> Callable[[Any, dict[str, Any]], Any]:
+    """What makes a kernel of a function and options."""
+    numba: Any = importlib.import_module("numba")
+    try:
+        kernel: Any = importlib.import_module(".compiler", __package__).Kernel
+    except ImportError:
+        kernel = None
+    return (lambda f, options: numba.njit(**options)(f)) if kernel is None or numba.config.DISABLE_JIT else kernel
+
+
 @functools.cache
 def _code_cache() -> Callable[[Any], None]:
-    """The function that gives a kernel its cache on disk; one that does nothing if Numba's internals differ."""
+    """What gives a kernel its cache on disk."""
     try:
         attach: Callable[[Any], None] = importlib.import_module(".code_cache", __package__).attach
-    except ImportError:  # Numba's internals are different: each process compiles for itself
+    except ImportError:
         return lambda dispatcher: None
     return attach
