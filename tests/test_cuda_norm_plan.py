@@ -16,10 +16,10 @@ from cnnlayers.kernels.cuda.norm_plan import (
     H200,
     ITEMSIZE,
     STATIC_SMEM,
-    Columns,
+    ColumnLayout,
     Device,
     LaunchPlan,
-    Rows,
+    RowLayout,
     make_plan,
     pack_of,
 )
@@ -29,11 +29,11 @@ from .cases.norm import LAST, TRAIN, device, names
 
 
 # ---------------------------------------------------------------------------------------------------------------- plans
-def batch(n: int, c: int, side: int, last: bool = False) -> Rows | Columns:
-    return Columns(1, n * side * side, c, 1) if last else Rows(c, n, side * side, c, side * side)
+def batch(n: int, c: int, side: int, last: bool = False) -> RowLayout | ColumnLayout:
+    return ColumnLayout(1, n * side * side, c, 1) if last else RowLayout(c, n, side * side, c, side * side)
 
 
-def planned(on: Device, shape: Rows | Columns, dtype: str, arrays: int) -> LaunchPlan:
+def planned(on: Device, shape: RowLayout | ColumnLayout, dtype: str, arrays: int) -> LaunchPlan:
     return make_plan(on, shape, dtype, pack_of(shape, ITEMSIZE[dtype]), arrays=arrays)
 
 
@@ -70,7 +70,7 @@ def test_plans_of_batch_norm_on_a_large_device(shape: Any, dtype: str, forward: 
         waves = -(-blocks // H200.processors)
         assert blocks / waves > 0.9 * H200.processors  # blocks that are busy
         packs = chosen.packs * (
-            chosen.lanes if isinstance(rows, Columns) else 1
+            chosen.lanes if isinstance(rows, ColumnLayout) else 1
         )  # of an array, of a row or column range
         pack_bytes = arrays * chosen.pack * ITEMSIZE[dtype]
         assert (
@@ -86,8 +86,8 @@ def test_plans_fit_any_device_and_leave_no_part_empty(processors: int, shared: i
     on = Device(processors, shared, 1 << 20, cooperative)
     for count, segments, cells in [(1, 1, 1), (3, 7, 49), (64, 32, 3136), (5, 1, 100_003), (1000, 2, 64)]:
         for dtype in ("float16", "float32", "float64"):
-            rows, shape = Rows(count, segments, cells, count, cells), Columns(segments, cells, count, 1)
-            group = Rows(4 * count, 1, cells, count, cells)
+            rows, shape = RowLayout(count, segments, cells, count, cells), ColumnLayout(segments, cells, count, 1)
+            group = RowLayout(4 * count, 1, cells, count, cells)
             plans = [planned(on, s, dtype, arrays) for s in (rows, shape) for arrays in (1, 2)]
             plans.append(make_plan(on, group, dtype, pack_of(group, ITEMSIZE[dtype]), arrays=2, group=4))
             plans += [
@@ -95,7 +95,7 @@ def test_plans_fit_any_device_and_leave_no_part_empty(processors: int, shared: i
             ]
             for chosen in plans:
                 fits(chosen, on)
-            each = Rows(count, 1, cells, 1, cells, per_element=True)
+            each = RowLayout(count, 1, cells, 1, cells, per_element=True)
             blocks = layer_norm_backward.make_plan(on, each, dtype, pack_of(each, ITEMSIZE[dtype])).blocks
             assert 1 <= blocks <= count
 
@@ -138,12 +138,12 @@ def test_a_plan_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
         "backward: 2 column ranges of 8 packs of 4 across, 100,352 deep: one launch, 132 blocks of 256 threads" in text
     )
     assert "two launches" in str(planned(H200, batch(256, 1, 512), "float32", 1))
-    assert "4 threads a row" in str(planned(H200, Rows(1000, 1, 16, 1000, 16), "float32", 1))
-    group = Rows(512, 1, 3136, 64, 3136)
+    assert "4 threads a row" in str(planned(H200, RowLayout(1000, 1, 16, 1000, 16), "float32", 1))
+    group = RowLayout(512, 1, 3136, 64, 3136)
     assert "runs of 32" in str(make_plan(H200, group, "float32", 4, arrays=2, group=2))
     assert "three launches" in str(make_plan(H200, batch(32, 64, 56, True), "float32", 4, use_running_stats=True))
     assert "go down the rows" in str(
-        layer_norm_backward.make_plan(H200, Rows(4096, 1, 768, 1, 768, per_element=True), "float16", 8)
+        layer_norm_backward.make_plan(H200, RowLayout(4096, 1, 768, 1, 768, per_element=True), "float16", 8)
     )
 
 

@@ -74,7 +74,8 @@ def _mse_loss_backward(dy: Array, ctx: Context) -> tuple[Array, Array]:
     return dx, -dx
 
 
-max_pool = _on_tensors(F.max_pool, "x")
+_max_pool: Callable[..., Any] = F.max_pool  # without its overloads, of which a type checker would take the first
+max_pool = _on_tensors(_max_pool, "x")
 avg_pool = _on_tensors(F.avg_pool, "x")
 sum_pool = _on_tensors(F.sum_pool, "x")
 lp_pool = _on_tensors(F.lp_pool, "x")

@@ -14,7 +14,7 @@ from cnnlayers.backends import Backend
 from .compile import instance_name
 from .launch import cuda_type, launch, offset_types
 from .norm_arguments import stats_arguments
-from .norm_plan import Columns, LaunchPlan, device_of, make_plan, pack_of
+from .norm_plan import ColumnLayout, LaunchPlan, device_of, make_plan, pack_of
 
 Array = Any
 GRADIENT_THREADS = 128  # threads of a block whose warps each process one channel or group
@@ -22,7 +22,13 @@ GRADIENT_THREADS = 128  # threads of a block whose warps each process one channe
 
 # ------------------------------------------------------------------------------------------------------------- forward
 def forward(
-    b: Backend, spec: Any, shape: Columns, arrays: list[Array], mean: Array, rstd: Array, running: tuple[Array, ...]
+    b: Backend,
+    spec: Any,
+    shape: ColumnLayout,
+    arrays: list[Array],
+    mean: Array,
+    rstd: Array,
+    running: tuple[Array, ...],
 ) -> None:
     """Fill y, mean and rstd; `arrays`: x, gamma, beta (cast, or None) and y."""
     x, gamma, beta, y = arrays
@@ -63,7 +69,7 @@ def forward_instances(plan: LaunchPlan, element: str, offset: str, use_running_s
 
 
 def _launch_once(
-    b: Backend, shape: Columns, plan: LaunchPlan, stem: str, instance: str, arrays: list[Array], more: list[Any]
+    b: Backend, shape: ColumnLayout, plan: LaunchPlan, stem: str, instance: str, arrays: list[Array], more: list[Any]
 ) -> None:
     """The one launch of a plan; `more`: the kernel's arguments between its arrays and its shape."""
     if plan.mapping == "grid":
@@ -77,17 +83,19 @@ def _launch_once(
         launch(stem, instance, plan.grid_size, plan.threads, arguments, shared=plan.shared)
 
 
-def _partial(b: Backend, shape: Columns, plan: LaunchPlan) -> Array:
+def _partial(b: Backend, shape: ColumnLayout, plan: LaunchPlan) -> Array:
     return b.empty((shape.samples * plan.parts, shape.channels, 2), b.xp.float64)
 
 
-def _shape(shape: Columns, plan: LaunchPlan) -> list[Any]:
+def _shape(shape: ColumnLayout, plan: LaunchPlan) -> list[Any]:
     """The kernels' SHAPE arguments, without `flags`."""
     return [np.uint32(n) for n in (shape.samples, shape.depth, shape.channels // plan.pack, plan.lanes)]
 
 
 # ------------------------------------------------------------------------------------------------------------ backward
-def backward(b: Backend, spec: Any, shape: Columns, arrays: list[Array], gradients: list[Array], flags: int) -> Array:
+def backward(
+    b: Backend, spec: Any, shape: ColumnLayout, arrays: list[Array], gradients: list[Array], flags: int
+) -> Array:
     """Fill dx, and dgamma and dbeta where there is one sample; the channels' sums otherwise. `arrays`: x, dy, mean,
     rstd, gamma, dx, and `gradients`: dgamma and dbeta, where any array stands for a missing one. `flags`: the kernels'
     Flags, which say what is missing."""

@@ -8,7 +8,7 @@
 // NaN       A row with a NaN, or whose largest score is infinite, gives NaN; so does a label out of range, whose row of dx is
 //           NaN as well.
 // Thread    forward: W warps a row; every row's loss is stored, and the block that ends last adds them up. `ended`
-//           counts the blocks, from 0. backward: a warp takes `segment` packs of a row.
+//           counts the blocks, from 0. backward: a warp takes `piece` packs of a row.
 // Bytes     forward: x twice, the second time from the caches; backward: x and dx once.
 // Source    functional/losses.py.
 #include "common.cuh"
@@ -88,17 +88,17 @@ __global__ void __launch_bounds__(256) cross_entropy(const T* __restrict__ x, co
   if (threadIdx.x == 0) *loss = narrow<T>(A(sum[0] / rows));
 }
 
-// A warp takes `segment` scores of a row, a multiple of 32; units = rows * the segments of a row.
+// A warp takes `piece` scores of a row, a multiple of 32; units = rows * the pieces of a row.
 template <typename T, typename L, typename I>
 __global__ void __launch_bounds__(256, 2) cross_entropy_backward(const T* __restrict__ x, const L* __restrict__ labels,
     const typename Sum<T>::type* __restrict__ tops, const typename Sum<T>::type* __restrict__ rests,
-    const typename Sum<T>::type* __restrict__ dy, T* __restrict__ dx, int rows, int classes, int segment, I units) {
+    const typename Sum<T>::type* __restrict__ dy, T* __restrict__ dx, int rows, int classes, int piece, I units) {
   using A = typename Sum<T>::type;
-  const I segments = (classes + segment - 1) / segment, warps = I(gridDim.x) * (blockDim.x / 32);
+  const I pieces = (classes + piece - 1) / piece, warps = I(gridDim.x) * (blockDim.x / 32);
   const A factor = *dy / A(rows);
   for (I unit = I(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; unit < units; unit += warps) {
-    const I row = unit / segments;
-    const int begin = int(unit - row * segments) * segment, end = min(begin + segment, classes);
+    const I row = unit / pieces;
+    const int begin = int(unit - row * pieces) * piece, end = min(begin + piece, classes);
     const A top = tops[row], rest = rests[row];
     const L label = labels[row];
     const bool known = label >= L(0) && static_cast<unsigned long long>(label) < static_cast<unsigned long long>(classes);

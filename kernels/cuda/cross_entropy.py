@@ -14,7 +14,7 @@ from .launch import BLOCK, Launch, contiguous, grid_size, offset_types, prepared
 
 Array = Any
 LONG_ROW = 1024  # from so many classes on a block takes a row, not a warp
-SEGMENT = 1024  # scores of a row that a warp takes in the backward
+PIECE = 1024  # scores of a row that a warp takes in the backward
 WARPS = BLOCK // 32
 LIMIT = 2**30  # the kernels count rows and classes by ints
 
@@ -39,11 +39,11 @@ def _make_forward(b: Backend, spec: None, rows: int, classes: int, dtype: Any, l
 
 
 def _make_backward(b: Backend, spec: None, rows: int, classes: int, dtype: Any, labels: Any) -> Launch:
-    segment = min(SEGMENT, -(-classes // 32) * 32)
-    units = rows * -(-classes // segment)
+    piece = min(PIECE, -(-classes // 32) * 32)
+    units = rows * -(-classes // piece)
     offset, integer = offset_types(rows * classes)
     instance = instance_name("cross_entropy_backward", *_types(b, dtype, labels), offset)
-    scalars = (np.int32(rows), np.int32(classes), np.int32(segment), integer(units))
+    scalars = (np.int32(rows), np.int32(classes), np.int32(piece), integer(units))
     return Launch("cross_entropy", instance, grid_size(b, 32 * units), BLOCK, scalars)
 
 

@@ -14,7 +14,7 @@ from . import norm_arguments
 from .compile import CUDA_TYPE, instance_name
 from .launch import alignment, contiguous, cuda_type, launch, offset_types, prepared
 from .norm_arguments import CENTRED, DBETA, DGAMMA, GAMMA
-from .norm_plan import STREAM_THREADS, Device, Rows, device_of, lanes_of, pack_of, threads_of
+from .norm_plan import STREAM_THREADS, Device, RowLayout, device_of, lanes_of, pack_of, threads_of
 
 Array = Any
 REGISTER_PACKS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 4}  # packs of x, dy, dgamma and dbeta a thread
@@ -58,7 +58,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     return norm_arguments.refuses(step, spec, *arrays)
 
 
-def make_plan(device: Device, rows: Rows, dtype: str, pack: int) -> LayerNormPlan:
+def make_plan(device: Device, rows: RowLayout, dtype: str, pack: int) -> LayerNormPlan:
     """The plan for these rows."""
     packs, register_packs = rows.cells // pack, REGISTER_PACKS[dtype]
     if packs <= device.threads * register_packs and (2 * rows.rows >= device.processors or packs <= 2 * device.threads):
@@ -101,7 +101,7 @@ def _backward(
 layer_norm_backward = rms_norm_backward = _backward
 
 
-def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int) -> tuple[Rows, Any, LayerNormPlan, list[str]]:
+def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int) -> tuple[RowLayout, Any, LayerNormPlan, list[str]]:
     """The rows, the dtype they are computed in, their plan and its kernels."""
     rows, name = norm_arguments.trailing_rows(spec.rows), backends.name_of_dtype(b, dtype)
     plan = make_plan(device_of(b), rows, name, pack_of(rows, dtype.itemsize, aligned_to))
@@ -129,8 +129,8 @@ def _instances(plan: LayerNormPlan, element: str, offset: str) -> list[str]:
 
 
 def _launch(
-    b: Backend, rows: Rows, plan: LayerNormPlan, instances: list[str], arrays: list[Array], dx: Array, columns: Array,
-    flags: int,
+    b: Backend, rows: RowLayout, plan: LayerNormPlan, instances: list[str], arrays: list[Array], dx: Array,
+    columns: Array, flags: int,
 ) -> None:  # fmt: skip
     numbers = [np.int32(flags), np.uint32(rows.rows), np.uint32(plan.packs)]
     if plan.mapping != "two_pass":

@@ -15,7 +15,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .launch import aligned, contiguous, prepared
-from .norm_plan import Columns, Rows
+from .norm_plan import ColumnLayout, RowLayout
 
 Array = Any
 GAMMA, BETA, DGAMMA, DBETA, HAS_X, CENTRED, RUNNING, UNBIASED = (1 << i for i in range(8))  # row_reduce.cuh's Flags
@@ -33,7 +33,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     shape = memory_layout(spec.rows)
     numbers = (
         (shape.samples * shape.channels, shape.depth)
-        if isinstance(shape, Columns)
+        if isinstance(shape, ColumnLayout)
         else (shape.rows, shape.segments * shape.cells)
     )
     if max(numbers) >= LIMIT:
@@ -41,11 +41,11 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     return None
 
 
-def memory_layout(rows: Any) -> Rows | Columns:
+def memory_layout(rows: Any) -> RowLayout | ColumnLayout:
     """The rows of specs/norm.py, as rows or columns of memory."""
     cells = rows.count
     if 0 in rows.shape:
-        return Rows(0, 1, 1, 1, 1)
+        return RowLayout(0, 1, 1, 1, 1)
     if rows.parameter_axes == rows.axes:
         return trailing_rows(rows)
     samples, channels = rows.shape[0], math.prod(rows.parameter)
@@ -53,18 +53,18 @@ def memory_layout(rows: Any) -> Rows | Columns:
     channels_last = spatial > 1 and channels > 1 and rows.parameter_axes[0] > 1  # channels last
     if 0 in rows.axes:
         if channels == 1:
-            return Rows(1, 1, cells, 1, cells)
+            return RowLayout(1, 1, cells, 1, cells)
         if channels_last or spatial == 1:
-            return Columns(1, samples * spatial, channels, 1)
-        return Rows(channels, samples, spatial, channels, spatial)
+            return ColumnLayout(1, samples * spatial, channels, 1)
+        return RowLayout(channels, samples, spatial, channels, spatial)
     if channels_last:
-        return Columns(samples, spatial, channels, group)
-    return Rows(samples * channels // group, 1, group * spatial, channels // group, spatial)
+        return ColumnLayout(samples, spatial, channels, group)
+    return RowLayout(samples * channels // group, 1, group * spatial, channels // group, spatial)
 
 
-def trailing_rows(rows: Any) -> Rows:
+def trailing_rows(rows: Any) -> RowLayout:
     """The rows of layer and RMS norm, which are not empty."""
-    return Rows(math.prod(rows.shape) // rows.count, 1, rows.count, 1, rows.count, per_element=True)
+    return RowLayout(math.prod(rows.shape) // rows.count, 1, rows.count, 1, rows.count, per_element=True)
 
 
 def cast(array: Array, dtype: Any) -> Array:
@@ -80,7 +80,7 @@ def parameter(b: Backend, array: Array | None, dtype: Any, alignment: int = 1) -
     return array if aligned(array, alignment) else array.copy()
 
 
-def make_layout(b: Backend, spec: Any, dtype: Any) -> tuple[Rows | Columns, Any, tuple[int, ...]]:
+def make_layout(b: Backend, spec: Any, dtype: Any) -> tuple[RowLayout | ColumnLayout, Any, tuple[int, ...]]:
     """How the array is divided, the dtype it is computed in, and the shape of statistics: one number a group."""
     rows = spec.rows
     shape = tuple(1 if a in rows.axes else length for a, length in enumerate(rows.view))

@@ -15,7 +15,7 @@ from . import channels_last_norm, norm_arguments
 from .compile import CUDA_TYPE, instance_name
 from .launch import alignment, contiguous, divisor, launch, offset_types, prepared
 from .norm_arguments import DBETA, DGAMMA, GAMMA, HAS_X
-from .norm_plan import Columns, LaunchPlan, Rows, device_of, make_plan, pack_of
+from .norm_plan import ColumnLayout, LaunchPlan, RowLayout, device_of, make_plan, pack_of
 
 Array = Any
 GRADIENT_THREADS = 128  # threads of a block of parameter_gradients: one warp a channel
@@ -42,7 +42,7 @@ def _backward(
     present = ((GAMMA, gamma), (DGAMMA, gradients[0]), (DBETA, gradients[1]), (HAS_X, x))
     flags = sum(bit for bit, array in present if array is not None)
     arrays = [dy if x is None else x, dy, mean, rstd, *(rstd if a is None else a for a in (gamma, dx, *gradients))]
-    if isinstance(shape, Columns):
+    if isinstance(shape, ColumnLayout):
         sums = channels_last_norm.backward(b, spec, shape, arrays[:6], arrays[6:], flags)
         channels, samples, parts = shape.channels, shape.samples, 1
         reduce_samples = samples > 1
@@ -68,7 +68,7 @@ class Made(NamedTuple):
     """What a backward of rows needs: `group` rows share one mean and variance; `numbers`: the kernels' scalar
     arguments, which follow the arrays."""
 
-    rows: Rows
+    rows: RowLayout
     group: int
     plan: LaunchPlan
     instances: list[str]
@@ -76,7 +76,7 @@ class Made(NamedTuple):
 
 
 def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int, flags: int) -> Made:
-    rows, group = channel_rows(cast(Rows, norm_arguments.memory_layout(spec.rows)))
+    rows, group = channel_rows(cast(RowLayout, norm_arguments.memory_layout(spec.rows)))
     name = backends.name_of_dtype(b, dtype)
     pack = pack_of(rows, dtype.itemsize, aligned_to)
     running = spec.use_running_stats
@@ -85,10 +85,10 @@ def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int, flags: int) -> Mad
     return Made(rows, group, plan, instances, _numbers(rows, plan, flags))
 
 
-def channel_rows(whole: Rows) -> tuple[Rows, int]:
+def channel_rows(whole: RowLayout) -> tuple[RowLayout, int]:
     """The channels of a norm's rows, as rows; and how many of them share one mean and variance."""
     channels = whole.cells // whole.channel_cells
-    return Rows(
+    return RowLayout(
         whole.rows * channels, whole.segments, whole.channel_cells, whole.period * channels, whole.channel_cells
     ), channels
 
@@ -110,7 +110,7 @@ def _instances(spec: Any, plan: LaunchPlan, element: str, offset: str) -> list[s
     return [instance_name("norm_sums", element, plan.pack, offset, spec.use_running_stats), *apply]
 
 
-def _numbers(rows: Rows, plan: LaunchPlan, flags: int) -> list[Any]:
+def _numbers(rows: RowLayout, plan: LaunchPlan, flags: int) -> list[Any]:
     numbers = rows.rows, rows.segments, rows.cells // plan.pack, rows.period
     return [np.int32(flags), *(np.uint32(n) for n in numbers)]
 

@@ -15,7 +15,7 @@ from . import channels_last_norm
 from .compile import CUDA_TYPE, instance_name
 from .launch import alignment, contiguous, launch, offset_types, prepared
 from .norm_arguments import make_layout, parameter, refuses, stats_arguments
-from .norm_plan import Columns, LaunchPlan, Rows, device_of, make_plan, pack_of
+from .norm_plan import ColumnLayout, LaunchPlan, RowLayout, device_of, make_plan, pack_of
 
 __all__ = [
     "batch_norm_forward",
@@ -71,7 +71,7 @@ def _forward(
     rstd = allocate(shape, b.xp.float64)
     if not x.size:
         return y, mean, rstd
-    if isinstance(rows, Columns):
+    if isinstance(rows, ColumnLayout):
         channels_last_norm.forward(
             b, norm, rows, [x, *(parameter(b, p, dtype) for p in (gamma, beta)), y], mean, rstd, running
         )
@@ -87,7 +87,7 @@ def _forward(
 def _make(b: Backend, norm: Any, dtype: Any, aligned_to: int) -> tuple[LaunchPlan, list[str], list[Any], int]:
     """The plan for rows, its kernels, the numbers that they take, and the bytes to which parameters are aligned."""
     layout, wide, _ = make_layout(b, norm, dtype)
-    rows = cast(Rows, layout)
+    rows = cast(RowLayout, layout)
     name = backends.name_of_dtype(b, dtype)
     pack = pack_of(rows, dtype.itemsize, aligned_to)
     plan = make_plan(device_of(b), rows, name, pack, use_running_stats=norm.use_running_stats)
@@ -100,7 +100,7 @@ def _stem(plan: LaunchPlan) -> str:
     return "norm_cooperative" if plan.mapping == "grid" else "norm_forward"
 
 
-def _instances(norm: Any, rows: Rows, plan: LaunchPlan, element: str, offset: str) -> list[str]:
+def _instances(norm: Any, rows: RowLayout, plan: LaunchPlan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     mode = PER_ELEMENT if rows.per_element else PER_ROW if rows.channel_cells == rows.cells else PER_CHANNEL
     centred = norm.rows.centred
@@ -115,7 +115,7 @@ def _instances(norm: Any, rows: Rows, plan: LaunchPlan, element: str, offset: st
     return [instance_name("norm_moments", element, plan.pack, plan.register_packs, offset, centred), apply]
 
 
-def _geometry(rows: Rows, plan: LaunchPlan) -> list[Any]:
+def _geometry(rows: RowLayout, plan: LaunchPlan) -> list[Any]:
     numbers = rows.rows, rows.segments, rows.cells // plan.pack, rows.period, max(1, rows.channel_cells // plan.pack)
     return [np.uint32(n) for n in numbers]
 

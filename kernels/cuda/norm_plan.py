@@ -71,7 +71,7 @@ def _device(cupy: Any, number: int) -> Device:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLayout:
     """The rows of an array: `rows` of `segments` segments, each of `cells` elements side by side. Cell j of a segment
     of row r has parameter r % period * (cells // channel_cells) + j // channel_cells or, with per_element, j."""
 
@@ -94,7 +94,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnLayout:
     """Statistics groups of channels-last arrays: (samples, depth, channels) elements, where `group_channels`
     neighbouring channels of a sample are one group."""
 
@@ -177,7 +177,7 @@ class ColumnPlan(LaunchPlan):
         return f"{columns}: one launch, {blocks}, {self._stored}"
 
 
-def pack_of(shape: Rows | Columns, itemsize: int, *aligned_to: int) -> int:
+def pack_of(shape: RowLayout | ColumnLayout, itemsize: int, *aligned_to: int) -> int:
     """Elements of one access: up to 16 bytes, within a contiguous range and aligned in every array. `aligned_to`:
     arrays' addresses, or what these are multiples of."""
     pack = 16 // itemsize
@@ -189,7 +189,7 @@ def pack_of(shape: Rows | Columns, itemsize: int, *aligned_to: int) -> int:
 @functools.lru_cache(maxsize=4096)  # by number: plans of norms have a fixed size
 def make_plan(
     device: Device,
-    shape: Rows | Columns,
+    shape: RowLayout | ColumnLayout,
     dtype: str,
     pack: int,
     *,
@@ -202,7 +202,7 @@ def make_plan(
     group: rows that share statistics but need sums of their own; use_running_stats: no statistics are computed.
     """
     pack_bytes = pack * ITEMSIZE[dtype] * arrays  # of a pack of each
-    if isinstance(shape, Columns):
+    if isinstance(shape, ColumnLayout):
         workspace = STREAM_THREADS * pack * max(4, ITEMSIZE[dtype])  # bytes of column_reduce.cuh's workspace
         one_launch = not use_running_stats and shape.group_channels == 1
         register_packs = REGISTER_PACKS[dtype] if one_launch else 0
@@ -217,7 +217,7 @@ def make_plan(
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
-def _row_plan(device: Device, shape: Rows, pack: int, register_packs: int, pack_bytes: int) -> LaunchPlan:
+def _row_plan(device: Device, shape: RowLayout, pack: int, register_packs: int, pack_bytes: int) -> LaunchPlan:
     rows, packs = shape.rows, shape.segments * shape.cells // pack
     if packs <= 64 or (packs <= 32 * register_packs and rows >= 4 * device.processors):
         return LaunchPlan("warp", rows, packs, pack, register_packs, WARP_THREADS, lanes_of(packs), wave=rows)
@@ -260,7 +260,7 @@ def _underuses_device(device: Device, rows: int, length: int, time: int) -> bool
 
 
 def _group_plan(
-    device: Device, shape: Rows, pack: int, register_packs: int, pack_bytes: int, channels: int, accumulator: int
+    device: Device, shape: RowLayout, pack: int, register_packs: int, pack_bytes: int, channels: int, accumulator: int
 ) -> LaunchPlan:
     """One block a group of `channels` rows, with each row in whole runs of packs; or two launches."""
     length = shape.cells // pack
@@ -278,7 +278,7 @@ def _group_plan(
 
 
 def _two_pass(
-    device: Device, shape: Rows, pack: int, pack_bytes: int, register_packs: int, group: int = 1
+    device: Device, shape: RowLayout, pack: int, pack_bytes: int, register_packs: int, group: int = 1
 ) -> LaunchPlan:
     """Rows that are read twice, whole groups of `group` of them at a time."""
     packs = shape.segments * shape.cells // pack
@@ -291,7 +291,7 @@ def _two_pass(
     return LaunchPlan("two_pass", shape.rows, packs, pack, register_packs, threads, 32, parts, wave, 0, stream_blocks)
 
 
-def _stream_plan(shape: Rows, pack: int) -> LaunchPlan:
+def _stream_plan(shape: RowLayout, pack: int) -> LaunchPlan:
     """Rows whose statistics are known: one launch that stores nothing on the chip."""
     packs = shape.segments * shape.cells // pack
     stream_blocks, threads = _stream_blocks(packs)
@@ -306,7 +306,7 @@ def _stream_blocks(packs: int) -> tuple[int, int]:
 
 # ------------------------------------------------------------------------------------------------------------- columns
 def _column_plan(
-    device: Device, shape: Columns, pack: int, register_packs: int, pack_bytes: int, workspace: int
+    device: Device, shape: ColumnLayout, pack: int, register_packs: int, pack_bytes: int, workspace: int
 ) -> ColumnPlan:
     """Column ranges of the width for which one launch is fastest, or three launches; always three if `register_packs`
     is 0."""
@@ -330,7 +330,7 @@ def _column_plan(
     return best or _column_two_pass(device, shape, pack, widest)
 
 
-def _column_two_pass(device: Device, shape: Columns, pack: int, width: int) -> ColumnPlan:
+def _column_two_pass(device: Device, shape: ColumnLayout, pack: int, width: int) -> ColumnPlan:
     number, step = shape.samples * -(-(shape.channels // pack) // width), STREAM_THREADS // width
     resident = 2 * device.processors  # blocks of the first launch: all at a time
     parts = max(1, min(resident // number, -(-shape.depth // max(64, 4 * step))))
@@ -371,9 +371,9 @@ def main(arguments: list[str] | None = None) -> None:
     samples, *rest = (int(n) for n in options.shape.split("x"))
     channels, cells = rest.pop(-1 if options.channels_last else 0), math.prod(rest)
     shape = (
-        Columns(1, samples * cells, channels, 1)
+        ColumnLayout(1, samples * cells, channels, 1)
         if options.channels_last
-        else Rows(channels, samples, cells, channels, cells)
+        else RowLayout(channels, samples, cells, channels, cells)
     )
     try:
         device = device_here()
