@@ -46,6 +46,13 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return x * special.expit(2 * SQRT_2_PI * (x + 0.044715 * x**3))
 
 
+def normal_cdf(x: np.ndarray) -> np.ndarray:
+    """Of long doubles: scipy's own is not exact in the tail."""
+    scaled = special.erfcx((np.abs(x) * np.sqrt(np.longdouble(0.5))).astype("float64"))
+    tail = np.exp(-x * x / 2) * scaled / 2
+    return np.where(x < 0, tail, 1 - tail)
+
+
 # --------------------------------------------------------------------------------------------------- how exact they are
 @pytest.mark.parametrize(
     ("op", "args", "exact", "low", "ulps"),
@@ -65,6 +72,29 @@ def test_float32_is_exact_to_some_units_of_the_last_place(
     expected = exact(x.astype("float64"))
     error = np.abs(getattr(F, op)(x, *args) - expected) / np.spacing(np.abs(expected).astype("float32"))
     assert error.max() <= ulps
+
+
+@pytest.mark.parametrize(
+    ("op", "exact", "low", "ulps"),
+    [
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), -700.0, 3.0),
+        ("tanh", np.tanh, -20.0, 2.0),
+        ("gelu", lambda x: x * normal_cdf(x), -18.0, 10.0),
+    ],
+)
+def test_float64_is_exact_to_some_units_of_the_last_place(
+    op: str, exact: Callable[[np.ndarray], np.ndarray], low: float, ulps: float, rng: np.random.Generator
+) -> None:
+    x = np.concatenate([np.linspace(low, 20, 100_001), rng.standard_normal(100_003), 2.0 ** -np.arange(1.0, 1000.0)])
+    expected = exact(x.astype(np.longdouble))
+    error = np.abs(getattr(F, op)(x) - expected) / np.spacing(np.abs(expected).astype("float64"))
+    assert error.max() <= ulps
+
+
+def test_zeros_keep_their_signs() -> None:
+    for dtype in ("float32", "float64"):
+        for op in ("tanh", "gelu"):
+            assert np.signbit(getattr(F, op)(np.array([-0.0, 0.0], dtype))).tolist() == [True, False]
 
 
 def test_slopes_are_exact_to_some_units_of_one(rng: np.random.Generator) -> None:

@@ -15,7 +15,7 @@ from cnnlayers import backends
 
 from .jit import kernel
 from .parallel import chunked, flat, prepared, to_lanes
-from .vector_math import LARGEST_DEVIATION, normal_cdf, normal_density, sigmoid, tanh
+from .vector_math import LARGEST_DEVIATION, clipped, normal_cdf, normal_density, sigmoid, tanh
 from .vectors import (
     LANES,
     add,
@@ -35,8 +35,6 @@ from .vectors import (
     load_first,
     load_int,
     load_int_first,
-    maximum,
-    minimum,
     mul,
     select,
     store,
@@ -187,14 +185,21 @@ masked, masked_float64, leaky_gradient = _make_masked("integers"), _make_masked(
 @kernel()
 def _clipped(x: Array, value: Vector, limit: float) -> Vector:
     """The value in [-limit, limit]; a NaN stays a NaN."""
-    return maximum(minimum(value, broadcast(x, limit)), broadcast(x, -limit))
+    return clipped(value, broadcast(x, -limit), broadcast(x, limit))
+
+
+@kernel()
+def _not_below(x: Array, value: Vector, limit: float) -> Vector:
+    """The value, or -limit where it is lower; a NaN stays a NaN."""
+    low = broadcast(x, -limit)
+    return select(less(value, low), low, value)
 
 
 @kernel()
 def _gelu(x: Array, value: Vector) -> Vector:
     """value * P(X <= value): an infinite value times 1, or a large negative one times 0."""
     inside = _clipped(x, value, LARGEST_DEVIATION)
-    return mul(maximum(value, broadcast(x, -LARGEST_DEVIATION)), normal_cdf(inside, normal_density(inside)))
+    return mul(_not_below(x, value, LARGEST_DEVIATION), normal_cdf(inside, normal_density(inside)))
 
 
 @kernel()
@@ -214,7 +219,7 @@ def _twice_tanh_argument(x: Array, value: Vector) -> Vector:
 @kernel()
 def _gelu_tanh(x: Array, value: Vector) -> Vector:
     inside = _clipped(x, value, LARGEST_TANH)
-    return mul(maximum(value, broadcast(x, -LARGEST_TANH)), sigmoid(_twice_tanh_argument(x, inside)))
+    return mul(_not_below(x, value, LARGEST_TANH), sigmoid(_twice_tanh_argument(x, inside)))
 
 
 @kernel()
