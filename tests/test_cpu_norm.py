@@ -50,6 +50,23 @@ def test_a_first_cell_far_from_all_others(case: Case, rng: np.random.Generator) 
     np.testing.assert_allclose(case.forward(x)[1].arrays["rstd"], exact, rtol=1.5e-6)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("batch_norm", (1, 3, 1103, 1001), options=TRAIN),
+        Case("group_norm", (3600, 8, 11, 11), (2,)),
+        Case("layer_norm", (4300, 768), (768,)),
+    ],
+    ids=["pieces", "blocks", "cells"],
+)
+def test_results_that_are_stored_past_the_caches(case: Case) -> None:
+    """They are larger than 12 MB. Rows need not start at a cache line."""
+    x, dy, *parameters = arrays_of(case)
+    found, exact = case.both(np.asarray, x, dy, *parameters), case.exact(x, dy, *parameters)
+    for ours, expected in zip(found, exact, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
 # ------------------------------------------------------------------------------------------------------------- threads
 def arrays_of(case: Case) -> list[Any]:
     """x, dy, and the parameters."""

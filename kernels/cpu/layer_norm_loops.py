@@ -13,10 +13,12 @@ import numpy as np
 
 from .jit import kernel
 from .norm_loops import RUN_CELLS, cell_moments, mean_square
+from .past_caches import stored_past_caches
 from .vectors import (
     LANES,
     add,
     broadcast,
+    fence,
     first_lanes,
     fma,
     lane,
@@ -26,6 +28,7 @@ from .vectors import (
     select,
     store,
     store_first,
+    stream,
     sub,
     to_float64,
     total,
@@ -41,6 +44,7 @@ def per_cell_forward(
     start: int, stop: int,
 ) -> None:  # fmt: skip
     """y and the statistics of rows start to stop, each of `cells` cells. Not `centred`: the mean counts as 0 (RMS)."""
+    past_caches = stored_past_caches(y) and cells % LANES == 0
     for r in range(start, stop):
         at, parameter_start = r * cells, r * cells % gamma.size
         if centred:
@@ -54,12 +58,18 @@ def per_cell_forward(
         whole = cells - cells % LANES
         for j in range(0, whole, LANES):
             xhat = fma(sub(load(x, at + j), shift), scale, offset)
-            store(y, at + j, fma(xhat, load(gamma, parameter_start + j), load(beta, parameter_start + j)))
+            value = fma(xhat, load(gamma, parameter_start + j), load(beta, parameter_start + j))
+            if past_caches:
+                stream(y, at + j, value)
+            else:
+                store(y, at + j, value)
         if whole < cells:
             count, j = cells - whole, parameter_start + whole
             xhat = fma(sub(load_first(x, at + whole, count), shift), scale, offset)
             last = fma(xhat, load_first(gamma, j, count), load_first(beta, j, count))
             store_first(y, at + whole, last, count)
+    if past_caches:
+        fence()
 
 
 @kernel()
@@ -98,7 +108,7 @@ def _batch_gradients(
     """dx of some rows, `step` apart, with the same parameters, and their part of dgamma and dbeta, added from `to` on.
 
     factors: of each row the factor of x - shift, and the constant."""
-    parameter_start = first_row * cells % gamma.size
+    parameter_start, past_caches = first_row * cells % gamma.size, stored_past_caches(dx) and cells % LANES == 0
     for j in range(0, cells, LANES):
         count = min(LANES, cells - j)
         weight = load_first(gamma, parameter_start + j, count)
@@ -113,7 +123,9 @@ def _batch_gradients(
             sum_dy, sum_dy_xhat = add(sum_dy, g), fma(g, fma(d, scale, offset), sum_dy_xhat)
             rest = fma(d, broadcast(x, factors[2 * k]), broadcast(x, factors[2 * k + 1]))
             value = mul(fma(g, weight, rest), scale)
-            if whole:
+            if past_caches:
+                stream(dx, at, value)
+            elif whole:
                 store(dx, at, value)
             else:
                 store_first(dx, at, value, count)
@@ -148,3 +160,4 @@ def per_cell_backward(
                     dy, x, dx, gamma, mean, rstd, factors, dgamma, dbeta, cells, first, batch_end, step,
                     piece * gamma.size,
                 )  # fmt: skip
+    fence()

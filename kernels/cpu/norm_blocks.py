@@ -10,6 +10,7 @@ import numpy as np
 
 from .jit import kernel
 from .norm_loops import cell_gradient_sums, cell_moments, input_gradient_cells, scale_shift_cells
+from .past_caches import stored_past_caches
 from .row_sums import ROOM, SHORT_ROW, lane_sums, totals
 from .vectors import (
     LANES,
@@ -19,6 +20,7 @@ from .vectors import (
     broadcast,
     div,
     equal,
+    fence,
     first_lanes,
     fma,
     lane,
@@ -123,7 +125,7 @@ def _blocks_forward(
     x: Array, y: Array, gamma: Array, beta: Array, mean: Array, var: Array, rstd: Array, room: Array, eps: float,
     samples: int, group_size: int, length: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    rows, size = mean.size, group_size * length
+    rows, size, past_caches = mean.size, group_size * length, stored_past_caches(y)
     for u in range(start, stop):
         low, high = u * block, min((u + 1) * block, rows)
         short = samples == 1 and size <= SHORT_ROW
@@ -149,7 +151,9 @@ def _blocks_forward(
                 for i in range(group_size):
                     c = channel + i
                     first, scale = (n * rows + r) * size + i * length, rstd[r] * gamma[c]
-                    scale_shift_cells(x, y, first, first + length, mean[r], scale, beta[c] - delta * scale)
+                    scale_shift_cells(x, y, first, first + length, mean[r], scale, beta[c] - delta * scale, past_caches)
+    if past_caches:
+        fence()
 
 
 @kernel()
@@ -169,7 +173,7 @@ def _blocks_backward(
     dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, sum_dy: Array, sum_dy_xhat: Array,
     room: Array, samples: int, group_size: int, length: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    rows, size = mean.size, group_size * length
+    rows, size, past_caches = mean.size, group_size * length, stored_past_caches(dx)
     for u in range(start, stop):
         low, high = u * block, min((u + 1) * block, rows)
         sum_dy[low * group_size : high * group_size] = 0.0
@@ -199,7 +203,11 @@ def _blocks_backward(
             for n in range(samples):
                 for i in range(group_size):
                     first, weight = ((n * rows + r) * group_size + i) * length, gamma[channel + i]
-                    input_gradient_cells(dy, x, dx, first, first + length, mean[r], weight, x_factor, constant, rstd[r])
+                    input_gradient_cells(
+                        dy, x, dx, first, first + length, mean[r], weight, x_factor, constant, rstd[r], past_caches
+                    )
+    if past_caches:
+        fence()
 
 
 @kernel()

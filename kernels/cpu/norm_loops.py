@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .past_caches import stored_past_caches
 from .vectors import (
     LANES,
     add,
     broadcast,
+    fence,
     first_lanes,
     fma,
     lane,
@@ -27,6 +29,7 @@ from .vectors import (
     select,
     store,
     store_first,
+    stream,
     sub,
     total,
 )
@@ -137,34 +140,53 @@ def cell_gradient_sums(dy: Array, x: Array, start: int, stop: int, shift: Number
 
 
 @kernel(allocates=False)
-def scale_shift_cells(x: Array, y: Array, start: int, stop: int, shift: Number, scale: Number, offset: Number) -> None:
+def _first_line(start: int, stop: int, past_caches: bool) -> int:
+    """The first of the cells start to stop from which on whole vectors are stored; past the caches, only whole cache
+    lines can be."""
+    return min(stop, start + -start % LANES) if past_caches else start
+
+
+@kernel(allocates=False)
+def scale_shift_cells(
+    x: Array, y: Array, start: int, stop: int, shift: Number, scale: Number, offset: Number, past_caches: bool
+) -> None:
     """y = (x - shift) * scale + offset."""
     shifts, scales, offsets = broadcast(x, shift), broadcast(x, scale), broadcast(x, offset)
-    whole = stop - (stop - start) % LANES
-    for i in range(start, whole, LANES):
-        store(y, i, fma(sub(load(x, i), shifts), scales, offsets))
-    if whole < stop:
-        count = stop - whole
-        store_first(y, whole, fma(sub(load_first(x, whole, count), shifts), scales, offsets), count)
+    first = _first_line(start, stop, past_caches)
+    whole = stop - (stop - first) % LANES
+    for i in range(first, whole, LANES):
+        value = fma(sub(load(x, i), shifts), scales, offsets)
+        if past_caches:
+            stream(y, i, value)
+        else:
+            store(y, i, value)
+    for at, count in ((start, first - start), (whole, stop - whole)):
+        if count > 0:
+            store_first(y, at, fma(sub(load_first(x, at, count), shifts), scales, offsets), count)
 
 
 @kernel(allocates=False)
 def input_gradient_cells(
     dy: Array, x: Array, dx: Array, start: int, stop: int,
-    shift: Number, gamma: Number, x_factor: Number, constant: Number, rstd: Number,
+    shift: Number, gamma: Number, x_factor: Number, constant: Number, rstd: Number, past_caches: bool,
 ) -> None:  # fmt: skip
     # Not multiplied out: rstd**3 may overflow float32 although no term of dx does.
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd."""
     shifts, gammas, scales = broadcast(x, shift), broadcast(x, gamma), broadcast(x, rstd)
     x_factors, constants = broadcast(x, -x_factor), broadcast(x, -constant)
-    whole = stop - (stop - start) % LANES
-    for i in range(start, whole, LANES):
+    first = _first_line(start, stop, past_caches)
+    whole = stop - (stop - first) % LANES
+    for i in range(first, whole, LANES):
         rest = fma(sub(load(x, i), shifts), x_factors, constants)
-        store(dx, i, mul(fma(load(dy, i), gammas, rest), scales))
-    if whole < stop:
-        count = stop - whole
-        rest = fma(sub(load_first(x, whole, count), shifts), x_factors, constants)
-        store_first(dx, whole, mul(fma(load_first(dy, whole, count), gammas, rest), scales), count)
+        value = mul(fma(load(dy, i), gammas, rest), scales)
+        if past_caches:
+            stream(dx, i, value)
+        else:
+            store(dx, i, value)
+    for at, count in ((start, first - start), (whole, stop - whole)):
+        if count > 0:
+            rest = fma(sub(load_first(x, at, count), shifts), x_factors, constants)
+            store_first(dx, at, mul(fma(load_first(dy, at, count), gammas, rest), scales), count)
 
 
 # ----------------------------------------------------------------------------------------------- pieces of segments
@@ -201,10 +223,13 @@ def scale_shift(
     x: Array, y: Array, shift: Array, scale: Array, offset: Array, length: int, pieces: int, start: int, stop: int
 ) -> None:
     """y = (x - shift) * scale + offset for pieces start to stop; the factors as in `gradient_sums`."""
+    past_caches = stored_past_caches(y)
     for u in range(start, stop):
         segment, first, last = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        scale_shift_cells(x, y, first, last, shift[c], scale[c], offset[c])
+        scale_shift_cells(x, y, first, last, shift[c], scale[c], offset[c], past_caches)
+    if past_caches:
+        fence()
 
 
 @kernel(allocates=False)
@@ -213,10 +238,13 @@ def input_gradient(
     length: int, pieces: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd for pieces start to stop, as `scale_shift`."""
+    past_caches = stored_past_caches(dx)
     for u in range(start, stop):
         segment, first, last = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        input_gradient_cells(dy, x, dx, first, last, shift[c], gamma[c], x_factor[c], constant[c], rstd[c])
+        input_gradient_cells(dy, x, dx, first, last, shift[c], gamma[c], x_factor[c], constant[c], rstd[c], past_caches)
+    if past_caches:
+        fence()
 
 
 @kernel(allocates=False)
