@@ -56,8 +56,9 @@ def test_a_first_cell_far_from_all_others(case: Case, rng: np.random.Generator) 
         Case("batch_norm", (1, 3, 1103, 1001), options=TRAIN),
         Case("group_norm", (3600, 8, 11, 11), (2,)),
         Case("layer_norm", (4300, 768), (768,)),
+        Case("batch_norm", (7000, 512), options=TRAIN),
     ],
-    ids=["pieces", "blocks", "cells"],
+    ids=["pieces", "blocks", "cells", "channels last"],
 )
 def test_results_that_are_stored_past_the_caches(case: Case) -> None:
     """They are larger than 12 MB. Rows need not start at a cache line."""

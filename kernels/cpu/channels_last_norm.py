@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .past_caches import stored_past_caches
 from .vectors import (
     LANES,
     add,
     broadcast,
     equal,
+    fence,
     fma,
     lane,
     load,
@@ -27,6 +29,7 @@ from .vectors import (
     select,
     store,
     store_first,
+    stream,
     sub,
     to_float64,
 )
@@ -47,6 +50,14 @@ def _write(y: Array, i: int, value: Any, count: int) -> None:
         store(y, i, value)
     else:
         store_first(y, i, value, count)
+
+
+@kernel()
+def _write_result(y: Array, i: int, value: Any, count: int, past_caches: bool) -> None:
+    if past_caches:
+        stream(y, i, value)
+    else:
+        _write(y, i, value, count)
 
 
 @kernel()
@@ -175,13 +186,17 @@ def scale_shift(
     stop: int,
 ) -> None:  # fmt: skip
     """y = (x - shift) * scale + offset for pieces start to stop."""
+    past_caches = stored_past_caches(y) and channels % LANES == 0
     for u in range(start, stop):
         sample, first, last = _lines_of(u, lines, pieces)
         for i in range(first, last):
             for c in range(0, channels, LANES):
                 at, k, count = i * channels + c, sample * channels + c, min(LANES, channels - c)
                 d = sub(_read(x, at, count), _read(shift, k, count))
-                _write(y, at, fma(d, _read(scale, k, count), _read(offset, k, count)), count)
+                value = fma(d, _read(scale, k, count), _read(offset, k, count))
+                _write_result(y, at, value, count, past_caches)
+    if past_caches:
+        fence()
 
 
 @kernel()
@@ -190,6 +205,7 @@ def input_gradient(
     channels: int, lines: int, pieces: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd for pieces start to stop."""
+    past_caches = stored_past_caches(dx) and channels % LANES == 0
     for u in range(start, stop):
         sample, first, last = _lines_of(u, lines, pieces)
         for i in range(first, last):
@@ -198,4 +214,6 @@ def input_gradient(
                 through = mul(sub(_read(x, at, count), _read(shift, k, count)), _read(x_factor, k, count))
                 rest = add(through, _read(constant, k, count))
                 value = sub(mul(_read(dy, at, count), _read(gamma, k, count)), rest)
-                _write(dx, at, mul(value, _read(rstd, k, count)), count)
+                _write_result(dx, at, mul(value, _read(rstd, k, count)), count, past_caches)
+    if past_caches:
+        fence()
