@@ -165,7 +165,7 @@ def all_numpy(arrays: Iterable[Any]) -> bool:
 def share_memory(first: Any, second: Any) -> bool:
     """Whether two arrays are one, or NumPy arrays that have an element in common."""
     both = isinstance(first, numpy.ndarray) and isinstance(second, numpy.ndarray)
-    return first is second or (both and numpy.shares_memory(first, second))
+    return first is second or (both and numpy.may_share_memory(first, second) and numpy.shares_memory(first, second))
 
 
 def owner_key(arrays: Sequence[Any]) -> tuple[Any, ...] | None:

@@ -219,7 +219,8 @@ class Layer(SaysWhatIsMissing):
         given = {name: getattr(self, name) for name in self._op_options}
         for argument, name in self._op_arrays:
             given[argument] = self.own_params.get(name)
-        return self._op_forward(x, **{**given, **options})
+        given.update(options)
+        return self._op_forward(x, **given)
 
     def compute_forward(self, x: Array) -> tuple[Any, Any]:
         """y and what `compute_backward` needs."""
