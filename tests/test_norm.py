@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,72 +12,15 @@ from cnnlayers.layers import RMSNorm
 from cnnlayers.testing import gradcheck
 
 from .cases.arrays import channels_last
+from .cases.norm import SMALL, TRAIN, Case
 from .implementations import HALF, Impl
-from .reference import norm as reference
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 2e-6, "float64": 1e-12}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A norm of arrays of a shape: its arguments after x, its options, and the rows that the reference takes."""
-
-    op: str
-    shape: tuple[int, ...]
-    rows: tuple[Any, ...]
-    args: tuple[Any, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def axes(self) -> int | None:
-        """How many last axes are normalised, in layer and RMS norm."""
-        return self.rows[1] if self.rows[0] == "trailing" else None
-
-    @property
-    def parameter(self) -> tuple[int, ...]:
-        return self.shape[-self.axes :] if self.axes else (self.shape[1],)
-
-    def parameters(self, rng: np.random.Generator) -> list[np.ndarray]:
-        return [rng.normal(1.0, 0.5, self.parameter) for _ in range(1 if self.op == "rms_norm" else 2)]
-
-    def forward(self, x: Any, *parameters: Any, **options: Any) -> tuple[Any, Any]:
-        return getattr(F, f"{self.op}_forward")(x, *self.args, *parameters, **self.options | options)
-
-    def inference(self, x: Any, *parameters: Any, **options: Any) -> Any:
-        return getattr(F, self.op)(x, *self.args, *parameters, **self.options | options)
-
-    def backward(self, dy: Any, ctx: Any) -> tuple[Any, ...]:
-        return getattr(F, f"{self.op}_backward")(dy, ctx)
-
-    def reference(self, *parameters: Any, eps: float = 1e-5) -> reference.Norm:
-        beta = parameters[1] if len(parameters) > 1 else None
-        rows = reference.rows_of(self.rows[0], self.shape, *self.rows[1:])
-        return reference.Norm(rows, parameters[0], beta, eps, centred=self.op != "rms_norm")
-
-
-BATCH = {"training": True}
-CASES = {
-    "batch": Case("batch_norm", (4, 3, 2, 3), ("batch",), options=BATCH),
-    "batch flat": Case("batch_norm", (5, 3), ("batch",), options=BATCH),
-    "batch 1-d": Case("batch_norm", (2, 3, 5), ("batch",), options=BATCH),
-    "batch 3-d": Case("batch_norm", (2, 3, 2, 1, 2), ("batch",), options=BATCH),
-    "group": Case("group_norm", (2, 6, 2, 3), ("group", 3), (3,)),
-    "group of all": Case("group_norm", (2, 4, 3), ("group", 1), (1,)),
-    "group flat": Case("group_norm", (3, 6), ("group", 2), (2,)),
-    "group 3-d": Case("group_norm", (2, 4, 1, 2, 2), ("group", 2), (2,)),
-    "instance": Case("instance_norm", (2, 3, 2, 3), ("instance",)),
-    "instance 1-d": Case("instance_norm", (2, 3, 4), ("instance",)),
-    "instance 3-d": Case("instance_norm", (1, 3, 2, 2, 2), ("instance",)),
-    "layer": Case("layer_norm", (4, 5), ("trailing", 1), (5,)),
-    "layer of two axes": Case("layer_norm", (2, 3, 2, 4), ("trailing", 2), ((2, 4),)),
-    "layer of all": Case("layer_norm", (6,), ("trailing", 1), ([6],)),
-    "layer 6-d": Case("layer_norm", (2, 1, 2, 1, 2, 3), ("trailing", 2), ((2, 3),)),
-    "rms": Case("rms_norm", (4, 5), ("trailing", 1), (5,), {"eps": 1e-5}),
-    "rms of two axes": Case("rms_norm", (3, 2, 4), ("trailing", 2), ((2, 4),), {"eps": 1e-5}),
-}
-MAIN = [CASES[name] for name in ("batch", "group", "instance", "layer", "rms")]
-CHANNELS = [c for c in CASES.values() if c.axes is None and len(c.shape) > 2]
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+MAIN = [SMALL[name] for name in ("batch", "group", "instance", "layer", "rms")]
+CHANNELS = [c for c in SMALL.values() if c.op not in ("layer_norm", "rms_norm") and len(c.shape) > 2]
+each_case = pytest.mark.parametrize("case", SMALL.values(), ids=list(SMALL))
 each_norm = pytest.mark.parametrize("case", MAIN, ids=lambda c: c.op)
 
 
@@ -95,7 +37,7 @@ FOUR = np.array([-1.5, -0.5, 0.5, 1.5]) / ROOT
 @pytest.mark.parametrize(
     ("op", "args", "options", "x", "expected"),
     [
-        ("batch_norm", (), BATCH, [[1, 9], [2, 5], [3, 1], [4, -3]], np.stack([FOUR, -FOUR], axis=1)),
+        ("batch_norm", (), TRAIN, [[1, 9], [2, 5], [3, 1], [4, -3]], np.stack([FOUR, -FOUR], axis=1)),
         ("group_norm", (2,), {}, [[1, 2, 3, 4, 40, 30, 20, 10]], [[*FOUR, *-FOUR]]),
         ("instance_norm", (), {}, [[[1, 2, 3, 4], [8, 6, 4, 2]]], [[FOUR, -FOUR]]),
         ("layer_norm", (4,), {}, [[1, 2, 3, 4], [8, 6, 4, 2]], [FOUR, -FOUR]),
@@ -329,7 +271,7 @@ def test_empty_gives_empty(impl: Impl, op: str, shape: tuple[int, ...], eps: flo
     parameter = (4,) if op in ("layer_norm", "rms_norm") else (shape[1],)
     parameters = [impl.array(np.ones(parameter), "float32") for _ in range(1 if op == "rms_norm" else 2)]
     x = impl.array(np.zeros(shape), "float32")
-    options = {"eps": eps} | (BATCH if op == "batch_norm" else {})
+    options = {"eps": eps} | (TRAIN if op == "batch_norm" else {})
     y, ctx = getattr(F, f"{op}_forward")(x, *args, *parameters, **options)
     impl.same(y, np.zeros(shape, "float32"))
     dx, *rest = getattr(F, f"{op}_backward")(x, ctx)

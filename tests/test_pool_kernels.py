@@ -37,6 +37,15 @@ def test_max_pools_have_the_array_codes_bits(
                 agree(kernel, "max_pool", x, dy=partial(drawn, rng, dtype=kind), saved=ties != "first", **given)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_large_windows_whose_maxima_are_zeros_of_both_signs(kernel: Impl, dtype: str, rng: np.random.Generator) -> None:
+    x = rng.choice(np.array([-1.0, -0.0, 0.0, np.nan], dtype), (2, 3, 9, 40), p=[0.599, 0.2, 0.2, 0.001])
+    for args in ((5, 1, 2), (4, 3), ((2, 9), 1), ((9, 40),)):
+        agree(kernel, "max_pool", kernel.array(x), *args, near_dx=0.0)  # a lone −0 may become 0
+    for size in ((1, 1), (2, 3), (4, 7)):
+        agree(kernel, "adaptive_max_pool", kernel.array(x), size, near_dx=0.0)
+
+
 @pytest.mark.sample(6)
 @FORMATS
 @EACH_FLOAT

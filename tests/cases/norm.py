@@ -17,6 +17,7 @@ from cnnlayers.kernels.cuda import norm_plan
 
 from .. import standin_cuda
 from ..implementations import Impl, names, numpy_dtype
+from ..reference import norm as reference
 from .arrays import LAST
 
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 3e-6, "float64": 1e-11}
@@ -39,7 +40,7 @@ class Case:
     def parameter(self) -> tuple[int, ...]:
         """The shape of gamma."""
         if self.op in ("layer_norm", "rms_norm"):
-            return tuple(np.atleast_1d(self.args[0]))
+            return tuple(map(int, np.atleast_1d(self.args[0])))
         return (self.shape[-1 if self.options.get("data_format") == "channels_last" else 1],)
 
     def parameters(self, rng: np.random.Generator) -> list[np.ndarray]:
@@ -76,6 +77,14 @@ class Case:
             y, ctx = self.forward(array(x), *given, **options)
         with kernels.mode(modes[1]):
             return [y, *self.backward(array(dy), ctx)]
+
+    def reference(self, *parameters: Any, eps: float = 1e-5) -> reference.Norm:
+        """The loops."""
+        kind = {"batch_norm": "batch", "instance_norm": "instance", "group_norm": "group"}.get(self.op, "trailing")
+        size = self.args[0] if kind == "group" else len(self.parameter)
+        beta = parameters[1] if len(parameters) > 1 else None
+        rows = reference.rows_of(kind, self.shape, size)
+        return reference.Norm(rows, parameters[0], beta, eps, centred=self.op != "rms_norm")
 
     def exact(self, x: Any, dy: Any, parameters: Any) -> list[Any]:
         """The array code's, in float64."""
@@ -129,6 +138,26 @@ LAYOUTS = {
     "instances of columns": Case("instance_norm", (4, 5, 6), options=LAST),
     "cells": Case("layer_norm", (9, 5, 1100), (1100,)),
     "cells, not centred": Case("rms_norm", (300, 33), (33,), {"eps": 1e-5}),
+}
+# Small arrays, for loops.
+SMALL = {
+    "batch": Case("batch_norm", (4, 3, 2, 3), options=TRAIN),
+    "batch flat": Case("batch_norm", (5, 3), options=TRAIN),
+    "batch 1-d": Case("batch_norm", (2, 3, 5), options=TRAIN),
+    "batch 3-d": Case("batch_norm", (2, 3, 2, 1, 2), options=TRAIN),
+    "group": Case("group_norm", (2, 6, 2, 3), (3,)),
+    "group of all": Case("group_norm", (2, 4, 3), (1,)),
+    "group flat": Case("group_norm", (3, 6), (2,)),
+    "group 3-d": Case("group_norm", (2, 4, 1, 2, 2), (2,)),
+    "instance": Case("instance_norm", (2, 3, 2, 3)),
+    "instance 1-d": Case("instance_norm", (2, 3, 4)),
+    "instance 3-d": Case("instance_norm", (1, 3, 2, 2, 2)),
+    "layer": Case("layer_norm", (4, 5), (5,)),
+    "layer of two axes": Case("layer_norm", (2, 3, 2, 4), ((2, 4),)),
+    "layer of all": Case("layer_norm", (6,), ([6],)),
+    "layer 6-d": Case("layer_norm", (2, 1, 2, 1, 2, 3), ((2, 3),)),
+    "rms": Case("rms_norm", (4, 5), (5,), {"eps": 1e-5}),
+    "rms of two axes": Case("rms_norm", (3, 2, 4), ((2, 4),), {"eps": 1e-5}),
 }
 EACH_LAYOUT = pytest.mark.parametrize("case", LAYOUTS.values(), ids=list(LAYOUTS))
 
