@@ -3,6 +3,9 @@ by hand."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -318,6 +321,39 @@ def test_a_wrong_instruction_would_show(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(globals(), "build", wrong)
     with pytest.raises(compiler.KernelError, match="max_pool_tiled"):
         beside_the_emulator(lambda cupy: list(call.run(cupy, "float32", noise)))
+
+
+# ------------------------------------------------------------------------------------------------------ every kernel
+@functools.cache
+def call_of_each() -> dict[tuple[str, str], Call]:
+    """For each kernel of the library (source and template) the smallest call that launches it."""
+    found: dict[tuple[str, str], Call] = {}
+    for call in sorted(kernel_calls.CALLS, key=lambda call: math.prod(call.shape)):
+        alone = dataclasses.replace(call, dtypes=("float32",)) if "float32" in call.dtypes else call
+        for kernel in kernel_calls.asked_by((alone,), wide=False):
+            found.setdefault((kernel.stem, kernel.template), alone)
+    return found
+
+
+def _launches(call: Call) -> list[Launch]:
+    return launches.captured(call, call.dtypes[0])
+
+
+@pytest.mark.parametrize("stem", sorted(kernel_calls.templates()))
+def test_every_kernel_has_a_launch_here(stem: str) -> None:
+    assert {template for source, template in call_of_each() if source == stem} == set(kernel_calls.templates()[stem])
+
+
+@disassembled
+@pytest.mark.parametrize("stem", sorted(kernel_calls.templates()))
+def test_machine_code_of_every_kernel_runs(stem: str) -> None:
+    """Some warps of a launch of each: all of its instructions are known here, and the warps end."""
+    for (source, template), call in call_of_each().items():
+        if source == stem:
+            launch = next(x for x in _launches(call) if (x.stem, x.kernel.partition("<")[0]) == (stem, template))
+            v = verdict.judge(launch)
+            assert v.count > 0, launch.kernel
+            assert v.moved > 0, launch.kernel
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

@@ -95,9 +95,11 @@ class Launch:
 
 
 def array_of(argument: Any) -> Any:
-    """The NumPy array behind a stand-in's, or None."""
-    held = getattr(argument, "_a", argument)
-    return held if isinstance(held, np.ndarray) and held.ndim else None
+    """The NumPy array behind a stand-in's, or None; a NumPy array without axes is a number."""
+    held = getattr(argument, "_a", None)
+    if held is None and isinstance(argument, np.ndarray) and argument.ndim:
+        held = argument
+    return held if isinstance(held, np.ndarray) else None
 
 
 @contextmanager

@@ -101,6 +101,11 @@ def _needs_slow(a: Array, b: Array) -> Array:
 # ------------------------------------------------------------------------------------------------------------ semantics
 UNIFORM = ("UIADD3", "UIMAD", "ULEA", "USHF", "USEL", "UISETP", "ULOP3", "UMOV", "ULDC", "UPLOP3")
 NOTHING = ("NOP", "YIELD", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "ENDCOLLECTIVE")
+APPROXIMATE = {  # MUFU's functions
+    **{"RCP": lambda x: 1 / x, "RSQ": lambda x: 1 / np.sqrt(x), "SQRT": np.sqrt},
+    **{"EX2": np.exp2, "LG2": np.log2, "TANH": np.tanh, "SIN": np.sin, "COS": np.cos},
+}
+ROUND = {"TRUNC": np.trunc, "FLOOR": np.floor, "CEIL": np.ceil}
 Work = Callable[[Any, Array], None]
 
 
@@ -190,6 +195,11 @@ def build(ins: Any) -> Work:
         found = np.where(least, np.minimum(y, z), np.maximum(y, z))
         return (np.maximum(found, kind(0)) if "RELU" in mods else found).view(u32)
 
+    def float_extreme(w: Any) -> Array:  # FMNMX; NAN: which prevails
+        y, z, least = a.f(w), b.f(w), tests[0](w)
+        low, high = (np.minimum, np.maximum) if "NAN" in mods else (np.fmin, np.fmax)
+        return np.where(least, low(y, z), high(y, z)).view(u32)
+
     def extreme_of_three(w: Any) -> Array:
         kind = u32 if "U32" in mods else i32
         values = [v.i(w).view(kind) for v in (a, b, c)]
@@ -207,7 +217,7 @@ def build(ins: Any) -> Work:
         if mods[0].endswith("64H"):
             y = (a.raw(w).astype(u64) << u64(32)).view(f64)
             return ((1 / y if mods[0] == "RCP64H" else 1 / np.sqrt(y)).view(u64) >> u64(32)).astype(u32)
-        return (f32(1) / (a.f(w) if mods[0] == "RCP" else np.sqrt(a.f(w)))).astype(f32).view(u32)
+        return APPROXIMATE[mods[0]](a.f(w).astype(f64)).astype(f32).view(u32)
 
     packed = (op, args[2:]) in (("HADD2", ["RZ.H0_H0"]), ("HFMA2", ["1", "1", "RZ"]))
     widens = (op, mods, args[1]) == ("HADD2", ["F32"], "-RZ") or (op, args[1:3]) == ("HFMA2", ["-RZ", "RZ"])
@@ -232,6 +242,8 @@ def build(ins: Any) -> Work:
         "R2UR": one(lambda w: a.i(w)),
         "VIADD": one(lambda w: a.i(w) + b.i(w)),
         "IABS": one(lambda w: np.abs(a.s(w).astype(i64)).astype(u32)),
+        "FMNMX": one(float_extreme),
+        "FRND": one(lambda w: next((ROUND[t] for t in mods if t in ROUND), np.rint)(a.f(w)).view(u32)),
         "VIMNMX": one(extreme),
         "VIADDMNMX": one(extreme),
         "VIMNMX3": one(extreme_of_three),
