@@ -28,7 +28,7 @@ from . import conv_direct_cells as cells
 from . import conv_direct_loops as loops
 from .conv_direct_sheets import CHANNELS, FILTERS, GROUPS
 from .parallel import flat, parallel_chunks
-from .vector_tiles import LINE, MAPS, PACKED, STRIP
+from .vector_tiles import LINE, MAPS, NARROW, PACKED, STRIP
 from .vectors import LANES
 
 Array = Any
@@ -118,8 +118,9 @@ def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array |
         _run_by_cells(plan, spec, source, weight, bias, target)
         return
     biases = np.zeros(weight.shape[:2], source.dtype) if bias is None else bias.reshape(weight.shape[:2])
-    packed = np.concatenate([_packed(weight[..., taps]) for taps in plan.taps])
-    arrays = flat(source), packed, _packed(biases[:, :, None, None]), flat(target)
+    size = _block(weight.shape[1])
+    packed = np.concatenate([_packed(weight[..., taps], size) for taps in plan.taps])
+    arrays = flat(source), packed, _packed(biases[:, :, None, None], size), flat(target)
     tables = plan.axes, plan.sizes, plan.starts, plan.outputs, plan.offsets
 
     def compute(start: int, stop: int) -> None:
@@ -129,15 +130,20 @@ def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array |
     parallel_chunks(plan.units, _nbytes(spec, source, target), compute)
 
 
-def _packed(weight: Array) -> Array:
-    """A weight (groups, filters, channels, taps) as (groups, blocks of 8 filters, channels and taps, 8), flat."""
+def _block(filters: int) -> int:
+    """Filters whose weights the loops take packed together."""
+    return 1 if filters <= loops.FEW else PACKED
+
+
+def _packed(weight: Array, block: int) -> Array:
+    """A weight (groups, filters, channels, taps) as (groups, blocks of filters, channels and taps, block), flat."""
     groups, filters, channels, taps = weight.shape
-    blocks = -(-filters // PACKED)
-    if filters % PACKED:
-        padded = np.zeros((groups, blocks * PACKED, channels, taps), weight.dtype)
+    blocks = -(-filters // block)
+    if filters % block:
+        padded = np.zeros((groups, blocks * block, channels, taps), weight.dtype)
         padded[:, :filters] = weight
         weight = padded
-    return flat(weight.reshape(groups, blocks, PACKED, channels * taps).swapaxes(2, 3))
+    return flat(weight.reshape(groups, blocks, block, channels * taps).swapaxes(2, 3))
 
 
 def _run_by_cells(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
@@ -255,11 +261,12 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
         filters, channels = channels, filters
     sources = math.prod(len(a.starts) for a in axes)
     sheets = channels * sources
-    packed = -(-filters // PACKED) * PACKED
+    packed = -(-filters // _block(filters)) * _block(filters)
     beside = filters if step == "weight_gradient" else 0
     batch, band_axis, band, pitches = _cut(spec, groups, axes, (sheets + beside) * itemsize)
     reach = (axes[0].reach * pitches[1] + axes[1].reach) * pitches[2] + axes[2].reach
-    lines = (batch * math.prod(pitches) + reach + STRIP) // LANES + 1
+    beyond = PACKED * min(pitches[2], NARROW) if filters <= loops.FEW else STRIP  # what a tile's empty lanes read
+    lines = (batch * math.prod(pitches) + reach + max(beyond, STRIP, PACKED * LANES)) // LANES + 1
     sheet = (lines + 1 - lines % 2) * LANES  # an odd number of cache lines: sheets then use all sets of a cache
     bands = -(-axes[band_axis].windows // band)
     table = [

@@ -25,6 +25,7 @@ from .conv_direct_sheets import (
     CHANNELS,
     FILTERS,
     GROUPS,
+    PITCH,
     SAMPLES,
     SHEET,
     SOURCE_CELL,
@@ -32,19 +33,25 @@ from .conv_direct_sheets import (
     SOURCE_SAMPLE,
     TARGET_CELL,
     TARGET_CHANNEL,
+    TARGET_LENGTH,
     TARGET_SAMPLE,
     TARGET_STEP,
     fill_sheets,
     list_rows,
     positions,
+    scatter,
+    scatter_pairs,
     set_box,
     store_rows,
+    target_cell,
+    target_windows,
     zero,
 )  # fmt: skip
 from .jit import kernel
 from .vector_tiles import (
     LINE,
     MAPS,
+    NARROW,
     PACKED,
     ROWS,
     STRIP,
@@ -52,6 +59,7 @@ from .vector_tiles import (
     WINDOWS,
     filters_by_windows,
     maps_by_taps,
+    one_filter_by_rows,
     one_filter_by_windows,
     one_map_by_taps,
 )
@@ -60,6 +68,7 @@ from .vectors import LANES, load, total
 Array = Any
 U = np.uint64  # unsigned offsets need no test for negative ones
 
+FEW = ROWS // 2  # filters of a group that are computed one by one: a tile of several would be half empty
 LANE_TERMS = 1024  # of a sum in float32, at most; the sums of these are in float64
 RUN = 768  # windows whose maps stay in the first-level cache while they are multiplied by all taps' cells
 
@@ -75,7 +84,7 @@ def _filter_block(
     A tile has several rows, so up to half as many filters are computed one by one."""
     i = 0
     while i < number:
-        if number - i > ROWS // 2:
+        if number - i > FEW:
             for q in range(0, windows, WINDOWS):
                 filters_by_windows(
                     weight, w + i, bias, b + i, sheets, p + q, offsets, first, count, out, to + i * STRIP + q, STRIP
@@ -89,6 +98,12 @@ def _filter_block(
 
 
 @kernel(allocates=False)
+def _in_pairs(axes: Array, sizes: Array, outputs: Array) -> bool:
+    """Whether phases of the target come in pairs of even and odd cells of rows."""
+    return axes[2, TARGET_STEP] == 2 and sizes[TARGET_CELL] == 1 and len(outputs) % 2 == 0
+
+
+@kernel(allocates=False)
 def _compute_unit(
     sheets: Array, weight: Array, bias: Array, target: Array, axes: Array, sizes: Array, outputs: Array, offsets: Array,
     group: int, base: int, samples: int, box: Array, rows: Array, out: Array,
@@ -98,7 +113,7 @@ def _compute_unit(
     The sheets' cells that a strip of windows sees stay in the first-level cache for all filters, and while one tile is
     computed the CPU writes the results of the last."""
     filters, windows = sizes[FILTERS], positions(axes, box, samples)
-    pairs = axes[2, TARGET_STEP] == 2 and sizes[TARGET_CELL] == 1 and len(outputs) % 2 == 0
+    pairs = _in_pairs(axes, sizes, outputs)
     together, step = 2 if pairs else 1, axes[2, TARGET_STEP] * sizes[TARGET_CELL]
     blocks = (filters + PACKED - 1) // PACKED
     for p in range(0, windows, STRIP):
@@ -119,6 +134,53 @@ def _compute_unit(
                     store_rows(out, at, PACKED * STRIP + at if pairs else -1, target, to, step, rows, number)
 
 
+@kernel(allocates=False)
+def _compute_few(
+    sheets: Array, weight: Array, bias: Array, target: Array, axes: Array, sizes: Array, outputs: Array, offsets: Array,
+    group: int, base: int, samples: int, box: Array, out: Array,
+) -> None:  # fmt: skip
+    """The same for up to `FEW` filters, as a depthwise convolution has: tiles of several rows of windows, which are
+    stored in the target's rows. weight: (groups, filters, k); bias: (groups, filters).
+
+    `beside`: where rows are long, or there is one, a tile's rows are neighbours on it."""
+    filters, step = sizes[FILTERS], axes[2, TARGET_STEP] * sizes[TARGET_CELL]
+    together = 2 if _in_pairs(axes, sizes, outputs) else 1
+    beside = box[1, 1] == 1 or axes[2, PITCH] > NARROW
+    rows_at_once, columns_at_once = (1, ROWS * LANES) if beside else (ROWS, LANES)
+    distance, less = (LANES, LANES) if beside else (axes[2, PITCH], 0)
+    down = LANES * step if beside else axes[1, TARGET_STEP] * axes[2, TARGET_LENGTH] * sizes[TARGET_CELL]
+    for phase in range(0, len(outputs), together):
+        depth, height = target_windows(axes, box, outputs, phase, 0), target_windows(axes, box, outputs, phase, 1)
+        width, cells = target_windows(axes, box, outputs, phase, 2), axes[2, TARGET_LENGTH] - 2 * box[2, 0]
+        for f, n, z in np.ndindex(filters, samples, depth):
+            for y in range(0, height, rows_at_once):
+                at = ((n * axes[0, PITCH] + z) * axes[1, PITCH] + y) * axes[2, PITCH]
+                to = base + f * sizes[TARGET_CHANNEL] + n * sizes[TARGET_SAMPLE]
+                to += target_cell(axes, box, outputs, phase, z, y) * sizes[TARGET_CELL]
+                number, b = ROWS if beside else min(ROWS, height - y), group * filters + f
+                for x in range(0, width, columns_at_once):
+                    if step == 1:
+                        one_filter_by_rows(
+                            weight, outputs[phase, 5] + b * outputs[phase, 4], bias, b, sheets, at + x, distance,
+                            offsets, outputs[phase, 3], outputs[phase, 4], target, to + x, down, width - x, number,
+                            less,
+                        )  # fmt: skip
+                        continue
+                    for i in range(together):
+                        first, count, w = outputs[phase + i, 3], outputs[phase + i, 4], outputs[phase + i, 5]
+                        one_filter_by_rows(
+                            weight, w + b * count, bias, b, sheets, at + x, distance, offsets, first, count, out,
+                            i * ROWS * LANES, LANES, LANES, ROWS, 0,
+                        )  # fmt: skip
+                    for i in range(number):
+                        here, row, left = to + x * step + i * down, i * LANES, width - x - less * i
+                        if together == 2:
+                            left = min(2 * LANES, min(2 * left, cells - 2 * x - 2 * less * i))
+                            scatter_pairs(out, row, ROWS * LANES + row, target, here, left)
+                        else:
+                            scatter(out, row, target, here, step, max(0, min(LANES, left)))
+
+
 @kernel()
 def correlate(
     source: Array, weight: Array, bias: Array, target: Array, axes: Array, sizes: Array, starts: Array, outputs: Array,
@@ -127,7 +189,8 @@ def correlate(
     """The target of units `start` to `stop`.
 
     outputs: for each phase of the target its first cell on the three axes, its first k, their number, and where its
-    weights (groups, blocks of 8 filters, k, 8) start; bias: (groups, blocks, 8). If phases come in pairs of even and
+    weights (groups, blocks of 8 filters, k, 8) start; bias: (groups, blocks, 8); without blocks for up to `FEW` filters
+    in a group. If phases come in pairs of even and
     odd cells, the pair is stored together."""
     channels, filters, sheet = sizes[CHANNELS], sizes[FILTERS], sizes[SHEET]
     box, rows = np.zeros((3, 2), np.int64), np.zeros((STRIP, 3), np.int64)
@@ -144,7 +207,12 @@ def correlate(
         base = n * sizes[SOURCE_SAMPLE] + group * channels * sizes[SOURCE_CHANNEL]
         fill_sheets(source, base, channels, samples, from_strides, axes, box, starts, sheets, sheet, False)
         base = n * sizes[TARGET_SAMPLE] + group * filters * sizes[TARGET_CHANNEL]
-        _compute_unit(sheets, weight, bias, target, axes, sizes, outputs, offsets, group, base, samples, box, rows, out)
+        if filters <= FEW:
+            _compute_few(sheets, weight, bias, target, axes, sizes, outputs, offsets, group, base, samples, box, out)
+        else:
+            _compute_unit(
+                sheets, weight, bias, target, axes, sizes, outputs, offsets, group, base, samples, box, rows, out
+            )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ weight gradient

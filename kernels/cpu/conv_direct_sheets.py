@@ -62,14 +62,14 @@ def _gather(source: Array, at: int, step: int, target: Array, to: int, count: in
 
 
 @kernel(allocates=False)
-def _scatter(source: Array, at: int, target: Array, to: int, step: int, count: int) -> None:
+def scatter(source: Array, at: int, target: Array, to: int, step: int, count: int) -> None:
     """Copy neighbours to cells that are `step` apart."""
     for i in range(U(count)):
         target[U(to) + i * U(step)] = source[U(at) + i]
 
 
 @kernel(allocates=False)
-def _scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, count: int) -> None:
+def scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, count: int) -> None:
     """Copy neighbours at two places to `count` cells, alternately."""
     for i in range(0, count, 2 * LANES):
         x, y = load(source, even + i // 2), load(source, odd + i // 2)
@@ -189,6 +189,22 @@ def set_box(axes: Array, sizes: Array, band: int, box: Array) -> None:
 
 
 @kernel(allocates=False)
+def target_windows(axes: Array, box: Array, outputs: Array, phase: int, axis: int) -> Any:
+    """How many windows of a box have a target cell on an axis. Where a stride does not divide the target, the last
+    windows of some phases have none. outputs: for each phase the target's cell of window 0 on each axis."""
+    cells = axes[axis, TARGET_LENGTH] - outputs[phase, axis]
+    return max(0, min(box[axis, 1], -(-cells // axes[axis, TARGET_STEP]) - box[axis, 0]))
+
+
+@kernel(allocates=False)
+def target_cell(axes: Array, box: Array, outputs: Array, phase: int, z: int, y: int) -> Any:
+    """The target's cell of the first window of a box's row."""
+    cell = (outputs[phase, 0] + (box[0, 0] + z) * axes[0, TARGET_STEP]) * axes[1, TARGET_LENGTH]
+    cell = (cell + outputs[phase, 1] + (box[1, 0] + y) * axes[1, TARGET_STEP]) * axes[2, TARGET_LENGTH]
+    return cell + outputs[phase, 2] + box[2, 0] * axes[2, TARGET_STEP]
+
+
+@kernel(allocates=False)
 def list_rows(
     axes: Array, box: Array, samples: int, outputs: Array, phase: int, sizes: Array, pairs: bool, start: int, stop: int,
     rows: Array,
@@ -198,15 +214,10 @@ def list_rows(
 
     outputs: for each phase the target's cell of window 0 on each axis. pairs: every position has results for two
     neighbours."""
-    depth, height, width = box[0, 1], box[1, 1], box[2, 1]
-    for axis in range(3):  # a stride does not divide the target: the last windows of some phases are outside
-        left = -(-(axes[axis, TARGET_LENGTH] - outputs[phase, axis]) // axes[axis, TARGET_STEP]) - box[axis, 0]
-        if axis == 0:
-            depth = min(depth, left)
-        elif axis == 1:
-            height = min(height, left)
-        else:
-            width = min(width, left)
+    depth, height, width = (
+        target_windows(axes, box, outputs, phase, 0), target_windows(axes, box, outputs, phase, 1),
+        target_windows(axes, box, outputs, phase, 2),
+    )  # fmt: skip
     number, p = 0, start
     while p < stop:
         line, x = p // axes[2, PITCH], p % axes[2, PITCH]
@@ -215,11 +226,9 @@ def list_rows(
         until = min(stop, p - x + axes[2, PITCH])
         count = min(until - p, width - x)
         if count > 0 and y < height and z < depth and n < samples:
-            cell = (outputs[phase, 0] + (box[0, 0] + z) * axes[0, TARGET_STEP]) * axes[1, TARGET_LENGTH]
-            cell = (cell + outputs[phase, 1] + (box[1, 0] + y) * axes[1, TARGET_STEP]) * axes[2, TARGET_LENGTH]
-            first = outputs[phase, 2] + (box[2, 0] + x) * axes[2, TARGET_STEP]
+            cell, first = target_cell(axes, box, outputs, phase, z, y), x * axes[2, TARGET_STEP]
             rows[number, 0] = p - start
-            rows[number, 1] = min(2 * count, axes[2, TARGET_LENGTH] - first) if pairs else count
+            rows[number, 1] = min(2 * count, axes[2, TARGET_LENGTH] - 2 * box[2, 0] - first) if pairs else count
             rows[number, 2] = n * sizes[TARGET_SAMPLE] + (cell + first) * sizes[TARGET_CELL]
             number += 1
         p = until
@@ -234,8 +243,8 @@ def store_rows(out: Array, at: int, odd: int, target: Array, base: int, step: in
     for i in range(number):
         position, count, to = rows[i, 0], rows[i, 1], base + rows[i, 2]
         if odd >= 0:
-            _scatter_pairs(out, at + position, odd + position, target, to, count)
+            scatter_pairs(out, at + position, odd + position, target, to, count)
         elif step == 1:
             _copy(out, at + position, target, to, count)
         else:
-            _scatter(out, at + position, target, to, step, count)
+            scatter(out, at + position, target, to, step, count)

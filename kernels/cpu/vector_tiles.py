@@ -17,11 +17,12 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 from .vector_memory import address, check_array
-from .vector_types import FLOATS, I64, LANES, call, fill, intrinsic, suffix, vector_of
+from .vector_types import FLOATS, I32, I64, LANES, call, fill, first_lanes_mask, intrinsic, suffix, vector_of
 
 WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 PACKED = 8  # filters whose weights are neighbours in memory
 ROWS, WINDOWS = (8, 3 * LANES) if WIDE else (4, LANES)  # filters and windows of a tile
+NARROW = 128  # positions in a row, at most, for tiles of several rows of windows
 STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: a multiple of WINDOWS
 MAPS, TAPS = 8 if WIDE else 2, 3  # of a tile of a weight's gradient
 LINE = 6  # taps of a tile of one map
@@ -48,6 +49,11 @@ class _Array:
 
     def store(self, index: Any, vector: Any) -> None:
         self.builder.store(vector, self._vector(index), align=self.size)
+
+    def store_first(self, index: Any, vector: Any, count: Any) -> None:
+        pointer = self.builder.bitcast(self._pointer(index, 0), self.vector_type.as_pointer())
+        name, size = f"llvm.masked.store.v{LANES}{suffix(vector.type.element)}.p0", ir.Constant(I32, self.size)
+        call(self.builder, name, ir.VoidType(), vector, pointer, size, first_lanes_mask(self.builder, count))
 
 
 def _arguments(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
@@ -119,6 +125,39 @@ def _make_filters_by_windows(rows: int, width: int) -> Any:
         return types.void(weight, i, bias, i, sheets, i, offsets, i, i, out, i, i), generate
 
     return filters_by_windows
+
+
+@intrinsic
+def one_filter_by_rows(
+    typing: Any, weight: Any, w: Any, bias: Any, b: Any, sheets: Any, at: Any, distance: Any, offsets: Any, first: Any,
+    count: Any, out: Any, to: Any, pitch: Any, lanes: Any, number: Any, less: Any,
+) -> Any:  # fmt: skip
+    """out[to + pitch * i + j] = bias[b] + the sum over k of weight[w + k] * sheets[at + offsets[first + k] +
+    distance * i + j], for the first `number` of `ROWS` rows i, and windows j < lanes - less * i, 16 at most."""
+    for array in (weight, bias, sheets, out):
+        check_array(array, FLOATS)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        weights, w, biases, b, cells, at, distance, places, first, count, results, to, pitch, lanes, number, less = (
+            _arguments(context, builder, signature, arguments)
+        )
+
+        def factors(k: Any) -> tuple[list[Any], list[Any]]:
+            place = builder.add(at, places.number(builder.add(first, k)))
+            rows = [cells.vector(_plus(builder, place, distance, j)) for j in range(ROWS)]
+            return [fill(builder, weights.number(builder.add(w, k)))], rows
+
+        def finish(i: int, j: int, total: Any) -> None:
+            left = _plus(builder, lanes, less, -j)
+            left = builder.select(builder.icmp_signed(">", number, ir.Constant(I64, j)), left, ir.Constant(I64, 0))
+            results.store_first(_plus(builder, to, pitch, j), total, left)
+
+        start = fill(builder, biases.number(b))
+        _emit(builder, cells.vector_type, (1, ROWS), count, lambda i, j: start, factors, finish)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(weight, i, bias, i, sheets, i, i, offsets, i, i, out, i, i, i, i, i), generate
 
 
 def _make_maps_by_taps(rows: int, width: int) -> Any:
