@@ -143,3 +143,14 @@ def test_memory_of_an_unpool_is_its_result_and_where_entries_went(rng: np.random
             assert tracemalloc.get_traced_memory()[1] <= back.nbytes + ctx.nbytes + 300_000
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_a_gradient_that_is_stored_past_the_caches(kernel_size: int, rng: np.random.Generator) -> None:
+    """It is larger than 12 MB, and its planes do not start at cache lines."""
+    x = rng.standard_normal((40, 64, 37, 37)).astype("float32")
+    y, ctx = F.max_pool_forward(x, kernel_size, 2)
+    dy = rng.standard_normal(y.shape).astype("float32")
+    with kernels.mode("off"):
+        expected = F.max_pool_backward(dy, ctx)
+    np.testing.assert_allclose(F.max_pool_backward(dy, ctx), expected, rtol=1e-6, atol=1e-6)

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .past_caches import copy_past_caches, stored_past_caches
+from .vectors import fence
 
 Array = Any
 U = np.uintp
+PLANE_BYTES = 1 << 18  # of a plane that is computed in a core's cache, at most
 CLEAR_AHEAD = 256  # cells that backward sets to 0 at a time, at least
 
 
@@ -63,22 +66,29 @@ def backward_simple(
     size, window_rows = depth * height * length, out_d * out_h
     last = (out_w - 1) * stride_w - padding_w if stride_w > 0 else w[0, out_w - 1]
     row_extent = last + offsets[offsets.size - 1] + 1  # cells from the start of a row to the end of its last window
+    past_caches = stored_past_caches(dx) and size * dx.itemsize <= PLANE_BYTES
+    target = np.empty(size, dx.dtype) if past_caches else dx
     for plane in range(start, stop):
-        cleared, end = plane * size, (plane + 1) * size
+        origin = 0 if past_caches else plane * size
+        cleared, end = origin, origin + size
         for row in range(window_rows):
             od, oh = row // out_h, row % out_h
-            begin = ((plane * depth + d[0, od]) * height + h[0, oh]) * length
+            begin = origin + (d[0, od] * height + h[0, oh]) * length
             needed = begin + row_extent if row + 1 < window_rows else end
             if needed > cleared:
                 until = min(max(needed, cleared + CLEAR_AHEAD), end)
                 for i in range(U(cleared), U(until)):
-                    dx[i] = 0
+                    target[i] = 0
                 cleared = until
             first = U((plane * window_rows + row) * out_w)
             for o in range(U(out_w)):
                 from_row = np.int64(o) * stride_w - padding_w if stride_w > 0 else np.int64(w[0, o])
                 cell = U(begin + from_row + offsets[U(argmax[first + o])])
-                dx[cell] = dy[first + o] if disjoint else dx[cell] + dy[first + o]
+                target[cell] = dy[first + o] if disjoint else target[cell] + dy[first + o]
+        if past_caches:
+            copy_past_caches(target, dx, plane * size, size)
+    if past_caches:
+        fence()
 
 
 @kernel()
