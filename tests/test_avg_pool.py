@@ -13,12 +13,11 @@ import cnnlayers.functional as F
 from cnnlayers.testing import gradcheck
 
 from .cases.arrays import FORMATS, line, ordered
+from .cases.avg_pool import DIVISORS, POWERS, looped
 from .cases.windows import BY_CASE, options, some_pool
 from .implementations import Impl
 from .reference import pool as reference
 from .reference.pool import Pool
-
-POWERS = [1.0, 2.0, 3.0, 2.5, 0.5]
 
 
 # --------------------------------------------------------------------------------------------------------- small cases
@@ -66,24 +65,6 @@ def test_small_sums_and_powers(impl: Impl) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- against the loops
-DIVISORS = [(include_pad, override) for include_pad in (True, False) for override in (None, 3, -2)]
-
-
-@functools.cache
-def looped(pool: Pool) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
-    """x and dy, and by op and option y and dx, from the loops."""
-    rng = np.random.default_rng(0)
-    x, dy = rng.standard_normal((2, 2, *pool.lengths)), rng.standard_normal((2, 2, *pool.out))
-    x[0, 0] = np.round(x[0, 0])  # zeros among them
-    found: dict[Any, tuple[np.ndarray, np.ndarray]] = {"given": (x, dy)}
-    found["sum"] = reference.sum_pool(x, pool), reference.sum_pool_backward(dy, pool)
-    for divisor in DIVISORS:
-        found[divisor] = reference.avg_pool(x, pool, *divisor), reference.avg_pool_backward(dy, pool, *divisor)
-    for p in POWERS:
-        found[p] = reference.lp_pool(x, pool, p), reference.lp_pool_backward(dy, x, pool, p)
-    return found
-
-
 @BY_CASE
 @FORMATS
 @pytest.mark.parametrize("op", ["avg", "sum", "lp"])

@@ -15,9 +15,10 @@ from cnnlayers import backends, kernels, layers
 from cnnlayers.kernels.cuda import compile as compiler
 from cnnlayers.kernels.cuda.launch import launch
 
-from . import simt, standin_cuda, standin_cupy, standin_kernels
+from . import standin_cuda, standin_cupy, standin_kernels
+from .implementations import on_emulator
 
-pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+pytestmark = on_emulator
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from cnnlayers.specs import conv_window
 from cnnlayers.specs.conv import Conv
 
 from . import portable, simt, standin_cuda
+from .implementations import on_emulator
 
 correlate = importlib.import_module("cnnlayers.functional.correlation")
 
-pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+pytestmark = on_emulator
 
 # x's shape, kernel, stride, padding, dilation, groups; channels last in runs and not.
 CASES = {

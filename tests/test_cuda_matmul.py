@@ -11,10 +11,10 @@ import cnnlayers.functional as F
 from cnnlayers import backends, kernels
 from cnnlayers.kernels.cuda import matmul as launchers
 
-from . import simt, standin_cublas
-from .implementations import numpy_dtype
+from . import standin_cublas
+from .implementations import numpy_dtype, on_emulator
 
-pytestmark = pytest.mark.skipif(simt.unavailable() is not None, reason=str(simt.unavailable()))
+pytestmark = on_emulator
 
 NEAR = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 1e-5, "float64": 1e-12}
 FLOATS = pytest.mark.parametrize("dtype", list(NEAR))

@@ -15,9 +15,9 @@ from cnnlayers.kernels.cuda import max_pool as launchers
 
 from . import simt, standin_cuda
 from .cases.arrays import drawn, line, ordered, rivals
+from .cases.max_pool import TIES
 from .implementations import FLOATS, Impl, agree, numpy_dtype, on_emulator
 
-TIES = ("first", "all", "split")
 FULL = {"float16": 8, "bfloat16": 8, "float32": 4, "float64": 2}  # elements of 16 bytes
 
 pytestmark = [

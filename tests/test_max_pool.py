@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from typing import Any
@@ -15,12 +14,12 @@ from cnnlayers import kernels
 from cnnlayers.testing import gradcheck
 
 from .cases.arrays import FORMATS, line, ordered
+from .cases.max_pool import TIES, VALUES, looped
 from .cases.windows import BY_CASE, options, some_pool
 from .implementations import Impl
 from .reference import pool as reference
 from .reference.pool import Pool
 
-TIES = ("first", "all", "split")
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 NAN, INF = math.nan, math.inf
@@ -64,24 +63,6 @@ def test_split_shares_in_thirds_and_adds_up(impl: Impl) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- against the loops
-VALUES = {
-    "normal": lambda rng, shape: rng.standard_normal(shape),
-    "ties": lambda rng, shape: rng.integers(-1, 2, shape).astype(float),
-    "nan": lambda rng, shape: rng.choice([NAN, 1.0, 2.0, INF], shape),
-    "-inf": lambda rng, shape: rng.choice([-INF, -INF, -0.0, 0.0], shape),
-}
-
-
-@functools.cache
-def looped(pool: Pool, values: str) -> tuple[np.ndarray, ...]:
-    """x, y, indices, dy and dx by each tie rule, from the loops."""
-    rng = np.random.default_rng(0)
-    x = VALUES[values](rng, (2, 2, *pool.lengths)).astype("float32")
-    y, indices = reference.max_pool(x, pool)
-    dy = rng.standard_normal(y.shape).astype("float32")
-    return x, y, indices, dy, *(reference.max_pool_backward(dy, x, pool, ties) for ties in TIES)
-
-
 @BY_CASE
 @FORMATS
 @pytest.mark.parametrize("values", VALUES)

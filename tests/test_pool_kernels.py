@@ -10,10 +10,10 @@ import pytest
 
 from . import simt
 from .cases.arrays import FORMATS, drawn, line, ordered, rivals
+from .cases.max_pool import TIES
 from .cases.windows import ADAPTIVE, SHAPES, for_kernels, options, some_pool
 from .implementations import FLOATS, INTEGERS, Impl, agree, numpy_dtype
 
-TIES = ("first", "all", "split")
 NEAR = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2e-6, "float64": 1e-13}  # sums in another order
 EACH_FLOAT = pytest.mark.parametrize("dtype", FLOATS)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # ml_dtypes and NaN
