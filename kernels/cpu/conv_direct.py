@@ -27,7 +27,7 @@ from cnnlayers.kernels import UnsuitableData
 from . import conv_direct_cells as cells
 from . import conv_direct_loops as loops
 from .conv_direct_sheets import CHANNELS, FILTERS, GROUPS
-from .parallel import flat, parallel_chunks
+from .parallel import CHUNK_BYTES, flat, parallel_chunks
 from .vector_tiles import LINE, MAPS, NARROW, PACKED, STRIP
 from .vectors import LANES
 
@@ -37,10 +37,10 @@ SHEET_BYTES = 512 << 10  # of a unit's sheets, about: they should stay in the se
 MOST_CELLS = 16 * 1024  # of a sheet: each lane then has 1024 terms of a sum in float32 at most
 UNITS = 16  # at least, if there are so many samples: work for several threads
 PARTS = 16  # partial sums of a weight's gradient, at most
-PART_WINDOWS = 2000  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
+PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
 PARTIAL_BYTES = 8 << 20  # of the partial sums of vectors of filters together, at most, if there are more than two
 LEAST_FILTERS = 8  # for vectors of filters: those of fewer have too many empty lanes
-SHARED_FLOPS = 16_000_000  # of a call of few samples that is cut into bands for several threads, at least
+SHARED_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
 MISSING = (1, 1, 1, 1, 1, 0)  # a missing spatial axis
 
@@ -74,9 +74,7 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
         return _weight_gradient_by_cells(plan, spec, image, maps)
     filters, taps = int(plan.sizes[FILTERS]), math.prod(spec.weight_shape[2:])
     padded = -(-filters // MAPS) * MAPS
-    units = plan.units // spec.groups
-    windows = len(image) * math.prod(spec.window.out_lengths)
-    parts = max(1, min(PARTS, units, windows // PART_WINDOWS))
+    parts = _parts(plan, spec, PARTS)
     partial = np.zeros((parts, spec.groups, filters, taps))
     shapes = (plan.sheets * plan.sheet,), (padded * plan.sheet,), (LANES * padded * len(plan.offsets),)
     arrays = flat(image), flat(maps), partial.reshape(-1), plan.axes, plan.sizes, plan.starts, plan.offsets, taps
@@ -94,9 +92,8 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
 def _weight_gradient_by_cells(plan: _LoopPlan, spec: Any, image: Array, maps: Array) -> Array:
     groups, filters = int(plan.sizes[GROUPS]), int(plan.sizes[FILTERS])
     channels, taps, blocks = 1 if plan.depthwise else int(plan.sizes[CHANNELS]), len(plan.offsets), -(-filters // LANES)
-    shape, units = (groups, blocks, taps, channels, LANES), plan.units // groups
-    parts = max(1, min(PARTS, units, len(image) * math.prod(spec.window.out_lengths) // PART_WINDOWS))
-    parts = min(parts, max(2, PARTIAL_BYTES // (8 * math.prod(shape))))
+    shape = (groups, blocks, taps, channels, LANES)
+    parts = _parts(plan, spec, min(PARTS, max(2, PARTIAL_BYTES // (8 * math.prod(shape)))))
     partial, run = np.zeros((parts, *shape)), cells.make_weight_gradient(plan.depthwise)
     arrays = flat(image), flat(maps), partial.reshape(-1), plan.axes, plan.sizes, plan.starts, plan.outputs
     shapes = (plan.sheets * plan.sheet,), (plan.windows * blocks * LANES,)
@@ -109,6 +106,15 @@ def _weight_gradient_by_cells(plan: _LoopPlan, spec: Any, image: Array, maps: Ar
     dweight = partial.sum(axis=0).transpose(0, 1, 4, 3, 2).reshape(groups, blocks * LANES, channels, taps)[:, :filters]
     _check_finite(dweight, "weight's gradient")
     return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
+
+
+def _parts(plan: _LoopPlan, spec: Any, most: int) -> int:
+    """Partial sums of a weight's gradient: one, two, four, … as for chunks."""
+    samples = spec.window.layout.shape[0]
+    parts = min(
+        most, plan.units // int(plan.sizes[GROUPS]), samples * math.prod(spec.window.out_lengths) // PART_WINDOWS
+    )
+    return 1 << max(0, int(parts).bit_length() - 1)
 
 
 def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
@@ -168,8 +174,11 @@ def _run_by_cells(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias
 
 
 def _nbytes(spec: Any, *arrays: Array) -> int:
-    """Bytes that take as long to copy as the convolution takes."""
-    return int(max(sum(a.nbytes for a in arrays), spec.flops / FLOPS_PER_BYTE))
+    """Bytes that take about as long to copy as the convolution takes.
+
+    They make one, two, four, … chunks, so that two threads get equal shares; at least two from `SHARED_FLOPS` on."""
+    nbytes = max(sum(a.nbytes for a in arrays), spec.flops / FLOPS_PER_BYTE, 1)
+    return CHUNK_BYTES << max(int(spec.flops > SHARED_FLOPS), round(math.log2(nbytes / CHUNK_BYTES)))
 
 
 def _check_finite(numbers: Array, name: str) -> None:
