@@ -245,6 +245,32 @@ def test_what_changes_in_another_file_is_compiled_anew(package: Path, cache: Pat
     assert run(cache, USE, package) == (21.0, [])
 
 
+def test_kernels_of_one_source_that_two_processes_have_compiled_are_not_mixed_up(package: Path, cache: Path) -> None:
+    """Their machine code has symbols, which a process that loads both must not find twice."""
+    lines = "\n".join(f"        if x > {i}: x = math.sin(x * factor)" for i in range(40))  # too long to be inlined
+    (package / "cnnlayers/kernels/cpu/toy_user.py").write_text(f"""
+import math
+from .jit import kernel
+def make(factor):
+    @kernel()
+    def inner(x):
+{lines}
+        return x * 0.001 + factor
+    @kernel()
+    def outer(x):
+        return inner(x) + inner(x + 1.0)
+    return outer
+""")
+    code = """
+from cnnlayers.kernels.cpu import toy_user
+result = [round(toy_user.make(factor)(0.5)) for factor in FACTORS]
+"""
+    for factor in (1.0, 2.0):
+        both = run(cache, code.replace("FACTORS", f"[{factor}]"), package)
+        assert both == ([2 * factor], ["outer", "inner"])
+    assert run(cache, code.replace("FACTORS", "[1.0, 2.0]"), package) == ([2, 4], [])
+
+
 def test_a_file_that_changes_while_a_process_runs_is_not_taken_for_its_code(package: Path, cache: Path) -> None:
     helper(package)
     change = f"""

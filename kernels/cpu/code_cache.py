@@ -247,10 +247,17 @@ class CodeCache(NullCache):  # type: ignore[misc]
 
 
 def attach(kernel: Any) -> None:
-    """Give a kernel that `numba.njit` has made its cache, if its sources can be read."""
+    """Give a kernel that `numba.njit` has made its cache, if its sources can be read.
+
+    A kernel that uses variables of an enclosing function gets a hash of them into its name, because the symbol of its
+    machine code is made of the name: two such kernels from two processes could have one symbol, and the first one that
+    is loaded would be called for both."""
     if hasattr(kernel, "_cache"):  # not so with NUMBA_DISABLE_JIT
         with contextlib.suppress(ImportError, OSError, ValueError):
-            kernel._cache = CodeCache(kernel.py_func)
+            function = kernel.py_func
+            if variables := _variables(function):
+                function.__qualname__ += f"_{hashlib.sha256(repr(variables).encode()).hexdigest()[:16]}"
+            kernel._cache = CodeCache(function)
 
 
 def _nothing() -> None:
