@@ -184,6 +184,7 @@ def runs() -> tuple[Run, ...]:
         _trio("avg_pool", (2, 3, 9, 13), 3, 2, 1, ceil_mode=True),
         _trio("avg_pool", (2, 3, 9, 13), 3, 2, 1, 2, count_include_pad=False),
         *(_trio("avg_pool", (2, 3, 10, 16), *window) for window in ((2,), (3, 2, 1), (3, 1, 1))),
+        _trio("avg_pool", (2, 3, 9, 16), 3, 1, 1),  # two rows a thread, of an odd number
         _trio("adaptive_avg_pool", (2, 3, 13, 9), 4),
         _trio("adaptive_avg_pool", (3, 3, 7, 7), 1),
         _trio("adaptive_avg_pool", (6, 6, 34, 34), 1),
