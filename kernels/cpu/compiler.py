@@ -1,8 +1,8 @@
 """How Numba compiles kernels: in fewer steps than by default, because somebody waits for them at the first call.
 
 A kernel that Python calls is an *entry*: its code is optimised and translated to machine code, with a wrapper for
-Python. A kernel that another one calls is a *part* of it: LLVM code that is linked to the entry's and optimised there.
-By default Numba optimises and translates each part too, with two wrappers, which takes longer than the entry itself.
+Python. A kernel that another one calls is a *part* of it: LLVM code that is linked to the entry's. By default Numba
+translates each part to machine code too, with two wrappers, which takes as long as the entry itself.
 
 This module needs Numba, and raises ImportError if Numba's internals are different."""
 
@@ -62,10 +62,8 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]
 
 
 class _PartLibrary(_Library):
-    """Code that is only linked to that of other kernels."""
-
-    def _optimize_final_module(self) -> None:
-        """Their optimisation includes it."""
+    """Code that is only linked to that of other kernels. It is optimised first: without that, backward of a 3x3 average
+    with stride 2 took 1.8 times as long."""
 
     def _finalize_final_module(self) -> None:
         """Without machine code."""
