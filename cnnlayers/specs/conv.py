@@ -12,7 +12,8 @@ from .arguments import Shape, cached, layout, pairs, sizes
 from .windows import Axis, Window, check_has_cells, effective, padding_of, window_of
 
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
-DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for its gradient by direct loops
+DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for which Winograd's form is not faster
+DIRECT_GRADIENT = 40_000  # the same, for a weight's gradient by direct loops
 DIRECT_WEIGHT_BY_CELLS = 300_000  # the same for channels last, and for small maps
 SMALL_MAP = 64  # windows
 LEAST_BY_CELLS = 16  # channels and filters of a group on small maps
@@ -97,7 +98,7 @@ class Conv:
     @functools.cached_property
     def direct_steps(self) -> frozenset[str]:
         """The functions of correlation.py for which direct loops fit: those whose sums are short enough for float32.
-        The weight must be small for its gradient, and where Winograd's form fits too. With channels last and on small
+        The weight must be small for its gradient, and smaller where Winograd fits. With channels last and on small
         maps, where vectors go over filters (*by cells*), it may be larger."""
         _, filters, channels, taps = self.weight_shape
         overlap = math.prod(a.overlap for a in self.window.axes)
@@ -107,7 +108,9 @@ class Conv:
             return frozenset(steps)
         if self.last or self.small_map:
             return frozenset(steps if filters * channels * taps <= DIRECT_WEIGHT_BY_CELLS else ())
-        return frozenset(() if self.winograd else steps - {"weight_gradient"})
+        if self.winograd:
+            return frozenset()
+        return frozenset(steps if filters * channels * taps <= DIRECT_GRADIENT else steps - {"weight_gradient"})
 
     @functools.cached_property
     def flops(self) -> float:
