@@ -26,8 +26,8 @@ import cnnlayers.functional as F
 rng = np.random.default_rng(0)
 found = {}
 
-def note(name, op, shape, *args, **options):
-    for dtype in ("float32", "float16"):
+def note(name, op, shape, *args, dtypes=("float32", "float16"), **options):
+    for dtype in dtypes:
         x = rng.standard_normal(shape).astype(dtype)
         y, ctx = getattr(F, op + "_forward")(x, *args, **options)
         gradients = getattr(F, op + "_backward")(rng.standard_normal(y.shape).astype(dtype), ctx)
@@ -45,6 +45,9 @@ note("batch norm, channels last", "batch_norm", (4, 11, 13, 6), *parameters(6), 
 note("batch norm, many rows", "batch_norm", (3, 40, 60, 61), *parameters(40), training=True)
 note("group norm", "group_norm", (5, 12, 5, 7), 4, *parameters(12))
 note("group norm, channels last", "group_norm", (5, 5, 7, 12), 4, *parameters(12), **last)
+note("group norm of short rows", "group_norm", (60, 12, 5, 7), 4, *parameters(12))
+note("global average", "adaptive_avg_pool", (30, 20, 7, 7), 1)
+note("average pool, channels last", "avg_pool", (3, 9, 11, 20), 3, 2, 1, **last)
 note("instance norm", "instance_norm", (4, 6, 9, 9), *parameters(6))
 note("layer norm", "layer_norm", (60, 333), 333, *parameters(333))
 note("rms norm", "rms_norm", (60, 5000), 5000, parameters(5000)[0])
@@ -53,6 +56,8 @@ for mode in ("constant", "edge", "reflect", "wrap"):
 for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh"):
     note(op, op, (3, 2001))
 note("gelu tanh", "gelu", (3, 2001), "tanh")
+for op in ("gelu", "sigmoid", "tanh"):
+    note(op, op, (3, 2001), dtypes=("float64",))
 note("softmax", "softmax", (5, 77, 9))
 note("softmax of rows", "softmax", (50, 77))
 note("max pool", "max_pool", (3, 4, 20, 21), 3, 2, 1)
