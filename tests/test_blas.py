@@ -50,10 +50,10 @@ def test_products(
         monkeypatch.setattr(blas, "LEAST_SIDE", 3)
     x, w = rng.standard_normal(left), rng.standard_normal(right)
     b, expected = backends.of(impl.array(x)), x @ w
-    y = blas.matmul(b, impl.array(x), impl.array(w), whole=whole)
+    y = blas.matmul(b, impl.array(x), impl.array(w), uncut=whole)
     impl.close(y, expected, rtol=1e-12, atol=1e-12)
     for plus in (rng.standard_normal(right[-1]), rng.standard_normal((left[-2], 1))):
-        y = blas.matmul(b, impl.array(x), impl.array(w), impl.array(plus), whole=whole)
+        y = blas.matmul(b, impl.array(x), impl.array(w), impl.array(plus), uncut=whole)
         impl.close(y, expected + plus, rtol=1e-12, atol=1e-12)
 
 

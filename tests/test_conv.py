@@ -86,8 +86,8 @@ def cutting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(tiles, "WORKSPACE", 1)
         monkeypatch.setattr(tiles, "DEVICE_WORKSPACE", 1)
     if request.param == "samples apart":
-        monkeypatch.setattr(tiles, "APART", 1)
-        monkeypatch.setattr(tiles, "SHARES", 1)
+        monkeypatch.setattr(tiles, "MIN_WINDOWS_PER_SAMPLE_PRODUCT", 1)
+        monkeypatch.setattr(tiles, "MIN_TILES", 1)
     PLANS.clear()
     yield
     PLANS.clear()
@@ -218,7 +218,7 @@ def test_as_pytorch(transposed: bool, data_format: str, monkeypatch: pytest.Monk
     rng, compared = np.random.default_rng(68418), 0
     for _ in range(120):
         monkeypatch.setattr(tiles, "WORKSPACE", int(rng.choice([1, 500, 4 << 20])))
-        monkeypatch.setattr(tiles, "APART", int(rng.choice([1, 256])))
+        monkeypatch.setattr(tiles, "MIN_WINDOWS_PER_SAMPLE_PRODUCT", int(rng.choice([1, 256])))
         PLANS.clear()
         case = some_case(rng)
         n, groups, c, f = case["sizes"]
@@ -483,7 +483,7 @@ def test_partial_gradients_of_a_large_weight_are_few(
     peak_of: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiles, "WORKSPACE", 1 << 14)
-    monkeypatch.setattr(correlate, "STRAND_BYTES", 4 << 20)
+    monkeypatch.setattr(correlate, "PARTIAL_SUM_BYTES", 4 << 20)
     y, ctx = F.conv_forward(np.ones((16, 64, 8, 8), "float32"), np.ones((256, 64, 5, 5), "float32"))
     peak = peak_of(lambda: F.conv_backward(y, ctx))
     assert peak < 14 << 20, f"{peak:,} bytes; sixteen partial gradients would take {16 * 256 * 64 * 25 * 4:,}"

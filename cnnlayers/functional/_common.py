@@ -19,6 +19,7 @@ Array = Any  # an array of NumPy, CuPy or another array-API library
 SHORT_SUM = 32  # the most values that are added up in their own dtype: more lose digits
 LONG_SUM = 1024  # the same, where sums in float64 would cost much time and sums of so many values are rare
 LARGE = 1 << 30  # bytes of a result for which memory is checked first
+MAX_ITEMSIZE = 16  # bytes of an element of the widest dtype, complex128
 TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
 
 
@@ -27,17 +28,18 @@ class CallPlan:
     (`plan_of`), so change none.
 
     `op`: its name; `backend`: its arrays'; `dtype`: x's; `y_shape`; `spec`: what kernels and portable code get;
-    `computed`: the dtype that x is computed in; `complex`: whether x is; `steps`: the function of arrays of each step
-    and mode; `key`: the plan cache's; `large`: whether y may not fit the memory; `gradients`: the type of dy
-    on NumPy, if x's dtype has gradients.
+    `compute_dtype`: the dtype that x is computed in, None for integers and bool, which are not cast; `complex`: whether
+    x is; `steps`: the function of arrays of each step and mode; `key`: the plan cache's; `large`: whether y may not fit
+    the memory; `dy_type`: on NumPy the type of array for which `check_backward` need not look for dy's owner, if x is
+    floating or complex.
     """
 
     __slots__ = (
         "backend",
         "complex",
-        "computed",
+        "compute_dtype",
         "dtype",
-        "gradients",
+        "dy_type",
         "key",
         "large",
         "op",
@@ -48,26 +50,26 @@ class CallPlan:
 
     def __init__(self, op: str, backend: Backend, dtype: Any, y_shape: tuple[int, ...], spec: Any = None) -> None:
         self.op, self.backend, self.dtype, self.y_shape, self.spec = op, backend, dtype, y_shape, spec
-        # The dtype of sums; None for integers and bool, which have no gradient.
-        self.computed = accumulator_dtype(backend, dtype) if is_float(backend, dtype) else None
+        # Integers and bool are not cast (a few ops take an integer dy: `check_backward`).
+        self.compute_dtype = accumulator_dtype(backend, dtype) if is_float(backend, dtype) else None
         self.complex = is_complex(backend, dtype)
         if self.complex:
-            self.computed = dtype
+            self.compute_dtype = dtype
         self.steps: dict[tuple[str, str], Callable[..., Any]] = {}
         self.key: Any = None
-        self.gradients: Any = None
-        self.large = backend.name == "numpy" and math.prod(y_shape) >= LARGE // 8
+        self.dy_type: Any = None
+        self.large = backend.name == "numpy" and math.prod(y_shape) >= LARGE // MAX_ITEMSIZE
 
     def run(self, step: str, portable: Callable[..., R], *arrays: Any) -> R:
         """What the kernel of a step computes, if one serves in the mode in force, else the portable function, which is
         called `(b, spec, *arrays)`. The dtypes and shapes of a step's arrays follow from the plan."""
         function = self.steps.get((step, kernels.current_mode()))
         if function is None or kernels.warming_up():
-            function = self._prepared(step, portable, arrays)
+            function = self._make_step(step, portable, arrays)
         result: R = function(*arrays)
         return result
 
-    def _prepared(self, step: str, portable: Callable[..., R], arrays: tuple[Any, ...]) -> Callable[..., R]:
+    def _make_step(self, step: str, portable: Callable[..., R], arrays: tuple[Any, ...]) -> Callable[..., R]:
         """The step's function of arrays. It is kept in `steps`, and its tables count as the plan's, but for those that
         are too large to be kept."""
         found = kernels.prepare(step, self.backend, self.spec, arrays)
@@ -109,8 +111,8 @@ def plan_of(make: Callable[..., CallPlan], arrays: tuple[Array | None, ...], *op
     plan: CallPlan | None = None if key is None else backends.PLANS.find(key)
     if plan is None:
         plan = make(*arrays, *options)
-        if owners == () and plan.computed is not None:
-            plan.gradients = type(arrays[0])
+        if owners == () and plan.compute_dtype is not None:
+            plan.dy_type = type(arrays[0])
         if key is not None:
             plan.key = key
             backends.PLANS.keep(key, plan)
@@ -266,8 +268,8 @@ def check_backward(
     if not isinstance(ctx, Context) or ctx.plan.op != op:
         got = f"{ctx.plan.op}_forward's" if isinstance(ctx, Context) else type(ctx).__name__
         raise TypeError(f"{op}_backward needs the context of {op}_forward, got {got}")
-    plan, wanted = ctx.plan, ctx.plan.dtype if exact else ctx.plan.computed
-    if type(dy) is plan.gradients and dy.shape == plan.y_shape and dy.dtype == wanted:
+    plan, wanted = ctx.plan, ctx.plan.dtype if exact else ctx.plan.compute_dtype
+    if type(dy) is plan.dy_type and dy.shape == plan.y_shape and dy.dtype == wanted:
         return plan.backend, dy
     b = backends.of(dy, name="dy")
     if b is not plan.backend and b != plan.backend:
@@ -275,12 +277,12 @@ def check_backward(
         raise TypeError(f"dy must have x's owner: dy is {b.name} on {b.device}, x was {kept.name} on {kept.device}")
     if tuple(dy.shape) != plan.y_shape:
         raise ValueError(f"dy must have y's shape {plan.y_shape}, got {tuple(dy.shape)}")
-    if plan.computed is not None and dy.dtype == wanted:
+    if plan.compute_dtype is not None and dy.dtype == wanted:
         return b, dy
     if integers and dy.dtype == plan.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
         return b, dy
-    if plan.computed is None or not (is_float(b, dy.dtype) or (plan.complex and is_complex(b, dy.dtype))):
-        kind = f"have x's dtype {plan.dtype}" if plan.computed is None else "be floating"
+    if plan.compute_dtype is None or not (is_float(b, dy.dtype) or (plan.complex and is_complex(b, dy.dtype))):
+        kind = f"have x's dtype {plan.dtype}" if plan.compute_dtype is None else "be floating"
         kind = "be complex or floating" if plan.complex else kind
         bools = "; bool has no gradient" if backends.name_of_dtype(b, plan.dtype) == "bool" else ""
         raise TypeError(f"dy must {kind}, got {dy.dtype}{bools}")

@@ -1,4 +1,4 @@
-"""Activations: leaky ReLU, GELU, sigmoid, tanh and softmax.
+"""Activations: ReLU, leaky ReLU, GELU, sigmoid and tanh.
 
 Rules of the family: y has x's shape and dtype. Half types are computed in float32 and rounded once. NaN stays NaN. The
 context has the least that backward needs: ReLU and leaky ReLU one bit an element (on a GPU one bool), GELU x itself (no

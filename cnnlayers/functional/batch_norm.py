@@ -20,15 +20,15 @@ from ._common import (
     plan_of,
 )
 from .norm import (
-    check_group_size,
     checked_eps,
     norm_backend,
     norm_backward,
     norm_forward,
     norm_of,
     norm_plan,
+    refuse_single_values,
 )
-from .norm_math import Statistics, forward_with_batch_stats, forward_with_running_stats, reciprocal_std
+from .norm_math import Statistics, forward_with_computed_stats, forward_with_running_stats, reciprocal_std
 
 ALONE = "batch statistics need two; training=False uses the running ones"
 
@@ -86,10 +86,10 @@ def _batch_norm_forward(
         )
         rstd = reciprocal_std(b, var, rows.eps)
         return forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd), mean, rstd
-    y, stats = forward_with_batch_stats(b, norm, x, gamma, beta)
+    y, stats = forward_with_computed_stats(b, norm, x, gamma, beta)
     # Only now is the count over all ranks known, to each of them.
     single_value = norm.training and stats.n == 1 and rows.parameter != (0,)
-    check_group_size(single_value, rows, "channel over all ranks in training", ALONE)
+    refuse_single_values(single_value, rows, "channel over all ranks in training", ALONE)
     if norm.training and running_mean is not None and stats.n:
         _track(b, norm, (running_mean, running_var), stats)
     return y, stats.mean, stats.rstd
@@ -125,7 +125,7 @@ def _batch_norm_plan(
     )
     if comm is None:
         single_value = training and rows.count == 1 and rows.parameter != (0,)
-        check_group_size(single_value, rows, "channel in training", ALONE)
+        refuse_single_values(single_value, rows, "channel in training", ALONE)
     return norm_plan("batch_norm", b, x, norm)
 
 

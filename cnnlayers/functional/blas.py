@@ -26,7 +26,9 @@ from ._common import Array, cast
 
 T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it
-SHARED_FLOPS = 8_000_000  # a convolution of no more is not shared out
+# A convolution by columns of no more runs on one thread. Direct loops have a number of their own, in
+# kernels/cpu/conv_direct.py: a chunk of theirs costs no call of Python or BLAS.
+MIN_PARALLEL_FLOPS = 8_000_000
 MOST_CHUNKS = 32
 RUN_TERMS = 4096  # terms of a run: adding up the runs' products takes a fortieth of the time of these, at most
 RUN, SMALL = 128, 4096  # terms of a run of a small product, and the numbers of one at most
@@ -41,13 +43,13 @@ def single_threaded_blas(b: Backend) -> contextlib.AbstractContextManager[None]:
 
 def in_chunks(b: Backend, function: Callable[[T], Any], chunks: Sequence[T], flops: float = math.inf) -> None:
     """Call `function` on every chunk: on NumPy with BLAS on one thread, and side by side if all together take more than
-    SHARED_FLOPS; elsewhere one after another."""
+    MIN_PARALLEL_FLOPS; elsewhere one after another."""
     if b.name != "numpy":
         for chunk in chunks:
             function(chunk)
         return
     with backends.single_threaded_blas():
-        if flops > SHARED_FLOPS:
+        if flops > MIN_PARALLEL_FLOPS:
             backends.run_chunks(function, chunks)
         else:
             for chunk in chunks:
@@ -81,13 +83,13 @@ def matmul(
     w: Array,
     plus: Array | None = None,
     *,
-    whole: bool = False,
+    uncut: bool = False,
     out: Array | None = None,
 ) -> Array:
     """x @ w (+ plus) for stacks of matrices (..., m, k) and (..., k, n) of one floating dtype; batch axes broadcast.
 
-    `plus` broadcasts to the product. `whole`: the caller is in a chunk of its own, and the product is not cut again.
-    `out`, of NumPy alone: where the product goes. On CuPy the product of half types is float32.
+    `plus` broadcasts to the product. `uncut`: do not cut the product into chunks, because the caller itself
+    runs in one. `out`, of NumPy alone: where the product goes. On CuPy the product of half types is float32.
     """
     if b.name != "numpy":
         wide = x.dtype if x.dtype == b.xp.float64 else b.xp.float32
@@ -106,7 +108,7 @@ def matmul(
         if plus is not None:
             y += plus
 
-    if whole:
+    if uncut:
         compute((x, w, y, plus))
     else:
         in_chunks(b, compute, _jobs(x, w, y, plus))

@@ -5,10 +5,10 @@ formats. Cells outside x count as 0. Sums are kept in float32 (float64 for float
 On the CPU, with compiled kernels, direct loops compute most convolutions, with the same bits on every CPU. Those
 of long sums, and the gradients of large weights, take columns and BLAS (`direct_steps` in specs/conv.py). 3×3 ones of
 float32 with stride 1 and large weights take Winograd's form: faster, and exact to at most 5e-6 of the largest result
-instead of 7e-7. On a GPU they are
-cuDNN's where that is installed, else columns and cuBLAS. `kernels.winograd("off")`, or the variable
-CNNLAYERS_WINOGRAD=off, forbids it. Where NaN or infinities would spread to other cells in a form, another form computes
-the result.
+instead of 7e-7. `kernels.winograd("off")`, or the variable CNNLAYERS_WINOGRAD=off, switches Winograd's form off. Where
+it would carry a NaN or an infinity to other cells, another form computes the result.
+
+On a GPU cuDNN computes them where it is installed and not switched off (`kernels.cudnn`), else columns and cuBLAS.
 
 conv_transpose is conv's adjoint, the map from dy to dx, so both ops are made of the same three functions (`correlate`).
 
@@ -46,14 +46,14 @@ from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted
 from .correlation import correlate, correlate_adjoint, multiplies_halves, weight_gradient
 
 
-def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat, by_channel: int) -> Shape:
-    """Check a weight's shape and give its kernel. `by_channel`: the weight's axis that goes with x's channels."""
+def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat, channel_axis: int) -> Shape:
+    """Check a weight's shape and give its kernel. `channel_axis`: the weight's axis that goes with x's channels."""
     lay = layout(x, data_format)
-    meaning = "(filters, channels / groups, *kernel)" if by_channel else "(channels, filters / groups, *kernel)"
+    meaning = "(filters, channels / groups, *kernel)" if channel_axis else "(channels, filters / groups, *kernel)"
     if len(weight) != len(x):
         raise ValueError(f"weight must be {meaning}, with as many axes as x of shape {x}: got shape {weight}")
     kernel = sizes(weight[2:], len(lay.spatial), "weight's kernel")
-    wanted = weight[1] * groups if by_channel else weight[0]
+    wanted = weight[1] * groups if channel_axis else weight[0]
     if lay.channels != wanted:
         raise ValueError(
             f"x must have {wanted} channels for a weight {meaning} of shape {weight} and {groups} groups, got"
@@ -133,7 +133,7 @@ def _conv_plan(
 ) -> CallPlan:
     b = _arrays(x, weight, bias)
     groups = integer(groups, "groups", 1)
-    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=1)
+    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, channel_axis=1)
     window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
     spec = interned(Conv(window, weight.shape[0], groups))
     check_shape(bias, "bias", (spec.filters,))
@@ -272,7 +272,7 @@ def _conv_transpose_plan(
 ) -> CallPlan:
     b = _arrays(x, weight, bias)
     groups = integer(groups, "groups", 1)
-    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, by_channel=0)
+    kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, channel_axis=0)
     filters = weight.shape[1] * groups
     window = transposed_window(
         tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters

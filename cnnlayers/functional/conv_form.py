@@ -1,4 +1,9 @@
-"""The form in which a convolution is computed, and the kernels for the whole of one."""
+"""The form in which a convolution is computed, and the kernels for the whole of one.
+
+A *form* is an algorithm together with the code that runs it: direct loops, Winograd's, columns (im2col) and a matrix
+product, a matrix product alone, elementwise products, or cuDNN's. A *step* is one of the three functions of
+correlation.py: "correlate", "correlate_adjoint" or "weight_gradient".
+"""
 
 from __future__ import annotations
 

@@ -20,9 +20,11 @@ from . import blas
 WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
 DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
 TILE_FLOPS = 100_000_000  # of a tile on the CPU, about: less is too little for what Python does for each
-ENOUGH = 128  # windows that a product is of on the CPU, at least: with fewer BLAS is busy with packing the weight
-APART = 256  # windows of a sample, channels first, that on the CPU are a product of their own
-SHARES = 4  # tiles on the CPU, at least: some threads can then be busy to the end
+MIN_PRODUCT_WINDOWS = (
+    128  # windows that a product is of on the CPU, at least: with fewer BLAS is busy with packing the weight
+)
+MIN_WINDOWS_PER_SAMPLE_PRODUCT = 256  # windows of a sample, channels first, that on the CPU are a product of their own
+MIN_TILES = 4  # tiles on the CPU, at least: some threads can then be busy to the end
 
 ALL = slice(None)
 Tap: TypeAlias = tuple[
@@ -69,10 +71,10 @@ def _tiles(spec: Conv, cells: int, host: bool) -> tuple[tuple[Tile, ...], ...]:
     rows = [
         (cut, _rows_of(spec.window, cut)) for cut in blas.split_evenly(spec.window.axes[0].out, -(-windows // room))
     ]
-    per_sample = host and not spec.last and windows >= APART
+    per_sample = host and not spec.last and windows >= MIN_WINDOWS_PER_SAMPLE_PRODUCT
     if host:
-        least = SHARES if spec.flops > blas.SHARED_FLOPS else 1
-        together = max(math.ceil(samples * TILE_FLOPS / max(spec.flops, 1)), -(-ENOUGH // windows))
+        least = MIN_TILES if spec.flops > blas.MIN_PARALLEL_FLOPS else 1
+        together = max(math.ceil(samples * TILE_FLOPS / max(spec.flops, 1)), -(-MIN_PRODUCT_WINDOWS // windows))
         together = min(together, -(-samples // least))
         room = min(room, cells // (spec.channels * math.prod(spec.window.kernel)), windows * together)
     runs = blas.split_evenly(samples, -(-samples // max(1, room // windows)))
@@ -100,10 +102,10 @@ def blocks_of(b: Backend, spec: Conv, tile: Tile, itemsize: int) -> Sequence[Seq
 @planned
 def _blocks(window: Window, most: int) -> Sequence[Sequence[Tap]]:
     found = taps_of(window)
-    step = math.ceil(len(found) / math.ceil(len(found) / most)) if found else 1  # blocks of about one size
+    block_taps = math.ceil(len(found) / math.ceil(len(found) / most)) if found else 1  # blocks of about one size
     blocks: list[list[Tap]] = []
     for tap in found:
-        if not blocks or len(blocks[-1]) == step or tap[0] != blocks[-1][-1][0] + 1:
+        if not blocks or len(blocks[-1]) == block_taps or tap[0] != blocks[-1][-1][0] + 1:
             blocks.append([])
         blocks[-1].append(tap)
     return blocks

@@ -36,19 +36,19 @@ from ._common import LONG_SUM, Array, cast, itemsize, sum_dtype
 from .conv_form import by_kernel
 from .conv_tiling import ALL, Tap, Tile, blocks_of, taps_of, tiles_of
 
-STRANDS = 16  # partial weight gradients made side by side,
-STRAND_BYTES = 64 << 20  # and what they may take together
+MAX_PARTIAL_SUMS = 16  # partial weight gradients made side by side,
+PARTIAL_SUM_BYTES = 64 << 20  # and what they may take together
 
 
 # ------------------------------------------------------------------------------------------------------------- matrices
 # The matrices of an array are (groups, channels, cells), and of samples apart (samples, groups, channels, cells). With
 # channels last they are transposed views, and products are taken of the transposes: BLAS reads both, and neither format
-# is turned as a whole.
-def _axes_order(spec: Conv, by_cell: bool) -> Shape:
-    """A split array's axes as (groups, channels, cells), or as (groups, cells, channels)."""
+# is copied as a whole.
+def _axes_order(spec: Conv, channels_last: bool) -> Shape:
+    """A split array's axes as (groups, channels, cells), or with channels last as (groups, cells, channels)."""
     n = spec.ndim
     group, channel, cells = (n + 1, n + 2, range(n + 1)) if spec.last else (1, 2, (0, *range(3, n + 3)))
-    return (group, *cells, channel) if by_cell else (group, channel, *cells)
+    return (group, *cells, channel) if channels_last else (group, channel, *cells)
 
 
 def _inverse_order(order: Shape) -> Shape:
@@ -65,11 +65,11 @@ def _matrices(b: Backend, spec: Conv, part: Array, per_sample: bool = False) -> 
     """A part of a split array as matrices: a view where its strides allow."""
     if per_sample:
         return b.xp.reshape(part, (*part.shape[:3], math.prod(part.shape[3:])))
-    turned = b.xp.permute_dims(part, _axes_order(spec, by_cell=spec.last))
-    shape = tuple(turned.shape)
+    permuted = b.xp.permute_dims(part, _axes_order(spec, channels_last=spec.last))
+    shape = tuple(permuted.shape)
     if spec.last:
-        return _transposed(b, b.xp.reshape(turned, (shape[0], math.prod(shape[1:-1]), shape[-1])))
-    return b.xp.reshape(turned, (*shape[:2], math.prod(shape[2:])))
+        return _transposed(b, b.xp.reshape(permuted, (shape[0], math.prod(shape[1:-1]), shape[-1])))
+    return b.xp.reshape(permuted, (*shape[:2], math.prod(shape[2:])))
 
 
 def _cells(b: Backend, spec: Conv, matrices: Array, shape: Shape) -> Array:
@@ -79,7 +79,7 @@ def _cells(b: Backend, spec: Conv, matrices: Array, shape: Shape) -> Array:
         cells = b.xp.reshape(_transposed(b, matrices), (groups, *shape, channels))
     else:
         cells = b.xp.reshape(matrices, (groups, channels, *shape))
-    return b.xp.permute_dims(cells, _inverse_order(_axes_order(spec, by_cell=spec.last)))
+    return b.xp.permute_dims(cells, _inverse_order(_axes_order(spec, channels_last=spec.last)))
 
 
 def _product(
@@ -88,15 +88,15 @@ def _product(
     matrices: Array,
     plus: Array | None = None,
     *,
-    by_cell: bool,
-    whole: bool = False,
+    transposed: bool,
+    uncut: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """weight @ matrices + plus; `by_cell`: stored as its transpose. `out`: as `blas.matmul`'s."""
-    if not by_cell:
-        return blas.matmul(b, weight, matrices, plus, whole=whole, out=out)
+    """weight @ matrices + plus; `transposed`: stored as its transpose. `uncut`, `out`: as `blas.matmul`'s."""
+    if not transposed:
+        return blas.matmul(b, weight, matrices, plus, uncut=uncut, out=out)
     plus, out = (None if a is None else _transposed(b, a) for a in (plus, out))
-    return _transposed(b, blas.matmul(b, _transposed(b, matrices), _transposed(b, weight), plus, whole=whole, out=out))
+    return _transposed(b, blas.matmul(b, _transposed(b, matrices), _transposed(b, weight), plus, uncut=uncut, out=out))
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
@@ -110,7 +110,7 @@ def _columns_shape(spec: Conv, tile: Tile, taps: int) -> Shape:
 
 def _columns_order(spec: Conv, tile: Tile) -> Shape:
     """A split array's axes as those of columns, but for the taps."""
-    return tuple(range(spec.ndim + 3)) if tile.per_sample else _axes_order(spec, by_cell=spec.channels_contiguous)
+    return tuple(range(spec.ndim + 3)) if tile.per_sample else _axes_order(spec, channels_last=spec.channels_contiguous)
 
 
 def _tap_index(spec: Conv, tile: Tile, slot: int, windows: Sequence[slice]) -> tuple[Any, ...]:
@@ -169,7 +169,7 @@ def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Ta
 
 
 def _compute_maps(
-    b: Backend, spec: Conv, tile: Tile, image: Array, weight: Array, bias: Array | None, maps: Array, whole: bool
+    b: Backend, spec: Conv, tile: Tile, image: Array, weight: Array, bias: Array | None, maps: Array, uncut: bool
 ) -> None:
     at = spec.at(tile.samples, tile.maps)
     plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
@@ -183,9 +183,10 @@ def _compute_maps(
             part = _block_weight(b, spec, weight, block)
             if total is None:
                 room = out if dtype == image.dtype else None
-                total = cast(b, _product(b, part, columns, plus, by_cell=spec.last, whole=whole, out=room), dtype)
+                product = _product(b, part, columns, plus, transposed=spec.last, uncut=uncut, out=room)
+                total = cast(b, product, dtype)
             else:
-                total += _product(b, part, columns, by_cell=spec.last, whole=whole)
+                total += _product(b, part, columns, transposed=spec.last, uncut=uncut)
     if total is None:  # the windows see nothing but padding
         maps[at] = 0.0 if bias is None else bias
     elif out is None:
@@ -194,24 +195,25 @@ def _compute_maps(
         out[...] = total
 
 
-def _adjoint_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, whole: bool) -> None:
+def _adjoint_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array, image: Array, uncut: bool) -> None:
     matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.per_sample)
-    runs = spec.channels_contiguous
+    columns_by_cell = spec.channels_contiguous  # and the product is stored as its transpose
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         part = _transposed(b, _block_weight(b, spec, weight, block))
         with _columns_workspace(b, spec, tile, block, image.dtype) as (columns, out):
-            product = _product(b, part, matrices, by_cell=runs, whole=whole, out=out if b.name == "numpy" else None)
+            room = out if b.name == "numpy" else None
+            product = _product(b, part, matrices, transposed=columns_by_cell, uncut=uncut, out=room)
             if b.name != "numpy":
-                columns = b.xp.reshape(_transposed(b, product) if runs else product, tuple(columns.shape))
+                columns = b.xp.reshape(_transposed(b, product) if columns_by_cell else product, tuple(columns.shape))
             (kernels.find("col2im", b, spec, image) or _col2im)(b, spec, image, tile, block, columns)
 
 
-def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, whole: bool) -> None:
+def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array, dweight: Array, uncut: bool) -> None:
     matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.per_sample)
     groups, filters, channels, _ = spec.weight_shape
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         with _columns(b, spec, image, tile, block) as columns:
-            part = blas.matmul(b, matrices, _transposed(b, columns), whole=whole)
+            part = blas.matmul(b, matrices, _transposed(b, columns), uncut=uncut)
         part = b.xp.sum(part, axis=0, dtype=b.xp.float64) if tile.per_sample else part
         if spec.channels_contiguous:
             part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
@@ -258,7 +260,7 @@ def _point(b: Backend, spec: Conv, weight: Array, array: Array, bias: Array | No
     shape = tuple(array.shape)
     plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
     if spec.last:
-        y = _product(b, weight, _matrices(b, spec, array), plus, by_cell=True)
+        y = _product(b, weight, _matrices(b, spec, array), plus, transposed=True)
         return _cells(b, spec, y, shape[:-2])
     y = blas.matmul(b, weight, b.xp.reshape(array, (*shape[:3], math.prod(shape[3:]))), plus)
     return b.xp.reshape(y, (*shape[:2], weight.shape[1], *shape[3:]))
@@ -315,13 +317,13 @@ def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array |
     if spec.pointwise and not spec.depthwise:
         return b.xp.reshape(_point(b, spec, weight[:, :, :, 0], image, bias), spec.maps_shape)
     maps = b.empty(spec.split(spec.maps_shape), image.dtype)
-    tiles = [tile for run in tiles_of(b, spec, itemsize(b, image)) for tile in run]
+    tiles = [tile for tiles in tiles_of(b, spec, itemsize(b, image)) for tile in tiles]
 
     def compute(tile: Tile) -> None:
         if spec.depthwise:
             maps[spec.at(tile.samples, tile.maps)] = _depthwise_maps(b, spec, tile, image, weight, bias)
         else:
-            _compute_maps(b, spec, tile, image, weight, bias, maps, whole=len(tiles) > 1)
+            _compute_maps(b, spec, tile, image, weight, bias, maps, uncut=len(tiles) > 1)
 
     blas.in_chunks(b, compute, tiles, spec.flops)
     return b.xp.reshape(maps, spec.maps_shape)
@@ -343,17 +345,17 @@ def correlate_adjoint(b: Backend, spec: Conv, maps: Array, weight: Array, bias: 
     if spec.pointwise and not spec.depthwise:
         return b.xp.reshape(_point(b, spec, _transposed(b, weight[:, :, :, 0]), maps, bias), shape)
     image = b.empty(spec.split(shape), _sum_dtype(b, maps))
-    runs = tiles_of(b, spec, itemsize(b, image))
+    tiles_by_samples = tiles_of(b, spec, itemsize(b, image))
 
-    def compute(run: Sequence[Tile]) -> None:
-        image[spec.at(run[0].samples, [ALL] * spec.ndim)] = 0.0 if bias is None else bias
-        for tile in run:  # rows of one sample overlap in the image: one behind the other
+    def compute(tiles: Sequence[Tile]) -> None:
+        image[spec.at(tiles[0].samples, [ALL] * spec.ndim)] = 0.0 if bias is None else bias
+        for tile in tiles:  # rows of one sample overlap in the image: one after the other
             if spec.depthwise:
                 _depthwise_adjoint(b, spec, tile, maps, weight, image)
             else:
-                _adjoint_tile(b, spec, tile, maps, weight, image, whole=len(runs) > 1)
+                _adjoint_tile(b, spec, tile, maps, weight, image, uncut=len(tiles_by_samples) > 1)
 
-    blas.in_chunks(b, compute, runs, spec.flops)
+    blas.in_chunks(b, compute, tiles_by_samples, spec.flops)
     return b.xp.reshape(image, shape)
 
 
@@ -367,19 +369,19 @@ def weight_gradient(b: Backend, spec: Conv, image: Array, maps: Array) -> Array:
     if dweight is not None:
         return dweight
     image, maps = _split_view(b, spec, image), _split_view(b, spec, maps)
-    tiles = [tile for run in tiles_of(b, spec, itemsize(b, image)) for tile in run]
-    most = STRAND_BYTES // (math.prod(shape) * 8) if b.name == "numpy" else 1
-    strands = [tiles[cut] for cut in blas.split_evenly(len(tiles), max(1, min(STRANDS, most)))]
-    partial = [b.zeros(spec.weight_shape, b.xp.float64) for _ in strands]
+    tiles = [tile for tiles in tiles_of(b, spec, itemsize(b, image)) for tile in tiles]
+    most = PARTIAL_SUM_BYTES // (math.prod(shape) * 8) if b.name == "numpy" else 1
+    parts = [tiles[cut] for cut in blas.split_evenly(len(tiles), max(1, min(MAX_PARTIAL_SUMS, most)))]
+    partial = [b.zeros(spec.weight_shape, b.xp.float64) for _ in parts]
 
-    def compute(strand: int) -> None:
-        for tile in strands[strand]:
+    def compute(part: int) -> None:
+        for tile in parts[part]:
             if spec.depthwise:
-                _add_depthwise_gradient(b, spec, tile, image, maps, partial[strand])
+                _add_depthwise_gradient(b, spec, tile, image, maps, partial[part])
             else:
-                _add_gradient(b, spec, tile, image, maps, partial[strand], whole=len(strands) > 1)
+                _add_gradient(b, spec, tile, image, maps, partial[part], uncut=len(parts) > 1)
 
-    blas.in_chunks(b, compute, range(len(strands)), spec.flops)
+    blas.in_chunks(b, compute, range(len(parts)), spec.flops)
     total = partial[0]
     for other in partial[1:]:
         total += other

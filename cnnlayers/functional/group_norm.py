@@ -16,14 +16,14 @@ from ._common import (
     plan_of,
 )
 from .norm import (
-    check_group_size,
     checked_eps,
-    forward_own_stats,
+    forward_saving_stats,
     norm_backend,
     norm_backward,
     norm_forward,
     norm_of,
     norm_plan,
+    refuse_single_values,
 )
 
 
@@ -33,7 +33,7 @@ def _group_norm_plan(
     b = norm_backend(x, gamma=gamma, beta=beta)
     lay = layout(tuple(x.shape), data_format, least=0)
     rows = group_rows(lay, grouped(lay.channels, num_groups), checked_eps(eps))
-    check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
+    refuse_single_values(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
     return norm_plan("group_norm", b, x, norm_of(b, rows, gamma, beta))
 
 
@@ -93,7 +93,7 @@ def group_norm_forward(
     Wu and He 2018, https://arxiv.org/abs/1803.08494; torch.nn.functional.group_norm
     """
     plan = plan_of(_group_norm_plan, (x, gamma, beta), num_groups, eps, data_format)
-    return norm_forward(plan, forward_own_stats, x, gamma, beta)
+    return norm_forward(plan, forward_saving_stats, x, gamma, beta)
 
 
 group_norm = inference_of(group_norm_forward)
@@ -129,7 +129,9 @@ def group_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
 def _instance_norm_plan(x: Array, gamma: Array | None, beta: Array | None, eps: Any, data_format: Any) -> CallPlan:
     b = norm_backend(x, gamma=gamma, beta=beta)
     rows = instance_rows(layout(tuple(x.shape), data_format, least=0), checked_eps(eps))
-    check_group_size(rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more")
+    refuse_single_values(
+        rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more"
+    )
     return norm_plan("instance_norm", b, x, norm_of(b, rows, gamma, beta))
 
 
@@ -189,7 +191,7 @@ def instance_norm_forward(
     Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022; torch.nn.functional.instance_norm
     """
     plan = plan_of(_instance_norm_plan, (x, gamma, beta), eps, data_format)
-    return norm_forward(plan, forward_own_stats, x, gamma, beta)
+    return norm_forward(plan, forward_saving_stats, x, gamma, beta)
 
 
 instance_norm = inference_of(instance_norm_forward)

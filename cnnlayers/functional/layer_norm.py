@@ -18,7 +18,7 @@ from ._common import (
 )
 from .norm import (
     checked_eps,
-    forward_own_stats,
+    forward_saving_stats,
     norm_backend,
     norm_backward,
     norm_forward,
@@ -83,7 +83,7 @@ def layer_norm_forward(
     Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450; torch.nn.functional.layer_norm
     """
     plan = plan_of(_layer_norm_plan, (x, gamma, beta), normalized_shape, eps)
-    return norm_forward(plan, forward_own_stats, x, gamma, beta)
+    return norm_forward(plan, forward_saving_stats, x, gamma, beta)
 
 
 layer_norm = inference_of(layer_norm_forward)
@@ -162,7 +162,7 @@ def rms_norm_forward(
     Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467; torch.nn.functional.rms_norm
     """
     plan = plan_of(_rms_norm_plan, (x, gamma), normalized_shape, eps)
-    return norm_forward(plan, forward_own_stats, x, gamma, None)
+    return norm_forward(plan, forward_saving_stats, x, gamma, None)
 
 
 rms_norm = inference_of(rms_norm_forward)

@@ -33,8 +33,8 @@ from ._common import (
 
 def _factor(dy: Any, ctx: Any) -> Array:
     """dy as an array, where it is a number."""
-    if isinstance(ctx, Context) and ctx.plan.computed is not None and isinstance(dy, Real):
-        return ctx.plan.backend.full((), real(dy, "dy", finite=False), ctx.plan.computed)
+    if isinstance(ctx, Context) and ctx.plan.compute_dtype is not None and isinstance(dy, Real):
+        return ctx.plan.backend.full((), real(dy, "dy", finite=False), ctx.plan.compute_dtype)
     return backends.plain(dy)
 
 
@@ -274,7 +274,7 @@ def mse_loss_forward(x: Array, target: Array) -> tuple[Array, Context]:
     """
     plan = plan_of(_mse_plan, (x, target))
     b = plan.backend
-    difference = cast(b, _difference(b, x, target, plan.computed), b.xp.float64)
+    difference = cast(b, _difference(b, x, target, plan.compute_dtype), b.xp.float64)
     loss = b.array(b.xp.mean(difference * difference), b.xp.float64)
     return b.array(cast(b, loss, x.dtype), x.dtype), Context(plan, {"x": x, "target": target})
 

@@ -120,7 +120,7 @@ def _max_pool_plan(x: Array, *options: Any) -> CallPlan:
 def _as_bytes(plan: CallPlan, x: Array) -> Array:
     """bool as uint8, which has an order."""
     b = plan.backend
-    return cast(b, x, b.xp.uint8) if plan.computed is None and backends.dtype_name(b, x) == "bool" else x
+    return cast(b, x, b.xp.uint8) if plan.compute_dtype is None and backends.dtype_name(b, x) == "bool" else x
 
 
 @overload
@@ -233,8 +233,8 @@ def max_pool(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
     plan = plan_of(_max_pool_plan, (x,), *options)
-    y, indices = plan.run("max_pool", _max_pool, x if plan.computed else _as_bytes(plan, x))
-    y = y if plan.computed else cast(plan.backend, y, x.dtype)
+    y, indices = plan.run("max_pool", _max_pool, _as_bytes(plan, x))
+    y = y if plan.compute_dtype is not None else cast(plan.backend, y, x.dtype)
     return (y, indices) if return_indices else y
 
 
@@ -304,8 +304,8 @@ def max_pool_forward(
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
     plan = plan_of(_max_pool_plan, (x,), *options)
-    y, saved, indices = plan.run("max_pool_forward", _max_pool_forward, x if plan.computed else _as_bytes(plan, x))
-    y = y if plan.computed else cast(plan.backend, y, x.dtype)
+    y, saved, indices = plan.run("max_pool_forward", _max_pool_forward, _as_bytes(plan, x))
+    y = y if plan.compute_dtype is not None else cast(plan.backend, y, x.dtype)
     return ((y, indices) if return_indices else y), Context(plan, {"saved": saved})
 
 
@@ -329,7 +329,7 @@ def max_pool_backward(dy: Array, ctx: Context) -> Array:
     -----
     A cell adds its windows in C order, half types in float32: the bits are the same wherever this runs.
     """
-    if isinstance(ctx, Context) and ctx.plan.computed is None and getattr(ctx.spec, "ties", None) == "split":
+    if isinstance(ctx, Context) and ctx.plan.compute_dtype is None and getattr(ctx.spec, "ties", None) == "split":
         raise TypeError(
             f"max_pool's ties='split' divides gradients among equal maxima, and x was {ctx.dtype}, which cannot be"
             " divided: use ties='first' or ties='all', or a floating x"

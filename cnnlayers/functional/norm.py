@@ -32,7 +32,7 @@ from ._common import (
     check_parameter,
     common_backend,
 )
-from .norm_math import backward_with_batch_stats, backward_with_running_stats, forward_with_batch_stats
+from .norm_math import backward_with_computed_stats, backward_with_running_stats, forward_with_computed_stats
 
 
 def checked_eps(value: Any) -> float:
@@ -49,9 +49,9 @@ def norm_backend(x: Array, **others: Array | None) -> Backend:
     return b
 
 
-def check_group_size(single_value: bool, rows: Rows, row: str, remedy: str) -> None:
-    """The ValueError where each row is a single value."""
-    if single_value:
+def refuse_single_values(single_values: bool, rows: Rows, row: str, remedy: str) -> None:
+    """ValueError if `single_values`: if each row is a single value."""
+    if single_values:
         raise ValueError(f"x must have more than one value per {row}, got shape {rows.shape}: {remedy}")
 
 
@@ -62,11 +62,11 @@ def norm_of(b: Backend, rows: Rows, gamma: Array | None, beta: Array | None, **m
     return Norm(rows, None if gamma is None else gamma.dtype, None if beta is None else beta.dtype, **more)
 
 
-def forward_own_stats(
+def forward_saving_stats(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
 ) -> tuple[Array, Array | None, Array]:
-    """y, mean and rstd where the rows have statistics of their own."""
-    y, stats = forward_with_batch_stats(b, norm, x, gamma, beta)
+    """y, and the mean and rstd that were computed from x, for the context."""
+    y, stats = forward_with_computed_stats(b, norm, x, gamma, beta)
     return y, stats.mean, stats.rstd
 
 
@@ -78,13 +78,13 @@ def norm_forward(
     plan: CallPlan, portable: Any, x: Array, gamma: Array | None, beta: Array | None, *more: Any
 ) -> tuple[Array, Context]:
     y, mean, rstd = plan.run(f"{plan.op}_forward", portable, x, gamma, beta, *more)
-    for_dgamma_alone = gamma is None and plan.spec.use_running_stats
-    return y, Context(plan, {"x": None if for_dgamma_alone else x, "mean": mean, "rstd": rstd, "gamma": gamma})
+    x_unused = gamma is None and plan.spec.use_running_stats  # backward would need x for dgamma alone
+    return y, Context(plan, {"x": None if x_unused else x, "mean": mean, "rstd": rstd, "gamma": gamma})
 
 
 def norm_backward(op: str, dy: Array, ctx: Context) -> tuple[Array, Array | None, Array | None]:
     b, dy = check_backward(op, dy, ctx, exact=True)
     kept = [ctx.arrays[name] for name in ("x", "mean", "rstd", "gamma")]
-    portable = backward_with_running_stats if ctx.spec.use_running_stats else backward_with_batch_stats
+    portable = backward_with_running_stats if ctx.spec.use_running_stats else backward_with_computed_stats
     dx, dgamma, dbeta = ctx.plan.run(f"{op}_backward", portable, dy, *kept)
     return cast(b, dx, ctx.dtype), dgamma, dbeta

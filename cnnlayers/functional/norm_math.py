@@ -7,9 +7,9 @@ brought to mean 0 and variance 1 (in RMS norm to mean square 1), then scaled by 
 
 with sums over a row's n cells. Where mean and variance are given (batch norm in evaluation), dx = rstd * dxhat.
 
-Sums run in float64 (those of products along a short last axis first in the compute dtype, `sum_of_products`), and the
-variance is centred: mean(x**2) - mean(x)**2 would lose every digit at a large mean. The
-arrays stay in x's compute dtype all the same: x is centred by `shift`, the mean rounded to that dtype, and what the
+Sums run in float64 (those of products along a short last axis first in the compute dtype, `sum_products_keepdims`),
+and the variance is centred: mean(x**2) - mean(x)**2 would lose every digit at a large mean.
+The arrays stay in x's compute dtype all the same: x is centred by `shift`, the mean rounded to that dtype, and what the
 rounding left out, `delta`, is put right in the numbers of a row: x - mean = (x - shift) - delta. Squares are in the
 compute dtype, so in float32 a spread beyond 1e19 overflows.
 
@@ -29,7 +29,7 @@ from cnnlayers.specs.norm import Norm, Rows
 
 from ._common import Array, accumulator_dtype, cast
 
-SHORT_ROW = 1024  # cells along the last axis
+SHORT_ROW = 1024  # cells along the last axis, at most, whose products are summed in their own dtype
 Centred: TypeAlias = tuple[Array, Array | None]  # (x - shift, delta); (x, None) in RMS norm
 
 
@@ -44,19 +44,19 @@ class Statistics(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------------- sums
-def float64_sum(b: Backend, a: Array, axes: Shape) -> Array:
+def float64_sum_keepdims(b: Backend, a: Array, axes: Shape) -> Array:
     """Sums in float64, the axes kept at length 1; `a` itself where there is no axis to sum over."""
     return b.xp.sum(a, axis=axes, dtype=b.xp.float64, keepdims=True) if axes else a
 
 
-def sum_of_products(b: Backend, a: Array, axes: Shape) -> Array:
-    """`float64_sum` of products: their mean is no larger than they are, so a short last axis is summed in their own
-    dtype, several times as fast, and what it gives in float64."""
+def sum_products_keepdims(b: Backend, a: Array, axes: Shape) -> Array:
+    """`float64_sum_keepdims` of products. Along a last axis of at most SHORT_ROW cells the sum is in the products' own
+    dtype, which is several times as fast; over the other axes it is in float64."""
     last = a.ndim - 1
     together = b.name != "numpy" or a.strides[last] == a.itemsize  # else NumPy adds one after another
     if last in axes and a.shape[last] <= SHORT_ROW and together:
         a = b.xp.sum(a, axis=last, keepdims=True)
-    return float64_sum(b, a, axes)
+    return float64_sum_keepdims(b, a, axes)
 
 
 def over_ranks(b: Backend, comm: Any, count: int, *sums: Array) -> tuple[int, list[Array]]:
@@ -118,12 +118,13 @@ def reciprocal_std(b: Backend, var: Array, eps: float) -> Array:
 
 
 def dy_xhat_sums(b: Backend, rows: Rows, dy: Array, centred: Centred, rstd: Array, sum_dy: Array) -> Array:
-    """dy * xhat, summed over the cells that share a parameter: a small float64 array, but in layer norm.
+    """dy * xhat, summed over the cells that share a parameter. The result is small, except in layer norm, where each
+    cell has its own parameter.
 
     sum_dy: dy, summed likewise.
     """
     xc, delta = centred
-    sums = sum_of_products(b, dy * xc, rows.shared)
+    sums = sum_products_keepdims(b, dy * xc, rows.shared)
     if delta is not None:
         sums = sums - cast(b, delta, sums.dtype) * sum_dy
     return sums * cast(b, rstd, sums.dtype)
@@ -133,21 +134,21 @@ def parameter_gradient(b: Backend, rows: Rows, sums: Array, dtype: Any) -> Array
     """dgamma or dbeta, from sums over the cells that share a parameter; None for a parameter that was not given."""
     if dtype is None:
         return None
-    return cast(b, b.xp.reshape(float64_sum(b, sums, rows.summed_axes), rows.parameter), dtype)
+    return cast(b, b.xp.reshape(float64_sum_keepdims(b, sums, rows.summed_axes), rows.parameter), dtype)
 
 
 # -------------------------------------------------------------------------------------------------- forward, backward
-def forward_with_batch_stats(
+def forward_with_computed_stats(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
 ) -> tuple[Array, Statistics]:
     """y in x's shape and dtype, and the statistics that made it."""
     rows = norm.rows
     v, n, mean = to_view(b, rows, x), rows.count, None
     if rows.centred:
-        n, [sums] = over_ranks(b, norm.comm, n, float64_sum(b, v, rows.axes))
+        n, [sums] = over_ranks(b, norm.comm, n, float64_sum_keepdims(b, v, rows.axes))
         mean = sums / max(n, 1)
     centred = xc, delta = centre(b, v, mean)
-    _, [squares] = over_ranks(b, norm.comm, rows.count, sum_of_products(b, xc * xc, rows.axes))
+    _, [squares] = over_ranks(b, norm.comm, rows.count, sum_products_keepdims(b, xc * xc, rows.axes))
     var = squares / n if n else squares + 1.0  # without a cell any number will do, but 0 where eps is 0
     if delta is not None:
         var = b.xp.maximum(var - delta * delta, b.zeros((), var.dtype))  # delta is the mean of xc
@@ -156,13 +157,13 @@ def forward_with_batch_stats(
     return b.xp.reshape(cast(b, y, x.dtype), rows.shape), Statistics(mean, rstd, var, n)
 
 
-def backward_with_batch_stats(
+def backward_with_computed_stats(
     b: Backend, norm: Norm, dy: Array, x: Array, mean: Array | None, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)`: dx in x's shape and compute dtype, the others in the parameters'."""
     rows = norm.rows
     dy, centred = to_view(b, rows, dy), centre(b, to_view(b, rows, x), mean)
-    sum_dy = float64_sum(b, dy, rows.shared)
+    sum_dy = float64_sum_keepdims(b, dy, rows.shared)
     sum_dy_xhat = dy_xhat_sums(b, rows, dy, centred, rstd, sum_dy)
     dgamma = parameter_gradient(b, rows, sum_dy_xhat, norm.gamma_dtype)
     dbeta = parameter_gradient(b, rows, sum_dy, norm.beta_dtype)
@@ -177,13 +178,18 @@ def backward_with_batch_stats(
 def _through_statistics(
     b: Backend, norm: Norm, centred: Centred, rstd: Array, sum_dxhat_xhat: Array, sum_dxhat: Array
 ) -> Array:
-    """(sum(dxhat) + xhat * sum(dxhat * xhat)) / n: what a cell does to y through its row's mean and variance.
+    """(sum(dxhat) + xhat * sum(dxhat * xhat)) / n: the part of dx that comes through the row's mean and variance,
+    without the factor -rstd.
 
     sum_dxhat_xhat, sum_dxhat: dxhat * xhat and dxhat, already summed over the cells that share a parameter.
     """
     axes, (xc, delta) = norm.rows.axes, centred
     n, [sum_dxhat_xhat, sum_dxhat] = over_ranks(
-        b, norm.comm, norm.rows.count, sum_of_products(b, sum_dxhat_xhat, axes), sum_of_products(b, sum_dxhat, axes)
+        b,
+        norm.comm,
+        norm.rows.count,
+        sum_products_keepdims(b, sum_dxhat_xhat, axes),
+        sum_products_keepdims(b, sum_dxhat, axes),
     )
     slope = rstd * sum_dxhat_xhat / max(n, 1)
     return scale_shift(b, xc, slope, None if delta is None else sum_dxhat / max(n, 1) - delta * slope)
@@ -202,9 +208,9 @@ def forward_with_running_stats(
 def backward_with_running_stats(
     b: Backend, norm: Norm, dy: Array, x: Array | None, mean: Array, rstd: Array, gamma: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
-    """As `backward_with_batch_stats`, but x has no part in the statistics, and is needed for dgamma alone."""
+    """As `backward_with_computed_stats`, but x has no part in the statistics, and is needed for dgamma alone."""
     rows, dy, dgamma = norm.rows, to_view(b, norm.rows, dy), None
-    sum_dy = float64_sum(b, dy, rows.shared)
+    sum_dy = float64_sum_keepdims(b, dy, rows.shared)
     if x is not None:
         sum_dy_xhat = dy_xhat_sums(b, rows, dy, centre(b, to_view(b, rows, x), mean), rstd, sum_dy)
         dgamma = parameter_gradient(b, rows, sum_dy_xhat, norm.gamma_dtype)

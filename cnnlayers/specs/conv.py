@@ -12,13 +12,15 @@ from .arguments import Shape, cached, layout, pairs, sizes
 from .windows import Axis, Window, check_has_cells, effective, padding_of, window_of
 
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
-DIRECT_WEIGHT = 20_000  # numbers in a group's weight, at most, for which Winograd's form is not faster
-DIRECT_GRADIENT = 40_000  # the same, for a weight's gradient by direct loops
-DIRECT_WEIGHT_BY_CELLS = 300_000  # the same for channels last, and for small maps
+# Numbers in a group's weight, at most, for which Winograd's form is not faster than direct loops where it fits (3×3
+# kernels: more from about 48 channels and filters on).
+DIRECT_WEIGHT = 20_000
+DIRECT_GRADIENT = 40_000  # the same, for a weight's gradient by direct loops: that of a larger one takes columns
+DIRECT_WEIGHT_BY_CELLS = 300_000  # for channels last and for small maps: at most, for all three functions
 SMALL_MAP = 64  # windows
 LEAST_BY_CELLS = 16  # channels and filters of a group on small maps
 DIRECT_TERMS = 2048  # of a sum, at most: it is in the array's dtype
-LEAST_RUN = 16  # channels: shorter runs are not worth copying as runs
+LEAST_RUN = 16  # channels that are neighbours in memory: fewer are not worth copying together
 ALL = slice(None)
 
 
@@ -60,7 +62,7 @@ class Conv:
     @functools.cached_property
     def channels_contiguous(self) -> bool:
         """Whether columns have channels that lie in runs as runs: rows are (tap, channel), stored cell by cell. Else
-        they are (channel, tap), so that a weight need not be turned."""
+        they are (channel, tap), so that a weight need not be permuted."""
         return self.last and self.weight_shape[2] >= LEAST_RUN
 
     @functools.cached_property
@@ -98,8 +100,10 @@ class Conv:
     @functools.cached_property
     def direct_steps(self) -> frozenset[str]:
         """The functions of correlation.py for which direct loops fit: those whose sums are short enough for float32.
-        The weight must be small for its gradient, and smaller where Winograd fits. With channels last and on small
-        maps, where vectors go over filters (*by cells*), it may be larger."""
+        A weight above DIRECT_GRADIENT: no direct gradient; above DIRECT_WEIGHT, where Winograd's form fits: no direct
+        loops at all. With channels last or small maps, where vectors go over filters (*by cells*), a weight up to
+        DIRECT_WEIGHT_BY_CELLS is small enough for all three, and a larger one has none.
+        """
         _, filters, channels, taps = self.weight_shape
         overlap = math.prod(a.overlap for a in self.window.axes)
         terms = {"correlate": channels * taps, "correlate_adjoint": filters * overlap, "weight_gradient": 0}

@@ -1,4 +1,6 @@
-"""Activations, dropout, the cross-entropy, local response norm and Lp pooling, whose kernels take one launch a pass."""
+"""Activations, dropout, the cross-entropy, local response norm and Lp pooling, whose kernels take one launch a pass (Lp
+pooling above 16 taps two).
+"""
 
 from __future__ import annotations
 

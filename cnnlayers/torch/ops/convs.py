@@ -81,7 +81,7 @@ def _conv(x: Any, weight: Any, bias: Any, *options: Any) -> Any:
 
 def _conv_spec(x: Shape, weight: Shape, *options: Any) -> Any:
     *sizes, groups, data_format = options
-    kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, by_channel=1)
+    kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, channel_axis=1)
     window = conv_window(tuple(x), kernel, *_conv_sizes(len(x) - 2, *sizes), data_format)
     return window.layout.with_spatial(window.out_lengths, weight[0]), lambda: shared(Conv(window, weight[0], groups))
 
@@ -104,7 +104,7 @@ def _conv_transpose(x: Any, weight: Any, bias: Any, *options: Any) -> Any:
 
 def _conv_transpose_spec(x: Shape, weight: Shape, *options: Any) -> Any:
     *sizes, groups, data_format = options
-    kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, by_channel=0)
+    kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, channel_axis=0)
     found = _transpose_sizes(len(x) - 2, *sizes)
     window = transposed_window(tuple(x), kernel, *found, data_format, channels=weight[1] * groups)
     return window.layout.shape, lambda: shared(Conv(window, weight[0], groups))
