@@ -52,10 +52,11 @@ def planned(on: Device, shape: RowLayout | ColumnLayout, dtype: str, arrays: int
         ((256, 64, 112), "float32", ("grid", 132), ("grid", 132)),  # a channel at a time, on the whole device
         ((32, 2048, 7), "float32", ("block", 2048), ("block", 2048)),
         ((8, 3, 224), "float32", ("grid", 132), ("grid", 132)),
-        ((256, 1, 512), "float32", ("two_pass", 0), ("two_pass", 0)),  # a channel of 268 MB, read twice
+        ((256, 1, 512), "float32", ("two_launches", 0), ("two_launches", 0)),  # a channel of 268 MB, read twice
         ((32, 64, 56, True), "float16", ("grid", 132), ("grid", 132)),
         ((32, 256, 28, True), "float16", ("grid", 132), ("grid", 132)),
-        ((256, 512, 28, True), "float16", ("grid", 132), ("two_pass", 0)),  # 128 bytes across are 51 MB of x and dy
+        # 128 bytes across are 51 MB of x and dy
+        ((256, 512, 28, True), "float16", ("grid", 132), ("three_launches", 0)),
     ],
 )
 def test_plans_of_batch_norm_on_a_large_device(shape: Any, dtype: str, forward: Any, backward: Any) -> None:
@@ -63,12 +64,12 @@ def test_plans_of_batch_norm_on_a_large_device(shape: Any, dtype: str, forward: 
     for arrays, (mapping, blocks) in ((1, forward), (2, backward)):
         chosen = planned(H200, rows, dtype, arrays)
         assert chosen.mapping == mapping, str(chosen)
-        if mapping == "two_pass":
-            assert chosen.rows * chosen.parts >= H200.processors  # nor is the device idle then
+        if mapping in ("two_launches", "three_launches"):
+            assert chosen.rows * chosen.parts >= H200.multiprocessors  # nor is the device idle then
             continue
         assert chosen.grid_size == blocks, str(chosen)
-        waves = -(-blocks // H200.processors)
-        assert blocks / waves > 0.9 * H200.processors  # blocks that are busy
+        waves = -(-blocks // H200.multiprocessors)
+        assert blocks / waves > 0.9 * H200.multiprocessors  # blocks that are busy
         packs = chosen.packs * (
             chosen.lanes if isinstance(rows, ColumnLayout) else 1
         )  # of an array, of a row or column range
@@ -111,7 +112,7 @@ def fits(chosen: LaunchPlan, on: Device) -> None:
         assert (parts - 1) * -(-chosen.packs // parts) < chosen.packs, str(chosen)
     if chosen.mapping == "grid":
         assert on.cooperative
-        assert chosen.grid_size <= on.processors
+        assert chosen.grid_size <= on.multiprocessors
     if chosen.mapping in ("grid", "block", "group"):
         assert chosen.register_packs * chosen.threads * chosen.parts >= chosen.packs or chosen.shared
 
@@ -121,8 +122,8 @@ def test_rows_that_do_not_fit_are_read_twice_while_they_are_in_the_cache() -> No
     alone = Device(132, 227 << 10, 50 << 20, cooperative=False)
     chosen = planned(alone, batch(32, 64, 112), "float16", 2)
     channel = 2 * 2 * 32 * 112 * 112
-    assert (chosen.mapping, chosen.wave) == ("two_pass", (25 << 20) // channel)
-    assert chosen.parts * chosen.rows > 4 * alone.processors
+    assert (chosen.mapping, chosen.wave) == ("two_launches", (25 << 20) // channel)
+    assert chosen.parts * chosen.rows > 4 * alone.multiprocessors
 
 
 def test_a_plan_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:

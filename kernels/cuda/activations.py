@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, Launch, alignment, contiguous, cuda_type, grid_size, offset_types, prepared
+from .launch import BLOCK, Launch, alignment, cached_plan, contiguous, cuda_type, grid_size, offset_types
 
 Array = Any
 BOOLS = "unsigned char"
@@ -26,7 +26,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 def _make(
     b: Backend, spec: Any, kernel: str, name: str, dtype: Any, size: int, aligned_to: int, *more: str | bool
 ) -> Launch:
-    """The launch of a kernel for the op `name` and `size` elements; `more`: its template arguments behind the type."""
+    """The launch of a kernel for the op `name` and `size` elements; `more`: its template arguments after the type."""
     cells = aligned_to // int(dtype.itemsize) or 1
     offset, integer = offset_types(size)
     element = CUDA_TYPE[backends.name_of_dtype(b, dtype)]
@@ -53,7 +53,7 @@ def _forward(b: Backend, spec: Any, name: str, x: Array, save: bool = False) -> 
     x = contiguous(b, x)
     y, passed = b.empty(x.shape, x.dtype), b.empty(x.shape, b.xp.bool) if save else None
     if x.size:
-        prepared(_make, b, spec, "activation", name, x.dtype, x.size, alignment(x), save)(x, y, passed)
+        cached_plan(_make, b, spec, "activation", name, x.dtype, x.size, alignment(x), save)(x, y, passed)
     return y, passed
 
 
@@ -64,7 +64,7 @@ def _backward(b: Backend, spec: Any, name: str, dy: Array, saved: Array) -> Arra
         bools = saved.dtype == b.xp.bool
         aligned_to = min(alignment(dy), alignment(saved) * (dy.dtype.itemsize if bools else 1))
         kept = BOOLS if bools else cuda_type(b, saved)
-        prepared(_make, b, spec, "activation_backward", name, dy.dtype, dy.size, aligned_to, kept)(dy, saved, dx)
+        cached_plan(_make, b, spec, "activation_backward", name, dy.dtype, dy.size, aligned_to, kept)(dy, saved, dx)
     return dx
 
 
@@ -119,7 +119,7 @@ def dropout_forward(b: Backend, p: float, x: Array, key: Any) -> tuple[Array, Ar
     y, mask = b.empty(x.shape, x.dtype), b.empty(x.shape, b.xp.bool)
     if x.size:
         drawn, seed = (None, key) if isinstance(key, int) else (key, 0)
-        launch = prepared(_make, b, p, "dropout", "Dropout", x.dtype, x.size, alignment(x))
+        launch = cached_plan(_make, b, p, "dropout", "Dropout", x.dtype, x.size, alignment(x))
         launch(x, y, mask, drawn, np.uint64(seed))
     return y, mask
 

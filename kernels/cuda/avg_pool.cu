@@ -58,7 +58,7 @@ __device__ __forceinline__ typename Sum<T>::type window_sum(
   LongSum<S> sum;
   for (int z = sd.cell; z < sd.end; z += d.dilation)
     for (int r = sh.cell; r < sh.end; r += h.dilation) {
-      const T* cells = x + ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * I(w.length) * inner + at.lane;
+      const T* cells = x + ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * I(w.length) * inner + at.channel;
       for (int c = sw.cell + offset * w.dilation; c < sw.end;) {
         S run = 0;
         for (int k = 0; k < RUN && c < sw.end; ++k, c += apart) run = plus(run, widen(cells[I(c) * inner]));

@@ -14,7 +14,18 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveWindow, Average
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, divisor, grid_size, offset_types, prepared
+from .launch import (
+    BLOCK,
+    PACK_BYTES,
+    Launch,
+    Pass,
+    alignment,
+    cached_plan,
+    contiguous,
+    divisor,
+    grid_size,
+    offset_types,
+)
 from .window import (
     aligned_pack_cells,
     axes,
@@ -86,7 +97,7 @@ def _within(axis: Any) -> bool:
 
 
 def _bounds(window: Any, include_pad: bool) -> list[np.int32]:
-    """The kernels' BOUNDS: for each axis the first cell that counts, and the cell behind the last."""
+    """The kernels' BOUNDS: for each axis the first cell that counts, and the cell after the last."""
     found = []
     for axis in axes_of(window):
         before, after = (axis.before, axis.after) if axis and include_pad else (0, 0)
@@ -182,7 +193,7 @@ class _Call:
 def _run(b: Backend, spec: Any, part: str, array: Array) -> Array:
     """y of x, or dx of dy."""
     array = contiguous(b, array)
-    plan = prepared(_make, b, spec, part, array.dtype, alignment(array))
+    plan = cached_plan(_make, b, spec, part, array.dtype, alignment(array))
     result = b.empty(plan.shape, array.dtype)
     if plan.launch is not None:
         plan.launch(array, result)

@@ -37,7 +37,7 @@ def forward(
     plan = make_plan(device_of(b), shape, backends.dtype_name(b, x), pack, use_running_stats=spec.use_running_stats)
     instances = forward_instances(plan, cuda_type(b, x), offset_types(x.size)[0], spec.use_running_stats)
     arrays = [x, *(rstd if p is None else p for p in (gamma, beta)), y]
-    if plan.mapping != "two_pass":
+    if plan.mapping != "three_launches":
         _launch_once(b, shape, plan, "channels_last_norm", instances[0], arrays, stats)
         return
     partial = rstd if spec.use_running_stats else _partial(b, shape, plan)
@@ -56,7 +56,7 @@ def forward(
 
 def forward_instances(plan: LaunchPlan, element: str, offset: str, use_running_stats: bool) -> list[str]:
     """channels_last_norm.cu's kernels of a plan, in their order."""
-    if plan.mapping != "two_pass":
+    if plan.mapping != "three_launches":
         kernel = "cooperative_channels_last_forward" if plan.mapping == "grid" else "channels_last_forward"
         return [instance_name(kernel, element, plan.pack, plan.register_packs, offset)]
     moments = (
@@ -107,7 +107,7 @@ def backward(
     instances = backward_instances(plan, cuda_type(b, dy), offset_types(dy.size)[0], spec.use_running_stats)
     sums = b.empty((shape.samples * shape.channels, 2), b.xp.float64)
     packed, stem = np.int32(flags), "channels_last_norm_backward"
-    if plan.mapping != "two_pass":
+    if plan.mapping != "three_launches":
         _launch_once(b, shape, plan, stem, instances[0], [*arrays, *gradients, sums], [packed])
         return sums
     sums_of, finish, *apply = instances
@@ -127,7 +127,7 @@ def backward(
 
 def backward_instances(plan: LaunchPlan, element: str, offset: str, use_running_stats: bool) -> list[str]:
     """channels_last_norm_backward.cu's kernels of a plan, in their order."""
-    if plan.mapping != "two_pass":
+    if plan.mapping != "three_launches":
         kernel = "cooperative_channels_last_backward" if plan.mapping == "grid" else "channels_last_backward"
         return [instance_name(kernel, element, plan.pack, plan.register_packs, offset)]
     accumulator = "double" if element == "double" else "float"

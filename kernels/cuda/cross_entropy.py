@@ -10,7 +10,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, Launch, contiguous, grid_size, offset_types, prepared
+from .launch import BLOCK, Launch, cached_plan, contiguous, grid_size, offset_types
 
 Array = Any
 LONG_ROW = 1024  # from so many classes on a block takes a row, not a warp
@@ -55,7 +55,7 @@ def softmax_cross_entropy_forward(b: Backend, spec: None, x: Array, labels: Arra
     top, rest = (b.empty((rows, 1), wide) for _ in range(2))
     losses, loss = b.empty((rows,), b.xp.float64), b.empty((), x.dtype)
     ended = b.zeros((1,), b.xp.uint32)
-    launch = prepared(_make_forward, b, spec, rows, classes, x.dtype, labels.dtype)
+    launch = cached_plan(_make_forward, b, spec, rows, classes, x.dtype, labels.dtype)
     launch(x, labels, top, rest, losses, loss, ended)
     return loss, top, rest
 
@@ -66,6 +66,6 @@ def softmax_cross_entropy_backward(
     """dx."""
     x, labels, top, rest = (contiguous(b, a) for a in (x, labels, top, rest))
     dx = b.empty(x.shape, x.dtype)
-    launch = prepared(_make_backward, b, spec, *x.shape, x.dtype, labels.dtype)
+    launch = cached_plan(_make_backward, b, spec, *x.shape, x.dtype, labels.dtype)
     launch(x, labels, top, rest, dy, dx)
     return dx

@@ -1,8 +1,8 @@
 """What every launcher does: contiguous memory, alignment, C++ type names, the width of an offset, a grid, the launch.
 
-A launcher works out its launch once for a spec, a dtype and an alignment (`prepared`): the kernel's name, the grid and
-the numbers behind the arrays. Each call then looks at alignment, allocates and launches. Nothing here waits for the
-device.
+A launcher works out its launch once for a spec, a dtype and an alignment, and `cached_plan` keeps it: the kernel's
+name, the grid and the numbers after the arrays. Each call then looks at alignment, allocates and launches. Nothing here
+waits for the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cnnlayers.kernels import only_compiles
 from .compile import CUDA_TYPE, OPTIONS, KernelError, kernel
 
 BLOCK = 256  # threads of a block
-RESIDENT = 8  # blocks of that size that fit a processor at most
+RESIDENT = 8  # blocks of that size that fit a multiprocessor at most
 PACK_BYTES = 16  # the most bytes that one access loads or stores
 WAVES = 4  # the most blocks of a grid, in multiples of what the device runs at once; threads then loop
 
@@ -62,12 +62,12 @@ def divisor(number: int) -> tuple[np.uint32, np.uint32]:
 def grid_size(b: Backend, threads: int, block: int = BLOCK) -> int:
     """Blocks for so many threads, at most WAVES times what the device runs at once: kernels loop over a larger
     array."""
-    limit = WAVES * RESIDENT * BLOCK // block * _processors(b.xp, int(b.device.id))
+    limit = WAVES * RESIDENT * BLOCK // block * _multiprocessors(b.xp, int(b.device.id))
     return min(-(-threads // block), limit)
 
 
 @functools.cache
-def _processors(cupy: Any, device: int) -> int:
+def _multiprocessors(cupy: Any, device: int) -> int:
     return int(cupy.cuda.Device(device).attributes["MultiProcessorCount"])
 
 
@@ -95,8 +95,9 @@ class Pass(NamedTuple):
 _BY_VALUE = (type(None), int, float, str)  # specs of these types are told apart by value, others by identity
 
 
-def prepared(make: Callable[..., Any], b: Backend, spec: Any, *facts: Any) -> Any:
-    """`make(b, spec, *facts)`, kept in the plan cache. With its spec: so no other one can have the same identity.
+def cached_plan(make: Callable[..., Any], b: Backend, spec: Any, *facts: Any) -> Any:
+    """`make(b, spec, *facts)`, from the plan cache, or made and stored there together with its spec: so no other spec
+    can have the same identity.
 
     `facts`: all that the result depends on besides the spec and the device; hashable. A spec that is made anew for each
     call gets what was made for the first one that is equal to it.

@@ -12,7 +12,7 @@ from cnnlayers.backends import Backend
 
 from . import norm_arguments
 from .compile import CUDA_TYPE, instance_name
-from .launch import alignment, contiguous, cuda_type, launch, offset_types, prepared
+from .launch import alignment, cached_plan, contiguous, cuda_type, launch, offset_types
 from .norm_arguments import CENTRED, DBETA, DGAMMA, GAMMA
 from .norm_plan import STREAM_THREADS, Device, RowLayout, device_of, lanes_of, pack_of, threads_of
 
@@ -27,9 +27,9 @@ COLUMNS = 32  # columns of a block of reduce_parameter_gradients, which has eigh
 class LayerNormPlan:
     """How rows with one parameter an element are assigned to a device; `str()` says it in words.
 
-    mapping: "warp" (`lanes` of a warp a row) and "block" (whole warps a row) read each array once; "two_pass" reads it
-    twice, first by `parts` blocks a row. blocks: each of them sums its part of dgamma and dbeta, and another launch
-    adds these up; with "two_pass" each goes down `depth` rows.
+    mapping: "warp" (`lanes` of a warp a row) and "block" (whole warps a row) read each array once; "two_launches" reads
+    it twice, first by `parts` blocks a row. blocks: each of them sums its part of dgamma and dbeta, and another launch
+    adds these up; with "two_launches" each goes down `depth` rows.
     """
 
     mapping: str
@@ -45,7 +45,7 @@ class LayerNormPlan:
 
     def __str__(self) -> str:
         row = f"{self.rows:,} rows of {self.packs:,} packs of {self.pack}"
-        if self.mapping == "two_pass":
+        if self.mapping == "two_launches":
             return f"{row}: two launches, {self.parts} blocks a row and {self.blocks} down {self.depth} rows each"
         return (
             f"{row}: one launch, {self.lanes} threads a row, {self.blocks} blocks of {self.threads} threads that go "
@@ -61,21 +61,22 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 def make_plan(device: Device, rows: RowLayout, dtype: str, pack: int) -> LayerNormPlan:
     """The plan for these rows."""
     packs, register_packs = rows.cells // pack, REGISTER_PACKS[dtype]
-    if packs <= device.threads * register_packs and (2 * rows.rows >= device.processors or packs <= 2 * device.threads):
+    fills_device = 2 * rows.rows >= device.multiprocessors or packs <= 2 * device.threads
+    if packs <= device.threads * register_packs and fills_device:
         team = packs <= 32 * register_packs
         lanes = lanes_of(packs) if team else threads_of(packs, register_packs, device.threads)
         teams = max(1, min(device.threads // 2, 256) // lanes)  # of a block
         blocks = -(-rows.rows // teams)
-        resident = device.processors * max(1, device.threads // (teams * lanes))  # with 128 registers a thread
-        blocks = min(blocks, resident, max(-(-blocks // MIN_ROWS_PER_TEAM), device.processors))
+        resident = device.multiprocessors * max(1, device.threads // (teams * lanes))  # with 128 registers a thread
+        blocks = min(blocks, resident, max(-(-blocks // MIN_ROWS_PER_TEAM), device.multiprocessors))
         return LayerNormPlan(
             "warp" if team else "block", rows.rows, packs, pack, register_packs, teams * lanes, lanes, blocks
         )
-    parts = max(1, min(-(-8 * device.processors // rows.rows), -(-packs // (STREAM_THREADS * 4))))
+    parts = max(1, min(-(-8 * device.multiprocessors // rows.rows), -(-packs // (STREAM_THREADS * 4))))
     parts = -(-packs // -(-packs // parts))  # no part is empty
     depth = min(rows.rows, MAX_DEPTH)
     return LayerNormPlan(
-        "two_pass", rows.rows, packs, pack, 0, STREAM_THREADS, 32, -(-rows.rows // depth), parts, depth
+        "two_launches", rows.rows, packs, pack, 0, STREAM_THREADS, 32, -(-rows.rows // depth), parts, depth
     )
 
 
@@ -89,7 +90,7 @@ def _backward(
     dx = b.empty(spec.rows.shape, dy.dtype)
     if not dy.size:
         return dx, *(None if p is None else b.zeros(spec.rows.parameter, p) for p in dtypes)
-    rows, dtype, plan, instances = prepared(_make, b, spec, dy.dtype, alignment(x, dy))
+    rows, dtype, plan, instances = cached_plan(_make, b, spec, dy.dtype, alignment(x, dy))
     gamma = norm_arguments.parameter(b, gamma, dtype, plan.pack * dtype().itemsize)
     columns = b.empty((2, plan.blocks, rows.cells), dtype)
     flags = (gamma is not None) * GAMMA | (mean is not None) * CENTRED
@@ -111,7 +112,7 @@ def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int) -> tuple[RowLayout
 
 def _instances(plan: LayerNormPlan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
-    if plan.mapping == "two_pass":
+    if plan.mapping == "two_launches":
         return [
             instance_name("layer_norm_sums", element, plan.pack, offset),
             instance_name("layer_norm_apply", element, plan.pack, offset, MAX_DEPTH),
@@ -133,7 +134,7 @@ def _launch(
     columns: Array, flags: int,
 ) -> None:  # fmt: skip
     numbers = [np.int32(flags), np.uint32(rows.rows), np.uint32(plan.packs)]
-    if plan.mapping != "two_pass":
+    if plan.mapping != "two_launches":
         last = [np.int32(plan.lanes)]
         launch("layer_norm_backward", instances[0], plan.blocks, plan.threads, [*arrays, dx, columns, *numbers, *last])
         return
@@ -162,7 +163,7 @@ def _launch_parameter_gradients(
         grid_size = 2 * -(-columns.shape[2] // COLUMNS) if flags else 0
         launch("layer_norm_backward", instance, grid_size, 8 * COLUMNS, [*arrays, *numbers])
     dgamma, dbeta = (
-        None if a is None else norm_arguments.cast(a, p).reshape(spec.rows.parameter)
+        None if a is None else norm_arguments.as_dtype(a, p).reshape(spec.rows.parameter)
         for a, p in zip(gradients, dtypes, strict=True)
     )
     return dgamma, dbeta

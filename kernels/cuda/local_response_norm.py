@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, Launch, contiguous, grid_size, offset_types, prepared
+from .launch import BLOCK, Launch, cached_plan, contiguous, grid_size, offset_types
 
 Array = Any
 SHORT = 32  # channels of a window that are added up in the type that is computed in; more in double
@@ -31,7 +31,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 
 def _window(spec: Any) -> tuple[int, int, int]:
-    """Channels of a window before and behind its own, and all that lie within the array."""
+    """Channels of a window before and after its own, and all that lie within the array."""
     most = max(0, spec.layout.channels - 1)
     before, after = min(spec.size // 2, most), min((spec.size - 1) // 2, most)
     return before, after, before + 1 + after
@@ -82,7 +82,7 @@ def local_response_norm_forward(b: Backend, spec: Any, x: Array) -> Array:
     x = contiguous(b, x)
     y = b.empty(x.shape, x.dtype)
     if x.size:
-        prepared(_make_forward, b, spec, x.dtype)(x, y)
+        cached_plan(_make_forward, b, spec, x.dtype)(x, y)
     return y
 
 
@@ -91,5 +91,5 @@ def local_response_norm_backward(b: Backend, spec: Any, dy: Array, x: Array) -> 
     dy, x = contiguous(b, dy), contiguous(b, x)
     dx = b.empty(x.shape, x.dtype)
     if x.size:
-        prepared(_make_backward, b, spec, x.dtype)(dy, x, dx)
+        cached_plan(_make_backward, b, spec, x.dtype)(dy, x, dx)
     return dx

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(256, 2)
   const int lane = int(threadIdx.x) % L;
   for (I i = I(blockIdx.x) * teams + threadIdx.x / L; i < n; i += I(gridDim.x) * teams) {
     const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
-    const T* const plane = x + at.outer * cells * inner + at.lane;
+    const T* const plane = x + at.outer * cells * inner + at.channel;
     const double norm = norm_of<L>(plane, inner, d, h, w, at.z, at.r, at.c, lane, power);
     if (lane == 0) y[i] = rounded<R>(norm);
   }
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(256, 2) lp_pool_scatter(const T* __restrict__ 
   const int lane = int(threadIdx.x) % L;
   for (I i = I(blockIdx.x) * teams + threadIdx.x / L; i < n; i += I(gridDim.x) * teams) {
     const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
-    const I corner = at.outer * cells * inner + at.lane;
+    const I corner = at.outer * cells * inner + at.channel;
     const double norm = norm_of<L>(x + corner, inner, d, h, w, at.z, at.r, at.c, lane, power);
     const double g = widen(dy[i]);
     const int z_end = at.z + 1 < d.out ? first_cell(d, at.z + 1) : d.length,
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(256, 2) lp_pool_gather(const T* __restrict__ d
   const I cells = I(d.length) * I(h.length) * I(w.length), windows = I(d.out) * I(h.out) * I(w.out);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
     const Place<I> at = place_of(i, d.length, h.length, w.length, inner);
-    const T* const plane = x + at.outer * cells * inner + at.lane;
+    const T* const plane = x + at.outer * cells * inner + at.channel;
     const double v = widen(x[i]), size = fabs(v);
     double sum = 0.0;
     each_window(d, h, w, at.z, at.r, at.c, [&](int, int oz, int oy, int ox) {

@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, Launch, contiguous, grid_size, offset_types, prepared
+from .launch import BLOCK, Launch, cached_plan, contiguous, grid_size, offset_types
 from .window import axes, inner, is_wide, too_large
 
 Array = Any
@@ -29,7 +29,7 @@ def _scatters(window: Any) -> bool:
 
 
 def _make(b: Backend, spec: Any, kernel: str, dtype: Any, *more: str) -> Launch:
-    """The launch of a kernel; `more`: its template arguments behind the type."""
+    """The launch of a kernel; `more`: its template arguments after the type."""
     window = spec.window
     cells, windows = math.prod(window.layout.shape), math.prod(window.out_shape)
     offset, integer = offset_types(cells, windows)
@@ -47,7 +47,7 @@ def _norms(b: Backend, spec: Any, x: Array, dtype: Any) -> Array:
     """The norms of all windows."""
     y = b.empty(spec.window.out_shape, dtype)
     if y.size:
-        prepared(_make, b, spec, "lp_pool", x.dtype, CUDA_TYPE[backends.name_of_dtype(b, dtype)])(x, y)
+        cached_plan(_make, b, spec, "lp_pool", x.dtype, CUDA_TYPE[backends.name_of_dtype(b, dtype)])(x, y)
     return y
 
 
@@ -63,8 +63,8 @@ def lp_pool_backward(b: Backend, spec: Any, dy: Array, x: Array) -> Array:
     if not dx.size:
         return dx
     if _scatters(spec.window):
-        prepared(_make, b, spec, "lp_pool_scatter", x.dtype)(dy, x, dx)
+        cached_plan(_make, b, spec, "lp_pool_scatter", x.dtype)(dy, x, dx)
         return dx
     norms = _norms(b, spec, x, b.xp.float64) if math.prod(spec.window.kernel) > FEW_TAPS else None
-    prepared(_make, b, spec, "lp_pool_gather", x.dtype)(dy, x, norms, dx)
+    cached_plan(_make, b, spec, "lp_pool_gather", x.dtype)(dy, x, norms, dx)
     return dx

@@ -16,7 +16,18 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, divisor, grid_size, offset_types, prepared
+from .launch import (
+    BLOCK,
+    PACK_BYTES,
+    Launch,
+    Pass,
+    alignment,
+    cached_plan,
+    contiguous,
+    divisor,
+    grid_size,
+    offset_types,
+)
 from .window import aligned_pack_cells, axes, inner, is_adaptive, is_wide, planes, too_large
 
 Array = Any
@@ -25,7 +36,6 @@ TIE_RULE = {"first": 0, "all": 1, "split": 2}  # max_pool.cu's TieRule
 MAX_SCATTER_CELLS = (
     64  # the most cells that one thread writes; for larger disjoint windows one thread a cell uses the device better
 )
-FLOATS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # and their itemsize
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -83,13 +93,13 @@ def _disjoint(window: Any) -> bool:
 
 
 def _forward_kernel(
-    window: Any, element: str, saved: str, offset: str, cells: int, ties: str | None
+    window: Any, element: str, saved: str, offset: str, pack_cells: int, ties: str | None
 ) -> tuple[str, str]:
-    """The stem and name of the kernel. `cells`: of a pack of max_pool_tiled.cu, 0 where it does not serve; `ties`: None
-    to save nothing."""
-    if cells:
+    """The stem and name of the kernel. `pack_cells`: cells of a pack of max_pool_tiled.cu, 0 where it does not serve;
+    `ties`: None to save nothing."""
+    if pack_cells:
         w = window.axes[1]
-        shape = (w.kernel, w.stride, cells, _save_flags(ties))
+        shape = (w.kernel, w.stride, pack_cells, _save_flags(ties))
         return "max_pool_tiled", instance_name("max_pool_tiled", element, *shape, offset)
     return "max_pool", instance_name(
         "max_pool_wide" if _warp_per_window(window, ties) else "max_pool", element, saved, offset
@@ -106,11 +116,11 @@ def _warp_per_window(window: Any, ties: str | None) -> bool:
     return is_wide(window) and ties in (None, "first")
 
 
-def _backward_kernel(window: Any, element: str, saved: str, offset: str, cells: int, ties: str) -> tuple[str, str]:
+def _backward_kernel(window: Any, element: str, saved: str, offset: str, pack_cells: int, ties: str) -> tuple[str, str]:
     """The stem and name of the backward kernel; arguments as `_forward_kernel`'s."""
-    if cells:
+    if pack_cells:
         w = window.axes[1]
-        shape = (w.kernel, w.stride, cells, _save_flags(ties))
+        shape = (w.kernel, w.stride, pack_cells, _save_flags(ties))
         return "max_pool_tiled", instance_name("max_pool_tiled_backward", element, *shape, offset)
     return "max_pool", instance_name(
         "max_pool_scatter" if _uses_scatter(window) else "max_pool_gather", element, saved, offset
@@ -137,18 +147,20 @@ def _make_forward(
     b: Backend, spec: Any, dtype: Any, aligned_to: int, ties: str | None, return_indices: bool
 ) -> Forward:
     window, name = _window(spec), backends.name_of_dtype(b, dtype)
-    cells, y = math.prod(window.layout.shape), tuple(window.out_shape)
+    x_size, y = math.prod(window.layout.shape), tuple(window.out_shape)
     shape, saved_dtype = _saved_array(window, ties)
     if not math.prod(y):
         return Forward(None, y, shape, getattr(b.xp, saved_dtype))
-    offset, integer = offset_types(cells, math.prod(y), math.prod(shape))
-    packs = 0 if return_indices or name not in FLOATS else aligned_pack_cells(window, dtype.itemsize, aligned_to)
-    kernel = _forward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype], offset, packs, ties)
+    offset, integer = offset_types(x_size, math.prod(y), math.prod(shape))
+    tiled = name in backends.FLOATS and not return_indices
+    pack_cells = aligned_pack_cells(window, dtype.itemsize, aligned_to) if tiled else 0
+    kernel = _forward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype], offset, pack_cells, ties)
     scalars: tuple[Any, ...]
-    if packs:
-        h, row = window.axes[0], window.layout.shape[-1] // packs
-        threads = planes(window) * h.out * row
-        scalars = (integer(threads), integer(row), np.int32(h.length), np.int32(h.out), *divisor(row), *divisor(h.out))
+    if pack_cells:
+        h, packs_per_row = window.axes[0], window.layout.shape[-1] // pack_cells
+        threads = planes(window) * h.out * packs_per_row
+        heights = np.int32(h.length), np.int32(h.out)
+        scalars = (integer(threads), integer(packs_per_row), *heights, *divisor(packs_per_row), *divisor(h.out))
     else:
         warp, number = _warp_per_window(window, ties), math.prod(y)
         threads = number * (32 if warp else 1)
@@ -175,17 +187,17 @@ def _make_backward(
         return Pass(None, dx)
     offset, integer = offset_types(number, windows, math.prod(shape))
     narrow = (dy_aligned, dtype.itemsize), (saved_aligned, saved_dtype.itemsize)
-    packs = aligned_pack_cells(window, dtype.itemsize, PACK_BYTES, *narrow) if name in FLOATS else 0
-    kernel = _backward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype.name], offset, packs, ties)
+    pack_cells = aligned_pack_cells(window, dtype.itemsize, PACK_BYTES, *narrow) if name in backends.FLOATS else 0
+    kernel = _backward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype.name], offset, pack_cells, ties)
     rule = np.int32(TIE_RULE[ties])
     scalars: tuple[Any, ...]
-    if packs:
-        h, row = window.axes[0], dx[-1] // packs
+    if pack_cells:
+        h, packs_per_row = window.axes[0], dx[-1] // pack_cells
         tile_rows = -(-h.length // h.stride)
-        threads, in_all = planes(window) * tile_rows * row, planes(window) * h.out * row
-        counts = (integer(threads), integer(in_all), integer(row))
+        threads, in_all = (planes(window) * rows * packs_per_row for rows in (tile_rows, h.out))
+        counts = (integer(threads), integer(in_all), integer(packs_per_row))
         heights = map(np.int32, (h.length, tile_rows, h.out))
-        scalars = (np.int32(ties == "split"), *counts, *heights, *divisor(row), *divisor(tile_rows))
+        scalars = (np.int32(ties == "split"), *counts, *heights, *divisor(packs_per_row), *divisor(tile_rows))
     elif _uses_scatter(window):
         threads = windows
         scalars = (rule, integer(threads), integer(inner(window)), *axes(window))
@@ -202,7 +214,7 @@ def _forward(
 ) -> tuple[Array, Array, Array | None]:
     """y, the argmax or tie bits (empty for ties None), and the indices if `return_indices`."""
     x = contiguous(b, x)
-    plan = prepared(_make_forward, b, spec, x.dtype, alignment(x), ties, return_indices)
+    plan = cached_plan(_make_forward, b, spec, x.dtype, alignment(x), ties, return_indices)
     y, saved = b.empty(plan.y, x.dtype), b.empty(plan.saved, plan.saved_dtype)
     indices = b.empty(plan.y, b.xp.int64) if return_indices else None
     if plan.launch is not None:
@@ -214,7 +226,7 @@ def _forward(
 def _backward(b: Backend, spec: Any, dy: Array, saved: Array, ties: str) -> Array:
     dy, saved = contiguous(b, dy), contiguous(b, saved)
     facts = (dy.dtype, alignment(dy), saved.dtype, alignment(saved), ties)
-    plan = prepared(_make_backward, b, spec, *facts)
+    plan = cached_plan(_make_backward, b, spec, *facts)
     dx = b.empty(plan.shape, dy.dtype)
     if plan.launch is not None:
         plan.launch(dy, saved, dx)

@@ -17,11 +17,11 @@ from .launch import (
     Launch,
     Pass,
     alignment,
+    cached_plan,
     contiguous,
     divisor,
     grid_size,
     offset_types,
-    prepared,
 )
 from .window import inner
 
@@ -36,7 +36,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 def max_unpool_forward(b: Backend, window: Any, x: Array, indices: Array) -> tuple[Array, Array]:
     """y, and for each entry of x the cell of its plane that holds it, or -1."""
     x, indices = contiguous(b, x), _indices(b, indices)
-    plan = prepared(_make_forward, b, window, x.dtype, indices.dtype)
+    plan = cached_plan(_make_forward, b, window, x.dtype, indices.dtype)
     y, reached = b.empty(window.layout.shape, x.dtype), b.empty(window.out_shape, plan.cell)
     if x.size:
         owner = b.full(window.layout.shape, -1, plan.position)
@@ -48,7 +48,7 @@ def max_unpool_forward(b: Backend, window: Any, x: Array, indices: Array) -> tup
 def max_unpool_backward(b: Backend, window: Any, dy: Array, reached: Array) -> Array:
     """dx."""
     dy, reached = contiguous(b, dy), contiguous(b, reached)
-    plan = prepared(_make_backward, b, window, dy.dtype, reached.dtype, alignment(reached))
+    plan = cached_plan(_make_backward, b, window, dy.dtype, reached.dtype, alignment(reached))
     dx = b.empty(plan.shape, dy.dtype)
     if plan.launch is not None:
         plan.launch(dy, reached, dx)

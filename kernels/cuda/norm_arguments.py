@@ -14,7 +14,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from .launch import aligned, contiguous, prepared
+from .launch import aligned, cached_plan, contiguous
 from .norm_plan import ColumnLayout, RowLayout
 
 Array = Any
@@ -67,7 +67,7 @@ def trailing_rows(rows: Any) -> RowLayout:
     return RowLayout(math.prod(rows.shape) // rows.count, 1, rows.count, 1, rows.count, per_element=True)
 
 
-def cast(array: Array, dtype: Any) -> Array:
+def as_dtype(array: Array, dtype: Any) -> Array:
     """`array` in `dtype`, itself where it has that already."""
     return array if array.dtype == dtype else array.astype(dtype)
 
@@ -76,7 +76,7 @@ def parameter(b: Backend, array: Array | None, dtype: Any, alignment: int = 1) -
     """A parameter in C order and `dtype`, aligned to `alignment` bytes."""
     if array is None:
         return None
-    array = contiguous(b, cast(array, dtype))
+    array = contiguous(b, as_dtype(array, dtype))
     return array if aligned(array, alignment) else array.copy()
 
 
@@ -98,7 +98,7 @@ def stats_arguments(
 ) -> list[Any]:
     """The arguments STATS_PARAMS of stats_writer.cuh."""
     dtypes = tuple(a.dtype for a in running)
-    numbers = prepared(_stats_numbers, b, norm, gamma is not None, beta is not None, dtypes)
+    numbers = cached_plan(_stats_numbers, b, norm, gamma is not None, beta is not None, dtypes)
     return [rstd if mean is None else mean, rstd, *(running or (rstd, rstd)), *numbers]
 
 

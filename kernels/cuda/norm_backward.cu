@@ -129,7 +129,8 @@ __global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, i
   });
 }
 
-// Sums of dy and of dy * xhat of each part of a row; with UseRunningStats also dx. One part a block.
+// Sums of dy and of dy * xhat of each part of a row. With UseRunningStats it writes dx too, which then depends on no sum,
+// so norm_backward_apply is not launched. One part a block.
 template <typename T, int V, typename I, bool UseRunningStats>
 __global__ void __launch_bounds__(256, 2) norm_sums(ARRAYS, NUMBERS, unsigned parts, unsigned first) {
   using A = typename Sum<T>::type;

@@ -13,9 +13,9 @@ from cnnlayers.backends import Backend
 
 from . import channels_last_norm, norm_arguments
 from .compile import CUDA_TYPE, instance_name
-from .launch import alignment, contiguous, divisor, launch, offset_types, prepared
+from .launch import alignment, cached_plan, contiguous, divisor, launch, offset_types
 from .norm_arguments import DBETA, DGAMMA, GAMMA, HAS_X
-from .norm_plan import ColumnLayout, LaunchPlan, RowLayout, device_of, make_plan, pack_of
+from .norm_plan import STREAMING_MAPPINGS, ColumnLayout, LaunchPlan, RowLayout, device_of, make_plan, pack_of
 
 Array = Any
 GRADIENT_THREADS = 128  # threads of a block of parameter_gradients: one warp a channel
@@ -31,7 +31,7 @@ def _backward(
 ) -> tuple[Array, Array | None, Array | None]:
     """`(dx, dgamma, dbeta)`."""
     dtypes, dy = (spec.gamma_dtype, spec.beta_dtype), contiguous(b, dy)
-    shape, dtype, _ = prepared(norm_arguments.make_layout, b, spec, dy.dtype)
+    shape, dtype, _ = cached_plan(norm_arguments.make_layout, b, spec, dy.dtype)
     dx = b.empty(spec.rows.shape, dy.dtype)
     if not dy.size:
         return dx, *(None if p is None else b.zeros(spec.rows.parameter, p) for p in dtypes)
@@ -41,24 +41,22 @@ def _backward(
     gradients = [None if p is None else b.empty(spec.rows.parameter, dtype) for p in dtypes]
     present = ((GAMMA, gamma), (DGAMMA, gradients[0]), (DBETA, gradients[1]), (HAS_X, x))
     flags = sum(bit for bit, array in present if array is not None)
-    arrays = [dy if x is None else x, dy, mean, rstd, *(rstd if a is None else a for a in (gamma, dx, *gradients))]
+    arrays = [dy if x is None else x, dy, mean, rstd, rstd if gamma is None else gamma, dx]  # rstd: not read then
+    gradient_arrays = [rstd if a is None else a for a in gradients]
     if isinstance(shape, ColumnLayout):
-        sums = channels_last_norm.backward(b, spec, shape, arrays[:6], arrays[6:], flags)
+        sums = channels_last_norm.backward(b, spec, shape, arrays, gradient_arrays, flags)
         channels, samples, parts = shape.channels, shape.samples, 1
         reduce_samples = samples > 1
     else:
-        made = prepared(_make, b, spec, dy.dtype, alignment(arrays[0], dy), flags)
+        made = cached_plan(_make, b, spec, dy.dtype, alignment(arrays[0], dy), flags)
         rows, plan = made.rows, made.plan
-        sums = (_launch_sums if plan.mapping == "two_pass" else _launch_once)(b, made, arrays)
-        channels, samples, parts = (
-            rows.period,
-            rows.rows // rows.period,
-            plan.parts if plan.mapping == "two_pass" else 1,
-        )
+        streaming = plan.mapping in STREAMING_MAPPINGS
+        sums = (_launch_in_waves if streaming else _launch_once)(b, made, [*arrays, *gradient_arrays])
+        channels, samples, parts = rows.period, rows.rows // rows.period, plan.parts if streaming else 1
         reduce_samples = samples > 1 or spec.use_running_stats
     if reduce_samples and flags & (DGAMMA | DBETA):
-        _launch_parameter_gradients(channels, samples, parts, dtype, sums, arrays[6:], flags)
-    return dx, *(a if a is None else norm_arguments.cast(a, p) for a, p in zip(gradients, dtypes, strict=True))
+        _launch_parameter_gradients(channels, samples, parts, dtype, sums, gradient_arrays, flags)
+    return dx, *(a if a is None else norm_arguments.as_dtype(a, p) for a, p in zip(gradients, dtypes, strict=True))
 
 
 batch_norm_backward = instance_norm_backward = group_norm_backward = _backward
@@ -103,7 +101,7 @@ def _instances(spec: Any, plan: LaunchPlan, element: str, offset: str) -> list[s
         return [instance_name("group_norm_backward", element, plan.pack, plan.register_packs, offset)]
     if plan.mapping == "grid":
         return [instance_name("cooperative_backward", element, plan.pack, plan.register_packs, offset)]
-    if plan.mapping != "two_pass":
+    if plan.mapping not in STREAMING_MAPPINGS:
         mapping = ("warp", "block").index(plan.mapping)  # row_reduce.cuh's Mapping
         return [instance_name("norm_backward", element, plan.pack, plan.register_packs, offset, mapping)]
     apply = [] if spec.use_running_stats else [instance_name("norm_backward_apply", element, plan.pack, offset)]
@@ -118,7 +116,8 @@ def _numbers(rows: RowLayout, plan: LaunchPlan, flags: int) -> list[Any]:
 def _launch_once(b: Backend, made: Made, arrays: list[Array]) -> Array:
     """One launch; the rows' sums, if there are several of a channel."""
     rows, group, plan, [instance], numbers = made
-    sums = b.empty((rows.rows, 2), b.xp.float64) if rows.rows > rows.period else arrays[3]
+    unused = arrays[3]  # rstd: where a channel is one row, the kernel writes no sums
+    sums = b.empty((rows.rows, 2), b.xp.float64) if rows.rows > rows.period else unused
     cooperative = plan.mapping == "grid"
     if cooperative:
         partial = b.empty((rows.rows * plan.parts, 2), b.xp.float64)
@@ -133,7 +132,7 @@ def _launch_once(b: Backend, made: Made, arrays: list[Array]) -> Array:
     return sums
 
 
-def _launch_sums(b: Backend, made: Made, arrays: list[Array]) -> Array:
+def _launch_in_waves(b: Backend, made: Made, arrays: list[Array]) -> Array:
     """The sums, then dx, for as many rows at a time as the plan says; or both at once, if running statistics are
     used."""
     rows, group, plan, (sums_of, *apply), numbers = made

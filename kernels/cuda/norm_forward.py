@@ -13,9 +13,9 @@ from cnnlayers.backends import Backend
 
 from . import channels_last_norm
 from .compile import CUDA_TYPE, instance_name
-from .launch import alignment, contiguous, launch, offset_types, prepared
+from .launch import alignment, cached_plan, contiguous, launch, offset_types
 from .norm_arguments import make_layout, parameter, refuses, stats_arguments
-from .norm_plan import ColumnLayout, LaunchPlan, RowLayout, device_of, make_plan, pack_of
+from .norm_plan import STREAMING_MAPPINGS, ColumnLayout, LaunchPlan, RowLayout, device_of, make_plan, pack_of
 
 __all__ = [
     "batch_norm_forward",
@@ -65,7 +65,7 @@ def _forward(
     b: Backend, norm: Any, x: Array, gamma: Array | None, beta: Array | None, *running: Array
 ) -> tuple[Array, Array | None, Array]:
     x, y = contiguous(b, x), b.empty(norm.rows.shape, x.dtype)
-    rows, dtype, shape = prepared(make_layout, b, norm, x.dtype)
+    rows, dtype, shape = cached_plan(make_layout, b, norm, x.dtype)
     allocate = b.empty if x.size else b.zeros
     mean = allocate(shape, b.xp.float64) if norm.rows.centred else None
     rstd = allocate(shape, b.xp.float64)
@@ -76,11 +76,13 @@ def _forward(
             b, norm, rows, [x, *(parameter(b, p, dtype) for p in (gamma, beta)), y], mean, rstd, running
         )
         return y, mean, rstd
-    plan, instances, geometry, packed = prepared(_make, b, norm, x.dtype, alignment(x))
+    plan, instances, geometry, packed = cached_plan(_make, b, norm, x.dtype, alignment(x))
     gamma, beta = (parameter(b, p, dtype, packed) for p in (gamma, beta))
     arrays = [rstd if a is None else a for a in (x, gamma, beta, y)]
     stats = stats_arguments(b, norm, gamma, beta, mean, rstd, running)
-    (_launch_twice if plan.mapping == "two_pass" else _launch_once)(b, plan, instances, geometry, arrays, stats)
+    (_launch_in_waves if plan.mapping in STREAMING_MAPPINGS else _launch_once)(
+        b, plan, instances, geometry, arrays, stats
+    )
     return y, mean, rstd
 
 
@@ -106,7 +108,7 @@ def _instances(norm: Any, rows: RowLayout, plan: LaunchPlan, element: str, offse
     centred = norm.rows.centred
     if plan.mapping == "grid":
         return [instance_name("cooperative_forward", element, plan.pack, plan.register_packs, offset, mode, centred)]
-    if plan.mapping != "two_pass":
+    if plan.mapping not in STREAMING_MAPPINGS:
         mapping = ("warp", "block").index(plan.mapping)  # row_reduce.cuh's Mapping
         return [instance_name("norm_forward", element, plan.pack, plan.register_packs, offset, mode, centred, mapping)]
     apply = instance_name("norm_apply", element, plan.pack, offset, mode, norm.use_running_stats)
@@ -134,7 +136,7 @@ def _launch_once(
     )
 
 
-def _launch_twice(
+def _launch_in_waves(
     b: Backend, plan: LaunchPlan, instances: list[str], geometry: list[Any], arrays: list[Array], stats: list[Any]
 ) -> None:
     """Moments, then y, for as many rows at a time as the plan says; or y alone, if running statistics are used."""

@@ -1,6 +1,7 @@
 """How a norm's statistics groups are assigned to a device: which launches, how many blocks a row, what is stored where.
 
-A row is a statistics group (row_reduce.cuh); in group norm's backward it is one channel of one. If it fits on the chip,
+A *row* is a statistics group (row_reduce.cuh); in group norm's backward alone it is one channel of a group, and the
+mapping "group" gives a block all channels of one. If it fits on the chip,
 one launch reads it once: in lanes of a warp, in a block, or in several blocks of a cooperative grid, which also keep
 the device busy when rows are few. Rows that do not fit are read twice by two launches, as many rows at a time as stay
 in the L2 cache.
@@ -21,35 +22,36 @@ from typing import Any
 
 from cnnlayers.backends import Backend
 
-THREADS = 512  # the most of a block: with 128 registers a thread, one such block occupies a processor
+THREADS = 512  # the most of a block: with 128 registers a thread, one such block occupies a multiprocessor
 WARP_THREADS = 128  # threads of a block whose warps process rows on their own
 STREAM_THREADS = 256  # threads of a block that stores no row, or that processes columns
 STREAM_PACKS = 4  # packs that a thread of such a block processes
 MAX_PARTS = 256  # of a row in two launches: every block of the second reads the results of all blocks of the first
 STATIC_SMEM = 1024  # the most bytes of static shared memory of a kernel
 DEFAULT_SMEM_LIMIT = 48 * 1024  # bytes a block, static ones included, beyond which a launch must raise the limit
-BARRIER_COST = 2048  # packs that a processor could move during a grid barrier: an estimate
+BARRIER_COST = 2048  # packs that a multiprocessor could move during a grid barrier: an estimate
 # Packs of x that a thread has in registers; bfloat16 has fewer because nvcc stores its values widened.
 REGISTER_PACKS = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}
 # Packs of x, and as many of dy.
 REGISTER_PACKS_BACKWARD = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 7}
 FEW_PACKS = 4  # packs in registers, of each array, where no more are needed
+STREAMING_MAPPINGS = "stream", "two_launches"  # mappings that keep no row on the chip
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class Device:
     """The properties of a device that a plan depends on. shared: the most bytes of shared memory of a block; l2: bytes
-    of cache; cooperative: whether grid barriers are supported; threads: of a block that occupies a processor."""
+    of cache; cooperative: whether grid barriers are supported; threads: of a block that occupies a multiprocessor."""
 
-    processors: int
+    multiprocessors: int
     shared: int
     l2: int
     cooperative: bool
     threads: int = THREADS
 
 
-H200 = Device(processors=132, shared=227 << 10, l2=50 << 20, cooperative=True)
+H200 = Device(multiprocessors=132, shared=227 << 10, l2=50 << 20, cooperative=True)
 
 
 def device_of(b: Backend) -> Device:
@@ -118,7 +120,8 @@ class ColumnLayout:
 class LaunchPlan:
     """How rows are assigned to a device; `str()` says it in words.
 
-    mapping: "warp", "block", "grid" and "group" are one launch, "two_pass" is two. pack: elements of one access;
+    mapping: "warp", "block", "grid" and "group" are one launch that reads an array once; "two_launches" reads it twice;
+    "stream" is one launch for known statistics, which keeps nothing on the chip. pack: elements of one access;
     register_packs: packs of an array in a thread's registers; lanes: threads of a row with "warp", of a run of packs
     with "group"; parts: blocks of a row; wave: rows processed at a time; shared: bytes of dynamic shared memory;
     stream_blocks: blocks of a row in a launch that only reads and writes it.
@@ -138,9 +141,10 @@ class LaunchPlan:
 
     def __str__(self) -> str:
         row = f"{self.rows:,} rows of {self.packs:,} packs of {self.pack}"
-        if self.mapping == "two_pass":
+        if self.mapping in STREAMING_MAPPINGS:
+            number = "one launch" if self.mapping == "stream" else "two launches"
             return (
-                f"{row}: two launches, {self.wave:,} rows at a time, in {self.parts} and {self.stream_blocks} blocks "
+                f"{row}: {number}, {self.wave:,} rows at a time, in {self.parts} and {self.stream_blocks} blocks "
                 f"of {self.threads} threads a row"
             )
         blocks = {
@@ -165,12 +169,12 @@ class LaunchPlan:
 
 @dataclass(frozen=True)
 class ColumnPlan(LaunchPlan):
-    """A plan for columns: `rows` counts ranges of columns, `lanes` packs width and `packs` deep; "two_pass" is three
-    launches."""
+    """A plan for columns: `rows` counts ranges of columns, `lanes` packs width and `packs` deep; "three_launches"
+    compute sums of parts, then of groups, then y or dx; where statistics are known, one of the three is left out."""
 
     def __str__(self) -> str:
         columns = f"{self.rows:,} column ranges of {self.lanes} packs of {self.pack} across, {self.packs:,} deep"
-        if self.mapping == "two_pass":
+        if self.mapping == "three_launches":
             blocks = f"{self.parts} and {self.stream_blocks} blocks of {self.threads} threads a range"
             return f"{columns}: three launches, {blocks}"
         blocks = f"{self.parts} blocks of {self.threads} threads a range, {self.wave:,} ranges at a time"
@@ -219,15 +223,15 @@ def make_plan(
 # ---------------------------------------------------------------------------------------------------------------- rows
 def _row_plan(device: Device, shape: RowLayout, pack: int, register_packs: int, pack_bytes: int) -> LaunchPlan:
     rows, packs = shape.rows, shape.segments * shape.cells // pack
-    if packs <= 64 or (packs <= 32 * register_packs and rows >= 4 * device.processors):
+    if packs <= 64 or (packs <= 32 * register_packs and rows >= 4 * device.multiprocessors):
         return LaunchPlan("warp", rows, packs, pack, register_packs, WARP_THREADS, lanes_of(packs), wave=rows)
     capacity = register_packs * device.threads + (device.shared - STATIC_SMEM) // pack_bytes
     found = _best_split(device, rows, packs, capacity, device.threads, BARRIER_COST)
     if found is None or _underuses_device(device, rows, packs, found[0]):
-        return _two_pass(device, shape, pack, pack_bytes, register_packs)
+        return _two_launches(device, shape, pack, pack_bytes, register_packs)
     _, parts, wave = found
     share = -(-packs // parts)
-    many = parts == 1 and rows >= 4 * device.processors  # small blocks, of which a processor holds several
+    many = parts == 1 and rows >= 4 * device.multiprocessors  # small blocks, of which a multiprocessor holds several
     threads = threads_of(share, register_packs if many else max(1, register_packs // 2), device.threads)
     shared = _dynamic_smem(pack_bytes * max(0, share - register_packs * threads))
     return LaunchPlan(
@@ -241,14 +245,14 @@ def _best_split(
     """The fastest split of rows over blocks that store `capacity` of their `length`: its time, the blocks of a row and
     the rows at a time. None if a row does not fit the chip.
 
-    Time is counted in packs moved by a processor; so is `barrier_cost`. A block's part is `min_part` or more.
+    Time is counted in packs moved by a multiprocessor; so is `barrier_cost`. A block's part is `min_part` or more.
     """
-    needed, most = -(-length // capacity), device.processors if device.cooperative else 1
+    needed, most = -(-length // capacity), device.multiprocessors if device.cooperative else 1
     candidates = []
     for wanted in range(needed, min(most, max(needed, length // min_part)) + 1):
         share = -(-length // wanted)
         parts = -(-length // share)  # no part is empty
-        wave = min(rows, device.processors // parts)
+        wave = min(rows, device.multiprocessors // parts)
         waves = -(-rows // wave)
         candidates.append((waves * (share + barrier_cost * (parts > 1)), parts, wave if parts > 1 else rows))
     return min(candidates, default=None)
@@ -256,7 +260,7 @@ def _best_split(
 
 def _underuses_device(device: Device, rows: int, length: int, time: int) -> bool:
     """Whether a device without grid barriers would be so empty that reading twice with all of it is faster."""
-    return not device.cooperative and time > 2 * -(-rows * length // device.processors) + 2 * BARRIER_COST
+    return not device.cooperative and time > 2 * -(-rows * length // device.multiprocessors) + 2 * BARRIER_COST
 
 
 def _group_plan(
@@ -268,34 +272,36 @@ def _group_plan(
     slots = -(-channels * -(-length // lanes) * lanes // 32) * 32
     threads = threads_of(slots, max(1, register_packs // 2), device.threads)
     if slots <= FEW_PACKS * threads:
-        register_packs = min(register_packs, FEW_PACKS)  # and more blocks a processor
+        register_packs = min(register_packs, FEW_PACKS)  # and more blocks a multiprocessor
     sums = -(-(slots // lanes * 2 * accumulator) // 16) * 16
     shared = _dynamic_smem(sums + pack_bytes * max(0, slots - register_packs * threads))
     groups = shape.rows // channels
-    if shared > device.shared - STATIC_SMEM or (2 * groups <= device.processors and slots > 4 * device.threads):
-        return _two_pass(device, shape, pack, pack_bytes, 4, channels)
+    if shared > device.shared - STATIC_SMEM or (2 * groups <= device.multiprocessors and slots > 4 * device.threads):
+        return _two_launches(device, shape, pack, pack_bytes, 4, channels)
     return LaunchPlan("group", groups, slots, pack, register_packs, threads, lanes, 1, groups, shared)
 
 
-def _two_pass(
+def _two_launches(
     device: Device, shape: RowLayout, pack: int, pack_bytes: int, register_packs: int, group: int = 1
 ) -> LaunchPlan:
     """Rows that are read twice, whole groups of `group` of them at a time."""
     packs = shape.segments * shape.cells // pack
     run = STREAM_THREADS * register_packs  # packs that a block loads at once
-    wanted = max(-(-8 * device.processors // shape.rows), -(-packs // (64 * run)))  # a full device, no long block
+    wanted = max(-(-8 * device.multiprocessors // shape.rows), -(-packs // (64 * run)))  # a full device, no long block
     parts = _without_empty_parts(packs, max(1, min(wanted, -(-packs // run), MAX_PARTS)))
     fit = device.l2 // 2 // (packs * pack_bytes) // group * group
     stream_blocks, threads = _stream_blocks(packs)
     wave = min(shape.rows, fit or shape.rows)
-    return LaunchPlan("two_pass", shape.rows, packs, pack, register_packs, threads, 32, parts, wave, 0, stream_blocks)
+    return LaunchPlan(
+        "two_launches", shape.rows, packs, pack, register_packs, threads, 32, parts, wave, 0, stream_blocks
+    )
 
 
 def _stream_plan(shape: RowLayout, pack: int) -> LaunchPlan:
     """Rows whose statistics are known: one launch that stores nothing on the chip."""
     packs = shape.segments * shape.cells // pack
     stream_blocks, threads = _stream_blocks(packs)
-    return LaunchPlan("two_pass", shape.rows, packs, pack, 0, threads, 32, stream_blocks, shape.rows, 0, stream_blocks)
+    return LaunchPlan("stream", shape.rows, packs, pack, 0, threads, 32, stream_blocks, shape.rows, 0, stream_blocks)
 
 
 def _stream_blocks(packs: int) -> tuple[int, int]:
@@ -327,16 +333,18 @@ def _column_plan(
         shared = _dynamic_smem(workspace + width * pack_bytes * max(0, -(-depth // parts) - register_packs * step))
         mapping = "grid" if parts > 1 else "block"
         best = ColumnPlan(mapping, number, depth, pack, register_packs, STREAM_THREADS, width, parts, wave, shared)
-    return best or _column_two_pass(device, shape, pack, widest)
+    return best or _column_three_launches(device, shape, pack, widest)
 
 
-def _column_two_pass(device: Device, shape: ColumnLayout, pack: int, width: int) -> ColumnPlan:
+def _column_three_launches(device: Device, shape: ColumnLayout, pack: int, width: int) -> ColumnPlan:
     number, step = shape.samples * -(-(shape.channels // pack) // width), STREAM_THREADS // width
-    resident = 2 * device.processors  # blocks of the first launch: all at a time
+    resident = 2 * device.multiprocessors  # blocks of the first launch: all at a time
     parts = max(1, min(resident // number, -(-shape.depth // max(64, 4 * step))))
     stream_blocks = _without_empty_parts(shape.depth, -(-shape.depth // (STREAM_PACKS * step)))
     parts = _without_empty_parts(shape.depth, parts)
-    return ColumnPlan("two_pass", number, shape.depth, pack, 4, STREAM_THREADS, width, parts, number, 0, stream_blocks)
+    return ColumnPlan(
+        "three_launches", number, shape.depth, pack, 4, STREAM_THREADS, width, parts, number, 0, stream_blocks
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers

@@ -16,7 +16,18 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, PACK_BYTES, Launch, Pass, alignment, contiguous, divisor, grid_size, offset_types, prepared
+from .launch import (
+    BLOCK,
+    PACK_BYTES,
+    Launch,
+    Pass,
+    alignment,
+    cached_plan,
+    contiguous,
+    divisor,
+    grid_size,
+    offset_types,
+)
 
 Array = Any
 Axis = tuple[int, int, int, int, int]  # pad.cu's: length, out, offset, front, back
@@ -45,7 +56,7 @@ def pad_backward(b: Backend, spec: Any, dy: Array) -> Array:
 
 def _run(b: Backend, spec: Any, part: str, source: Array, fill: bytes) -> Array:
     source = contiguous(b, source)
-    plan = prepared(_make, b, spec, part, source.dtype, alignment(source), fill)
+    plan = cached_plan(_make, b, spec, part, source.dtype, alignment(source), fill)
     result = b.empty(plan.shape, source.dtype)
     if plan.launch is not None:
         plan.launch(source, result)

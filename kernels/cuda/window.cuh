@@ -2,20 +2,20 @@
 //
 // Layout    contiguous (outer, D, H, W, inner): channels first has inner = 1 and outer = n * c, channels last inner = c and
 //           outer = n. Missing spatial axes come first and have length, windows, kernel and stride 1.
-// Axis      window o's tap j reads cell o * stride + j * dilation - before, if there is one. Stride 0 means adaptive: window o
+// Axis      window o's tap t reads cell o * stride + t * dilation - before, if there is one. Stride 0 means adaptive: window o
 //           is the cells floor(o * length / out) to ceil((o + 1) * length / out), `kernel` the widest.
 // Types     int along an axis (launchers check that twice the padded length fits), I for offsets into arrays.
 // Order     cells of a window, and windows over a cell, are visited in C order.
 #pragma once
 
-struct Span {  // one window on one axis: the first tap inside the input, the cell it reads, and the cell behind the window
+struct Span {  // one window on one axis: the first tap inside the input, the cell it reads, and the cell after the window
   int tap, cell, end;
 };
 
 struct Axis {
   int length, out, kernel, stride, dilation, before;
 
-  __device__ __forceinline__ int cell(int o, int t) const { return o * stride + t * dilation - before; }  // not adaptive
+  __device__ __forceinline__ int cell(int o, int tap) const { return o * stride + tap * dilation - before; }  // not adaptive
   __device__ __forceinline__ bool contains(int i) const { return i >= 0 && i < length; }
 
   __device__ __forceinline__ int start(int o) const {
@@ -39,7 +39,7 @@ struct Axis {
     return stride ? min(out - 1, (cell + before) / stride)
                   : int((static_cast<long long>(cell + 1) * out + length - 1) / length) - 1;
   }
-  // The tap of window o that reads a cell at or behind the window's start; -1 if none does.
+  // The tap of window o that reads a cell at or after the window's start; -1 if none does.
   __device__ __forceinline__ int tap(int o, int cell) const {
     int by = cell - start(o);
     if (dilation > 1) {
@@ -57,7 +57,7 @@ struct Axis {
 template <typename I> struct Place {  // the coordinates of an element in (outer, D, H, W, inner)
   I outer;
   int z, r, c;
-  I lane;
+  I channel;  // the position on the inner axis: 0 with channels first
 };
 
 template <typename I> __device__ __forceinline__ Place<I> place_of(I i, int depth, int height, int width, I inner) {
@@ -68,7 +68,7 @@ template <typename I> __device__ __forceinline__ Place<I> place_of(I i, int dept
 
 // The offset of an element of (outer, D, H, W, inner), given its flat position in a spatial plane of `plane` cells.
 template <typename I> __device__ __forceinline__ I element(const Place<I>& at, I plane, I flat, I inner) {
-  return (at.outer * plane + flat) * inner + at.lane;
+  return (at.outer * plane + flat) * inner + at.channel;
 }
 
 // each(tap, cell) for the taps of window (oz, oy, ox) inside the input, or for every `step`th of each row from the
