@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import cnnlayers.functional as F
+from cnnlayers import kernels
 from cnnlayers.testing import gradcheck
 
 from .cases.arrays import FORMATS, line, ordered
@@ -129,6 +130,14 @@ def test_half_types_add_up_in_float32(impl: Impl, dtype: str) -> None:  # candle
         y, ctx = F.adaptive_max_pool_forward(x, out)
         impl.same(y, np.ones((1, 1, out, out), kind))
         impl.numpy(F.adaptive_max_pool_backward(y, ctx), (1, 1, *lengths), kind)
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+@pytest.mark.parametrize("cells", [33, 49, 64, 200])
+def test_a_whole_planes_sum_may_be_beyond_float32(cells: int, mode: str) -> None:
+    x = np.full((1, 3, cells), 2e37, "float32")
+    with kernels.mode(mode):
+        np.testing.assert_allclose(F.adaptive_avg_pool(x, 1), x[..., :1], rtol=1e-6)
 
 
 def test_a_large_window_takes_two_bytes_an_output(impl: Impl) -> None:

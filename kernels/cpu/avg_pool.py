@@ -1,7 +1,7 @@
 """Launchers of avg_pool_loops.py: average, sum and adaptive average pooling. Arguments are the portable code's.
 
-Sums of up to MAX_FLOAT32_TAPS taps are in x's compute dtype, longer ones in float64. Chunks are rows of y, or planes
-where each plane is one window."""
+Sums of up to MAX_FLOAT32_TAPS taps are in x's compute dtype, longer ones in float64. Of a whole plane each lane's sum,
+of up to 64 cells, is in the compute dtype. Chunks are rows of y, or planes where each plane is one window."""
 
 from __future__ import annotations
 
@@ -151,10 +151,9 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     weight = 1.5 if FEW_WINDOWS * math.prod(a.out for a in axes) <= math.prod(a.length for a in axes) else 1.0
     if not power and channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
-        lanes = np.empty(0, np.float32 if float32_sums else np.float64)
         if backward:
             return LoopPlan(shape, loops.plane_sums_backward, (cells, divisor), planes)
-        return LoopPlan(shape, loops.plane_sums, (lanes, cells, divisor), planes, weight)
+        return LoopPlan(shape, loops.plane_sums, (cells, divisor), planes, weight)
     number = math.prod(a.overlap for a in axes) if backward else math.prod(window.kernel)
     dtype = np.float32 if float32_sums and number <= MAX_FLOAT32_TAPS else np.float64
     last = divisors[2] if divisors[2].size == 1 else np.repeat(divisors[2], channels)

@@ -39,6 +39,7 @@ from .vectors import (
     odds,
     store,
     store_first,
+    to_float64,
 )
 from .vectors import (
     total as sum_of_lanes,
@@ -338,17 +339,17 @@ def _sums_of_short_planes(x: Array, y: Array, sums: Array, cells: int, divisor: 
     for first in range(start, stop, LANES):
         number = min(LANES, stop - first)
         for k in range(number):
-            store(sums, U(k * LANES), lane_sums(x, U((first + k) * cells), U(cells)))
+            store(sums, U(k * LANES), to_float64(lane_sums(x, U((first + k) * cells), U(cells))))
         store_first(y, first, as_lanes_of(y, div(totals(sums, 0), broadcast(sums, divisor))), number)
 
 
 @kernel()
-def plane_sums(x: Array, y: Array, lanes: Array, cells: int, divisor: float, start: int, stop: int) -> None:
+def plane_sums(x: Array, y: Array, cells: int, divisor: float, start: int, stop: int) -> None:
     """The sum of each plane of `cells` contiguous cells, divided by the divisor: one window a plane.
 
-    The sums of up to SHORT_ROW cells are in the dtype of `lanes`; the sums of these in float64."""
+    The sums of the lanes over up to SHORT_ROW cells are in x's compute dtype; the sums of these in float64."""
     if cells <= SHORT_ROW:
-        _sums_of_short_planes(x, y, np.zeros(ROOM, lanes.dtype), cells, divisor, start, stop)
+        _sums_of_short_planes(x, y, np.zeros(ROOM, np.float64), cells, divisor, start, stop)
         return
     for plane in range(start, stop):
         sum_ = 0.0

@@ -10,6 +10,8 @@ Maxima of the error, where the result is a normal number, in units of the last p
 | `sigmoid`    | 3       | 3       |
 | `normal_cdf` | 6       | 8       |
 
+Below -20, where `normal_cdf` is less than 1e-88, its error in float64 rises to 1100 units, 2.4e-13 of the result.
+
 `power`: the C library's, one lane after another."""
 
 from __future__ import annotations
