@@ -17,7 +17,7 @@ Array = Any
 CHUNKS = 16  # their borders depend on the shape alone, never on the number of threads
 
 
-def refuses(op: str, spec: Any, *arrays: Array) -> str | None:
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why the kernel cannot serve this call, or None. Then the array code runs."""
     if len(spec.kernel) != 2:
         return f"{len(spec.kernel)} spatial axes: the kernel takes two"

@@ -88,7 +88,7 @@ def file(stored: Path, cache: Path) -> Path:
 def test_a_second_process_compiles_nothing_and_no_file_is_beside_the_sources(file: Path, cache: Path) -> None:
     assert run(cache, PYTHONHASHSEED="2", CNNLAYERS_NUM_THREADS="1") == (RIGHT, [])
     assert [p.name for p in cache.iterdir()] == [file.name]
-    assert file.name.startswith("elementwise.rectifier-")
+    assert file.name.startswith("rectifiers.rectifier-")
     assert file.suffix == ".nbc"
     since = file.parents[1].stat().st_ctime - 60
     assert [p for p in (ROOT / "kernels").rglob("*.nb?") if p.stat().st_mtime > since] == []
@@ -300,7 +300,7 @@ def test_versions_settings_and_the_processor_are_in_the_key(monkeypatch: pytest.
     import llvmlite
     import numba
 
-    from cnnlayers.kernels.cpu import code_cache, elementwise
+    from cnnlayers.kernels.cpu import code_cache, rectifiers
 
     class Codegen:
         cpu = "one"
@@ -309,7 +309,7 @@ def test_versions_settings_and_the_processor_are_in_the_key(monkeypatch: pytest.
             return ("triple", self.cpu, "features")
 
     codegen, signature = Codegen(), (numba.float64,)
-    key = lambda: code_cache._key(elementwise.masked.py_func, signature, codegen)  # noqa: E731
+    key = lambda: code_cache._key(rectifiers.masked.py_func, signature, codegen)  # noqa: E731
     first = key()
     assert key() == first
     codegen.cpu = "another"

@@ -26,10 +26,10 @@ from ._common import (
     plan_of,
     sum_dtype,
 )
-from .avg_pool import axis_index, portable_avg_pool, resized
+from .avg_pool import portable_avg_pool
 from .complex_arrays import run_planes
 from .plane_chunks import in_planes
-from .window_arrays import on_axis, window_ends, window_starts
+from .window_arrays import axis_index, on_axis, resized, window_ends, window_starts
 
 
 def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Array:

@@ -27,9 +27,8 @@ from ._common import (
     plan_of,
     sum_widely,
 )
-from .avg_pool import axis_index
 from .plane_chunks import in_planes
-from .window_arrays import on_axis, window_ends, window_starts
+from .window_arrays import axis_index, on_axis, window_ends, window_starts
 from .window_maxima import flat_cells, maxima, read_cells, read_slice
 
 Asked = tuple[slice, Callable[[Array], Array], "Array | None"]

@@ -12,17 +12,14 @@ Conventions are those of torch.nn.functional's avg_pool and adaptive_avg_pool.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.specs import Average, Axis, Window, pool_window, taps
+from cnnlayers.specs import Average, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, flag, integer
 
 from ._common import (
-    SHORT_SUM,
     Array,
     CallPlan,
     Context,
@@ -33,75 +30,10 @@ from ._common import (
     inference_of,
     on_device,
     plan_of,
-    sum_dtype,
 )
 from .complex_arrays import run_planes
 from .plane_chunks import in_planes
-from .window_arrays import on_axis, tap_counts
-
-
-def axis_index(where: int, part: Any) -> tuple[Any, ...]:
-    """The index that takes `part` of axis `where` and everything of the others."""
-    return (slice(None),) * where + (part, ...)
-
-
-def resized(array: Array, where: int, length: int) -> tuple[int, ...]:
-    shape = tuple(array.shape)
-    return (*shape[:where], length, *shape[where + 1 :])
-
-
-# ----------------------------------------------------------------------------------------------------- sums of windows
-def loops_over_windows(axis: Axis) -> bool:
-    """Whether a loop over the axis's windows is shorter than one over taps: for one window, and for long kernels."""
-    return axis.out == 1 or axis.out < axis.kernel > SHORT_SUM
-
-
-def window_parts(axis: Axis) -> Iterator[tuple[slice, slice]]:
-    """Windows and the cells that they see: of all windows the cells under one tap, tap by tap, or where the loop is
-    over windows all cells of one window."""
-    if not loops_over_windows(axis):
-        for _, windows, cells in taps(axis):
-            yield windows, cells
-        return
-    for window in range(axis.out):
-        start = window * axis.stride - axis.before
-        first = start + max(0, -(start // axis.dilation)) * axis.dilation
-        stop = min(start + axis.dilation * (axis.kernel - 1) + 1, axis.length)
-        if first < stop:
-            yield slice(window, window + 1), slice(first, stop, axis.dilation)
-
-
-def _sum_axis(b: Backend, x: Array, where: int, axis: Axis, dtype: Any) -> Array:
-    """Window sums along one axis, in `dtype`."""
-    y, by_window = b.zeros(resized(x, where, axis.out), dtype), loops_over_windows(axis)
-    for windows, cells in window_parts(axis):
-        part = x[axis_index(where, cells)]
-        y[axis_index(where, windows)] += b.xp.sum(part, axis=where, keepdims=True, dtype=dtype) if by_window else part
-    return y
-
-
-def _axis_adjoint(b: Backend, dy: Array, where: int, axis: Axis, dtype: Any) -> Array:
-    """The adjoint: each cell adds up the windows over it."""
-    dx = b.zeros(resized(dy, where, axis.length), dtype)
-    for windows, cells in window_parts(axis):
-        dx[axis_index(where, cells)] += dy[axis_index(where, windows)]
-    return dx
-
-
-def window_sums(b: Backend, window: Window, x: Array) -> Array:
-    """The sum of each window's cells; long sums are float64."""
-    dtype = sum_dtype(b, math.prod(window.kernel), x.dtype)
-    for where, axis in window.placed:
-        x = _sum_axis(b, x, where, axis, dtype)
-    return x
-
-
-def window_adjoint(b: Backend, window: Window, dy: Array) -> Array:
-    """The adjoint of `window_sums`."""
-    dtype = sum_dtype(b, math.prod(a.overlap for a in window.axes), dy.dtype)
-    for where, axis in reversed(window.placed):
-        dy = _axis_adjoint(b, dy, where, axis, dtype)
-    return dy
+from .window_arrays import on_axis, tap_counts, window_adjoint, window_sums
 
 
 # ------------------------------------------------------------------------------------------------------------- average

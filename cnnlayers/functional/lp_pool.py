@@ -25,8 +25,8 @@ from cnnlayers.specs import Axis, LpPool, Window, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
 from ._common import Array, CallPlan, Context, cast, check_backward, check_floating, inference_of, on_device, plan_of
-from .avg_pool import axis_index, loops_over_windows, resized, window_adjoint, window_parts, window_sums
 from .plane_chunks import in_planes
+from .window_arrays import axis_index, loops_over_windows, resized, window_adjoint, window_parts, window_sums
 
 POWER = 6.0  # float64 holds every power up to this one of 1e-45 and 3e38, float32's smallest and largest numbers
 

@@ -1,13 +1,17 @@
-"""Where the windows of an axis begin and end, as arrays of the caller's backend: computed from the axis's few numbers,
-by array operations, whenever portable code needs them. Nothing is kept.
+"""What the portable pools share: where the windows of an axis begin and end, as arrays of the caller's backend, and the
+sums of windows. All is computed from an axis's few numbers, by array operations, when it is needed. Nothing is kept.
 """
 
 from __future__ import annotations
 
-from cnnlayers.backends import Backend
-from cnnlayers.specs import AdaptiveAxis, Axis
+import math
+from collections.abc import Iterator
+from typing import Any
 
-from ._common import Array
+from cnnlayers.backends import Backend
+from cnnlayers.specs import AdaptiveAxis, Axis, Window, taps
+
+from ._common import SHORT_SUM, Array, sum_dtype
 
 
 def on_axis(b: Backend, array: Array, where: int, ndim: int) -> Array:
@@ -25,7 +29,7 @@ def window_starts(b: Backend, axis: Axis | AdaptiveAxis) -> Array:
 
 
 def window_ends(b: Backend, axis: AdaptiveAxis) -> Array:
-    """The cell behind each window's last one, int64."""
+    """The cell after each window's last one, int64."""
     window = b.arange(axis.out) + 1
     quotient, rest = divmod(axis.length, axis.out)
     return window * quotient + (window * rest + (axis.out - 1)) // axis.out
@@ -55,3 +59,67 @@ def tap_counts(b: Backend, axis: Axis, include_pad: bool) -> int | Array:
 
 def _taps_below(b: Backend, axis: Axis, start: Array, bound: int) -> Array:
     return b.xp.clip(-((start - bound) // axis.dilation), 0, axis.kernel)
+
+
+def axis_index(where: int, part: Any) -> tuple[Any, ...]:
+    """The index that takes `part` of axis `where` and everything of the others."""
+    return (slice(None),) * where + (part, ...)
+
+
+def resized(array: Array, where: int, length: int) -> tuple[int, ...]:
+    shape = tuple(array.shape)
+    return (*shape[:where], length, *shape[where + 1 :])
+
+
+# ----------------------------------------------------------------------------------------------------- sums of windows
+def loops_over_windows(axis: Axis) -> bool:
+    """Whether a loop over the axis's windows is shorter than one over taps: for one window, and for long kernels."""
+    return axis.out == 1 or axis.out < axis.kernel > SHORT_SUM
+
+
+def window_parts(axis: Axis) -> Iterator[tuple[slice, slice]]:
+    """Windows and the cells that they see: of all windows the cells under one tap, tap by tap, or where the loop is
+    over windows all cells of one window."""
+    if not loops_over_windows(axis):
+        for _, windows, cells in taps(axis):
+            yield windows, cells
+        return
+    for window in range(axis.out):
+        start = window * axis.stride - axis.before
+        first = start + max(0, -(start // axis.dilation)) * axis.dilation
+        stop = min(start + axis.dilation * (axis.kernel - 1) + 1, axis.length)
+        if first < stop:
+            yield slice(window, window + 1), slice(first, stop, axis.dilation)
+
+
+def _sum_axis(b: Backend, x: Array, where: int, axis: Axis, dtype: Any) -> Array:
+    """Window sums along one axis, in `dtype`."""
+    y, by_window = b.zeros(resized(x, where, axis.out), dtype), loops_over_windows(axis)
+    for windows, cells in window_parts(axis):
+        part = x[axis_index(where, cells)]
+        y[axis_index(where, windows)] += b.xp.sum(part, axis=where, keepdims=True, dtype=dtype) if by_window else part
+    return y
+
+
+def _axis_adjoint(b: Backend, dy: Array, where: int, axis: Axis, dtype: Any) -> Array:
+    """The adjoint: each cell adds up the windows over it."""
+    dx = b.zeros(resized(dy, where, axis.length), dtype)
+    for windows, cells in window_parts(axis):
+        dx[axis_index(where, cells)] += dy[axis_index(where, windows)]
+    return dx
+
+
+def window_sums(b: Backend, window: Window, x: Array) -> Array:
+    """The sum of each window's cells; long sums are float64."""
+    dtype = sum_dtype(b, math.prod(window.kernel), x.dtype)
+    for where, axis in window.placed:
+        x = _sum_axis(b, x, where, axis, dtype)
+    return x
+
+
+def window_adjoint(b: Backend, window: Window, dy: Array) -> Array:
+    """The adjoint of `window_sums`."""
+    dtype = sum_dtype(b, math.prod(a.overlap for a in window.axes), dy.dtype)
+    for where, axis in reversed(window.placed):
+        dy = _axis_adjoint(b, dy, where, axis, dtype)
+    return dy

@@ -19,8 +19,7 @@ from ._common import (
     cast,
     select,
 )
-from .avg_pool import axis_index
-from .window_arrays import first_taps, on_axis, window_ends, window_starts
+from .window_arrays import axis_index, first_taps, on_axis, window_ends, window_starts
 
 
 def argmax_dtype(b: Backend, kernel: tuple[int, ...]) -> Any:

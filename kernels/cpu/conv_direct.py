@@ -40,7 +40,7 @@ PARTS = 16  # partial sums of a weight's gradient, at most
 PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
 PARTIAL_BYTES = 8 << 20  # of the partial sums of vectors of filters together, at most, if there are more than two
 LEAST_FILTERS = 8  # for vectors of filters: those of fewer have too many empty lanes
-SHARED_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs
+MIN_PARALLEL_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs (columns: functional/blas.py)
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
 MISSING = (1, 1, 1, 1, 1, 0)  # a missing spatial axis
 
@@ -176,9 +176,10 @@ def _run_by_cells(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias
 def _nbytes(spec: Any, *arrays: Array) -> int:
     """Bytes that take about as long to copy as the convolution takes.
 
-    They make one, two, four, … chunks, so that two threads get equal shares; at least two from `SHARED_FLOPS` on."""
+    They make one, two, four, … chunks, so that two threads get equal shares; at least two from `MIN_PARALLEL_FLOPS`
+    on."""
     nbytes = max(sum(a.nbytes for a in arrays), spec.flops / FLOPS_PER_BYTE, 1)
-    return CHUNK_BYTES << max(int(spec.flops > SHARED_FLOPS), round(math.log2(nbytes / CHUNK_BYTES)))
+    return CHUNK_BYTES << max(int(spec.flops > MIN_PARALLEL_FLOPS), round(math.log2(nbytes / CHUNK_BYTES)))
 
 
 def _check_finite(numbers: Array, name: str) -> None:
@@ -328,7 +329,7 @@ def _cut(spec: Any, groups: int, axes: Sequence[_AxisPlan], row_bytes: int) -> t
         return batch, axis, axes[axis].windows, pitches
     a = axes[axis]
     others = math.prod(pitches) // pitches[axis]
-    least = -(-UNITS // (samples * groups)) if spec.flops > SHARED_FLOPS else 1
+    least = -(-UNITS // (samples * groups)) if spec.flops > MIN_PARALLEL_FLOPS else 1
     number = max(least, -(-a.windows // max(1, cells // others - a.reach)))
     band = -(-a.windows // max(1, min(a.windows, number)))
     if band < a.windows:

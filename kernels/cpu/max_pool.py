@@ -108,7 +108,7 @@ class WindowPlan:
 
     out_shape: tuple[int, ...]
     planes: int
-    window_rows: int  # of a plane
+    rows_per_plane: int  # rows of windows
     sizes: tuple[int, ...]
     taps: tuple[int, int, int]
     dilations: tuple[int, int, int]
@@ -124,7 +124,7 @@ class ForwardPlan:
 
     make: Callable[[bool], Callable[..., None]]
     loop_arguments: tuple[Any, ...]
-    window_rows: int  # of all planes
+    total_rows: int  # rows of windows, of all planes
 
 
 def _plan(window: AnyWindow) -> WindowPlan:
@@ -134,7 +134,7 @@ def _plan(window: AnyWindow) -> WindowPlan:
     return WindowPlan(
         out_shape=window.out_shape,
         planes=planes,
-        window_rows=depth.out * height.out,
+        rows_per_plane=depth.out * height.out,
         sizes=(*(a.length for a in axes), *(a.out for a in axes), channels),
         taps=(depth.kernel, height.kernel, width.kernel),
         dilations=(dilation_of(depth), dilation_of(height), dilation_of(width)),
@@ -159,14 +159,14 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     depth, height, width = axes
     like, taps = np.empty(0, dtype), tuple(a.kernel for a in axes)
     sizes = (*(a.length for a in axes), *(a.out for a in axes), channels)
-    dilations, window_rows = tuple(map(dilation_of, axes)), planes * depth.out * height.out
+    dilations, total_rows = tuple(map(dilation_of, axes)), planes * depth.out * height.out
     tables = [cells_under_windows(axis, taps=True) for axis in (depth, height)]
     form = _form(depth, height, width, channels)
     if form != "lines":
         tables.append(cells_under_windows(width, taps=True))
         by_cell = functools.partial(loops.make_forward_by_cell, channels < LANES)
         make = by_cell if form == "by cell" else loops.make_forward_by_window
-        return ForwardPlan(make, (like, sizes, taps, dilations, *tables), window_rows)
+        return ForwardPlan(make, (like, sizes, taps, dilations, *tables), total_rows)
     assert isinstance(width, Axis)
     line = line_layout(width, channels)
     taps_inside = window_extents(width)[1]
@@ -180,7 +180,7 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     layout = (line.parts, line.pitch, line.padding, line.size)
     arguments = (like, sizes, taps, dilations, *tables, first_taps, line.offsets, layout, ring)
     return ForwardPlan(
-        functools.partial(loops.make_forward, unrolled, stride, channels == 1, separable), arguments, window_rows
+        functools.partial(loops.make_forward, unrolled, stride, channels == 1, separable), arguments, total_rows
     )
 
 
@@ -240,7 +240,7 @@ def _forward(
     new, new_argmax = backends.new_result(plan.out_shape, x.dtype), _new_argmax(plan, save)
     nbytes = x.nbytes + size * (x.itemsize + (plan.argmax_dtype().itemsize if save else 0))
     in_chunks, loop, arguments = (
-        chunked(forward.window_rows if size else 0, nbytes),
+        chunked(forward.total_rows if size else 0, nbytes),
         forward.make(save),
         forward.loop_arguments,
     )
@@ -272,7 +272,7 @@ def _tie_bits(window: AnyWindow, x: Array) -> Callable[[Array, Array], Array]:
     plan, number = _window_plan(window), (math.prod(window.kernel) + 7) // 8
     size = math.prod(plan.out_shape)
     nbytes = x.nbytes + size * (x.itemsize + number)
-    over = over_planes(plan.planes, plan.window_rows, x.dtype, nbytes if size else 0, (1, 1, number))
+    over = over_planes(plan.planes, plan.rows_per_plane, x.dtype, nbytes if size else 0, (1, 1, number))
     arguments = plan.sizes, plan.taps[1:], plan.dilations, *_tables(window)
 
     def run(x: Array, y: Array) -> Array:
@@ -287,7 +287,8 @@ def _tie_bits(window: AnyWindow, x: Array) -> Callable[[Array, Array], Array]:
 def _indices(window: AnyWindow) -> Callable[[Array], Array]:
     """A function of the argmax: the flat cell of each maximum in its plane; -1 if the window sees no cell."""
     plan, offsets, tables = _backward_plan(window, True)
-    in_chunks = chunked(plan.planes * plan.window_rows, math.prod(plan.out_shape) * (8 + plan.argmax_dtype().itemsize))
+    nbytes = math.prod(plan.out_shape) * (8 + plan.argmax_dtype().itemsize)
+    in_chunks = chunked(plan.planes * plan.rows_per_plane, nbytes)
 
     def run(argmax: Array) -> Array:
         indices = np.empty(argmax.shape, np.int64)

@@ -1,4 +1,13 @@
-"""Launchers of the CPU norms' backward. Arguments are the portable code's. norm_forward.py says which loops serve."""
+"""Launchers of the CPU norms' backward. Arguments are the portable code's.
+
+| norm | loops |
+| --- | --- |
+| layer and RMS norm | layer_norm_loops.per_cell_backward: dx and the parameters' partial sums, row by row |
+| group and instance norm of short segments | the same, with gamma repeated for each cell |
+| rows that fit a core's cache | norm_blocks.blocks_backward: sums and dx of some rows together |
+| other rows, statistics computed from x | gradient_sums, then input_gradient, of norm_loops or channels_last_norm |
+| running statistics | gradient_sums, then scale_shift, of the same two |
+"""
 
 from __future__ import annotations
 
@@ -98,17 +107,18 @@ def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., tu
             accumulator(dtype),
         )
 
-        def sums_of(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+        def fill_dx_and_sum(*arrays: Array) -> tuple[Array, Array]:
+            dy, x, dx, gamma, mean, rstd = arrays
             sums = per_cell(dy, x, dx, np.repeat(gamma.astype(wide), layout.length), mean, rstd)
             return sums[0].reshape(-1, layout.length).sum(axis=1), sums[1].reshape(-1, layout.length).sum(axis=1)
 
     else:
-        make = _with_fixed_stats if norm.use_running_stats else _through_stats
-        sums_of = make(layout, size, dtype)
+        make = _with_running_stats if norm.use_running_stats else _with_computed_stats
+        fill_dx_and_sum = make(layout, size, dtype)
 
     def run(dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None) -> tuple[Array, Array, Array]:
         flat_dx, dx = new()
-        return dx, *sums_of(flat_of(dy), flat_of(x), flat_dx, of_gamma(gamma), mean, rstd)
+        return dx, *fill_dx_and_sum(flat_of(dy), flat_of(x), flat_dx, of_gamma(gamma), mean, rstd)
 
     return run
 
@@ -138,7 +148,7 @@ def per_cell_backward(
 
 
 # ---------------------------------------------------------------------------------------------- parameters per channel
-def _through_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
+def _with_computed_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
     """A function of dy, x and dx, flat in memory order, gamma, mean and rstd that fills dx, and gives the sums of
     dy * xhat and of dy of each channel, where the statistics were computed from x."""
     block, wide, nbytes = layout.rows_per_block(dtype.itemsize), accumulator(dtype), 3 * size * dtype.itemsize
@@ -179,7 +189,7 @@ def _through_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[...
     return in_pieces
 
 
-def _with_fixed_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
+def _with_running_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
     """The same with running statistics, which do not depend on x: dx = dy * gamma * rstd."""
     partition, nbytes, wide, shape = (
         partition_of(layout, dtype.itemsize),
@@ -207,7 +217,7 @@ def _gradient_sums(partition: Partition, nbytes: int) -> Callable[..., tuple[Arr
     def run(dy: Array, x: Array, shift: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
         sum_dy, sum_dy_shifted = np.zeros(shape)
         over(loop, dy, x, partition.broadcast_to_loops(shift, shift.dtype), sum_dy, sum_dy_shifted)
-        sum_dy = partition.by_channel(sum_dy)
-        return (partition.by_channel(sum_dy_shifted) - (mean - shift) * sum_dy) * rstd, sum_dy
+        sum_dy = partition.reshape_sums(sum_dy)
+        return (partition.reshape_sums(sum_dy_shifted) - (mean - shift) * sum_dy) * rstd, sum_dy
 
     return run

@@ -226,7 +226,7 @@ def _moments(
     def run(x: Array) -> tuple[Array, Array]:
         means, squares = np.zeros(number)
         over(loop, x, means, squares)
-        means, squares = partition.by_channel(means), partition.by_channel(squares)
+        means, squares = partition.reshape_sums(means), partition.reshape_sums(squares)
         mean = np.sum(means * counts, axis=axes, keepdims=True) / n
         var = np.sum(squares + counts * (means - mean) ** 2, axis=axes, keepdims=True) / n
         return mean, var

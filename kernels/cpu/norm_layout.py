@@ -63,7 +63,8 @@ class ChannelLayout:
 
     @property
     def uses_channels_last_loops(self) -> bool:
-        """Whether channels_last_norm.py serves, and not norm_loops.py."""
+        """Whether channels_last_norm.py serves, and not norm_loops.py: for channels last, and in batch norm also for
+        channels first with segments that are too short for an inner loop."""
         return self.channels_last or (self.short_segments and self.across_samples)
 
     @property
@@ -178,7 +179,7 @@ class SegmentPieces:
         """The number of cells in each piece."""
         return piece_lengths(self.length, self.pieces)
 
-    def by_channel(self, sums: Array) -> Array:
+    def reshape_sums(self, sums: Array) -> Array:
         """Sums as the loops write them, with the axes that the module names."""
         return sums.reshape(self.samples, self.groups, self.group_size, self.pieces)
 
@@ -223,7 +224,7 @@ class ChannelsLastPieces:
     def cell_counts(self) -> Array:
         return np.repeat(piece_lengths(self.lines, self.pieces), self.fold * self.inner)
 
-    def by_channel(self, sums: Array) -> Array:
+    def reshape_sums(self, sums: Array) -> Array:
         sums_by_axis = sums.reshape(self.samples, self.pieces, self.fold, self.groups, self.group_size, self.inner)
         return sums_by_axis.transpose(0, 3, 4, 1, 2, 5).reshape(self.samples, self.groups, self.group_size, -1)
 

@@ -36,7 +36,9 @@ from .vectors import (
 
 Array = Any
 Number = Any  # of the dtype that x is computed in, or float64
-RUN_CELLS = 4096  # cells that are summed lane by lane: 64 in each of four accumulators
+# Cells that are summed lane by lane: in float32, with 16 lanes, 64 in each of four accumulators; squares and gradients
+# have two accumulators, with 128 each.
+RUN_CELLS = 4096
 
 
 # -------------------------------------------------------------------------------------------------- cells start to stop
@@ -91,10 +93,10 @@ def cell_moments(x: Array, start: int, stop: int) -> tuple[float, float]:
     """The mean of some contiguous cells, and the sum of squares about it (Chan, Golub and LeVeque 1979)."""
     mean, squares, cells = 0.0, 0.0, 0
     for first in range(start, stop, RUN_CELLS):
-        last = min(first + RUN_CELLS, stop)
-        n = last - first
-        run_mean = _run_sum(x, first, last) / n
-        shift, rest, run_squares = _run_squares(x, first, last, run_mean)
+        run_stop = min(first + RUN_CELLS, stop)
+        n = run_stop - first
+        run_mean = _run_sum(x, first, run_stop) / n
+        shift, rest, run_squares = _run_squares(x, first, run_stop, run_mean)
         if np.isfinite(rest):
             run_squares -= rest * rest / n
             run_mean = shift + rest / n
@@ -119,17 +121,17 @@ def cell_gradient_sums(dy: Array, x: Array, start: int, stop: int, shift: Number
     """The sums of dy and of dy * (x - shift)."""
     sum_dy, sum_products, shifts = 0.0, 0.0, broadcast(x, shift)
     for first in range(start, stop, RUN_CELLS):
-        last = min(first + RUN_CELLS, stop)
+        run_stop = min(first + RUN_CELLS, stop)
         s0 = s1 = q0 = q1 = broadcast(x, 0.0)
         i = first
-        while i + 2 * LANES <= last:
+        while i + 2 * LANES <= run_stop:
             g0, g1 = load(dy, i), load(dy, i + LANES)
             s0, s1 = add(s0, g0), add(s1, g1)
             q0 = fma(g0, sub(load(x, i), shifts), q0)
             q1 = fma(g1, sub(load(x, i + LANES), shifts), q1)
             i += 2 * LANES
-        while i < last:
-            count = min(LANES, last - i)
+        while i < run_stop:
+            count = min(LANES, run_stop - i)
             g0 = load_first(dy, i, count)
             products = fma(g0, sub(load_first(x, i, count), shifts), q0)
             s0, q0 = add(s0, g0), select(first_lanes(count), products, q0)
@@ -202,8 +204,8 @@ def piece_bounds(piece: int, length: int, pieces: int) -> tuple[int, int, int]:
 def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, start: int, stop: int) -> None:
     """The mean of each piece from start to stop, and the sum of squares about it."""
     for u in range(start, stop):
-        _, first, last = piece_bounds(u, length, pieces)
-        mean[u], squares[u] = cell_moments(x, first, last)
+        _, first, end = piece_bounds(u, length, pieces)
+        mean[u], squares[u] = cell_moments(x, first, end)
 
 
 @kernel(allocates=False)
@@ -214,8 +216,8 @@ def gradient_sums(
     """The sums of dy and of dy * (x - shift) of pieces start to stop. `shift` has a number for each segment; where it
     ends, the loop starts again from its first."""
     for u in range(start, stop):
-        segment, first, last = piece_bounds(u, length, pieces)
-        sum_dy[u], sum_dy_shifted[u] = cell_gradient_sums(dy, x, first, last, shift[segment % shift.size])
+        segment, first, end = piece_bounds(u, length, pieces)
+        sum_dy[u], sum_dy_shifted[u] = cell_gradient_sums(dy, x, first, end, shift[segment % shift.size])
 
 
 @kernel(allocates=False)
@@ -225,9 +227,9 @@ def scale_shift(
     """y = (x - shift) * scale + offset for pieces start to stop; the factors as in `gradient_sums`."""
     past_caches = stored_past_caches(y)
     for u in range(start, stop):
-        segment, first, last = piece_bounds(u, length, pieces)
+        segment, first, end = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        scale_shift_cells(x, y, first, last, shift[c], scale[c], offset[c], past_caches)
+        scale_shift_cells(x, y, first, end, shift[c], scale[c], offset[c], past_caches)
     if past_caches:
         fence()
 
@@ -240,9 +242,9 @@ def input_gradient(
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd for pieces start to stop, as `scale_shift`."""
     past_caches = stored_past_caches(dx)
     for u in range(start, stop):
-        segment, first, last = piece_bounds(u, length, pieces)
+        segment, first, end = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        input_gradient_cells(dy, x, dx, first, last, shift[c], gamma[c], x_factor[c], constant[c], rstd[c], past_caches)
+        input_gradient_cells(dy, x, dx, first, end, shift[c], gamma[c], x_factor[c], constant[c], rstd[c], past_caches)
     if past_caches:
         fence()
 

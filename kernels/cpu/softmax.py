@@ -42,12 +42,12 @@ Number = Any
 
 # ------------------------------------------------------------------------------------------------------ contiguous rows
 @kernel()
-def _row_statistics(x: Array, first: int, last: int) -> tuple[Number, float]:
+def _row_statistics(x: Array, first: int, row_stop: int) -> tuple[Number, float]:
     """`top` and `rest` of a row. NaN if the row has one, or if its maximum is infinite."""
     lowest = broadcast(x, -np.inf)
     tops = lowest
-    for i in range(first, last, LANES):
-        tops = maximum(tops, select(first_lanes(last - i), read(x, i, last), lowest))
+    for i in range(first, row_stop, LANES):
+        tops = maximum(tops, select(first_lanes(row_stop - i), read(x, i, row_stop), lowest))
     tops = maximum(tops, slide(tops, tops, 8))
     tops = maximum(tops, slide(tops, tops, 4))
     tops = maximum(tops, slide(tops, tops, 2))
@@ -55,8 +55,8 @@ def _row_statistics(x: Array, first: int, last: int) -> tuple[Number, float]:
     top = lane(tops, 0)
     tops, zero, one = broadcast(x, top), broadcast(x, 0.0), broadcast(x, 1.0)
     sums, maxima = to_float64(zero), zero
-    for i in range(first, last, LANES):
-        value = select(first_lanes(last - i), read(x, i, last), lowest)
+    for i in range(first, row_stop, LANES):
+        value = select(first_lanes(row_stop - i), read(x, i, row_stop), lowest)
         is_top = equal(value, tops)
         sums = add(sums, to_float64(select(is_top, zero, exp(sub(value, tops)))))
         maxima = add(maxima, select(is_top, one, zero))
@@ -64,11 +64,11 @@ def _row_statistics(x: Array, first: int, last: int) -> tuple[Number, float]:
 
 
 @kernel()
-def _row_exponentials(x: Array, y: Array, first: int, last: int, top: Number, scale: float) -> None:
+def _row_exponentials(x: Array, y: Array, first: int, row_stop: int, top: Number, scale: float) -> None:
     """y = exp(x - top) * scale."""
     tops, scales = broadcast(x, top), broadcast(x, scale)
-    for i in range(first, last, LANES):
-        write(y, i, mul(exp(sub(read(x, i, last), tops)), scales), last)
+    for i in range(first, row_stop, LANES):
+        write(y, i, mul(exp(sub(read(x, i, row_stop), tops)), scales), row_stop)
 
 
 @kernel()
@@ -83,13 +83,13 @@ def softmax_rows(x: Array, y: Array, count: int, start: int, stop: int) -> None:
 def softmax_rows_gradient(dy: Array, y: Array, dx: Array, count: int, start: int, stop: int) -> None:
     """dx = y * (dy - sum(dy * y)) of rows start to stop."""
     for r in range(start, stop):
-        first, last = r * count, (r + 1) * count
+        first, row_stop = r * count, (r + 1) * count
         sums = to_float64(broadcast(y, 0.0))
-        for i in range(first, last, LANES):
-            sums = add(sums, to_float64(mul(read(dy, i, last), read(y, i, last))))
+        for i in range(first, row_stop, LANES):
+            sums = add(sums, to_float64(mul(read(dy, i, row_stop), read(y, i, row_stop))))
         dot = broadcast(y, total(sums))
-        for i in range(first, last, LANES):
-            write(dx, i, mul(read(y, i, last), sub(read(dy, i, last), dot)), last)
+        for i in range(first, row_stop, LANES):
+            write(dx, i, mul(read(y, i, row_stop), sub(read(dy, i, row_stop), dot)), row_stop)
 
 
 @kernel()
