@@ -36,7 +36,8 @@ from .windows import (
 
 Array = Any
 Tables = tuple[Array, Array, Array]
-MOST_NOT_SEPARATED = 9  # taps of a window that is not separated into rows and columns
+MAX_TAPS_TOGETHER = 9  # of a window whose taps are all compared; larger windows are separated into rows and columns,
+# and loops over channels may take as many taps for each cell that the stride goes on
 LEAST_CHANNELS = 8  # of a cell, for loops over channels
 
 
@@ -164,7 +165,7 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     form = _form(depth, height, width, channels)
     if form != "lines":
         tables.append(cells_under_windows(width, taps=True))
-        by_cell = functools.partial(loops.make_forward_by_cell, channels < LANES)
+        by_cell = functools.partial(loops.make_forward_by_cell, channels < LANES)  # vectors of a cell's channels
         make = by_cell if form == "by cell" else loops.make_forward_by_window
         return ForwardPlan(make, (like, sizes, taps, dilations, *tables), total_rows)
     assert isinstance(width, Axis)
@@ -174,7 +175,7 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     first_taps = np.zeros(-(-taps_inside.size // LANES) * LANES + LANES, np.int32)
     first_taps[: taps_inside.size] = taps_inside
     ring = 1 << (dilation_of(height) * (height.kernel - 1)).bit_length()
-    separable = height.kernel * width.kernel > MOST_NOT_SEPARATED and width.kernel > 1
+    separable = height.kernel * width.kernel > MAX_TAPS_TOGETHER and width.kernel > 1
     unrolled = width.kernel if width.kernel <= 3 and channels == 1 and not separable else 0
     stride = width.stride if width.stride <= 2 else 0
     layout = (line.parts, line.pitch, line.padding, line.size)
@@ -185,14 +186,16 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
 
 
 def _form(depth: AnyAxis, height: AnyAxis, width: AnyAxis, channels: int) -> str:
-    """The loops that serve: "lines", "by cell" or "by window"."""
+    """The loops that serve: "lines" (vectors of neighbouring windows), "by cell" (vectors of the channels of a cell) or
+    "by window" (vectors of the cells in a row of one window)."""
     regular = isinstance(width, Axis) and fits_line(width) and all(isinstance(a, Axis) for a in (depth, height))
     if channels > 1:
         taps = height.kernel * width.kernel
         # Loops by cell read a cell once for each window over it, loops on lines once: they serve where these are few.
         distances = [min(a.stride if isinstance(a, Axis) else a.length, a.kernel) for a in (height, width)]
-        few = channels >= LEAST_CHANNELS and taps <= MOST_NOT_SEPARATED * math.prod(distances)
+        few = channels >= LEAST_CHANNELS and taps <= MAX_TAPS_TOGETHER * math.prod(distances)
         return "by cell" if few or not regular else "lines"
+    # Vectors along a window pay where neighbouring windows share few cells or none.
     wide = width.kernel >= 4 and (
         width.out == 1 or (isinstance(width, Axis) and width.stride >= 4 and width.kernel >= 7)
     )
