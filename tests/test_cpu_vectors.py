@@ -90,6 +90,22 @@ def test_loads_and_stores(name: str) -> None:
         same(rest, expected)
 
 
+@pytest.mark.parametrize("name", [*FLOATS, "uint8", "uint16", "int16", "int32"])
+@pytest.mark.parametrize("count", range(4))
+def test_a_number_of_lanes_that_the_compiler_knows(name: str, count: int) -> None:
+    x = floats(name, 40) if name in FLOATS else np.arange(1, 41).astype(name)
+    load, add, store_first, number = v.load, v.add, v.store_first, count
+
+    @njit
+    def sums(x: Any, out: Any) -> None:
+        store_first(out, 3, add(load(x, 0), load(x, N)), number)
+
+    out, expected = np.full_like(x, 7), np.full_like(x, 7)
+    sums(*map(v.as_bits, (x, out)))
+    expected[3 : 3 + count] = x[:count] + x[N : N + count]
+    same(out, expected)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect, for a page that cannot be read")
 def test_the_first_lanes_do_not_touch_what_lies_behind() -> None:
     page = mmap.PAGESIZE

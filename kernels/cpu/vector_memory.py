@@ -238,6 +238,13 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.int64, value), generate
 
 
+def _hidden(builder: Any, count: Any) -> Any:
+    """The number, which LLVM cannot know to be 1: for one lane of a vector that is narrowed it stores the wide lane,
+    and overwrites the next elements of the array (LLVM 22, AVX-512)."""
+    unchanged = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+    return builder.call(unchanged, [count])
+
+
 @intrinsic
 def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
     """Store the first `count` lanes."""
@@ -248,7 +255,8 @@ def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> 
         at = address(context, builder, array, arguments[0], arguments[1], arguments[3])
         pointer, size = builder.bitcast(at, narrow.type.as_pointer()), ir.Constant(I32, array.dtype.bitwidth // 8)
         called = f"llvm.masked.store.v{LANES}{suffix(narrow.type.element)}.p0"
-        call(builder, called, ir.VoidType(), narrow, pointer, size, first_lanes_mask(builder, arguments[3]))
+        count = _hidden(builder, arguments[3])
+        call(builder, called, ir.VoidType(), narrow, pointer, size, first_lanes_mask(builder, count))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value, types.int64), generate
