@@ -13,7 +13,8 @@ import pytest
 from cnnlayers.bench import first_calls
 from cnnlayers.kernels.cpu import jit
 
-pytestmark = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))
+if jit.unavailable() is not None:
+    pytest.skip(str(jit.unavailable()), allow_module_level=True)
 
 
 @jit.kernel()
