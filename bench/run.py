@@ -26,7 +26,7 @@ from .problem import problem
 BACKENDS = {"cpu": "numpy", "gpu": "cupy"}
 SECONDS = {"cpu": 0.7, "gpu": 0.2}  # of timing a row; half of it where calls are small
 REPEATS = {"cpu": 2, "gpu": 100}  # runs whose bits are compared
-PRODUCT = {"cpu": 1024, "gpu": 8192}  # rows of the square matrices whose product shows the processor's speed
+PRODUCT = {"cpu": 1024, "gpu": 8192}  # rows of two square matrices, multiplied to measure the processor's speed
 # Seconds a row, bytes of the copy and rows of the matrices, where only the way is to be tried.
 QUICK, QUICK_COPY, QUICK_PRODUCT = 0.02, 1 << 22, 128
 

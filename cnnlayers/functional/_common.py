@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Array = Any  # an array of NumPy, CuPy or another array-API library
 SHORT_SUM = 32  # the most values that are added up in their own dtype: more lose digits
-LONG_SUM = 1024  # the same, where sums in float64 would cost much time and sums of so many values are rare
+LONG_SUM = 1024  # the same limit where float64 sums are slow and longer sums are rare
 LARGE = 1 << 30  # bytes of a result for which memory is checked first
 MAX_ITEMSIZE = 16  # bytes of an element of the widest dtype, complex128
 TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
@@ -70,8 +70,8 @@ class CallPlan:
         return result
 
     def _make_step(self, step: str, portable: Callable[..., R], arrays: tuple[Any, ...]) -> Callable[..., R]:
-        """The step's function of arrays. It is kept in `steps`, and its tables count as the plan's, but for those that
-        are too large to be kept."""
+        """A function that computes the step and takes only arrays. It is cached in `steps`, unless its tables are too
+        large for the cache of plans."""
         found = kernels.prepare(step, self.backend, self.spec, arrays)
         function = functools.partial(portable, self.backend, self.spec) if found is None else found
         if backends.size_of(function) <= backends.PLANS.largest:

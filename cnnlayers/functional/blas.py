@@ -178,8 +178,8 @@ def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array,
 
 
 def _cuts(rows: int, columns: int, most: int) -> list[tuple[slice, slice]]:
-    """A matrix of so many rows and columns in at most `most` parts. The longer side is halved as long as that leaves
-    LEAST_SIDE; a third of it will do for the first cut, which lets two threads share the work."""
+    """Slices that cut a matrix into at most `most` parts. The longer side of the parts is halved while each half has
+    LEAST_SIDE rows or columns; for the first cut a third of that is enough, so that two threads can work."""
     down = across = 1
     while 2 * down * across <= most:
         height, width = rows // down, columns // across

@@ -84,8 +84,8 @@ def _computed(
 
 
 def _blas_for(b: Backend, spec: Conv) -> contextlib.AbstractContextManager[None]:
-    """The block of a backward, whose two steps may both be products. Direct loops take none: to begin and end a block
-    would cost a tenth of a small call."""
+    """A block with BLAS on one thread for both steps of a backward. Direct loops do not use BLAS, and get a block that
+    does nothing: switching BLAS takes a tenth of a small call's time."""
     return contextlib.nullcontext() if len(spec.direct_steps) == 3 else single_threaded_blas(b)
 
 

@@ -29,7 +29,7 @@ from cnnlayers.specs.norm import Norm, Rows
 
 from ._common import Array, accumulator_dtype, cast
 
-SHORT_ROW = 1024  # cells along the last axis, at most, whose products are summed in their own dtype
+SHORT_ROW = 1024  # products along the last axis are summed in their own dtype up to this many cells
 Centred: TypeAlias = tuple[Array, Array | None]  # (x - shift, delta); (x, None) in RMS norm
 
 

@@ -99,7 +99,7 @@ class Conv:
 
     @functools.cached_property
     def direct_steps(self) -> frozenset[str]:
-        """The functions of correlation.py for which direct loops fit: those whose sums are short enough for float32.
+        """The functions of correlation.py that direct loops compute: those whose sums are short enough for float32.
         A weight above DIRECT_GRADIENT: no direct gradient; above DIRECT_WEIGHT, where Winograd's form fits: no direct
         loops at all. With channels last or small maps, where vectors go over filters (*by cells*), a weight up to
         DIRECT_WEIGHT_BY_CELLS is small enough for all three, and a larger one has none.

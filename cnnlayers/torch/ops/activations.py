@@ -24,8 +24,8 @@ def _same(x: torch.Tensor, *_: Any) -> torch.Tensor:
 
 # ---------------------------------------------------------------------------------------------------------- activations
 def _by_mask(name: str, saved: str, passes: Callable[..., Any], option: str = "", default: str = "") -> Op:
-    """Register an op of x, and one option, whose gradient needs a mask, `passes(x, y, zero)`: where the slope is
-    1."""
+    """Register an op of x and at most one option. Its gradient needs a mask, `passes(x, y, zero)`, of where the slope
+    is 1."""
 
     def forward(x: Any, *options: Any) -> Any:
         b, y = backends.of(x), getattr(F, name)(x, *options)
@@ -45,7 +45,7 @@ def _by_mask(name: str, saved: str, passes: Callable[..., Any], option: str = ""
 
 
 def _by_array(name: str, saved: str, option: str = "", rules: tuple[Rule, Rule] = (ONE, TWO)) -> Op:
-    """Register an op of x, and one option, whose gradient needs x or y."""
+    """Register an op of x and at most one option. Its gradient needs x or y."""
 
     def backward(dy: Any, array: Any, *options: Any) -> Any:
         return getattr(F, f"{name}_backward")(dy, context(name, array, *options, **{saved: array}))
