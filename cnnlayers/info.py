@@ -19,16 +19,18 @@ import cnnlayers
 from cnnlayers import backends, kernels
 from cnnlayers.kernels.cpu.cache_directory import directory
 
-# The distributions that each extra of pyproject.toml brings, with the module that shows them.
+# The distributions that each extra of pyproject.toml for users brings, with the module that shows them.
 EXTRAS = {
     "train": {"scikit-learn": "sklearn", "matplotlib": "matplotlib"},
     "cpu": {"numba": "numba"},
     "cuda13": {"cupy-cuda13x": "cupy"},
     "cuda12": {"cupy-cuda12x": "cupy"},
-    "mpi": {"mpi4py": "mpi4py"},
     "cudnn": {"nvidia-cudnn-frontend": "cudnn"},
+    "mpi": {"mpi4py": "mpi4py"},
     "scipy": {"scipy": "scipy"},
-    "torch": {"torch": "torch"},
+    "torch": {"torch": "torch", "ml_dtypes": "ml_dtypes"},
+    "onnx": {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript"},
+    "keras": {"keras": "keras"},
 }
 
 COST = "about four times as long (mean of `cnnlayers bench`)"

@@ -15,18 +15,7 @@ from typing import Any, ClassVar, Self
 
 from cnnlayers import backends
 from cnnlayers.functional._common import Array
-from cnnlayers.layers import (
-    BatchNorm,
-    Conv,
-    Flatten,
-    GlobalAvgPool,
-    Layer,
-    Linear,
-    MaxPool,
-    ReLU,
-    Residual,
-    Sequential,
-)
+from cnnlayers.layers import BatchNorm, Conv, Flatten, GlobalAvgPool, Layer, Linear, MaxPool, ReLU, Residual, Sequential
 from cnnlayers.layers.base import generator
 from cnnlayers.specs import pool_window
 from cnnlayers.specs.arguments import choice, entries_of, flag, integer, sizes

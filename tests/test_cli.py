@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,20 @@ def test_info() -> None:
         "" if jit.unavailable() else "cnnlayers.kernels.warmup",
     ):
         assert word in said.stdout
+
+
+def test_info_shows_every_extra_for_users() -> None:
+    """Each with what pyproject.toml says that it brings; those of a clone's own tools are left out."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {
+        extra: {re.match(r"[\w-]+", text)[0] for text in requirements if not text.startswith("mpich")}
+        for extra, requirements in extras.items()
+        if extra not in ("nvrtc", "test", "dev", "docs")
+    }
+    assert {extra: set(distributions) for extra, distributions in info.EXTRAS.items()} == wanted
+    said = command("info").stdout
+    for extra in wanted:
+        assert re.search(rf"^(extras)? +{extra} ", said, re.MULTILINE), extra
 
 
 def test_info_in_a_folder_that_has_another_cnnlayers(tmp_path: Path) -> None:

@@ -16,14 +16,7 @@ from .activations import (
 )
 from .adaptive_avg_pool import adaptive_avg_pool, adaptive_avg_pool_backward, adaptive_avg_pool_forward
 from .adaptive_max_pool import adaptive_max_pool, adaptive_max_pool_backward, adaptive_max_pool_forward
-from .avg_pool import (
-    avg_pool,
-    avg_pool_backward,
-    avg_pool_forward,
-    sum_pool,
-    sum_pool_backward,
-    sum_pool_forward,
-)
+from .avg_pool import avg_pool, avg_pool_backward, avg_pool_forward, sum_pool, sum_pool_backward, sum_pool_forward
 from .batch_norm import batch_norm, batch_norm_backward, batch_norm_forward
 from .conv import conv, conv_backward, conv_forward, conv_transpose, conv_transpose_backward, conv_transpose_forward
 from .dropout import dropout, dropout_backward, dropout_forward

@@ -5,14 +5,7 @@ from __future__ import annotations
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from ._common import (
-    Array,
-    Context,
-    itemsize,
-    masked,
-    on_device,
-    plan_of,
-)
+from ._common import Array, Context, itemsize, masked, on_device, plan_of
 from .activations import plan_of_same_shape, run_backward
 
 

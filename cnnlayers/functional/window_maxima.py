@@ -14,11 +14,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, taps
 
-from ._common import (
-    Array,
-    cast,
-    select,
-)
+from ._common import Array, cast, select
 from .window_arrays import axis_index, first_taps, on_axis, window_ends, window_starts
 
 
