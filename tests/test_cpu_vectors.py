@@ -171,15 +171,24 @@ def test_stores_past_the_caches(name: str) -> None:
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_each_half_number_keeps_its_bits(name: str) -> None:
     x = np.arange(2**16, dtype=np.uint16).view(numpy_dtype(name))  # NaNs with payloads among them
-    out, load, store = np.empty_like(x), v.load, v.store
+    load, load_first, store, store_first = (
+        getattr(v, f"{operation}_every_bit") for operation in ("load", "load_first", "store", "store_first")
+    )
 
     @njit
     def copy(x: Any, out: Any) -> None:
         for i in range(0, x.size, 16):
             store(out, i, load(x, i))
 
-    copy(v.as_bits(x), v.as_bits(out))
-    np.testing.assert_array_equal(v.as_bits(out), v.as_bits(x))
+    @njit
+    def copy_in_parts(x: Any, out: Any) -> None:
+        for i in range(0, x.size, 8):
+            store_first(out, i, load_first(x, i, 8), 8)
+
+    for kernel in (copy, copy_in_parts):
+        out = np.zeros_like(x)
+        kernel(v.as_bits(x), v.as_bits(out))
+        np.testing.assert_array_equal(v.as_bits(out), v.as_bits(x))
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])

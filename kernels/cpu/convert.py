@@ -1,11 +1,15 @@
-"""Conversion between half types and float32, at the speed of their bytes."""
+"""Conversion between half types and float32, which keeps each bit of a NaN that is only copied."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .jit import kernel
-from .vectors import LANES, as_lanes_of, load, load_first, store, store_first
+from .vectors import LANES, as_lanes_of
+from .vectors import load_every_bit as load
+from .vectors import load_first_every_bit as load_first
+from .vectors import store_every_bit as store
+from .vectors import store_first_every_bit as store_first
 
 
 @kernel()

@@ -30,14 +30,14 @@ from .vectors import (
     integers,
     is_nan,
     lane,
-    load,
-    load_first,
     maximum,
     select,
     slide,
-    store,
-    store_first,
 )
+from .vectors import load_every_bit as load
+from .vectors import load_first_every_bit as load_first
+from .vectors import store_every_bit as store
+from .vectors import store_first_every_bit as store_first
 from .window_lines import make_split
 
 Array = Any

@@ -85,18 +85,20 @@ def _all(number: int) -> Any:
     return ir.Constant(vector_of(I32), [number] * LANES)
 
 
-def _widen(builder: Any, name: str, raw: Any) -> Any:
-    """What was read from an array of this dtype, as lanes."""
+def _widen(builder: Any, name: str, raw: Any, every_bit: bool = False) -> Any:
+    """What was read from an array of this dtype, as lanes. every_bit: a signalling NaN stays one."""
+    floats = vector_of(ELEMENTS["float32"])
     if name == "uint16":
-        value = builder.fpext(builder.bitcast(raw, vector_of(ir.HalfType())), vector_of(ELEMENTS["float32"]))
+        value = builder.fpext(builder.bitcast(raw, vector_of(ir.HalfType())), floats)
+        if not every_bit:
+            return value
         bits = builder.zext(raw, vector_of(I32))
         sign = builder.shl(builder.and_(bits, _all(0x8000)), _all(16))
         payload = builder.shl(builder.and_(bits, _all(0x3FF)), _all(13))
         nan = builder.or_(builder.or_(sign, payload), _all(0x7F800000))  # the CPU would set its quiet bit
-        return builder.select(is_nan_mask(builder, value), builder.bitcast(nan, value.type), value)
+        return builder.select(is_nan_mask(builder, value), builder.bitcast(nan, floats), value)
     if name == "int16":
-        bits = builder.shl(builder.zext(raw, vector_of(I32)), _all(16))
-        return builder.bitcast(bits, vector_of(ELEMENTS["float32"]))
+        return builder.bitcast(builder.shl(builder.zext(raw, vector_of(I32)), _all(16)), floats)
     return _as_int32(builder, name, raw) if name not in FLOATS else raw
 
 
@@ -109,8 +111,8 @@ def _as_int32(builder: Any, name: str, raw: Any) -> Any:
     return (builder.zext if name.startswith("u") else builder.sext)(raw, vector_of(I32))
 
 
-def _narrow(builder: Any, name: str, kind: str, value: Any) -> Any:
-    """Lanes as an array of this dtype stores them."""
+def _narrow(builder: Any, name: str, kind: str, value: Any, every_bit: bool = False) -> Any:
+    """Lanes as an array of this dtype stores them. every_bit: a NaN stored has the upper bits of the lane's."""
     if kind == "int32":
         element = ir.IntType(int(name.lstrip("uint")))
         if element.width == 32:
@@ -122,20 +124,24 @@ def _narrow(builder: Any, name: str, kind: str, value: Any) -> Any:
     upper = builder.lshr(bits, _all(16))
     if name == "uint16":
         rounded = builder.bitcast(builder.fptrunc(value, vector_of(ir.HalfType())), vector_of(I16))
+        if not every_bit:
+            return rounded
         infinity = builder.or_(builder.and_(upper, _all(0x8000)), _all(0x7C00))
         nan = builder.or_(infinity, builder.and_(builder.lshr(bits, _all(13)), _all(0x3FF)))
     else:
         odd = builder.and_(upper, _all(1))
         rounded = builder.lshr(builder.add(bits, builder.add(odd, _all(0x7FFF))), _all(16))
         rounded, infinity, nan = builder.trunc(rounded, vector_of(I16)), builder.and_(upper, _all(0xFF80)), upper
-    nan = builder.select(builder.icmp_unsigned("==", nan, infinity), builder.or_(nan, _all(0x40)), nan)
+    quiet = builder.or_(nan, _all(0x40))
+    # The upper bits alone may be those of an infinity.
+    nan = builder.select(builder.icmp_unsigned("==", nan, infinity), quiet, nan) if every_bit else quiet
     return builder.select(is_nan_mask(builder, value), builder.trunc(nan, vector_of(I16)), rounded)
 
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 
-def _make_load(doc: str, kind_of: Any, partial: bool) -> Any:
+def _make_load(doc: str, kind_of: Any, partial: bool, every_bit: bool = False) -> Any:
     """An intrinsic that loads. kind_of: from the dtype of the array to the kind of the lanes."""
 
     def typed(typing: Any, array: Any, index: Any, *count: Any) -> Any:
@@ -144,7 +150,7 @@ def _make_load(doc: str, kind_of: Any, partial: bool) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             raw = _read(context, builder, signature.args[0], *arguments)
-            return _as_int32(builder, name, raw) if kind_of is _TO_INT else _widen(builder, name, raw)
+            return _as_int32(builder, name, raw) if kind_of is _TO_INT else _widen(builder, name, raw, every_bit)
 
         return TYPES[kind](array, *[types.int64] * (1 + len(count))), generate
 
@@ -164,11 +170,13 @@ load = _make_load("16 neighbours, from any element on: load(array, index).", LAN
 load_first = _make_load("The first lanes, the others 0: load_first(array, index, count).", LANES_OF_ARRAY, True)
 load_int = _make_load("16 integers as int32, from an array of any integers.", _TO_INT, False)
 load_int_first = _make_load("The first lanes of `load_int`, the others 0.", _TO_INT, True)
+load_every_bit = _make_load("`load`, which keeps each bit of a half NaN.", LANES_OF_ARRAY, False, True)
+load_first_every_bit = _make_load("`load_first`, which keeps each bit of a half NaN.", LANES_OF_ARRAY, True, True)
 
 
 @intrinsic
 def load_strided(typing: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
-    """`count` elements, `stride` apart from element `index` on; the other lanes 0."""
+    """`count` elements, `stride` apart from element `index` on; the other lanes 0. Keeps each bit of a half NaN."""
     name = check_array(array, tuple(LANES_OF_ARRAY))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -180,7 +188,7 @@ def load_strided(typing: Any, array: Any, index: Any, stride: Any, count: Any) -
         numbers = ir.Constant(vector_of(I64), list(range(LANES)))
         places = builder.mul(numbers, fill(builder, stride))
         raw = _gathered(builder, array, element, pointer, places, first_lanes_mask(builder, count))
-        return _widen(builder, name, raw)
+        return _widen(builder, name, raw, True)
 
     return TYPES[LANES_OF_ARRAY[name]](array, *[types.int64] * 3), generate
 
@@ -224,20 +232,6 @@ def _check_store(array: Any, value: Any) -> str:
     return str(check_array(array, allowed))
 
 
-@intrinsic
-def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    """Store 16 neighbours, from any element on."""
-    name = _check_store(array, value)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        narrow = _narrow(builder, name, value.kind, arguments[2])
-        at = address(context, builder, array, arguments[0], arguments[1], ir.Constant(I64, LANES))
-        builder.store(narrow, builder.bitcast(at, narrow.type.as_pointer()), align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, value), generate
-
-
 def _hidden(builder: Any, count: Any) -> Any:
     """The number, which LLVM cannot know to be 1: for one lane of a vector that is narrowed it stores the wide lane,
     and overwrites the next elements of the array (LLVM 22, AVX-512)."""
@@ -245,21 +239,43 @@ def _hidden(builder: Any, count: Any) -> Any:
     return builder.call(unchanged, [count])
 
 
-@intrinsic
-def store_first(typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
-    """Store the first `count` lanes."""
-    name = _check_store(array, value)
+def _make_store(doc: str, partial: bool, every_bit: bool = False) -> Any:
+    """An intrinsic that stores."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        narrow = _narrow(builder, name, value.kind, arguments[2])
-        at = address(context, builder, array, arguments[0], arguments[1], arguments[3])
-        pointer, size = builder.bitcast(at, narrow.type.as_pointer()), ir.Constant(I32, array.dtype.bitwidth // 8)
-        called = f"llvm.masked.store.v{LANES}{suffix(narrow.type.element)}.p0"
-        count = _hidden(builder, arguments[3])
-        call(builder, called, ir.VoidType(), narrow, pointer, size, first_lanes_mask(builder, count))
-        return context.get_dummy_value()
+    def typed(array: Any, value: Any, *count: Any) -> Any:
+        name = _check_store(array, value)
 
-    return types.void(array, types.int64, value, types.int64), generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            where, index, vector = arguments[:3]
+            count = arguments[3] if partial else ir.Constant(I64, LANES)
+            narrow, size = _narrow(builder, name, value.kind, vector, every_bit), array.dtype.bitwidth // 8
+            at = address(context, builder, array, where, index, count)
+            pointer = builder.bitcast(at, narrow.type.as_pointer())
+            if partial:
+                mask = first_lanes_mask(builder, _hidden(builder, count))
+                called = f"llvm.masked.store.v{LANES}{suffix(narrow.type.element)}.p0"
+                call(builder, called, ir.VoidType(), narrow, pointer, ir.Constant(I32, size), mask)
+            else:
+                builder.store(narrow, pointer, align=size)
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, value, *count), generate
+
+    def whole(typing: Any, array: Any, index: Any, value: Any) -> Any:
+        return typed(array, value)
+
+    def part(typing: Any, array: Any, index: Any, value: Any, count: Any) -> Any:
+        return typed(array, value, types.int64)
+
+    function = part if partial else whole
+    function.__doc__ = doc
+    return intrinsic(function)
+
+
+store = _make_store("Store 16 neighbours, from any element on: store(array, index, value).", False)
+store_first = _make_store("Store the first lanes: store_first(array, index, value, count).", True)
+store_every_bit = _make_store("`store`, which keeps each bit of a half NaN.", False, True)
+store_first_every_bit = _make_store("`store_first`, which keeps each bit of a half NaN.", True, True)
 
 
 @intrinsic

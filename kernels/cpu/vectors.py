@@ -12,7 +12,8 @@ Arrays are flat and contiguous. The dtype of an array decides what `load` and `s
 | int32      | int32   | uint8                               | int32                           |
 
 `load_int` takes an array of any integers, and vectors of int32 can be stored in one. `as_bits` makes the view of a half
-array. A result in a half type is rounded to the nearest, ties to even; of a NaN the upper bits are stored.
+array. A result in a half type is rounded to the nearest, ties to even. Conversions set the quiet bit of a NaN, but
+loads and stores named `every_bit` do not: they are for results that are copies of cells, and take longer.
 
 Nothing checks an index, unless NUMBA_BOUNDSCHECK=1: an access outside of the array is then an IndexError. Numba's
 Python mode (NUMBA_DISABLE_JIT) cannot run these functions. Without a unit for FMA and half types `unavailable` says so
@@ -33,13 +34,17 @@ from .vector_memory import (
     gather,
     load,
     load_bits,
+    load_every_bit,
     load_first,
+    load_first_every_bit,
     load_int,
     load_int_first,
     load_strided,
     store,
     store_bits,
+    store_every_bit,
     store_first,
+    store_first_every_bit,
     stream,
 )
 from .vector_types import (
@@ -66,12 +71,12 @@ from .vector_types import (
 )
 
 __all__ = [
-    "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "div",
-    "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "gather", "integers", "interleave_high",
-    "interleave_low", "is_nan", "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_first",
-    "load_int", "load_int_first", "load_strided", "maximum", "minimum", "mul", "odds", "reverse", "select",
-    "shift_left", "shift_right", "slide", "square_root", "store", "store_bits", "store_first", "stream", "sub",
-    "to_float32", "to_float64", "total",
+    "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "div", "equal",
+    "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "gather", "integers", "interleave_high",
+    "interleave_low", "is_nan", "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_every_bit",
+    "load_first", "load_first_every_bit", "load_int", "load_int_first", "load_strided", "maximum", "minimum", "mul",
+    "odds", "reverse", "select", "shift_left", "shift_right", "slide", "square_root", "store", "store_bits",
+    "store_every_bit", "store_first", "store_first_every_bit", "stream", "sub", "to_float32", "to_float64", "total",
 ]  # fmt: skip
 
 

@@ -14,7 +14,9 @@ import numpy as np
 from cnnlayers.specs import Axis
 
 from .jit import kernel
-from .vectors import LANES, evens, load, load_first, load_strided, odds, store, store_first
+from .vectors import LANES, evens, load_strided, odds, store, store_first
+from .vectors import load_every_bit as load  # max pooling copies cells
+from .vectors import load_first_every_bit as load_first
 
 Array = Any
 U = np.uintp
