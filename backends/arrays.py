@@ -195,28 +195,6 @@ def on_device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     return _NOTHING
 
 
-def _to_host(a: Any) -> numpy.ndarray:
-    if isinstance(a, numpy.ma.MaskedArray):
-        raise TypeError("a masked array's mask would be lost: pass its .filled(value) or its .data")
-    if _root(a) == "cupy" and hasattr(a, "get"):
-        host: numpy.ndarray = a.get()
-        return host
-    if _root(a) == "torch" and hasattr(a, "detach"):
-        a = _plain(a).cpu()
-        if str(a.dtype) == "torch.bfloat16":
-            return _from_torch_bfloat16(a)
-    if isinstance(a, bytes):  # as any other buffer; numpy.asarray would take it for text
-        return numpy.frombuffer(a, numpy.uint8)
-    if hasattr(a, "__dlpack__") and not isinstance(a, numpy.ndarray | numpy.generic):
-        # Some exporters refuse a dtype that their __array__ then hands over; a real fault shows in numpy.asarray.
-        with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
-            return numpy.from_dlpack(a)
-    host = numpy.asarray(a)
-    if host.dtype.kind not in "biufcV" or (host.dtype.kind == "V" and host.dtype.name != "bfloat16"):
-        raise TypeError(f"{type(a).__name__} does not hold numbers: as an array its dtype is {host.dtype}")
-    return host
-
-
 def _plain(tensor: Any) -> Any:
     """A tensor whose memory is its values: PyTorch exports none that requires gradient, and of one that is negated or
     conjugated by a mark alone (`z.conj().imag`) what lies in memory."""
@@ -259,7 +237,25 @@ def to_numpy(a: Any) -> numpy.ndarray:
     >>> backends.to_numpy([1.0, 2.0])
     array([1., 2.])
     """
-    return _to_host(a)
+    if isinstance(a, numpy.ma.MaskedArray):
+        raise TypeError("a masked array's mask would be lost: pass its .filled(value) or its .data")
+    if _root(a) == "cupy" and hasattr(a, "get"):
+        host: numpy.ndarray = a.get()
+        return host
+    if _root(a) == "torch" and hasattr(a, "detach"):
+        a = _plain(a).cpu()
+        if str(a.dtype) == "torch.bfloat16":
+            return _from_torch_bfloat16(a)
+    if isinstance(a, bytes):  # as any other buffer; numpy.asarray would take it for text
+        return numpy.frombuffer(a, numpy.uint8)
+    if hasattr(a, "__dlpack__") and not isinstance(a, numpy.ndarray | numpy.generic):
+        # Some exporters refuse a dtype that their __array__ then hands over; a real fault shows in numpy.asarray.
+        with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):
+            return numpy.from_dlpack(a)
+    host = numpy.asarray(a)
+    if host.dtype.kind not in "biufcV" or (host.dtype.kind == "V" and host.dtype.name != "bfloat16"):
+        raise TypeError(f"{type(a).__name__} does not hold numbers: as an array its dtype is {host.dtype}")
+    return host
 
 
 def asarray(a: Any, dtype: Any = None) -> Any:
@@ -299,9 +295,9 @@ def asarray(a: Any, dtype: Any = None) -> Any:
             if _root(a) == "cupy" or (hasattr(a, "__dlpack__") and _on_gpu(a)):
                 array = b.xp.asarray(a) if _root(a) == "cupy" else b.xp.from_dlpack(a)
             else:
-                array = b.xp.asarray(native(_to_host(a)))
+                array = b.xp.asarray(native(to_numpy(a)))
             return array if dtype is None else b.xp.asarray(array, dtype=dtype)
-    host = native(_to_host(a))
+    host = native(to_numpy(a))
     return host if dtype is None else numpy.asarray(host, dtype=dtype)
 
 

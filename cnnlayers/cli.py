@@ -145,6 +145,7 @@ def _check_environment() -> None:
     backends.num_threads()
     kernels.current_mode()
     kernels.winograd_allowed()
+    kernels.cudnn_allowed()
 
 
 def _select(name: str | None) -> None:

@@ -84,6 +84,7 @@ def test_a_backend_that_cannot_be_used(capsys: pytest.CaptureFixture) -> None:
         ("CNNLAYERS_NUM_THREADS", "must be a positive whole number, got 'nonsense'"),
         ("CNNLAYERS_KERNELS", "must be one of auto, off, require; got 'nonsense'"),
         ("CNNLAYERS_WINOGRAD", "must be one of auto, off; got 'nonsense'"),
+        ("CNNLAYERS_CUDNN", "must be one of auto, off; got 'nonsense'"),
     ],
 )
 def test_a_mistake_in_the_environment(tmp_path: Path, variable: str, said: str) -> None:

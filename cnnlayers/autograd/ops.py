@@ -15,8 +15,9 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, accumulator_dtype, cast, is_float
+from cnnlayers.functional._common import Array, accumulator_dtype, cast, inverse_order, is_float
 from cnnlayers.functional.blas import matmul as blas_matmul
+from cnnlayers.functional.blas import transposed
 from cnnlayers.specs.arguments import entries_of, integer
 
 from .graph import summed
@@ -123,13 +124,13 @@ def matmul(b: Backend, x: Array, y: Array) -> Result:
     cut = (*shape[:-2], *([] if row else [shape[-2]]), *([] if column else [shape[-1]]))
 
     def dx(dy: Array) -> Array:
-        return _product(b, b.xp.reshape(dy, shape), _flip(b, y2), dtype)
+        return _product(b, b.xp.reshape(dy, shape), transposed(b, y2), dtype)
 
     def dy_(dy: Array) -> Array:
         left, right = x2, b.xp.reshape(dy, shape)
         if one_matrix:  # for a whole stack: one long product instead of a stack to be summed
             left, right = (b.xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])) for a in (left, right))
-        found = _product(b, _flip(b, left), right, dtype)
+        found = _product(b, transposed(b, left), right, dtype)
         return found[..., 0] if column else found
 
     return b.xp.reshape(z2, cut), (dx, dy_)
@@ -142,11 +143,6 @@ def _check_product(x: Array, y: Array, x2: Array, y2: Array) -> None:
             f"@ needs (..., n, k) and (..., k, m) with axes before that broadcast, got {tuple(x.shape)} and"
             f" {tuple(y.shape)}"
         )
-
-
-def _flip(b: Backend, matrices: Array) -> Array:
-    last = matrices.ndim - 1
-    return b.xp.permute_dims(matrices, (*range(last - 1), last, last - 1))
 
 
 def _product(b: Backend, x: Array, y: Array, dtype: Any) -> Array:
@@ -229,14 +225,10 @@ def _first(b: Backend, here: Array, axes: tuple[int, ...]) -> Array:
     rows = b.xp.astype(b.xp.reshape(there, (*kept, count)), b.xp.uint8)
     first = b.xp.expand_dims(b.xp.argmax(rows, axis=-1), axis=-1)
     there = b.xp.reshape(b.arange(count) == first, shape)
-    return b.xp.permute_dims(there, _inverse(order))
+    return b.xp.permute_dims(there, inverse_order(order))
 
 
 # --------------------------------------------------------------------------------------------------------------- shapes
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
-
-
 def reshape(b: Backend, x: Array, shape: tuple[int, ...]) -> Result:
     before = tuple(x.shape)
     return b.xp.reshape(x, shape), (lambda dy: b.xp.reshape(dy, before),)
@@ -246,7 +238,7 @@ def transpose(b: Backend, x: Array, axes: tuple[int, ...]) -> Result:
     if len(axes) != x.ndim or len(_axes(axes, x.ndim)) != x.ndim:
         raise ValueError(f"transpose needs every axis once, got {axes} for shape {tuple(x.shape)}")
     order = tuple(integer(a, "axes") % x.ndim for a in axes)
-    return b.xp.permute_dims(x, order), (lambda dy: b.xp.permute_dims(dy, _inverse(order)),)
+    return b.xp.permute_dims(x, order), (lambda dy: b.xp.permute_dims(dy, inverse_order(order)),)
 
 
 def concat(b: Backend, *parts: Array, axis: int) -> Result:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from cnnlayers import backends, kernels
@@ -23,42 +24,32 @@ MAX_ITEMSIZE = 16  # bytes of an element of the widest dtype, complex128
 TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
 
 
+@dataclass(slots=True, eq=False)
 class CallPlan:
     """What the shapes, dtypes and options of a call decide, once they are checked. Calls that agree in them share one
-    (`plan_of`), so change none.
+    (`plan_of`), so change none."""
 
-    `op`: its name; `backend`: its arrays'; `dtype`: x's; `y_shape`; `spec`: what kernels and portable code get;
-    `compute_dtype`: the dtype that x is computed in, None for integers and bool, which are not cast; `complex`: whether
-    x is; `steps`: the function of arrays of each step and mode; `key`: the plan cache's; `large`: whether y may not fit
-    the memory; `dy_type`: on NumPy the type of array for which `check_backward` need not look for dy's owner, if x is
-    floating or complex.
-    """
+    op: str  # its name
+    backend: Backend  # of its arrays
+    dtype: Any  # x's
+    y_shape: tuple[int, ...]
+    spec: Any = None  # what kernels and portable code get
+    compute_dtype: Any = field(init=False)  # that x is computed in; None for integers and bool, which are not cast
+    complex: bool = field(init=False)  # whether x is
+    large: bool = field(init=False)  # whether y may not fit the memory
+    steps: dict[tuple[str, str], Callable[..., Any]] = field(
+        init=False, default_factory=dict
+    )  # by name and kernel mode
+    key: Any = field(init=False, default=None)  # of the plan cache
+    # On NumPy, if x is floating or complex: the type of array for which `check_backward` need not look for dy's owner.
+    dy_type: Any = field(init=False, default=None)
 
-    __slots__ = (
-        "backend",
-        "complex",
-        "compute_dtype",
-        "dtype",
-        "dy_type",
-        "key",
-        "large",
-        "op",
-        "spec",
-        "steps",
-        "y_shape",
-    )
-
-    def __init__(self, op: str, backend: Backend, dtype: Any, y_shape: tuple[int, ...], spec: Any = None) -> None:
-        self.op, self.backend, self.dtype, self.y_shape, self.spec = op, backend, dtype, y_shape, spec
-        # Integers and bool are not cast (a few ops take an integer dy: `check_backward`).
-        self.compute_dtype = accumulator_dtype(backend, dtype) if is_float(backend, dtype) else None
-        self.complex = is_complex(backend, dtype)
-        if self.complex:
-            self.compute_dtype = dtype
-        self.steps: dict[tuple[str, str], Callable[..., Any]] = {}
-        self.key: Any = None
-        self.dy_type: Any = None
-        self.large = backend.name == "numpy" and math.prod(y_shape) >= LARGE // MAX_ITEMSIZE
+    def __post_init__(self) -> None:
+        b, dtype = self.backend, self.dtype
+        self.complex = is_complex(b, dtype)
+        wide = accumulator_dtype(b, dtype) if is_float(b, dtype) else None
+        self.compute_dtype = dtype if self.complex else wide
+        self.large = b.name == "numpy" and math.prod(self.y_shape) >= LARGE // MAX_ITEMSIZE
 
     def run(self, step: str, portable: Callable[..., R], *arrays: Any) -> R:
         """What the kernel of a step computes, if one serves in the mode in force, else the portable function, which is
@@ -151,6 +142,17 @@ class Context:
 
     def __repr__(self) -> str:
         return f"<{self.plan.op} context: y {self.plan.y_shape}, {self.nbytes:,} bytes kept>"
+
+
+def writes_in_place(b: Backend) -> bool:
+    """Whether arrays can be written by arrays of indices, and complex ones by parts. The array API standard has neither
+    way."""
+    return b.name in ("numpy", "cupy")
+
+
+def inverse_order(order: Sequence[int]) -> tuple[int, ...]:
+    """The permutation of axes that undoes one."""
+    return tuple(order.index(axis) for axis in range(len(order)))
 
 
 def itemsize(b: Backend, array: Array) -> int:
@@ -282,10 +284,11 @@ def check_backward(
     if integers and dy.dtype == plan.dtype and backends.dtype_name(b, dy) in backends.INTEGERS:
         return b, dy
     if plan.compute_dtype is None or not (is_float(b, dy.dtype) or (plan.complex and is_complex(b, dy.dtype))):
+        if backends.name_of_dtype(b, plan.dtype) == "bool":
+            raise TypeError(f"x was bool, and bool has no gradient: {op}_backward got a dy of {dy.dtype}")
         kind = f"have x's dtype {plan.dtype}" if plan.compute_dtype is None else "be floating"
         kind = "be complex or floating" if plan.complex else kind
-        bools = "; bool has no gradient" if backends.name_of_dtype(b, plan.dtype) == "bool" else ""
-        raise TypeError(f"dy must {kind}, got {dy.dtype}{bools}")
+        raise TypeError(f"dy must {kind}, got {dy.dtype}")
     return b, cast(b, dy, wanted)
 
 

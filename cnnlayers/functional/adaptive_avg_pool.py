@@ -53,11 +53,6 @@ def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Arra
     return y
 
 
-def _adaptive_spread(b: Backend, dy: Array, where: int, axis: AdaptiveAxis) -> Array:
-    """The adjoint: each cell adds up the windows over it, the first one first."""
-    return _adaptive_sums(b, dy, where, axis.adjoint)
-
-
 def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
     for where, axis in spec.placed:
         number = window_ends(b, axis) - window_starts(b, axis)
@@ -81,7 +76,7 @@ def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Ar
 def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> Array:
     dy = _adaptive_divided(b, spec, dy)
     for where, axis in reversed(spec.placed):
-        dy = _adaptive_spread(b, dy, where, axis)
+        dy = _adaptive_sums(b, dy, where, axis.adjoint)  # each cell adds up the windows over it, the first one first
     return dy
 
 

@@ -77,6 +77,12 @@ def in_c_order(b: Backend, array: Array) -> Array:
     return numpy.ascontiguousarray(array) if b.name == "numpy" else array
 
 
+def transposed(b: Backend, matrices: Array) -> Array:
+    """A view of a matrix, or of a stack of them, with rows as columns."""
+    *stack, rows, columns = range(matrices.ndim)
+    return b.xp.permute_dims(matrices, (*stack, columns, rows))
+
+
 def matmul(
     b: Backend,
     x: Array,

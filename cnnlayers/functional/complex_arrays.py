@@ -18,14 +18,10 @@ from typing import Any
 
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
-from cnnlayers.specs.arguments import Layout
+from cnnlayers.specs.arguments import layout
+from cnnlayers.specs.windows import windows_of, with_layout
 
-from ._common import Array, CallPlan, cast, is_complex
-
-
-def _in_one_memory(b: Backend) -> bool:
-    """Whether an array's parts can be read and written in place. The array API standard has no way to."""
-    return b.name in ("numpy", "cupy")
+from ._common import Array, CallPlan, cast, is_complex, writes_in_place
 
 
 def _part_dtype(b: Backend, z: Array) -> Any:
@@ -38,16 +34,16 @@ def _parts(b: Backend, z: Array) -> tuple[Array, Array]:
 
 def _from_parts(b: Backend, real: Array, imag: Array) -> Array:
     dtype = b.xp.complex64 if real.dtype == b.xp.float32 else b.xp.complex128
-    if _in_one_memory(b):
+    if writes_in_place(b):
         z = b.empty(tuple(real.shape), dtype)
         z.real[...] = real
         z.imag[...] = imag
         return z
-    upright = cast(b, imag, dtype) * 1j
+    imaginary = cast(b, imag, dtype) * 1j  # the array API standard has no way to write to a part
     for value in (math.inf, -math.inf, math.nan):  # whose product with 1j would have NaN for its real part
         here = b.xp.isnan(imag) if value != value else imag == value
-        upright = b.xp.where(here, b.full((), complex(0, value), dtype), upright)
-    return cast(b, real, dtype) + upright
+        imaginary = b.xp.where(here, b.full((), complex(0, value), dtype), imaginary)
+    return cast(b, real, dtype) + imaginary
 
 
 def _in_c_order(b: Backend, array: Array) -> Array:
@@ -61,7 +57,7 @@ def _in_c_order(b: Backend, array: Array) -> Array:
 def _pairs(b: Backend, z: Array, axis: int) -> Array:
     """A real array with the pairs (real, imaginary) side by side along an axis, which is twice as long."""
     at = axis % z.ndim
-    if at == z.ndim - 1 and _in_one_memory(b):
+    if at == z.ndim - 1 and writes_in_place(b):
         return _in_c_order(b, z).view(_part_dtype(b, z))
     both = b.xp.stack(_parts(b, z), axis=at + 1)
     return b.xp.reshape(both, (*z.shape[:at], 2 * z.shape[at], *z.shape[at + 1 :]))
@@ -70,7 +66,7 @@ def _pairs(b: Backend, z: Array, axis: int) -> Array:
 def _unpaired(b: Backend, a: Array, axis: int) -> Array:
     """The complex array of `_pairs`."""
     at = axis % a.ndim
-    if at == a.ndim - 1 and _in_one_memory(b):
+    if at == a.ndim - 1 and writes_in_place(b):
         return _in_c_order(b, a).view(b.xp.complex64 if a.dtype == b.xp.float32 else b.xp.complex128)
     both = b.xp.reshape(a, (*a.shape[:at], a.shape[at] // 2, 2, *a.shape[at + 1 :]))
     real, imag = ((slice(None),) * (at + 1) + (part, ...) for part in (0, 1))
@@ -81,12 +77,10 @@ def _unpaired(b: Backend, a: Array, axis: int) -> Array:
 @functools.lru_cache(maxsize=256)  # by number: results have a fixed size
 def _of_planes(spec: Any) -> Any:
     """The spec on the real array: (samples * channels, *spatial, 2) for channels first, else twice the channels."""
-    windows = getattr(spec, "window", spec)
-    (first, second, *others), ndim = windows.layout.shape, len(windows.layout.shape)
-    last = windows.layout.channel > 1
+    first, second, *others = windows_of(spec).layout.shape
+    last = windows_of(spec).layout.channel > 1
     shape = (first, second, *others[:-1], 2 * others[-1]) if last else (first * second, *others, 2)
-    windows = dataclasses.replace(windows, layout=Layout(shape, ndim - 1, tuple(range(1, ndim - 1))))
-    return dataclasses.replace(spec, window=windows) if hasattr(spec, "window") else windows
+    return with_layout(spec, layout(shape, "channels_last"))
 
 
 def run_planes(plan: CallPlan, step: str, portable: Callable[..., Array], x: Array, *rest: Any) -> Array:
@@ -94,7 +88,7 @@ def run_planes(plan: CallPlan, step: str, portable: Callable[..., Array], x: Arr
     if not plan.complex:
         return plan.run(step, portable, x, *rest)
     b, spec = plan.backend, plan.spec
-    first = getattr(spec, "window", spec).layout.channel == 1
+    first = windows_of(spec).layout.channel == 1
     samples, channels, *others = x.shape
     z = b.xp.reshape(x, (samples * channels, *others, 1)) if first else x
     planes, real = _pairs(b, z, -1), _of_planes(spec)
@@ -113,11 +107,9 @@ def _of_pairs(spec: Any) -> Any:
     """A convolution's spec with twice the channels on both sides; a linear map has none."""
     if spec is None:
         return None
-    window = spec.window
-    layout = dataclasses.replace(
-        window.layout, shape=window.layout.with_spatial(window.layout.lengths, 2 * spec.channels)
-    )
-    return dataclasses.replace(spec, window=dataclasses.replace(window, layout=layout), filters=2 * spec.filters)
+    lay = spec.window.layout
+    doubled = dataclasses.replace(lay, shape=lay.with_spatial(lay.lengths, 2 * spec.channels))
+    return dataclasses.replace(with_layout(spec, doubled), filters=2 * spec.filters)
 
 
 def _matrix(b: Backend, weight: Array) -> Array:

@@ -32,7 +32,8 @@ from cnnlayers.specs.arguments import Shape
 from cnnlayers.specs.conv import Conv
 
 from . import blas
-from ._common import LONG_SUM, Array, cast, itemsize, sum_dtype
+from ._common import LONG_SUM, Array, cast, inverse_order, itemsize, sum_dtype
+from .blas import transposed
 from .conv_form import by_kernel
 from .conv_tiling import ALL, Tap, Tile, blocks_of, taps_of, tiles_of
 
@@ -51,16 +52,6 @@ def _axes_order(spec: Conv, channels_last: bool) -> Shape:
     return (group, *cells, channel) if channels_last else (group, channel, *cells)
 
 
-def _inverse_order(order: Shape) -> Shape:
-    """The permutation that undoes one."""
-    return tuple(order.index(axis) for axis in range(len(order)))
-
-
-def _transposed(b: Backend, matrices: Array) -> Array:
-    axes = range(matrices.ndim)
-    return b.xp.permute_dims(matrices, (*axes[:-2], axes[-1], axes[-2]))
-
-
 def _matrices(b: Backend, spec: Conv, part: Array, per_sample: bool = False) -> Array:
     """A part of a split array as matrices: a view where its strides allow."""
     if per_sample:
@@ -68,7 +59,7 @@ def _matrices(b: Backend, spec: Conv, part: Array, per_sample: bool = False) -> 
     permuted = b.xp.permute_dims(part, _axes_order(spec, channels_last=spec.last))
     shape = tuple(permuted.shape)
     if spec.last:
-        return _transposed(b, b.xp.reshape(permuted, (shape[0], math.prod(shape[1:-1]), shape[-1])))
+        return transposed(b, b.xp.reshape(permuted, (shape[0], math.prod(shape[1:-1]), shape[-1])))
     return b.xp.reshape(permuted, (*shape[:2], math.prod(shape[2:])))
 
 
@@ -76,10 +67,10 @@ def _cells(b: Backend, spec: Conv, matrices: Array, shape: Shape) -> Array:
     """Matrices as a part of a split array. `shape`: the tile's."""
     groups, channels = matrices.shape[:2]
     if spec.last:
-        cells = b.xp.reshape(_transposed(b, matrices), (groups, *shape, channels))
+        cells = b.xp.reshape(transposed(b, matrices), (groups, *shape, channels))
     else:
         cells = b.xp.reshape(matrices, (groups, channels, *shape))
-    return b.xp.permute_dims(cells, _inverse_order(_axes_order(spec, channels_last=spec.last)))
+    return b.xp.permute_dims(cells, inverse_order(_axes_order(spec, channels_last=spec.last)))
 
 
 def _product(
@@ -88,15 +79,15 @@ def _product(
     matrices: Array,
     plus: Array | None = None,
     *,
-    transposed: bool,
+    as_transpose: bool,
     uncut: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """weight @ matrices + plus; `transposed`: stored as its transpose. `uncut`, `out`: as `blas.matmul`'s."""
-    if not transposed:
+    """weight @ matrices + plus; `as_transpose`: stored as its transpose. `uncut`, `out`: as `blas.matmul`'s."""
+    if not as_transpose:
         return blas.matmul(b, weight, matrices, plus, uncut=uncut, out=out)
-    plus, out = (None if a is None else _transposed(b, a) for a in (plus, out))
-    return _transposed(b, blas.matmul(b, _transposed(b, matrices), _transposed(b, weight), plus, uncut=uncut, out=out))
+    plus, out = (None if a is None else transposed(b, a) for a in (plus, out))
+    return transposed(b, blas.matmul(b, transposed(b, matrices), transposed(b, weight), plus, uncut=uncut, out=out))
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
@@ -138,7 +129,7 @@ def _columns_workspace(
         if tile.per_sample:
             yield columns, b.xp.reshape(columns, (*shape[:2], rows, math.prod(tile.window.out_lengths)))
         elif spec.channels_contiguous:
-            yield columns, _transposed(b, b.xp.reshape(columns, (spec.groups, size, rows)))
+            yield columns, transposed(b, b.xp.reshape(columns, (spec.groups, size, rows)))
         else:
             yield columns, b.xp.reshape(columns, (spec.groups, rows, size))
 
@@ -165,7 +156,7 @@ def _im2col(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Ta
 def _col2im(b: Backend, spec: Conv, image: Array, tile: Tile, block: Sequence[Tap], columns: Array) -> None:
     for slot, (_, windows, cells) in enumerate(block):
         seen = columns[_tap_index(spec, tile, slot, windows)]
-        image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, _inverse_order(_columns_order(spec, tile)))
+        image[spec.at(tile.samples, cells)] += b.xp.permute_dims(seen, inverse_order(_columns_order(spec, tile)))
 
 
 def _compute_maps(
@@ -183,10 +174,10 @@ def _compute_maps(
             part = _block_weight(b, spec, weight, block)
             if total is None:
                 room = out if dtype == image.dtype else None
-                product = _product(b, part, columns, plus, transposed=spec.last, uncut=uncut, out=room)
+                product = _product(b, part, columns, plus, as_transpose=spec.last, uncut=uncut, out=room)
                 total = cast(b, product, dtype)
             else:
-                total += _product(b, part, columns, transposed=spec.last, uncut=uncut)
+                total += _product(b, part, columns, as_transpose=spec.last, uncut=uncut)
     if total is None:  # the windows see nothing but padding
         maps[at] = 0.0 if bias is None else bias
     elif out is None:
@@ -199,12 +190,12 @@ def _adjoint_tile(b: Backend, spec: Conv, tile: Tile, maps: Array, weight: Array
     matrices = _matrices(b, spec, maps[spec.at(tile.samples, tile.maps)], tile.per_sample)
     columns_by_cell = spec.channels_contiguous  # and the product is stored as its transpose
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
-        part = _transposed(b, _block_weight(b, spec, weight, block))
+        part = transposed(b, _block_weight(b, spec, weight, block))
         with _columns_workspace(b, spec, tile, block, image.dtype) as (columns, out):
             room = out if b.name == "numpy" else None
-            product = _product(b, part, matrices, transposed=columns_by_cell, uncut=uncut, out=room)
+            product = _product(b, part, matrices, as_transpose=columns_by_cell, uncut=uncut, out=room)
             if b.name != "numpy":
-                columns = b.xp.reshape(_transposed(b, product) if columns_by_cell else product, tuple(columns.shape))
+                columns = b.xp.reshape(transposed(b, product) if columns_by_cell else product, tuple(columns.shape))
             (kernels.find("col2im", b, spec, image) or _col2im)(b, spec, image, tile, block, columns)
 
 
@@ -213,7 +204,7 @@ def _add_gradient(b: Backend, spec: Conv, tile: Tile, image: Array, maps: Array,
     groups, filters, channels, _ = spec.weight_shape
     for block in blocks_of(b, spec, tile, itemsize(b, image)):
         with _columns(b, spec, image, tile, block) as columns:
-            part = blas.matmul(b, matrices, _transposed(b, columns), uncut=uncut)
+            part = blas.matmul(b, matrices, transposed(b, columns), uncut=uncut)
         part = b.xp.sum(part, axis=0, dtype=b.xp.float64) if tile.per_sample else part
         if spec.channels_contiguous:
             part = b.xp.permute_dims(b.xp.reshape(part, (groups, filters, len(block), channels)), (0, 1, 3, 2))
@@ -260,7 +251,7 @@ def _point(b: Backend, spec: Conv, weight: Array, array: Array, bias: Array | No
     shape = tuple(array.shape)
     plus = None if bias is None else b.xp.reshape(bias, (*bias.shape[:2], 1))
     if spec.last:
-        y = _product(b, weight, _matrices(b, spec, array), plus, transposed=True)
+        y = _product(b, weight, _matrices(b, spec, array), plus, as_transpose=True)
         return _cells(b, spec, y, shape[:-2])
     y = blas.matmul(b, weight, b.xp.reshape(array, (*shape[:3], math.prod(shape[3:]))), plus)
     return b.xp.reshape(y, (*shape[:2], weight.shape[1], *shape[3:]))
@@ -343,7 +334,7 @@ def correlate_adjoint(b: Backend, spec: Conv, maps: Array, weight: Array, bias: 
     maps, weight = _split_view(b, spec, maps), b.xp.reshape(weight, spec.weight_shape)
     bias = _bias(b, spec, bias, spec.channels)
     if spec.pointwise and not spec.depthwise:
-        return b.xp.reshape(_point(b, spec, _transposed(b, weight[:, :, :, 0]), maps, bias), shape)
+        return b.xp.reshape(_point(b, spec, transposed(b, weight[:, :, :, 0]), maps, bias), shape)
     image = b.empty(spec.split(shape), _sum_dtype(b, maps))
     tiles_by_samples = tiles_of(b, spec, itemsize(b, image))
 

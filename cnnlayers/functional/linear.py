@@ -25,7 +25,7 @@ from ._common import (
     on_device,
     plan_of,
 )
-from .blas import matmul, single_threaded_blas
+from .blas import matmul, single_threaded_blas, transposed
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
 
 
@@ -35,14 +35,10 @@ def _rows(b: Backend, array: Array) -> Array:
     return b.xp.reshape(array, (math.prod(shape[:-1]), shape[-1]))
 
 
-def _transposed(b: Backend, matrix: Array) -> Array:
-    return b.xp.permute_dims(matrix, (1, 0))
-
-
 def _linear_forward(b: Backend, spec: None, x: Array, weight: Array, bias: Array | None) -> Array:
     dtype = accumulator_dtype(b, x.dtype)
     weight, bias = cast(b, weight, dtype), None if bias is None else cast(b, bias, dtype)
-    y = matmul(b, _rows(b, cast(b, x, dtype)), _transposed(b, weight), bias)
+    y = matmul(b, _rows(b, cast(b, x, dtype)), transposed(b, weight), bias)
     return cast(b, b.xp.reshape(y, (*x.shape[:-1], weight.shape[0])), x.dtype)
 
 
@@ -52,7 +48,7 @@ def _linear_backward(
     rows = _rows(b, dy)
     with single_threaded_blas(b):
         dx = b.xp.reshape(matmul(b, rows, cast(b, weight, dy.dtype)), tuple(x.shape)) if needs_dx else None
-        return dx, matmul(b, _transposed(b, rows), _rows(b, cast(b, x, dy.dtype)))
+        return dx, matmul(b, transposed(b, rows), _rows(b, cast(b, x, dy.dtype)))
 
 
 def _plan(x: Array, weight: Array, bias: Array | None) -> CallPlan:
@@ -117,7 +113,7 @@ linear = inference_of(linear_forward)
 def linear_dx(plan: CallPlan, dy: Array, weight: Array) -> Array:
     """dx of `linear` alone, for a dy of the plan's dtype."""
     b = plan.backend
-    return run_weighted(plan, _linear_forward, dy, _transposed(b, conjugate(b, weight)), None)
+    return run_weighted(plan, _linear_forward, dy, transposed(b, conjugate(b, weight)), None)
 
 
 @on_device

@@ -28,6 +28,7 @@ from ._common import (
     inference_of,
     on_device,
     plan_of,
+    writes_in_place,
 )
 
 
@@ -68,15 +69,9 @@ def _labels(b: Backend, labels: Array, classes: int) -> Array:
     return labels
 
 
-def _indexed(b: Backend) -> bool:
-    """Whether arrays can be read and written by index: half the time of the whole loss, against a choice for every
-    element."""
-    return b.name in ("numpy", "cupy")
-
-
 def _at(b: Backend, values: Array, columns: Array) -> Array:
-    """Each row's value at its column, (N, 1)."""
-    if not _indexed(b):
+    """Each row's value at its column, (N, 1). By index: a choice for every element takes as long as half the loss."""
+    if not writes_in_place(b):
         return b.xp.take_along_axis(values, b.xp.expand_dims(columns, axis=1), axis=1)
     return values[b.arange(values.shape[0]), columns][:, None]
 
@@ -84,7 +79,7 @@ def _at(b: Backend, values: Array, columns: Array) -> Array:
 def _replaced(b: Backend, values: Array, columns: Array, new: Array) -> Array:
     """values with `new`, (N, 1), at each row's column. Where arrays can be written by index, `values` is written."""
     rows, classes = values.shape
-    if not _indexed(b):
+    if not writes_in_place(b):
         return b.xp.where(b.arange(classes) == b.xp.expand_dims(columns, axis=1), new, values)
     values[b.arange(rows), columns] = new[:, 0]
     return values

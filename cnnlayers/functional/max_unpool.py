@@ -24,6 +24,7 @@ from ._common import (
     check_floating,
     common_backend,
     inference_of,
+    inverse_order,
     on_device,
     plan_of,
     select,
@@ -42,9 +43,8 @@ def _from_planes(b: Backend, window: Window, flat: Array, shape: tuple[int, ...]
     lay = window.layout
     order = (0, lay.channel, *lay.spatial)
     planes = b.xp.reshape(flat, tuple(shape[a] for a in order))
-    back = tuple(order.index(a) for a in range(len(order)))
     # Flattened on the way, because a copy would keep the order in memory.
-    return b.xp.reshape(b.xp.reshape(b.xp.permute_dims(planes, back), (-1,)), shape)
+    return b.xp.reshape(b.xp.reshape(b.xp.permute_dims(planes, inverse_order(order)), (-1,)), shape)
 
 
 def _last_owner(b: Backend, cell: Array, cells: int) -> Array:
@@ -137,8 +137,8 @@ def max_unpool_forward(
     x : array
         (N, C, *spatial) or, with data_format "channels_last", (N, *spatial, C); one to three spatial axes; floating.
     indices : array
-        x's shape, any integer dtype: places in y's flat spatial plane, as `max_pool` gives them. Of entries with the
-        same index the last in C order wins; -1, of a window that meets no cell, is left out.
+        x's shape, any integer dtype: places in y's flat spatial plane, as `max_pool` gives them, from 0 on. Of entries
+        with the same index the last in C order wins.
     kernel_size, stride, padding : int or sequence of int
         Those of the pool that is undone, in cells.
     output_size : sequence of int or None

@@ -33,12 +33,10 @@ from ._common import (
     on_device,
     plan_of,
     sum_widely,
+    writes_in_place,
 )
 from .complex_arrays import run_planes
-
-
-def _span(axis: int, cells: slice) -> tuple[Any, ...]:
-    return (slice(None),) * axis + (cells, ...)
+from .window_arrays import axis_index
 
 
 def _interior(spec: Pad) -> tuple[Any, ...]:
@@ -106,21 +104,21 @@ def _pad_forward(b: Backend, spec: Pad, x: Array, value: Any) -> Array:
     y[_interior(spec)] = x
     for axis, length, grow, crop in spec.sides:
         for border, shown in _sides(spec.mode, length, grow, crop):
-            y[_span(axis, border)] = y[_span(axis, shown)]
+            y[axis_index(axis, border)] = y[axis_index(axis, shown)]
     return b.xp.asarray(y[_kept(spec)], copy=True) if cropped else y
 
 
 def _pad_complex(plan: CallPlan, x: Array, value: complex) -> Array:
     """Padding of a complex array: as two real planes, whose border is then given the imaginary part of the value."""
     b, spec = plan.backend, plan.spec
-    if b.name not in ("numpy", "cupy"):  # whose parts cannot be read and written without a loss of infinities and NaN
+    if not writes_in_place(b):  # there, putting parts together may lose a sign
         return _pad_forward(b, spec, x, value)
     y = run_planes(plan, "pad_forward", _pad_forward, x, value.real)
     if repr(value.real) != repr(value.imag):  # which tells -0 from 0
         inside, _ = _shared(spec)
         for axis in spec.layout.spatial:
             for border in (slice(0, inside[axis].start), slice(inside[axis].stop, None)):
-                y.imag[_span(axis, border)] = value.imag
+                y.imag[axis_index(axis, border)] = value.imag
     return y
 
 
@@ -142,17 +140,17 @@ def _folded(b: Backend, spec: Pad, dy: Array) -> Array:
             if spec.mode == "edge":
                 _add_edge(b, work, axis, border, shown, flipped=border.start > 0)
             else:
-                work[_span(axis, shown)] += work[_span(axis, border)]
+                work[axis_index(axis, shown)] += work[axis_index(axis, border)]
     return b.xp.asarray(work[_interior(spec)], copy=True)
 
 
 def _add_edge(b: Backend, work: Array, axis: int, border: slice, shown: slice, *, flipped: bool) -> None:
     """Add all cells of a border to the one that they show, one after another from the outermost inwards: in the order
     of the array, or `flipped`."""
-    cells = work[_span(axis, border)]
-    terms = b.xp.concat([work[_span(axis, shown)], b.xp.flip(cells, axis=axis) if flipped else cells], axis=axis)
+    cells = work[axis_index(axis, border)]
+    terms = b.xp.concat([work[axis_index(axis, shown)], b.xp.flip(cells, axis=axis) if flipped else cells], axis=axis)
     sums = b.xp.cumulative_sum(terms, axis=axis, dtype=work.dtype)
-    work[_span(axis, shown)] = sums[_span(axis, slice(terms.shape[axis] - 1, None))]
+    work[axis_index(axis, shown)] = sums[axis_index(axis, slice(terms.shape[axis] - 1, None))]
 
 
 def _fill(b: Backend, x: Array, value: Any) -> Any:

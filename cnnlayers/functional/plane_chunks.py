@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 from cnnlayers.backends import Backend, run_chunks
 from cnnlayers.specs.arguments import Layout
+from cnnlayers.specs.windows import windows_of, with_layout
 
 from ._common import Array
 
@@ -31,7 +32,7 @@ def in_planes(portable: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(portable)
     def run(b: Backend, spec: Any, *arrays: Array) -> R:
-        layout: Layout = getattr(spec, "window", spec).layout
+        layout: Layout = windows_of(spec).layout
         if b.name != "numpy":
             return portable(b, spec, *arrays)
         merges = layout.channel == 1 and all(a.flags.c_contiguous for a in arrays)
@@ -96,5 +97,4 @@ def _whole(b: Backend, part: Array, layout: Layout, units: int) -> Array:
 def _of(spec: Any, layout: Layout, units: int, merges: bool) -> Any:
     """The spec on so many planes, or samples."""
     shape = (units, 1, *layout.shape[2:]) if merges else (units, *layout.shape[1:])
-    window = dataclasses.replace(getattr(spec, "window", spec), layout=dataclasses.replace(layout, shape=shape))
-    return dataclasses.replace(spec, window=window) if hasattr(spec, "window") else window
+    return with_layout(spec, dataclasses.replace(layout, shape=shape))

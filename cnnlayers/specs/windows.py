@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -182,6 +182,17 @@ class AdaptiveWindow(Windows[AdaptiveAxis]):
             return None
         axes = [Axis(a.length, a.out, a.length // a.out, a.length // a.out) for a in self.axes]
         return Window(self.layout, tuple(axes))
+
+
+def windows_of(spec: Any) -> Any:
+    """The windows of a pool's or convolution's spec, which is a window itself or has one; a Pad as it is."""
+    return getattr(spec, "window", spec)
+
+
+def with_layout(spec: Any, layout: Layout) -> Any:
+    """The same spec for an array of another layout."""
+    found = replace(windows_of(spec), layout=layout)
+    return replace(spec, window=found) if hasattr(spec, "window") else found
 
 
 def effective(kernel: int, dilation: int) -> int:
