@@ -563,3 +563,59 @@ def test_a_tile_of_a_weights_gradient_is_sums_of_products(name: str, dtype: str)
             products = maps[3 + pitch * i :][: N * count] * sheets[11 + offsets[2 + j] :][: N * count]
             expected[1 + between * i + N * j :][:N] += products.reshape(count, N).sum(axis=0)
     np.testing.assert_allclose(sums, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["windows_by_two_vectors", "windows_by_one_vector", "windows_by_channels"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_tile_of_vectors_of_filters_is_sums_of_products(direct: bool, name: str, dtype: str) -> None:
+    from cnnlayers.kernels.cpu import vector_tiles as tiles
+
+    tile, rng, width = getattr(tiles, name), np.random.default_rng(0), 2 if "two" in name else 1
+    windows, count, second = tiles.WINDOWS_BY_FILTERS[np.dtype(dtype).itemsize][0], 5, 7 * N
+    weight, bias, sheet = (rng.standard_normal(n).astype(dtype) for n in (300, 50, 400))
+    starts, offsets = rng.integers(0, 100, 20), rng.integers(0, 200, 9)
+    targets, shape = rng.permutation(20) * N * width, 20 * N * width + 9
+    target, out = np.full(shape, 7.0, dtype), np.full(shape, 7.0, dtype)
+
+    @njit
+    def run(
+        sheet: Any, starts: Any, offsets: Any, count: int, weight: Any, second: int, bias: Any, target: Any,
+        targets: Any, out: Any, direct: bool,
+    ) -> None:  # fmt: skip
+        tile(sheet, starts, 3, 11, offsets, 4, count, weight, 2, second, bias, 1, target, targets, 6, out, 5, direct)
+
+    run(sheet, starts, offsets, count, weight, second, bias, target, targets, out, direct)
+    expected = np.full(shape, 7.0, dtype)
+    for i in range(windows):
+        for j in range(width):
+            seen = [
+                sheet[starts[3 + i] + 11 + offsets[4 + k] :][: N if "channels" in name else 1] for k in range(count)
+            ]
+            terms = [seen[k] * weight[2 + second * j + N * k :][:N] for k in range(count)]
+            at = 6 + targets[3 + i] if direct else 5 + N * width * i
+            expected[at + N * j :][:N] = bias[1 + N * j :][:N] + np.sum(terms, axis=0)
+    untouched = out if direct else target
+    assert (untouched == 7.0).all()
+    np.testing.assert_allclose(
+        target if direct else out, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 16), (3, 16), (16, 5), (20, 7), (1, 1), (0, 4)])
+def test_a_block_is_transposed(rows: int, columns: int, dtype: str) -> None:
+    from cnnlayers.kernels.cpu.vector_tiles import transpose
+
+    source, target = np.arange(500, dtype=dtype), np.full(500, -1.0, dtype)
+
+    @njit
+    def run(source: Any, rows: int, columns: int, target: Any) -> None:
+        transpose(source, 3, 20, rows, columns, target, 2, 21)
+
+    run(source, rows, columns, target)
+    expected = np.full(500, -1.0, dtype)
+    for i in range(min(rows, N)):
+        for j in range(min(columns, N)):
+            expected[2 + 21 * j + i] = source[3 + 20 * i + j]
+    np.testing.assert_array_equal(target, expected)

@@ -1,7 +1,7 @@
-"""Launchers of conv_direct_loops.py and conv_direct_cells.py: convolutions by vector loops, without columns and BLAS.
+"""Launchers of direct convolutions: vector loops, without columns and BLAS.
 
-conv_direct_loops.py explains sheets and units, which conv_direct_sheets.py fills. *By cells* means
-conv_direct_cells.py, whose vectors go over filters.
+The vectors of conv_direct_loops.py go over windows; it explains sheets and units, which conv_direct_sheets.py fills.
+Those of conv_filter_loops.py go over filters (`_by_filters` chooses, and conv_filter_vectors.py launches them).
 
 They serve float32 and float64, both layouts, and any rank, stride, dilation, padding and groups. `form_of`
 (functional/conv_form.py) says which convolutions take this form. Results have the same bits on every CPU.
@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,9 +24,9 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
 
-from . import conv_direct_cells as cells
 from . import conv_direct_loops as loops
-from .conv_direct_sheets import CHANNELS, FILTERS, GROUPS
+from . import conv_filter_vectors as filter_vectors
+from .conv_direct_sheets import FILTERS, GROUPS
 from .parallel import CHUNK_BYTES, flat, parallel_chunks
 from .vector_tiles import LINE, MAPS, NARROW, PACKED, STRIP
 from .vectors import LANES
@@ -38,7 +38,6 @@ MOST_CELLS = 16 * 1024  # of a sheet: each lane then has 1024 terms of a sum in 
 UNITS = 16  # at least, if there are so many samples: work for several threads
 PARTS = 16  # partial sums of a weight's gradient, at most
 PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
-PARTIAL_BYTES = 8 << 20  # of the partial sums of vectors of filters together, at most, if there are more than two
 LEAST_FILTERS = 8  # for vectors of filters: those of fewer have too many empty lanes
 MIN_PARALLEL_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs (columns: functional/blas.py)
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
@@ -55,23 +54,25 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 def direct_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """The maps of `correlate`. Raises UnsuitableData for a weight that is not finite."""
     maps = backends.result(spec.maps_shape, image.dtype)
-    _run(_plan(spec, "correlate", image.itemsize), spec, image, np.reshape(weight, spec.weight_shape), bias, maps)
+    _run("correlate", spec, image, np.reshape(weight, spec.weight_shape), bias, maps)
     return maps
 
 
 def direct_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image of the adjoint of `correlate`. Raises UnsuitableData for a weight that is not finite."""
     image = backends.result(spec.window.layout.shape, maps.dtype)
-    turned = np.reshape(weight, spec.weight_shape).swapaxes(1, 2)
-    _run(_plan(spec, "correlate_adjoint", maps.itemsize), spec, maps, turned, bias, image)
+    _run("correlate_adjoint", spec, maps, np.reshape(weight, spec.weight_shape), bias, image)
     return image
 
 
 def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
     """The weight's gradient. Raises UnsuitableData if a number is not finite."""
+    if _by_filters(spec, "weight_gradient"):
+        dweight, finite = filter_vectors.weight_gradient(spec, image, maps, _nbytes(spec, image, maps))
+        if not finite:
+            _refuse_data("weight's gradient")
+        return dweight
     plan = _plan(spec, "weight_gradient", image.itemsize)
-    if plan.cells:
-        return _weight_gradient_by_cells(plan, spec, image, maps)
     filters, taps = int(plan.sizes[FILTERS]), math.prod(spec.weight_shape[2:])
     padded = -(-filters // MAPS) * MAPS
     parts = _parts(plan, spec, PARTS)
@@ -89,25 +90,6 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
     return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
 
 
-def _weight_gradient_by_cells(plan: _LoopPlan, spec: Any, image: Array, maps: Array) -> Array:
-    groups, filters = int(plan.sizes[GROUPS]), int(plan.sizes[FILTERS])
-    channels, taps, blocks = 1 if plan.depthwise else int(plan.sizes[CHANNELS]), len(plan.offsets), -(-filters // LANES)
-    shape = (groups, blocks, taps, channels, LANES)
-    parts = _parts(plan, spec, min(PARTS, max(2, PARTIAL_BYTES // (8 * math.prod(shape)))))
-    partial, run = np.zeros((parts, *shape)), cells.make_weight_gradient(plan.depthwise)
-    arrays = flat(image), flat(maps), partial.reshape(-1), plan.axes, plan.sizes, plan.starts, plan.outputs
-    shapes = (plan.sheets * plan.sheet,), (plan.windows * blocks * LANES,)
-
-    def compute(start: int, stop: int) -> None:
-        with backends.workspace(image.dtype, *shapes) as (sheets, map_cells):
-            run(*arrays, plan.offsets, plan.windows, parts, start, stop, sheets, map_cells)
-
-    parallel_chunks(parts * groups, _nbytes(spec, image, maps), compute)
-    dweight = partial.sum(axis=0).transpose(0, 1, 4, 3, 2).reshape(groups, blocks * LANES, channels, taps)[:, :filters]
-    _check_finite(dweight, "weight's gradient")
-    return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
-
-
 def _parts(plan: _LoopPlan, spec: Any, most: int) -> int:
     """Partial sums of a weight's gradient: one, two, four, … as for chunks."""
     samples = spec.window.layout.shape[0]
@@ -117,12 +99,13 @@ def _parts(plan: _LoopPlan, spec: Any, most: int) -> int:
     return 1 << max(0, int(parts).bit_length() - 1)
 
 
-def _run(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
-    """Compute the target. weight: (groups, filters, channels, taps), as the target and the source see them."""
+def _run(step: str, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
+    """Compute the target of "correlate" or "correlate_adjoint". weight: (groups, filters, channels, taps)."""
     _check_finite(weight, "weight")
-    if plan.cells:
-        _run_by_cells(plan, spec, source, weight, bias, target)
+    if _by_filters(spec, step):
+        filter_vectors.run(spec, step, source, weight, bias, target, _nbytes(spec, source, target))
         return
+    plan, weight = _plan(spec, step, source.itemsize), weight if step == "correlate" else weight.swapaxes(1, 2)
     biases = np.zeros(weight.shape[:2], source.dtype) if bias is None else bias.reshape(weight.shape[:2])
     size = _block(weight.shape[1])
     packed = np.concatenate([_packed(weight[..., taps], size) for taps in plan.taps])
@@ -152,27 +135,6 @@ def _packed(weight: Array, block: int) -> Array:
     return flat(weight.reshape(groups, blocks, block, channels * taps).swapaxes(2, 3))
 
 
-def _run_by_cells(plan: _LoopPlan, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
-    groups, filters = int(plan.sizes[GROUPS]), int(plan.sizes[FILTERS])
-    weight, blocks = weight.reshape(groups, filters, -1, weight.shape[-1]), -(-filters // LANES)
-    padded = np.zeros((groups, blocks * LANES, *weight.shape[2:]), source.dtype)
-    padded[:, :filters] = weight[..., [tap for taps in plan.taps for tap in taps]]
-    packed = padded.reshape(groups, blocks, LANES, *weight.shape[2:]).transpose(0, 1, 4, 3, 2)
-    biases = np.zeros((groups, blocks * LANES), source.dtype)
-    if bias is not None:
-        biases[:, :filters] = bias.reshape(groups, filters)
-    run, tables = cells.make_correlate(plan.depthwise), (plan.axes, plan.sizes, plan.starts, plan.outputs, plan.offsets)
-    with backends.workspace(source.dtype, packed.shape) as (aligned,):  # the loops then load whole cache lines
-        aligned[...] = packed
-        arrays = flat(source), aligned.reshape(-1), flat(biases), flat(target)
-
-        def compute(start: int, stop: int) -> None:
-            with backends.workspace(source.dtype, (plan.sheets * plan.sheet,)) as (sheets,):
-                run(*arrays, *tables, plan.windows, start, stop, sheets)
-
-        parallel_chunks(plan.units, _nbytes(spec, source, target), compute)
-
-
 def _nbytes(spec: Any, *arrays: Array) -> int:
     """Bytes that take about as long to copy as the convolution takes.
 
@@ -184,17 +146,20 @@ def _nbytes(spec: Any, *arrays: Array) -> int:
 
 def _check_finite(numbers: Array, name: str) -> None:
     if not np.isfinite(numbers).all():
-        raise UnsuitableData(
-            f"the {name} has NaN or infinity, which would change other cells; in mode 'auto' another form computes it"
-        )
+        _refuse_data(name)
+
+
+def _refuse_data(name: str) -> NoReturn:
+    raise UnsuitableData(
+        f"the {name} has NaN or infinity, which would change other cells; in mode 'auto' another form computes it"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- plans
 @dataclass(frozen=True)
 class _LoopPlan:
     """What a loop is given besides its arrays. `taps`: for each phase of the target its taps. `sheets`: their number;
-    `sheet`: elements of one. cells: the loops are those of conv_direct_cells.py; `depthwise`: for these; `windows`: of
-    a unit, at most."""
+    `sheet`: elements of one."""
 
     axes: Array
     map_axes: Array
@@ -206,9 +171,6 @@ class _LoopPlan:
     units: int
     sheets: int
     sheet: int
-    cells: bool
-    depthwise: bool
-    windows: int
 
 
 @dataclass(frozen=True)
@@ -264,9 +226,6 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
     axes = [(_adjoint_axis if step == "correlate_adjoint" else _forward_axis)(*row) for row in rows]
     kernel = [row[2] for row in rows]
     groups, filters, channels, _ = spec.weight_shape
-    by_cells, depthwise = _by_cells(spec, step), groups > 1 and filters == channels == 1
-    if by_cells and depthwise:
-        groups, filters, channels = 1, groups, groups
     if step == "correlate_adjoint":
         filters, channels = channels, filters
     sources = math.prod(len(a.starts) for a in axes)
@@ -287,8 +246,8 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
     sizes = [samples, groups, channels, filters, batch, band_axis, band, bands, sheet]
     source, target = (math.prod(x) for x in ([a.length for a in axes], [a.target_length for a in axes]))
     sizes += _strides(spec, groups * channels, source) + _strides(spec, groups * filters, target)
-    outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, 1 if by_cells else channels, groups * packed)
-    if step == "weight_gradient" and not by_cells:  # for complete tiles
+    outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, channels, groups * packed)
+    if step == "weight_gradient":  # for complete tiles
         offsets += offsets[-1:] * (-len(offsets) % LINE)
     return _LoopPlan(
         np.array(table, np.int64),
@@ -301,13 +260,10 @@ def _plan(spec: Any, step: str, itemsize: int) -> _LoopPlan:
         -(-samples // batch) * bands * groups,
         sheets,
         sheet,
-        by_cells,
-        depthwise,
-        batch * math.prod(pitches),
     )
 
 
-def _by_cells(spec: Any, step: str) -> bool:
+def _by_filters(spec: Any, step: str) -> bool:
     """Whether the loops have vectors of filters. For channels last the other loops take 2 to 10 times as long."""
     groups, filters, channels, _ = spec.weight_shape
     if groups > 1 and filters == channels == 1:

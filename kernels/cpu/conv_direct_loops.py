@@ -205,7 +205,7 @@ def correlate(
         if sizes[BANDS] > 1:  # cells of another band may be where this one has padding
             zero(sheets, 0, len(sheets))
         base = n * sizes[SOURCE_SAMPLE] + group * channels * sizes[SOURCE_CHANNEL]
-        fill_sheets(source, base, channels, samples, from_strides, axes, box, starts, sheets, sheet, False)
+        fill_sheets(source, base, channels, samples, from_strides, axes, box, starts, sheets, sheet)
         base = n * sizes[TARGET_SAMPLE] + group * filters * sizes[TARGET_CHANNEL]
         if filters <= FEW:
             _compute_few(sheets, weight, bias, target, axes, sizes, outputs, offsets, group, base, samples, box, out)
@@ -271,9 +271,9 @@ def weight_gradient(
                 zero(map_sheets, 0, len(map_sheets))
             windows = positions(axes, box, samples)
             base = n * sizes[SOURCE_SAMPLE] + group * channels * sizes[SOURCE_CHANNEL]
-            fill_sheets(image, base, channels, samples, image_strides, axes, box, starts, sheets, sheet, False)
+            fill_sheets(image, base, channels, samples, image_strides, axes, box, starts, sheets, sheet)
             base = n * sizes[TARGET_SAMPLE] + group * filters * sizes[TARGET_CHANNEL]
-            fill_sheets(maps, base, filters, samples, maps_strides, map_axes, box, no_starts, map_sheets, sheet, False)
+            fill_sheets(maps, base, filters, samples, maps_strides, map_axes, box, no_starts, map_sheets, sheet)
             for f in range(filters):  # no window of an earlier unit
                 zero(map_sheets, f * sheet + windows, LANES)
             if terms + windows // LANES + 1 > LANE_TERMS:

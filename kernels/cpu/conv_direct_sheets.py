@@ -78,22 +78,6 @@ def scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, co
 
 
 @kernel(allocates=False)
-def _copy_cells(
-    source: Array, at: int, by_channel: int, step: int, target: Array, to: int, channels: int, count: int
-) -> None:
-    """Copy the channels of cells, `step` elements apart, to neighbours."""
-    if by_channel == 1 and step == channels:
-        _copy(source, at, target, to, count * channels)
-    elif by_channel == 1:
-        for i in range(count):
-            _copy(source, at + i * step, target, to + i * channels, channels)
-    else:
-        for c in range(U(channels)):
-            for i in range(U(count)):
-                target[U(to) + i * U(channels) + c] = source[U(at) + c * U(by_channel) + i * U(step)]
-
-
-@kernel(allocates=False)
 def _span(first: int, step: int, length: int, limit: int) -> Any:
     """Which of `limit` cells, `step` apart from cell `first` on, are inside an axis: the first, and the one after the
     last."""
@@ -104,14 +88,13 @@ def _span(first: int, step: int, length: int, limit: int) -> Any:
 @kernel(allocates=False)
 def fill_sheets(
     source: Array, base: int, channels: int, samples: int, strides: Array, axes: Array, box: Array, starts: Array,
-    sheets: Array, sheet: int, cells: bool,
+    sheets: Array, sheet: int,
 ) -> None:  # fmt: skip
     """Copy the cells that the windows of a box see. starts: for each phase of the stride, the cell of sheet cell 0.
 
     Rows are copied in order, because the zeros after a row may go to where later rows begin.
 
-    box: for each axis the first window and their number. cells: a phase has one sheet of cells of all channels, and not
-    a sheet for each channel."""
+    box: for each axis the first window and their number."""
     by_sample, by_channel, by_cell = strides[0], strides[1], strides[2]
     step_x = axes[2, STEP] * by_cell
     for phase in range(len(starts)):
@@ -129,9 +112,7 @@ def fill_sheets(
                     at = base + n * by_sample + (row * axes[2, LENGTH] + x0) * by_cell
                     to = ((n * axes[0, PITCH] + z) * axes[1, PITCH] + y) * axes[2, PITCH] + left
                     to += phase * sheet
-                    if cells:
-                        _copy_cells(source, at, by_channel, step_x, sheets, to * channels, channels, right - left)
-                    for _ in range(0 if cells else channels):
+                    for _ in range(channels):
                         if step_x == 1:
                             _fill(source, at, sheets, to, right - left)
                         elif step_x == 2:
@@ -152,31 +133,6 @@ def positions(axes: Array, box: Array, samples: int) -> Any:
     """Positions p of a box of windows, up to the last window."""
     rows = ((samples - 1) * axes[0, PITCH] + box[0, 1] - 1) * axes[1, PITCH] + box[1, 1] - 1
     return rows * axes[2, PITCH] + box[2, 1]
-
-
-@kernel(allocates=False)
-def list_windows(
-    axes: Array, box: Array, samples: int, origin: Array, strides: Array, channels: int, places: Array, targets: Array
-) -> int:
-    """For each window of a box whose target cell exists: where it begins in a sheet of cells, and where its result
-    goes, from the first sample on. Returns their number. origin: the target's cell of window 0 on each axis."""
-    number = 0
-    for n in range(samples):
-        for z in range(box[0, 1]):
-            target_z = origin[0] + (box[0, 0] + z) * axes[0, TARGET_STEP]
-            for y in range(box[1, 1]):
-                target_y = origin[1] + (box[1, 0] + y) * axes[1, TARGET_STEP]
-                if target_z >= axes[0, TARGET_LENGTH] or target_y >= axes[1, TARGET_LENGTH]:
-                    continue
-                row = (target_z * axes[1, TARGET_LENGTH] + target_y) * axes[2, TARGET_LENGTH]
-                at = ((n * axes[0, PITCH] + z) * axes[1, PITCH] + y) * axes[2, PITCH]
-                for x in range(box[2, 1]):
-                    target_x = origin[2] + (box[2, 0] + x) * axes[2, TARGET_STEP]
-                    if target_x < axes[2, TARGET_LENGTH]:
-                        places[U(number)] = (at + x) * channels
-                        targets[U(number)] = n * strides[0] + (row + target_x) * strides[2]
-                        number += 1
-    return number
 
 
 @kernel(allocates=False)

@@ -17,7 +17,19 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 from .vector_memory import address, check_array
-from .vector_types import FLOATS, I32, I64, LANES, call, fill, first_lanes_mask, intrinsic, suffix, vector_of
+from .vector_types import (
+    FLOATS,
+    I32,
+    I64,
+    LANES,
+    call,
+    fill,
+    first_lanes_mask,
+    interleave,
+    intrinsic,
+    suffix,
+    vector_of,
+)
 
 WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 PACKED = 8  # filters whose weights are neighbours in memory
@@ -26,6 +38,8 @@ NARROW = 128  # positions in a row, at most, for tiles of several rows of window
 STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: a multiple of WINDOWS
 MAPS, TAPS = 8 if WIDE else 2, 3  # of a tile of a weight's gradient
 LINE = 6  # taps of a tile of one map
+# Windows and vectors of filters of a tile, by the bytes of a number.
+WINDOWS_BY_FILTERS = {4: (8, 2), 8: (8, 1)} if WIDE else {4: (6, 1), 8: (3, 1)}
 
 
 class _Array:
@@ -35,23 +49,33 @@ class _Array:
         self.context, self.builder, self.type, self.value = context, builder, array_type, value
         self.vector_type, self.size = vector_of(context.get_data_type(array_type.dtype)), array_type.dtype.bitwidth // 8
 
-    def _pointer(self, index: Any, number: int) -> Any:
-        return address(self.context, self.builder, self.type, self.value, index, ir.Constant(I64, number))
+    def pointer(self, index: Any, number: Any) -> Any:
+        """The address of an element, of which `number` are used (an int, or an index of the kernel)."""
+        number = ir.Constant(I64, number) if isinstance(number, int) else number
+        return address(self.context, self.builder, self.type, self.value, index, number)
 
     def number(self, index: Any) -> Any:
-        return self.builder.load(self._pointer(index, 1))
-
-    def _vector(self, index: Any) -> Any:
-        return self.builder.bitcast(self._pointer(index, LANES), self.vector_type.as_pointer())
+        return self.builder.load(self.pointer(index, 1))
 
     def vector(self, index: Any) -> Any:
-        return self.builder.load(self._vector(index), align=self.size)
+        pointer = self.builder.bitcast(self.pointer(index, LANES), self.vector_type.as_pointer())
+        return self.builder.load(pointer, align=self.size)
 
     def store(self, index: Any, vector: Any) -> None:
-        self.builder.store(vector, self._vector(index), align=self.size)
+        self.store_at(self.pointer(index, LANES), vector)
+
+    def store_at(self, pointer: Any, vector: Any) -> None:
+        self.builder.store(vector, self.builder.bitcast(pointer, vector.type.as_pointer()), align=self.size)
+
+    def first(self, index: Any, count: Any) -> Any:
+        """The vector's first lanes, the others 0."""
+        pointer = self.builder.bitcast(self.pointer(index, count), self.vector_type.as_pointer())
+        name, size = f"llvm.masked.load.v{LANES}{suffix(self.vector_type.element)}.p0", ir.Constant(I32, self.size)
+        mask, zeros = first_lanes_mask(self.builder, count), ir.Constant(self.vector_type, None)
+        return call(self.builder, name, self.vector_type, pointer, size, mask, zeros)
 
     def store_first(self, index: Any, vector: Any, count: Any) -> None:
-        pointer = self.builder.bitcast(self._pointer(index, 0), self.vector_type.as_pointer())
+        pointer = self.builder.bitcast(self.pointer(index, 0), self.vector_type.as_pointer())
         name, size = f"llvm.masked.store.v{LANES}{suffix(vector.type.element)}.p0", ir.Constant(I32, self.size)
         call(self.builder, name, ir.VoidType(), vector, pointer, size, first_lanes_mask(self.builder, count))
 
@@ -199,6 +223,84 @@ def _make_maps_by_taps(rows: int, width: int) -> Any:
     return maps_by_taps
 
 
+def _make_windows_by_filters(width: int, depthwise: bool) -> Any:
+    @intrinsic
+    def windows_by_filters(
+        typing: Any, sheet: Any, starts: Any, q: Any, shift: Any, offsets: Any, first: Any, count: Any, weight: Any,
+        w: Any, second: Any, bias: Any, b: Any, target: Any, targets: Any, to: Any, out: Any, at: Any, direct: Any,
+    ) -> Any:  # fmt: skip
+        """The sums bias[b + LANES * j] + the sum over k < count of sheet[starts[q + i] + shift + offsets[first + k]] *
+        weight[w + second * j + LANES * k], for the windows i of a tile and vectors j of filters.
+
+        If `depthwise`, a window has a vector of cells for these filters. The vectors of a window are stored from
+        target[to + targets[q + i]] on if `direct`, else from out[at + LANES * width * i] on."""
+        for array in (sheet, weight, bias, target, out):
+            check_array(array, FLOATS)
+        rows = WINDOWS_BY_FILTERS[sheet.dtype.bitwidth // 8][0]
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            arrays = _arguments(context, builder, signature, arguments)
+            cells, rows_at, q, shift, terms, first, count, weights, w, second, biases, b, *ends = arrays
+            results, places, to, beside, at, direct = ends
+            bases = [builder.add(shift, rows_at.number(_plus(builder, q, i))) for i in range(rows)]
+
+            def start(i: int, j: int) -> Any:
+                return biases.vector(_plus(builder, b, LANES, j))
+
+            def factors(k: Any) -> tuple[list[Any], list[Any]]:
+                here, offset = _plus(builder, w, k, LANES), terms.number(builder.add(first, k))
+                columns = [weights.vector(_plus(builder, here, second, j)) for j in range(width)]
+                seen = [builder.add(base, offset) for base in bases]
+                return [cells.vector(x) if depthwise else fill(builder, cells.number(x)) for x in seen], columns
+
+            def finish(i: int, j: int, total: Any) -> None:
+                lanes = builder.select(direct, ir.Constant(I64, LANES), ir.Constant(I64, 0))
+                place = _plus(builder, builder.add(to, places.number(_plus(builder, q, i))), LANES, j)
+                inside = results.pointer(place, lanes)
+                outside = beside.pointer(_plus(builder, at, LANES * (width * i + j)), LANES)
+                results.store_at(builder.select(direct, inside, outside), total)
+
+            _emit(builder, cells.vector_type, (rows, width), count, start, factors, finish)
+            return context.get_dummy_value()
+
+        i = types.int64
+        indices = (starts, i, i, offsets, i, i)
+        results = (target, targets, i, out, i, types.boolean)
+        return types.void(sheet, *indices, weight, i, i, bias, i, *results), generate
+
+    return windows_by_filters
+
+
+@intrinsic
+def transpose(
+    typing: Any, source: Any, at: Any, pitch: Any, rows: Any, columns: Any, target: Any, to: Any, between: Any
+) -> Any:
+    """target[to + between * j + i] = source[at + pitch * i + j], for i < rows and j < columns, up to 16 each."""
+    for array in (source, target):
+        check_array(array, FLOATS)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, at, pitch, rows, columns, results, to, between = _arguments(context, builder, signature, arguments)
+
+        def lanes(i: int, rows: Any, columns: Any) -> Any:
+            """Of row i."""
+            inside = builder.icmp_signed(">", rows, ir.Constant(I64, i))
+            return builder.select(inside, columns, ir.Constant(I64, 0))
+
+        vectors = [values.first(_plus(builder, at, pitch, i), lanes(i, rows, columns)) for i in range(LANES)]
+        for _ in range(4):  # lane l of vector i goes to place 16 i + l of 256, whose eight bits are turned by one
+            pairs = [interleave(builder, vectors[i], vectors[i + LANES // 2]) for i in range(LANES // 2)]
+            vectors = [vector for pair in pairs for vector in pair]
+        for j, vector in enumerate(vectors):
+            results.store_first(_plus(builder, to, between, j), vector, lanes(j, columns, rows))
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(source, i, i, i, i, target, i, i), generate
+
+
 filters_by_windows = _make_filters_by_windows(ROWS, WINDOWS // LANES)
 one_filter_by_windows = _make_filters_by_windows(1, STRIP // LANES)
 maps_by_taps, one_map_by_taps = _make_maps_by_taps(MAPS, TAPS), _make_maps_by_taps(1, LINE)
+windows_by_two_vectors, windows_by_one_vector = _make_windows_by_filters(2, False), _make_windows_by_filters(1, False)
+windows_by_channels = _make_windows_by_filters(1, True)

@@ -57,6 +57,12 @@ def shuffle(builder: Any, x: Any, y: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
+def interleave(builder: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """x0, y0, x1, y1, … in two vectors."""
+    lanes = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
+    return shuffle(builder, x, y, lanes[:LANES]), shuffle(builder, x, y, lanes[LANES:])
+
+
 def call(builder: Any, name: str, result: Any, *values: Any) -> Any:
     """The value of an LLVM intrinsic."""
     function = builder.module.globals.get(name)

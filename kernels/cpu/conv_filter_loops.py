@@ -1,0 +1,312 @@
+"""The loops of direct convolution on vectors of filters: for channels last, and for many filters on small maps.
+
+A *unit* is some samples of a group, or a band of windows of one sample. Its cells are copied to a *sheet*: rows with
+zeros for the padding, and the channels of a cell one after another. Then
+
+    target[p, f] = bias[f] + the sum over k of weight[k, f] * sheet[places[p] + offsets[k]]
+
+for a tile of windows p and vectors of filters f, where k goes over taps and channels. The weight's gradient is the same
+sum with other parts: places are taps and channels, offsets windows, and the maps take the place of the weight. For a
+depthwise convolution (`depthwise`) k is a tap, and a vector of channels takes the place of each number of the sheet.
+Each sum is in order of k, so the bits depend on nothing but the shapes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from .jit import kernel
+from .vector_memory import load_strided
+from .vector_tiles import (
+    WINDOWS_BY_FILTERS,
+    transpose,
+    windows_by_channels,
+    windows_by_one_vector,
+    windows_by_two_vectors,
+)
+from .vectors import LANES, add, load, load_first, store, store_first, to_float64
+
+Array = Any
+Kernel = Any
+U = np.uint64  # unsigned offsets need no test for negative ones
+TERMS = 256  # of a sum in float32, at most; the sums of these are in float64
+RESULTS = 48  # windows whose results are held together: a multiple of the windows of every tile, and of LANES
+
+# Columns of `axes`. LENGTH: the source's cells. FIRST: the source's cell in cell 0 of the sheet. STEP: the source's
+# cells from one of the sheet's to the next. BAND: the source's cells from one band to the next. EXTENT: of the sheet.
+LENGTH, FIRST, STEP, BAND, EXTENT = range(5)
+# Columns of `phases`. WINDOW: where the phase's windows begin in `places`. NUMBER, LAST: windows of a sample (of a
+# band), and of the last band. TERM: its first offset. COUNT: its offsets. WEIGHT: where its weights begin.
+WINDOW, NUMBER, LAST, TERM, COUNT, WEIGHT = range(6)
+# Entries of `sizes`. A stride: elements from one to the next.
+SAMPLES, GROUPS, CHANNELS, FILTERS, BATCH, BANDS = range(6)
+SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_CELL, TARGET_SAMPLE, TARGET_CHANNEL, TARGET_BAND = range(6, 12)
+
+
+# --------------------------------------------------------------------------------------------------------------- sheets
+@kernel(allocates=False)
+def _zero(array: Array, to: int, count: int) -> None:
+    for i in range(U(to), U(to + count)):
+        array[i] = 0.0
+
+
+@kernel(allocates=False)
+def _copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
+    """Copy neighbours."""
+    for i in range(0, count - LANES + 1, LANES):
+        store(target, to + i, load(source, at + i))
+    done = count & ~(LANES - 1)
+    if done < count:
+        store_first(target, to + done, load_first(source, at + done, count - done), count - done)
+
+
+@kernel(allocates=False)
+def _copy_cells(
+    source: Array, at: int, by_channel: int, by_cell: int, sheet: Array, to: int, channels: int, count: int
+) -> None:
+    """Copy the channels of `count` cells."""
+    if by_channel == 1 and by_cell == channels:
+        _copy(source, at, sheet, to, count * channels)
+    elif by_channel == 1:
+        for i in range(count):
+            _copy(source, at + i * by_cell, sheet, to + i * channels, channels)
+    elif by_cell == 1:
+        for c in range(0, channels, LANES):
+            for i in range(0, count, LANES):
+                here, there = at + c * by_channel + i, to + i * channels + c
+                transpose(source, here, by_channel, channels - c, count - i, sheet, there, channels)
+    else:
+        for c in range(U(channels)):
+            for i in range(U(count)):
+                sheet[U(to) + i * U(channels) + c] = source[U(at) + c * U(by_channel) + i * U(by_cell)]
+
+
+@kernel(allocates=False)
+def _fill(source: Array, base: int, samples: int, band: int, axes: Array, sizes: Array, sheet: Array) -> None:
+    """Copy a unit's cells to the sheet. base: the element of the first channel of cell 0 of the first sample."""
+    channels, by_channel, by_cell = sizes[CHANNELS], sizes[SOURCE_CHANNEL], sizes[SOURCE_CELL]
+    depth, height, width = axes[0, EXTENT], axes[1, EXTENT], axes[2, EXTENT]
+    step, x = axes[2, STEP], axes[2, FIRST] + band * axes[2, BAND]
+    left = min(width, max(0, -(x // step)))
+    right = max(left, min(width, (axes[2, LENGTH] - 1 - x) // step + 1))
+    to = 0
+    for n in range(samples):
+        for i in range(depth):
+            z = axes[0, FIRST] + band * axes[0, BAND] + i * axes[0, STEP]
+            for j in range(height):
+                y = axes[1, FIRST] + band * axes[1, BAND] + j * axes[1, STEP]
+                if z < 0 or z >= axes[0, LENGTH] or y < 0 or y >= axes[1, LENGTH]:
+                    _zero(sheet, to, width * channels)
+                else:
+                    row = (z * axes[1, LENGTH] + y) * axes[2, LENGTH]
+                    at = base + n * sizes[SOURCE_SAMPLE] + (row + x + left * step) * by_cell
+                    _zero(sheet, to, left * channels)
+                    _copy_cells(
+                        source, at, by_channel, step * by_cell, sheet, to + left * channels, channels, right - left
+                    )  # fmt: skip
+                    _zero(sheet, to + right * channels, (width - right) * channels)
+                to += width * channels
+
+
+@kernel(allocates=False)
+def _run_of(targets: Array, q: int, end: int) -> int:
+    """How many windows from q on, up to LANES, are neighbours in the target."""
+    number = min(LANES, end - q)
+    while targets[q + number - 1] - targets[q] != number - 1:
+        number -= 1
+    return number
+
+
+# ------------------------------------------------------------------------------------------------------------ the loops
+@kernel()
+def pack(
+    weight: Array, group: int, filter_stride: int, sizes: Array, rows: Array, phases: Array, packed: Array
+) -> None:  # fmt: skip
+    """Copy a weight's numbers to (phases, groups, blocks of 16 filters, k, 16). group: elements from one group to the
+    next; filter_stride: from one filter to the next; rows: the element of each k of a filter."""
+    filters, blocks = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES
+    for phase in range(len(phases)):
+        first, count = phases[phase, TERM], phases[phase, COUNT]
+        for block in range(sizes[GROUPS] * blocks):
+            f, to = block % blocks * LANES, phases[phase, WEIGHT] + block * count * LANES
+            at = block // blocks * group + f * filter_stride
+            for k in range(count):
+                lanes = load_strided(weight, at + rows[first + k], filter_stride, min(LANES, filters - f))
+                store(packed, to + k * LANES, lanes)
+
+
+@kernel(allocates=False)
+def _store_results(
+    out: Array, vectors: int, target: Array, targets: Array, q: int, end: int, to: int, by_channel: int, filters: int
+) -> None:
+    """Copy the results of windows q to end, each `vectors` vectors of filters, to the target."""
+    if by_channel == 1:
+        for i in range(end - q):
+            _copy(out, i * vectors * LANES, target, to + targets[q + i], filters)
+        return
+    i = 0
+    while q + i < end:
+        run = _run_of(targets, q + i, end)
+        for f in range(0, filters, LANES):
+            here, there = (i * vectors) * LANES + f, to + targets[q + i] + f * by_channel
+            transpose(out, here, vectors * LANES, run, filters - f, target, there, by_channel)
+        i += run
+
+
+@functools.cache
+def make_correlate(depthwise: bool, itemsize: int) -> Kernel:
+    """The kernel for the target of units `start` to `stop`, for numbers of `itemsize` bytes. weight: as `pack` gives
+    it; bias: (groups, blocks of 16 filters, 16). targets: where the results of a unit's windows go, from the unit's
+    first element on."""
+    rows, width = WINDOWS_BY_FILTERS[itemsize]
+    pairs = width == 2 and not depthwise
+
+    @kernel()
+    def correlate(
+        source: Array, weight: Array, bias: Array, target: Array, sizes: Array, axes: Array, phases: Array,
+        offsets: Array, places: Array, targets: Array, start: int, stop: int, sheet: Array,
+    ) -> None:  # fmt: skip
+        channels, filters, by_channel = sizes[CHANNELS], sizes[FILTERS], sizes[TARGET_CHANNEL]
+        groups, bands, blocks = sizes[GROUPS], sizes[BANDS], (filters + LANES - 1) // LANES
+        out = np.empty(RESULTS * 2 * LANES, source.dtype)
+        for unit in range(start, stop):
+            group, band, n = unit % groups, unit // groups % bands, unit // (groups * bands) * sizes[BATCH]
+            samples = min(sizes[BATCH], sizes[SAMPLES] - n)
+            base = n * sizes[SOURCE_SAMPLE] + group * channels * sizes[SOURCE_CHANNEL]
+            _fill(source, base, samples, band, axes, sizes, sheet)
+            base = n * sizes[TARGET_SAMPLE] + band * sizes[TARGET_BAND] + group * filters * by_channel
+            for phase in range(len(phases)):
+                window, count = phases[phase, WINDOW], phases[phase, COUNT]
+                number = phases[phase, LAST if band == bands - 1 else NUMBER]
+                end, second, block = window + samples * number, count * LANES, 0
+                while block < blocks:
+                    vectors = 2 if pairs and block + 1 < blocks else 1
+                    f, b = block * LANES, (group * blocks + block) * LANES
+                    w, to = phases[phase, WEIGHT] + b * count, base + f * by_channel
+                    here = min(vectors * LANES, filters - f)
+                    for q in range(window, end, RESULTS):
+                        last = min(q + RESULTS, end)
+                        for p in range(q, last, rows):
+                            direct = by_channel == 1 and here == vectors * LANES and p + rows <= last
+                            at = 0 if by_channel == 1 else (p - q) * vectors * LANES
+                            if depthwise:
+                                windows_by_channels(
+                                    sheet, places, p, f, offsets, phases[phase, TERM], count, weight, w, second, bias,
+                                    b, target, targets, to, out, at, direct,
+                                )  # fmt: skip
+                            elif pairs and vectors == 2:
+                                windows_by_two_vectors(
+                                    sheet, places, p, 0, offsets, phases[phase, TERM], count, weight, w, second, bias,
+                                    b, target, targets, to, out, at, direct,
+                                )  # fmt: skip
+                            else:
+                                windows_by_one_vector(
+                                    sheet, places, p, 0, offsets, phases[phase, TERM], count, weight, w, second, bias,
+                                    b, target, targets, to, out, at, direct,
+                                )  # fmt: skip
+                            if by_channel == 1 and not direct:
+                                _store_results(
+                                    out, vectors, target, targets, p, min(p + rows, last), to, by_channel, here
+                                )  # fmt: skip
+                        if by_channel != 1:
+                            _store_results(out, vectors, target, targets, q, last, to, by_channel, here)
+                    block += vectors
+
+    return correlate
+
+
+@kernel(allocates=False)
+def _pack_maps(
+    maps: Array, base: int, targets: Array, number: int, by_channel: int, filters: int, cells: Array, pitch: int
+) -> None:
+    """Copy the maps at some windows to (blocks of 16 filters, windows, 16). pitch: elements of a block."""
+    for f in range(0, filters, LANES):
+        q, to = 0, f // LANES * pitch
+        if by_channel == 1:
+            for q in range(number):
+                store(cells, to + q * LANES, load_first(maps, base + targets[q] + f, filters - f))
+        else:
+            while q < number:
+                run, at = _run_of(targets, q, number), base + targets[q] + f * by_channel
+                transpose(maps, at, by_channel, filters - f, run, cells, to + q * LANES, LANES)
+                q += run
+
+
+@functools.cache
+def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
+    """The kernel for the partial sums `start` to `stop` of the weight's gradient (parts, groups, blocks of 16 filters,
+    k, 16), which are in float64 and begin as zeros. A part is a range of the units of one group."""
+    rows, width = WINDOWS_BY_FILTERS[itemsize]
+    pairs = width == 2 and not depthwise
+
+    @kernel()
+    def weight_gradient(
+        image: Array, maps: Array, partial: Array, sizes: Array, axes: Array, phases: Array, offsets: Array,
+        places: Array, targets: Array, parts: int, start: int, stop: int, sheet: Array, cells: Array,
+    ) -> None:  # fmt: skip
+        channels, filters, by_channel = sizes[CHANNELS], sizes[FILTERS], sizes[TARGET_CHANNEL]
+        groups, bands, blocks, terms = sizes[GROUPS], sizes[BANDS], (filters + LANES - 1) // LANES, phases[0, COUNT]
+        units, pitch = -(-sizes[SAMPLES] // sizes[BATCH]) * bands, len(cells) // blocks
+        out, zeros = np.empty(rows * 2 * LANES, image.dtype), np.zeros(2 * LANES, image.dtype)
+        for job in range(start, stop):
+            part, group = job // groups, job % groups
+            for unit in range(units * part // parts, units * (part + 1) // parts):
+                band, n = unit % bands, unit // bands * sizes[BATCH]
+                samples = min(sizes[BATCH], sizes[SAMPLES] - n)
+                base = n * sizes[SOURCE_SAMPLE] + group * channels * sizes[SOURCE_CHANNEL]
+                _fill(image, base, samples, band, axes, sizes, sheet)
+                base = n * sizes[TARGET_SAMPLE] + band * sizes[TARGET_BAND] + group * filters * by_channel
+                number = samples * phases[0, LAST if band == bands - 1 else NUMBER]
+                _pack_maps(maps, base, targets, number, by_channel, filters, cells, pitch)
+                for q in range(0, number, TERMS):
+                    count, block = min(TERMS, number - q), 0
+                    while block < blocks:
+                        vectors = 2 if pairs and block + 1 < blocks else 1
+                        w, f = block * pitch + q * LANES, block * LANES
+                        for k in range(0, terms, rows):
+                            if depthwise:
+                                windows_by_channels(
+                                    sheet, offsets, k, f, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
+                                    out, 0, False,
+                                )  # fmt: skip
+                            elif pairs and vectors == 2:
+                                windows_by_two_vectors(
+                                    sheet, offsets, k, 0, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
+                                    out, 0, False,
+                                )  # fmt: skip
+                            else:
+                                windows_by_one_vector(
+                                    sheet, offsets, k, 0, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
+                                    out, 0, False,
+                                )  # fmt: skip
+                            for j in range(vectors):
+                                to = ((job * blocks + block + j) * terms + k) * LANES
+                                for i in range(min(rows, terms - k)):
+                                    sums = to_float64(load(out, (i * vectors + j) * LANES))
+                                    store(partial, to + i * LANES, add(load(partial, to + i * LANES), sums))
+                        block += vectors
+
+    return weight_gradient
+
+
+@kernel()
+def finish_weight_gradient(partial: Array, parts: int, sizes: Array, rows: Array, terms: int, dweight: Array) -> bool:
+    """Add up the parts, and store the sums in the weight's order: rows[k] is the element of k of a filter, which has
+    `terms` elements. Returns whether all are finite."""
+    filters, blocks, finite = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES, True
+    lanes, size = np.empty(LANES, np.float64), len(partial) // parts
+    for block in range(sizes[GROUPS] * blocks):
+        f = block % blocks * LANES
+        to = (block // blocks * filters + f) * terms
+        for k in range(terms):
+            at = (block * terms + k) * LANES
+            sums = load(partial, at)
+            for part in range(1, parts):
+                sums = add(sums, load(partial, at + part * size))
+            store(lanes, 0, sums)
+            for i in range(min(LANES, filters - f)):
+                finite = finite and lanes[i] - lanes[i] == 0.0
+                dweight[to + i * terms + rows[k]] = lanes[i]
+    return finite
