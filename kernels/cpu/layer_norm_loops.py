@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .norm_loops import RUN_CELLS, cell_moments, mean_square
+from .norm_loops import RUN_CELLS, mean_square, segment_moments
 from .past_caches import stored_past_caches
 from .vectors import (
     LANES,
@@ -48,7 +48,7 @@ def per_cell_forward(
     for r in range(start, stop):
         at, parameter_start = r * cells, r * cells % gamma.size
         if centred:
-            mean[r], squares = cell_moments(x, at, at + cells)
+            mean[r], squares = segment_moments(x, at, 1, 0, cells)
             var = squares / cells
         else:
             mean[r], var = 0.0, mean_square(x, at, at + cells)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .norm_loops import cell_gradient_sums, cell_moments, input_gradient_cells, scale_shift_cells
+from .norm_loops import input_gradient_segments, scale_shift_segments, segment_gradient_sums, segment_moments
 from .past_caches import stored_past_caches
 from .row_sums import ROOM, SHORT_ROW, lane_sums, totals
 from .vectors import (
@@ -49,7 +49,7 @@ def _all_finite(x: Any) -> Any:
 
 @kernel(allocates=False)
 def short_row_moments(x: Array, mean: Array, squares: Array, room: Array, size: int, low: int, high: int) -> None:
-    """`cell_moments` of rows low to high, each of `size` cells, at most SHORT_ROW. Takes a third of the time."""
+    """`segment_moments` of rows low to high, each of `size` cells, at most SHORT_ROW. Takes a third of the time."""
     zero = broadcast(x, 0.0)
     for first in range(low, high, LANES):
         number, shifts = min(LANES, high - first), 2 * ROOM
@@ -76,21 +76,20 @@ def short_row_moments(x: Array, mean: Array, squares: Array, room: Array, size: 
         if not _all_finite(rest):
             for r in range(first, first + number):
                 if not np.isfinite(mean[r]):
-                    mean[r], squares[r] = cell_moments(x, r * size, (r + 1) * size)
+                    mean[r], squares[r] = segment_moments(x, r * size, 1, 0, size)
 
 
 @kernel(allocates=False)
-def _add_short_gradient_sums(
+def _short_gradient_sums(
     dy: Array, x: Array, mean: Array, sum_dy: Array, sum_products: Array, room: Array, group_size: int, length: int,
-    offset: int, low: int, high: int,
+    low: int, high: int,
 ) -> None:  # fmt: skip
-    """Add `cell_gradient_sums` of segments low to high, of at most SHORT_ROW cells; the first starts `offset` segments
-    later in dy and x."""
+    """`segment_gradient_sums` of segments low to high, each of at most SHORT_ROW cells."""
     zero = broadcast(x, 0.0)
     for first in range(low, high, LANES):
         number = min(LANES, high - first)
         for k in range(number):
-            at, shift, s, q = (offset + first + k) * length, broadcast(x, mean[(first + k) // group_size]), zero, zero
+            at, shift, s, q = (first + k) * length, broadcast(x, mean[(first + k) // group_size]), zero, zero
             whole = at + length - length % LANES
             for i in range(U(at), U(whole), U(LANES)):
                 g = load(dy, i)
@@ -102,18 +101,14 @@ def _add_short_gradient_sums(
             store(room, U(k * LANES), s)
             store(room, U(ROOM + k * LANES), q)
         part_dy, part_products = to_float64(totals(room, 0)), to_float64(totals(room, ROOM))
-        if _all_finite(part_dy) and _all_finite(part_products):
-            store_first(sum_dy, first, add(load_first(sum_dy, first, number), part_dy), number)
-            products = add(load_first(sum_products, first, number), part_products)
-            store_first(sum_products, first, products, number)
-        else:
-            for k in range(number):
-                s_dy, s_products, segment = lane(part_dy, k), lane(part_products, k), first + k
-                if not (np.isfinite(s_dy) and np.isfinite(s_products)):
-                    at = (offset + segment) * length
-                    s_dy, s_products = cell_gradient_sums(dy, x, at, at + length, mean[segment // group_size])
-                sum_dy[segment] += s_dy
-                sum_products[segment] += s_products
+        store_first(sum_dy, first, part_dy, number)
+        store_first(sum_products, first, part_products, number)
+        if not (_all_finite(part_dy) and _all_finite(part_products)):
+            for segment in range(first, first + number):
+                if not (np.isfinite(sum_dy[segment]) and np.isfinite(sum_products[segment])):
+                    sum_dy[segment], sum_products[segment] = segment_gradient_sums(
+                        dy, x, segment * length, 1, 0, length, mean[segment // group_size]
+                    )
 
 
 # ------------------------------------------------------------------------------------------------- blocks of rows
@@ -131,27 +126,19 @@ def _blocks_forward(
         short = samples == 1 and size <= SHORT_ROW
         if short:
             short_row_moments(x, mean, var, room, size, low, high)
-        for n in range(0 if short else samples):
-            for r in range(low, high):
-                first = (n * rows + r) * size
-                part_mean, squares = cell_moments(x, first, first + size)
-                if n == 0:
-                    mean[r], var[r] = part_mean, squares
-                else:
-                    distance = part_mean - mean[r]
-                    var[r] += squares + distance * distance * size * n / (n + 1)
-                    mean[r] = (mean[r] * n + part_mean) / (n + 1)
+        for r in range(high if short else low, high):
+            mean[r], var[r] = segment_moments(x, r * size, samples, rows * size, size)
         for r in range(low, high):
             var[r] /= samples * size
             rstd[r] = 1.0 / np.sqrt(var[r] + eps)
-        for n in range(samples):
-            for r in range(low, high):
-                delta = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0))
-                channel = r * group_size % gamma.size
-                for i in range(group_size):
-                    c = channel + i
-                    first, scale = (n * rows + r) * size + i * length, rstd[r] * gamma[c]
-                    scale_shift_cells(x, y, first, first + length, mean[r], scale, beta[c] - delta * scale, past_caches)
+        for r in range(low, high):
+            delta = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0))
+            channel = r * group_size % gamma.size
+            for i in range(group_size):
+                first, c = r * size + i * length, channel + i
+                scale = rstd[r] * gamma[c]
+                offset = beta[c] - delta * scale
+                scale_shift_segments(x, y, first, samples, rows * size, length, mean[r], scale, offset, past_caches)
     if past_caches:
         fence()
 
@@ -176,20 +163,16 @@ def _blocks_backward(
     rows, size, past_caches = mean.size, group_size * length, stored_past_caches(dx)
     for u in range(start, stop):
         low, high = u * block, min((u + 1) * block, rows)
-        sum_dy[low * group_size : high * group_size] = 0.0
-        sum_dy_xhat[low * group_size : high * group_size] = 0.0  # at first the sums of dy * (x - shift)
-        for n in range(samples):
-            if length <= SHORT_ROW:
-                _add_short_gradient_sums(
-                    dy, x, mean, sum_dy, sum_dy_xhat, room, group_size, length, n * rows * group_size,
-                    low * group_size, high * group_size,
-                )  # fmt: skip
-                continue
-            for s in range(low * group_size, high * group_size):
-                first = (n * rows * group_size + s) * length
-                part, products = cell_gradient_sums(dy, x, first, first + length, mean[s // group_size])
-                sum_dy[s] += part
-                sum_dy_xhat[s] += products
+        # At first the sums of dy * (x - shift) are in sum_dy_xhat.
+        short = samples == 1 and length <= SHORT_ROW
+        if short:
+            _short_gradient_sums(
+                dy, x, mean, sum_dy, sum_dy_xhat, room, group_size, length, low * group_size, high * group_size
+            )
+        for s in range((high if short else low) * group_size, high * group_size):
+            sum_dy[s], sum_dy_xhat[s] = segment_gradient_sums(
+                dy, x, s * length, samples, rows * size, length, mean[s // group_size]
+            )
         for r in range(low, high):
             delta, row_dy, row_dy_xhat = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0)), 0.0, 0.0
             channel = r * group_size % gamma.size
@@ -200,12 +183,11 @@ def _blocks_backward(
                 row_dy_xhat += sum_dy_xhat[s] * weight
             x_factor = rstd[r] * row_dy_xhat / (samples * size)
             constant = row_dy / (samples * size) - delta * x_factor
-            for n in range(samples):
-                for i in range(group_size):
-                    first, weight = ((n * rows + r) * group_size + i) * length, gamma[channel + i]
-                    input_gradient_cells(
-                        dy, x, dx, first, first + length, mean[r], weight, x_factor, constant, rstd[r], past_caches
-                    )
+            for i in range(group_size):
+                input_gradient_segments(
+                    dy, x, dx, r * size + i * length, samples, rows * size, length, mean[r], gamma[channel + i],
+                    x_factor, constant, rstd[r], past_caches,
+                )  # fmt: skip
     if past_caches:
         fence()
 

@@ -41,69 +41,81 @@ Number = Any  # of the dtype that x is computed in, or float64
 RUN_CELLS = 4096
 
 
-# -------------------------------------------------------------------------------------------------- cells start to stop
+# ------------------------------------------------------------------------------------- sums over segments of a row
+# `segments` segments of `length` cells, `stride` cells apart, from cell `first` on. A run is a part of one segment, or
+# some whole ones.
 @kernel(allocates=False)
-def _sum_of_large(x: Array, start: int, stop: int) -> float:
-    """The sum of one run of cells that may be too large to be added lane by lane."""
+def _sum_of_large(x: Array, first: int, segments: int, stride: int, length: int) -> float:
+    """The sum of a run whose cells may be too large to be added lane by lane."""
     sum_, small = broadcast(x, 0.0), broadcast(x, 1.0 / RUN_CELLS)
-    for i in range(start, stop, LANES):
-        sum_ = fma(load_first(x, i, min(LANES, stop - i)), small, sum_)
+    for k in range(segments):
+        start = first + k * stride
+        for i in range(start, start + length, LANES):
+            sum_ = fma(load_first(x, i, start + length - i), small, sum_)
     whole: float = RUN_CELLS * total(sum_)
     return whole
 
 
 @kernel(allocates=False)
-def _run_sum(x: Array, start: int, stop: int) -> float:
-    """The sum of one run of cells."""
+def _run_sum(x: Array, first: int, segments: int, stride: int, length: int) -> float:
+    """The sum of a run."""
     s0 = s1 = s2 = s3 = broadcast(x, 0.0)
-    i = start
-    while i + 4 * LANES <= stop:
-        s0, s1 = add(s0, load(x, i)), add(s1, load(x, i + LANES))
-        s2, s3 = add(s2, load(x, i + 2 * LANES)), add(s3, load(x, i + 3 * LANES))
-        i += 4 * LANES
-    while i + LANES <= stop:
-        s0 = add(s0, load(x, i))
-        i += LANES
-    if i < stop:
-        s1 = add(s1, load_first(x, i, stop - i))
+    for k in range(segments):
+        i = first + k * stride
+        stop = i + length
+        while i + 4 * LANES <= stop:
+            s0, s1 = add(s0, load(x, i)), add(s1, load(x, i + LANES))
+            s2, s3 = add(s2, load(x, i + 2 * LANES)), add(s3, load(x, i + 3 * LANES))
+            i += 4 * LANES
+        while i + LANES <= stop:
+            s0 = add(s0, load(x, i))
+            i += LANES
+        if i < stop:
+            s1 = add(s1, load_first(x, i, stop - i))
     sum_: float = total(add(add(s0, s1), add(s2, s3)))
-    return sum_ if np.isfinite(sum_) else _sum_of_large(x, start, stop)
+    return sum_ if np.isfinite(sum_) else _sum_of_large(x, first, segments, stride, length)
 
 
 @kernel(allocates=False)
-def _run_squares(x: Array, start: int, stop: int, mean: float) -> tuple[float, float, float]:
-    """The sums of x - shift and of its square over one run of cells; shift: the mean as x's lanes round it."""
+def _run_squares(
+    x: Array, first: int, segments: int, stride: int, length: int, mean: float
+) -> tuple[float, float, float]:
+    """The sums of x - shift and of its square over a run; shift: the mean as x's lanes round it."""
     shift = broadcast(x, mean)
     s0 = s1 = q0 = q1 = broadcast(x, 0.0)
-    i = start
-    while i + 2 * LANES <= stop:
-        d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
-        s0, s1, q0, q1 = add(s0, d0), add(s1, d1), fma(d0, d0, q0), fma(d1, d1, q1)
-        i += 2 * LANES
-    while i < stop:
-        count = min(LANES, stop - i)
-        d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), broadcast(x, 0.0))
-        s0, q0 = add(s0, d0), fma(d0, d0, q0)
-        i += LANES
+    for k in range(segments):
+        i = first + k * stride
+        stop = i + length
+        while i + 2 * LANES <= stop:
+            d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
+            s0, s1, q0, q1 = add(s0, d0), add(s1, d1), fma(d0, d0, q0), fma(d1, d1, q1)
+            i += 2 * LANES
+        while i < stop:
+            count = min(LANES, stop - i)
+            d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), broadcast(x, 0.0))
+            s0, q0 = add(s0, d0), fma(d0, d0, q0)
+            i += LANES
     return np.float64(lane(shift, 0)), total(add(s0, s1)), total(add(q0, q1))
 
 
 @kernel(allocates=False)
-def cell_moments(x: Array, start: int, stop: int) -> tuple[float, float]:
-    """The mean of some contiguous cells, and the sum of squares about it (Chan, Golub and LeVeque 1979)."""
-    mean, squares, cells = 0.0, 0.0, 0
-    for first in range(start, stop, RUN_CELLS):
-        run_stop = min(first + RUN_CELLS, stop)
-        n = run_stop - first
-        run_mean = _run_sum(x, first, run_stop) / n
-        shift, rest, run_squares = _run_squares(x, first, run_stop, run_mean)
-        if np.isfinite(rest):
-            run_squares -= rest * rest / n
-            run_mean = shift + rest / n
-        distance = run_mean - mean if cells else 0.0
-        squares += run_squares + distance * distance * cells * n / (cells + n)
-        mean = (mean * cells + run_mean * n) / (cells + n)
-        cells += n
+def segment_moments(x: Array, first: int, segments: int, stride: int, length: int) -> tuple[float, float]:
+    """The mean of some segments, and the sum of squares about it (Chan, Golub and LeVeque 1979)."""
+    mean, squares, cells, per_run = 0.0, 0.0, 0, max(1, RUN_CELLS // length)
+    for k in range(0, segments, per_run):
+        number = min(per_run, segments - k)
+        for i in range(0, length, RUN_CELLS):
+            run, part = first + k * stride + i, min(RUN_CELLS, length - i)
+            n = number * part
+            run_mean = _run_sum(x, run, number, stride, part) / n
+            shift, rest, run_squares = _run_squares(x, run, number, stride, part, run_mean)
+            if np.isfinite(rest):
+                run_squares -= rest * rest / n
+                run_mean = shift + rest / n
+            distance = run_mean - mean if cells else 0.0
+            squares += run_squares + distance * distance * cells * n / (cells + n)
+            mean = (mean * cells + run_mean * n) / (cells + n)
+            cells += n
     return mean, 0.0 if squares < 0.0 else squares
 
 
@@ -112,35 +124,40 @@ def mean_square(x: Array, start: int, stop: int) -> float:
     """The mean of x**2 over some contiguous cells."""
     squares = 0.0
     for first in range(start, stop, RUN_CELLS):
-        squares += _run_squares(x, first, min(first + RUN_CELLS, stop), 0.0)[2]
+        squares += _run_squares(x, first, 1, 0, min(RUN_CELLS, stop - first), 0.0)[2]
     return squares / (stop - start)
 
 
 @kernel(allocates=False)
-def cell_gradient_sums(dy: Array, x: Array, start: int, stop: int, shift: Number) -> tuple[float, float]:
-    """The sums of dy and of dy * (x - shift)."""
-    sum_dy, sum_products, shifts = 0.0, 0.0, broadcast(x, shift)
-    for first in range(start, stop, RUN_CELLS):
-        run_stop = min(first + RUN_CELLS, stop)
-        s0 = s1 = q0 = q1 = broadcast(x, 0.0)
-        i = first
-        while i + 2 * LANES <= run_stop:
-            g0, g1 = load(dy, i), load(dy, i + LANES)
-            s0, s1 = add(s0, g0), add(s1, g1)
-            q0 = fma(g0, sub(load(x, i), shifts), q0)
-            q1 = fma(g1, sub(load(x, i + LANES), shifts), q1)
-            i += 2 * LANES
-        while i < run_stop:
-            count = min(LANES, run_stop - i)
-            g0 = load_first(dy, i, count)
-            products = fma(g0, sub(load_first(x, i, count), shifts), q0)
-            s0, q0 = add(s0, g0), select(first_lanes(count), products, q0)
-            i += LANES
-        sum_dy += total(add(s0, s1))
-        sum_products += total(add(q0, q1))
+def segment_gradient_sums(
+    dy: Array, x: Array, first: int, segments: int, stride: int, length: int, shift: Number
+) -> tuple[float, float]:
+    """The sums of dy and of dy * (x - shift) over some segments."""
+    sum_dy, sum_products, shifts, per_run = 0.0, 0.0, broadcast(x, shift), max(1, RUN_CELLS // length)
+    for k in range(0, segments, per_run):
+        for start in range(0, length, RUN_CELLS):
+            s0 = s1 = q0 = q1 = broadcast(x, 0.0)
+            for segment in range(k, min(k + per_run, segments)):
+                i = first + segment * stride + start
+                stop = i + min(RUN_CELLS, length - start)
+                while i + 2 * LANES <= stop:
+                    g0, g1 = load(dy, i), load(dy, i + LANES)
+                    s0, s1 = add(s0, g0), add(s1, g1)
+                    q0 = fma(g0, sub(load(x, i), shifts), q0)
+                    q1 = fma(g1, sub(load(x, i + LANES), shifts), q1)
+                    i += 2 * LANES
+                while i < stop:
+                    count = min(LANES, stop - i)
+                    g0 = load_first(dy, i, count)
+                    products = fma(g0, sub(load_first(x, i, count), shifts), q0)
+                    s0, q0 = add(s0, g0), select(first_lanes(count), products, q0)
+                    i += LANES
+            sum_dy += total(add(s0, s1))
+            sum_products += total(add(q0, q1))
     return sum_dy, sum_products
 
 
+# ------------------------------------------------------------------------------------------- results of segments
 @kernel(allocates=False)
 def _first_line(start: int, stop: int, past_caches: bool) -> int:
     """The first of the cells start to stop from which on whole vectors are stored; past the caches, only whole cache
@@ -149,46 +166,51 @@ def _first_line(start: int, stop: int, past_caches: bool) -> int:
 
 
 @kernel(allocates=False)
-def scale_shift_cells(
-    x: Array, y: Array, start: int, stop: int, shift: Number, scale: Number, offset: Number, past_caches: bool
-) -> None:
+def scale_shift_segments(
+    x: Array, y: Array, first: int, segments: int, stride: int, length: int,
+    shift: Number, scale: Number, offset: Number, past_caches: bool,
+) -> None:  # fmt: skip
     """y = (x - shift) * scale + offset."""
     shifts, scales, offsets = broadcast(x, shift), broadcast(x, scale), broadcast(x, offset)
-    first = _first_line(start, stop, past_caches)
-    whole = stop - (stop - first) % LANES
-    for i in range(first, whole, LANES):
-        value = fma(sub(load(x, i), shifts), scales, offsets)
-        if past_caches:
-            stream(y, i, value)
-        else:
-            store(y, i, value)
-    for at, count in ((start, first - start), (whole, stop - whole)):
-        if count > 0:
-            store_first(y, at, fma(sub(load_first(x, at, count), shifts), scales, offsets), count)
+    for start in range(first, first + segments * stride, stride):
+        stop = start + length
+        line = _first_line(start, stop, past_caches)
+        whole = stop - (stop - line) % LANES
+        for i in range(line, whole, LANES):
+            value = fma(sub(load(x, i), shifts), scales, offsets)
+            if past_caches:
+                stream(y, i, value)
+            else:
+                store(y, i, value)
+        for at, count in ((start, line - start), (whole, stop - whole)):
+            if count > 0:
+                store_first(y, at, fma(sub(load_first(x, at, count), shifts), scales, offsets), count)
 
 
 @kernel(allocates=False)
-def input_gradient_cells(
-    dy: Array, x: Array, dx: Array, start: int, stop: int,
+def input_gradient_segments(
+    dy: Array, x: Array, dx: Array, first: int, segments: int, stride: int, length: int,
     shift: Number, gamma: Number, x_factor: Number, constant: Number, rstd: Number, past_caches: bool,
 ) -> None:  # fmt: skip
     # Not multiplied out: rstd**3 may overflow float32 although no term of dx does.
     """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd."""
     shifts, gammas, scales = broadcast(x, shift), broadcast(x, gamma), broadcast(x, rstd)
     x_factors, constants = broadcast(x, -x_factor), broadcast(x, -constant)
-    first = _first_line(start, stop, past_caches)
-    whole = stop - (stop - first) % LANES
-    for i in range(first, whole, LANES):
-        rest = fma(sub(load(x, i), shifts), x_factors, constants)
-        value = mul(fma(load(dy, i), gammas, rest), scales)
-        if past_caches:
-            stream(dx, i, value)
-        else:
-            store(dx, i, value)
-    for at, count in ((start, first - start), (whole, stop - whole)):
-        if count > 0:
-            rest = fma(sub(load_first(x, at, count), shifts), x_factors, constants)
-            store_first(dx, at, mul(fma(load_first(dy, at, count), gammas, rest), scales), count)
+    for start in range(first, first + segments * stride, stride):
+        stop = start + length
+        line = _first_line(start, stop, past_caches)
+        whole = stop - (stop - line) % LANES
+        for i in range(line, whole, LANES):
+            rest = fma(sub(load(x, i), shifts), x_factors, constants)
+            value = mul(fma(load(dy, i), gammas, rest), scales)
+            if past_caches:
+                stream(dx, i, value)
+            else:
+                store(dx, i, value)
+        for at, count in ((start, line - start), (whole, stop - whole)):
+            if count > 0:
+                rest = fma(sub(load_first(x, at, count), shifts), x_factors, constants)
+                store_first(dx, at, mul(fma(load_first(dy, at, count), gammas, rest), scales), count)
 
 
 # ----------------------------------------------------------------------------------------------- pieces of segments
@@ -205,7 +227,7 @@ def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, sta
     """The mean of each piece from start to stop, and the sum of squares about it."""
     for u in range(start, stop):
         _, first, end = piece_bounds(u, length, pieces)
-        mean[u], squares[u] = cell_moments(x, first, end)
+        mean[u], squares[u] = segment_moments(x, first, 1, 0, end - first)
 
 
 @kernel(allocates=False)
@@ -217,7 +239,9 @@ def gradient_sums(
     ends, the loop starts again from its first."""
     for u in range(start, stop):
         segment, first, end = piece_bounds(u, length, pieces)
-        sum_dy[u], sum_dy_shifted[u] = cell_gradient_sums(dy, x, first, end, shift[segment % shift.size])
+        sum_dy[u], sum_dy_shifted[u] = segment_gradient_sums(
+            dy, x, first, 1, 0, end - first, shift[segment % shift.size]
+        )
 
 
 @kernel(allocates=False)
@@ -229,7 +253,7 @@ def scale_shift(
     for u in range(start, stop):
         segment, first, end = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        scale_shift_cells(x, y, first, end, shift[c], scale[c], offset[c], past_caches)
+        scale_shift_segments(x, y, first, 1, length, end - first, shift[c], scale[c], offset[c], past_caches)
     if past_caches:
         fence()
 
@@ -244,7 +268,9 @@ def input_gradient(
     for u in range(start, stop):
         segment, first, end = piece_bounds(u, length, pieces)
         c = segment % shift.size
-        input_gradient_cells(dy, x, dx, first, end, shift[c], gamma[c], x_factor[c], constant[c], rstd[c], past_caches)
+        input_gradient_segments(
+            dy, x, dx, first, 1, length, end - first, shift[c], gamma[c], x_factor[c], constant[c], rstd[c], past_caches
+        )
     if past_caches:
         fence()
 
