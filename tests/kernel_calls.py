@@ -28,10 +28,8 @@ from . import standin_cuda, standin_cupy
 
 # An H200's, as far as plans ask; on it arrays of a few million elements take every way that a norm can.
 DEVICE = {"MultiProcessorCount": 132, "L2CacheSize": 60 << 20}
-ALONE = {"CooperativeLaunch": 0}
 LAST = {"data_format": "channels_last"}
 TRAIN = {"training": True}
-TIGHT = {"MaxSharedMemoryPerBlockOptin": 4096}
 FEW = ("float16", "float32")  # for what differs little from a dtype to the next
 BYTES = {"__half": 2, "__nv_bfloat16": 2, "float": 4, "double": 8, "char": 1, "short": 2, "int": 4, "long": 8}
 
@@ -143,12 +141,10 @@ def _norms() -> Iterator[Call]:
         yield Call("batch_norm", shape, (), options)
     for shape, options in itertools.product(((4, 640, 7, 7), (32, 160, 7, 6), (16, 64, 35, 35)), (TRAIN, {})):
         yield Call("batch_norm", shape, (), options, FEW[1:])  # packs of one and two
-    yield Call("batch_norm", (32, 64, 56, 56), (), TRAIN, FLOATS, ALONE)
     last = ((32, 56, 56, 64), (16, 14, 14, 256), (8, 7, 7, 30), (64, 35))
     for shape, options in itertools.product(last, (TRAIN, {})):
         form, dtypes = LAST if len(shape) > 2 else {}, FEW if shape[-1] % 8 else FLOATS
         yield Call("batch_norm", shape, (), {**options, **form}, dtypes)
-        yield Call("batch_norm", shape, (), {**options, **form}, dtypes, {**ALONE, **TIGHT})
     for shape in ((16, 64, 14, 14), (2, 64, 56, 56), (1, 8, 280, 280)):
         yield Call("group_norm", shape, (4,))
     for shape in ((16, 64, 14, 14), (2, 3, 224, 224), (2, 4, 7, 7)):
@@ -228,7 +224,7 @@ def asked_by(calls: tuple[Call, ...] = CALLS, *, device: Mapping[str, int] = DEV
     class Recorder:
         """In place of a compiled kernel: it keeps the size of its largest block."""
 
-        def __init__(self, stem: str, instance: str, cooperative: Any = None) -> None:
+        def __init__(self, stem: str, instance: str) -> None:
             self.key = stem, instance
 
         def __call__(self, grid: tuple[int], block: tuple[int], arguments: Any, shared_mem: int) -> None:

@@ -35,7 +35,6 @@ from .cases import norm as norms
 # begins with a small letter: sizes that templates fix have capital ones.
 RULES = {
     "barrier": (r"__syncthreads\(\);", "{}"),
-    "grid barrier": (r"cooperative_groups::this_grid\(\)\.sync\(\);", "{}"),
     "fence": (r"__threadfence\(\);", "{}"),
     "mask": (r"_sync\(0xffffffffu", "_sync(0x7fffffffu"),
     "bound": (r"(?<=[\w\])]) < (?=[a-z(])", " <= "),
@@ -213,12 +212,11 @@ def runs() -> tuple[Run, ...]:
         _trio("lp_pool", (2, 3, 5, 40), (2, 40)),
         _trio("lp_pool", (2, 3, 5, 40), (2, 35), 9.0, 1),
     ]
-    turns = norms.Call("rms_norm", (8, 9000), ((9000,),), {"eps": 1e-5}, device=norms.ALONE | ONE)
-    last = norms.CALLS["batch last in turns"]
-    part = dataclasses.replace(last, shape=(4, 9, 9, 136), device={**last.device, "MultiProcessorCount": 8})
-    more = {"rms in turns": turns, "batch last with a wave that is not full": part}
+    parts = norms.Call("rms_norm", (8, 9000), ((9000,),), {"eps": 1e-5}, device=ONE)
+    last = norms.CALLS["batch last in three launches"]
+    more = {"rms in long parts": parts, "batch last, not whole ranges": dataclasses.replace(last, shape=(4, 9, 9, 136))}
     named = [_norm(name, call) for name, call in {**norms.CALLS, **more}.items()]
-    return (*found, *named, Run("batch last in turns, with running statistics", functools.partial(_running, last)))
+    return (*found, *named, Run("batch last, with running statistics", functools.partial(_running, last)))
 
 
 @dataclass(frozen=True)
@@ -280,7 +278,7 @@ def mutated(mutant: Mutant) -> Iterator[None]:
 
     def forget() -> None:
         backends.PLANS.clear()
-        for cache in (compiler.source, compiler._function, compiler._check_resident):
+        for cache in (compiler.source, compiler._function):
             cache.cache_clear()
 
     forget()
@@ -326,8 +324,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("im2col.cu", "bound", "v < run && i + v < end"): "the same thread stores the right value in its next run",
     ("max_pool.cu", "bound", "tap < argmax"): "no two lanes have one tap",
     ("norm_backward.cu", "bound", "j < end; j += K * step"): ONE_TURN_MORE,
-    ("norm_forward.cu", "bound", "done < size; done +="): "a tile without cells adds nothing",
-    ("norm_cooperative.cu", "bound", "wave_start < "): "a wave more, without an active block",
     ("row_reduce.cuh", "bound", "return b < a ? b : a"): "of equal numbers either will do",
     ("pad.cu", "bound", "i < n_y; i +="): ONE_TURN_MORE,
     ("pad.cu", "bound", "i < n_x; i +="): ONE_TURN_MORE,

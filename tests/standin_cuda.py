@@ -32,7 +32,6 @@ ATTRIBUTES = {
     "MaxGridDimY": 65535,
     "MaxGridDimZ": 65535,
     "L2CacheSize": 4 << 20,
-    "CooperativeLaunch": 1,
 }
 
 
@@ -56,7 +55,6 @@ class Launch:
     grid: tuple[int, ...]
     block: tuple[int, ...]
     shared_mem: int
-    cooperative: bool
     stream: int
     traffic: simt.Traffic | None
 
@@ -71,7 +69,6 @@ def _forget() -> None:
     """Drop what was worked out from the device's attributes."""
     PLANS.clear()
     compile._function.cache_clear()
-    compile._check_resident.cache_clear()
 
 
 @contextlib.contextmanager

@@ -228,7 +228,6 @@ def _cuda() -> types.SimpleNamespace:
         ),
         driver=types.SimpleNamespace(
             CUDADriverError=standin_cuda.CUDADriverError,
-            occupancyMaxActiveBlocksPerMultiprocessor=standin_kernels.resident_blocks,
         ),
         cublas=standin_cublas.module(),
         device=types.SimpleNamespace(get_cublas_handle=lambda: 1),

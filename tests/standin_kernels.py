@@ -1,13 +1,12 @@
 """Raw kernels of the stand-in for CuPy: the library's own launchers run, their kernels on the emulator (tests/simt).
 
 Arguments are packed by CuPy 14's rules. Where CuPy hides a mistake, this refuses it: an empty grid (CuPy launches one
-block instead), a cooperative grid too large to be resident (CuPy shrinks it and only warns), an array of another
-device, a number that is not as wide as the kernel's parameter, a device address passed as a number.
+block instead), an array of another device, a number that is not as wide as the kernel's parameter, a device address
+passed as a number.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +43,6 @@ class _Function:
     def __init__(self, module: simt.Module, name: str) -> None:
         self.module, self.name = module, name
         self.max_dynamic, self.carveout = simt.DEFAULT_SHARED, -1
-        self.ptr = id(self)
-        _loaded[self.ptr] = self
 
     def set_max_dynamic(self, size: int) -> None:
         most = standin_cuda.settings.attributes["MaxSharedMemoryPerBlockOptin"]
@@ -54,29 +51,6 @@ class _Function:
                 f"CUDA_ERROR_INVALID_VALUE: {self.name}: {size} bytes of dynamic shared memory, at most {most}"
             )
         self.max_dynamic = size
-
-    def resident_blocks(self, threads: int, shared_mem: int) -> int:
-        """Blocks that a processor holds at once, if a thread needs as many registers as a block of 512 may have."""
-        have = standin_cuda.settings.attributes
-        threads = -(-max(1, threads) // 32) * 32
-        if threads > have["MaxThreadsPerBlock"] or shared_mem > self.max_dynamic:
-            return 0
-        registers = min(128, have["MaxRegistersPerBlock"] // threads)
-        shared = shared_mem + have["ReservedSharedMemoryPerBlock"]
-        return min(
-            have["MaxThreadsPerMultiProcessor"] // threads,
-            have["MaxBlocksPerMultiprocessor"],
-            have["MaxSharedMemoryPerMultiprocessor"] // shared,
-            have["MaxRegistersPerMultiprocessor"] // (registers * threads),
-        )
-
-
-_loaded: weakref.WeakValueDictionary[int, _Function] = weakref.WeakValueDictionary()
-
-
-def resident_blocks(function: int, threads: int, shared_mem: int) -> int:
-    """The driver's occupancyMaxActiveBlocksPerMultiprocessor; `function` is a kernel's handle, `kernel.kernel.ptr`."""
-    return _loaded[function].resident_blocks(threads, shared_mem)
 
 
 class RawKernel:
@@ -90,20 +64,16 @@ class RawKernel:
         backend: str = "nvrtc",
         *,
         translate_cucomplex: bool = False,
-        enable_cooperative_groups: bool = False,
         function: _Function | None = None,
     ) -> None:
         self.code, self.name, self.options, self.backend = code, name, options, backend
-        self.enable_cooperative_groups = enable_cooperative_groups
         self.__name__ = name
         self._function = function
 
     @property
     def kernel(self) -> _Function:
         if self._function is None:
-            module = RawModule(
-                code=self.code, options=self.options, enable_cooperative_groups=self.enable_cooperative_groups
-            )
+            module = RawModule(code=self.code, options=self.options)
             self._function = module.get_function(self.name).kernel
         return self._function
 
@@ -175,13 +145,12 @@ class RawKernel:
             shared_limit=standin_cuda.settings.attributes["MaxSharedMemoryPerBlockOptin"]
             if widened
             else simt.DEFAULT_SHARED,
-            cooperative=self.enable_cooperative_groups,
             order=standin_cuda.settings.order,
             seed=standin_cuda.settings.seed,
             traffic=standin_cuda.settings.traffic,
         )
         on = (stream or standin_cuda.get_current_stream()).ptr
-        made = Launch(self.name, grid, block, shared_mem, self.enable_cooperative_groups, on, traffic)
+        made = Launch(self.name, grid, block, shared_mem, on, traffic)
         for recorder in standin_cuda.recorders:
             recorder.append(made)
 
@@ -197,16 +166,6 @@ class RawKernel:
                 f"CUDA_ERROR_INVALID_VALUE: {self.name} launched with {shared_mem} bytes of dynamic shared memory, "
                 f"max_dynamic_shared_size_bytes is {function.max_dynamic}"
             )
-        if self.enable_cooperative_groups:
-            resident = (
-                function.resident_blocks(int(np.prod(block)), shared_mem)
-                * standin_cuda.settings.attributes["MultiProcessorCount"]
-            )
-            if np.prod(grid) > resident:
-                raise CUDADriverError(
-                    f"CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: {self.name} launched with {int(np.prod(grid))} blocks, "
-                    f"{resident} are resident; CuPy shrinks the grid and only warns"
-                )
 
 
 def _packed(arg: Any, device: Device) -> Any:
@@ -247,7 +206,6 @@ class RawModule:
         options: tuple[str, ...] = (),
         backend: str = "nvrtc",
         translate_cucomplex: bool = False,
-        enable_cooperative_groups: bool = False,
         name_expressions: Sequence[str] | None = None,
     ) -> None:
         if (code is None) == (path is None):
@@ -260,7 +218,6 @@ class RawModule:
             raise ValueError("only nvrtc supports retrieving the mangled names for the given name expressions")
         self.code, self.options, self.backend = code, options, backend
         self.name_expressions = None if name_expressions is None else tuple(name_expressions)
-        self.enable_cooperative_groups = enable_cooperative_groups
         self._functions: dict[str, _Function] = {}
 
     def compile(self, log_stream: Any = None) -> None:
@@ -278,7 +235,6 @@ class RawModule:
             name,
             self.options,
             self.backend,
-            enable_cooperative_groups=self.enable_cooperative_groups,
             function=self._functions[name],
         )
 

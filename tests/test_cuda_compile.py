@@ -102,26 +102,6 @@ def test_a_failed_launch_names_kernel_options_and_shape(
     )
 
 
-def test_all_of_the_shared_memory_is_asked_for_when_a_kernel_is_loaded(cupy: Any, folder: Path) -> None:
-    written(folder, "template <typename T> __device__ T two() { return T(2); }\n")
-    most = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
-    assert compiler.kernel("twice", "twice<float>").max_dynamic_shared_size_bytes == most
-    launch("twice", "twice<float>", 1, 32, [cupy.asarray(np.ones(32, "float32"))], shared=most)
-
-
-def test_a_cooperative_grid_that_does_not_fit_is_refused_before_it_is_launched(cupy: Any, folder: Path) -> None:
-    own = "template <typename T> __global__ void twice(T* x) { x[blockIdx.x * blockDim.x + threadIdx.x] *= 2; }\n"
-    written(folder, "", own)
-    x = cupy.asarray(np.ones(5 * 1024, "float32"))
-    with standin_cuda.emulating() as made:
-        launch("twice", "twice<float>", 4, 1024, [x], shared=200 << 10, cooperative=True)  # a block a processor
-        with pytest.raises(compiler.KernelError, match=r"grid of 5 blocks .* which runs 4 of these"):
-            launch("twice", "twice<float>", 5, 1024, [x], shared=200 << 10, cooperative=True)
-    assert len(made) == 1
-    with standin_cuda.emulating(attributes={"MultiProcessorCount": 5}):
-        launch("twice", "twice<float>", 5, 1024, [x], shared=200 << 10, cooperative=True)
-
-
 def test_an_empty_grid_compiles_and_launches_nothing(cupy: Any) -> None:
     launch("no_such_file", "none", 0, 32, [])
 

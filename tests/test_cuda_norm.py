@@ -33,7 +33,7 @@ def test_the_same_bits_in_any_order_of_threads(cupy: Any, call: Call, rng: np.ra
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("name", ["batch in turns", "group", "batch last in turns", "layer in blocks"])
+@pytest.mark.parametrize("name", ["batch in two launches", "group", "batch last in three launches", "layer in blocks"])
 @pytest.mark.usefixtures("wide_offsets")
 def test_64_bit_offsets(cupy: Any, name: str, rng: np.random.Generator) -> None:
     call, arrays = CALLS[name], CALLS[name].drawn(rng, "float32")

@@ -26,7 +26,7 @@ def test_a_mutant_is_noticed(mutant: mutants.Mutant) -> None:
 @pytest.mark.parametrize("index", [0, 1])
 def test_both_barriers_of_a_blocks_sum_are_needed(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first, where a block adds up one tile after another without any other barrier: RMS norm in two launches."""
-    monkeypatch.setattr(mutants, "runs", lambda: [run for run in runs if run.name == "rms in turns"])
+    monkeypatch.setattr(mutants, "runs", lambda: [run for run in runs if run.name == "rms in long parts"])
     barriers = [m for m in mutants.every() if (m.file, m.rule) == ("row_reduce.cuh", "barrier")]
     assert len(barriers) == 2
     assert mutants.noticed(barriers[index])

@@ -111,7 +111,8 @@ FOLLOWED = {
     "a plane": Case("batch_norm", (4, 6, 5, 4), options=TRAIN),
     "flat": Case("batch_norm", (20, 6), options=TRAIN),
 } | {
-    name: CALLS[name] for name in ("batch in blocks", "batch in turns", "batch in two launches", "batch last in turns")
+    name: CALLS[name]
+    for name in ("batch in blocks", "batch in two launches", "batch last", "batch last in three launches")
 }
 
 

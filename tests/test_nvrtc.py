@@ -80,13 +80,6 @@ def test_the_table_has_a_row_a_kernel_and_architecture(compiled: list[nvrtc.Kern
     assert nvrtc.table([one]).splitlines()[2] == "| `k<1>` | 90 | 20 | 20 | 8 | 32 | 2×16 1×4 |  |"
 
 
-def test_cooperative_groups_are_there() -> None:  # for one architecture: its header takes two seconds
-    source = """#include <cooperative_groups.h>
-        extern "C" __global__ void meet(float* x) { cooperative_groups::this_grid().sync(); x[0] = 1; }"""
-    (meet,) = nvrtc.compile_all(source, ["meet"], [90])
-    assert (meet.spills, meet.stores[4]) == (0, 1)
-
-
 def test_an_error_is_the_compilers_own() -> None:
     with pytest.raises(nvrtc.CompileError, match=r"bad\.cu\(1\): error: identifier .nonsense. is undefined"):
         nvrtc.compile_all("__global__ void f() { nonsense(); }", ["f"], [90], filename="bad.cu")

@@ -208,20 +208,20 @@ def beside_the_emulator(run: Any, tolerance: float = 0.0) -> list[str]:
     names: list[str] = []
 
     class Both:
-        def __init__(self, stem: str, instance: str, cooperative: Any = None) -> None:
-            self.key = stem, instance, cooperative
-            self.function = real(stem, instance, cooperative=cooperative)
+        def __init__(self, stem: str, instance: str) -> None:
+            self.key = stem, instance
+            self.function = real(stem, instance)
 
         def __call__(self, grid: tuple[int], block: tuple[int], arguments: Any, shared_mem: int = 0) -> None:
-            stem, instance, cooperative = self.key
+            stem, instance = self.key
             pairs: dict[Any, Any] = {}
             for a in arguments:
                 if (array := array_of(a)) is not None:
                     pairs.setdefault(_key(array), (array.copy(), array))
             mine = [a if (x := array_of(a)) is None else pairs[_key(x)][0] for a in arguments]
             self.function(grid, block, arguments, shared_mem=shared_mem)
-            memory = Memory(alone=False)
-            launch = Launch(stem, instance, grid[0], block[0], mine, shared_mem, cooperative is not None)
+            memory = Memory()
+            launch = Launch(stem, instance, grid[0], block[0], mine, shared_mem)
             constants = launch.constants(memory)
             run_blocks(Code(build(stem, instance)[1]), constants, memory, range(grid[0]), block[0])
             memory.copy_back()
@@ -282,7 +282,7 @@ def test_bits_are_the_emulators(call: Call, dtype: str) -> None:
 
 NORMS = [
     Call("batch_norm", (4, 2, 8, 16), (), TRAIN),  # a block a channel
-    Call("batch_norm", (16, 2, 40, 40), (), TRAIN),  # a cooperative grid
+    Call("batch_norm", (16, 2, 40, 40), (), TRAIN),  # two launches
     Call("batch_norm", (8, 28, 28, 16), (), {**TRAIN, **LAST}),
     Call("batch_norm", (4, 2, 8, 16), ()),
     Call("group_norm", (2, 8, 8, 16), (4,)),

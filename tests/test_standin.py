@@ -18,7 +18,6 @@ from . import simt, standin_cuda, standin_cupy
 from .standin_cuda import CUDADriverError, CUDARuntimeError
 
 CODE = r"""
-#include <cooperative_groups.h>
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 struct Pair { int n; float by; };
@@ -31,13 +30,6 @@ extern "C" __global__ void packed(double* out, bool a, long long b, double c, un
   out[0] = a; out[1] = b; out[2] = c; out[3] = d; out[4] = null == nullptr;
 }
 extern "C" __global__ void by_value(float* x, Pair p) { for (int i = 0; i < p.n; ++i) x[i] *= p.by; }
-extern "C" __global__ void shift(float* x, int n) {
-  extern __shared__ float s[];
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  s[threadIdx.x] = x[(i + 1) % n];
-  cooperative_groups::this_grid().sync();
-  x[i] = s[threadIdx.x];
-}
 #ifdef BROKEN
 nonsense
 #endif
@@ -221,31 +213,6 @@ def test_shared_memory_beyond_48_kib_is_asked_for_first(cupy: types.ModuleType) 
     most = cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"]
     with pytest.raises(CUDADriverError, match=f"at most {most}"):
         fill.max_dynamic_shared_size_bytes = most + 1
-
-
-def test_a_cooperative_launch(cupy: types.ModuleType) -> None:
-    x = cupy.asarray(np.arange(256, dtype="float32"))
-    shift = kernel(cupy, "shift", enable_cooperative_groups=True)
-    shift((4,), (64,), (x, np.int32(256)), shared_mem=256)
-    assert x.tolist() == [(i + 1) % 256 for i in range(256)]
-    assert standin_cuda.launches[-1].cooperative
-    with pytest.raises(simt.SimtError, match="not cooperative"):
-        kernel(cupy, "shift")((4,), (64,), (x, np.int32(256)), shared_mem=256)
-
-
-def test_a_cooperative_grid_must_be_resident(cupy: types.ModuleType) -> None:
-    shift = kernel(cupy, "shift", enable_cooperative_groups=True)
-    resident = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
-    with standin_cuda.emulating(attributes={"MultiProcessorCount": 2}):
-        assert cupy.cuda.Device().attributes["MultiProcessorCount"] == 2
-        assert resident(shift.kernel.ptr, 512, 0) == 1  # at 128 registers a thread
-        assert resident(shift.kernel.ptr, 64, 45 << 10) == 4  # 46 of 228 KiB with the driver's own
-        assert resident(shift.kernel.ptr, 2048, 0) == resident(shift.kernel.ptr, 64, 64 << 10) == 0
-        x = cupy.asarray(np.arange(1536, dtype="float32"))
-        shift((2,), (512,), (x[:1024], np.int32(1024)), shared_mem=2048)
-        with pytest.raises(CUDADriverError, match="COOPERATIVE_LAUNCH_TOO_LARGE: shift launched with 3 blocks, 2 are"):
-            shift((3,), (512,), (x, np.int32(1536)), shared_mem=2048)
-    assert cupy.cuda.Device().attributes["MultiProcessorCount"] == standin_cuda.ATTRIBUTES["MultiProcessorCount"]
 
 
 def test_an_array_of_another_device_is_a_fault(cupy: types.ModuleType) -> None:

@@ -8,12 +8,13 @@
 //           written as double, running statistics have any floating dtype. I (offsets) is unsigned below 2**31 elements, else
 //           unsigned long long.
 // NaN       A group that has a NaN or an infinity becomes NaN, and so do its statistics.
-// Thread    Packs of one column (column_reduce.cuh), in registers and then in shared memory.
-// Kernels   channels_last_forward (group_channels 1): all of a column in one block; norm_cooperative.cu: a column in several
-//           blocks. Other arrays: channels_last_moments (a part of a column), channels_last_finish (a warp for each channel
-//           or group), channels_last_apply, which reads x again. With running statistics: the latter two.
+// Thread    Packs of one column (column_reduce.cuh).
+// Kernels   channels_last_forward (group_channels 1): all of a column in the registers of one block. Other arrays:
+//           channels_last_moments (a part of a column), channels_last_finish (a warp for each channel or group),
+//           channels_last_apply, which reads x again. With running statistics: the latter two.
 // Sums      float within a block, double beyond; in a fixed order, no atomics.
-// Bytes     2 T an element, read once and written once; otherwise 3 T, unless x is still in the L2 cache.
+// Bytes     2 T an element, read once and written once; otherwise 3 T, less what the last launch finds in the L2 cache; it
+//           takes the blocks in the opposite order, so it begins with what was read last.
 // Source    Chan, Golub and LeVeque 1983 (the corrected two-pass variance, and combining parts); the library's portable code
 //           (functional/norm_math.py).
 #include "common.cuh"
@@ -29,12 +30,10 @@
 template <typename T, int V, int R, typename I>
 __global__ void __launch_bounds__(256, 1) channels_last_forward(ARRAYS, STATS_PARAMS, SHAPE) {
   using A = typename Sum<T>::type;
-  extern __shared__ __align__(32) unsigned char shared_memory[];
-  Pack<A, V>* const workspace = reinterpret_cast<Pack<A, V>*>(shared_memory);
-  const ColumnBlock block(blockIdx.x, 0, 1, width, depth, columns, true);
+  __shared__ Pack<A, V> workspace[256];
+  const ColumnBlock block(blockIdx.x, 1, width, depth, columns);
   const ColumnIndex<I> at(block, depth, columns);
-  RowTile<T, V, R, true> tile(block.ty, block.step, reinterpret_cast<Pack<T, V>*>(workspace + blockDim.x) + block.tx, width);
-  tile.size = block.size;
+  RowTile<T, V, R> tile(block.ty, block.step, block.size);
   tile.load(x, at, 0);
   A pivot[V], shift[V], delta[V], squares[V];
   load_pivot(x, at, block, pivot);
@@ -56,55 +55,32 @@ __global__ void __launch_bounds__(256, 1) channels_last_forward(ARRAYS, STATS_PA
   tile.each([&](unsigned j, const auto& pack) { y[at(j)] = apply_scale_shift(scale_shifts, pack); });
 }
 
-// Mean and squared deviations of each channel in each part of the depth. A thread subtracts the part's first row from its
-// values, so that float32 is exact enough, and combines them R at a time (Chan's formula).
-template <typename T, int V, int R, typename I>
-__global__ void __launch_bounds__(256, 2)
+// Mean and squared deviations of each channel in each part of the depth.
+template <typename T, int V, typename I>
+__global__ void __launch_bounds__(256, 3)
     channels_last_moments(const Pack<T, V>* __restrict__ x, Pair* __restrict__ partial, SHAPE, unsigned parts) {
   using A = typename Sum<T>::type;
   __shared__ Pack<A, V> workspace[256];
-  const ColumnBlock block(blockIdx.x / parts, blockIdx.x % parts, parts, width, depth, columns, true);
+  constexpr int K = V > 4 ? 3 : 4;
+  const ColumnBlock block(blockIdx.x, parts, width, depth, columns);
   const ColumnIndex<I> at(block, depth, columns);
-  A pivot[V], mean[V] = {}, squares[V] = {}, part_mean[V], cells = 0;
-  load_pivot(x, at, block, pivot);
-  for (unsigned j = block.ty; j < block.size; j += R * block.step) {
-    const unsigned rows = min_unsigned(unsigned(R), (block.size - j + block.step - 1) / block.step);
-    Pack<T, V> packs[R];
+  RunningMoments<V, A, true> running;
+  for (unsigned j = block.ty; j < block.size; j += K * block.step) {
+    Pack<T, V> packs[K];
 #pragma unroll
-    for (unsigned r = 0; r < R; ++r) packs[r] = x[at(r < rows ? j + r * block.step : j)];
-    const A more = A(rows), count = cells + more, ratio = more / count, inverse = A(1) / more;
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      // Selects instead of branches: with branches compilers took minutes.
-      A local_mean = 0, squared = 0, deviation[R];
-#pragma unroll
-      for (unsigned r = 0; r < R; ++r) {
-        deviation[r] = widen(packs[r].v[v]) - pivot[v];
-        local_mean += r < rows ? deviation[r] : A(0);
-      }
-      local_mean *= inverse;
-#pragma unroll
-      for (unsigned r = 0; r < R; ++r) squared += r < rows ? (deviation[r] - local_mean) * (deviation[r] - local_mean) : A(0);
-      const A difference = local_mean - mean[v];
-      mean[v] += difference * ratio;
-      squares[v] += squared + difference * difference * (cells * ratio);
-    }
-    cells = count;
+    for (int k = 0; k < K; ++k)
+      if (j + k * block.step < block.size) packs[k] = x[at(j + k * block.step)];
+    running.add(packs, min_unsigned(unsigned(K), (block.size - j + block.step - 1) / block.step));
   }
-#pragma unroll
-  for (int v = 0; v < V; ++v) part_mean[v] = mean[v] * (cells / A(block.size > 0 ? block.size : 1u));
-  sum_columns(part_mean, width, workspace);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const A deviation = mean[v] - part_mean[v];
-    squares[v] += cells > 0 ? cells * deviation * deviation : A(0);
-  }
-  sum_columns(squares, width, workspace);
+  A origin[V], mean[V], squares[V];
+  load_pivot(x, at, block, origin);
+  const auto sum_over_team = [&](auto& v) { sum_columns(v, width, workspace); };
+  running.combine(origin, A(block.size), sum_over_team, mean, squares);
   if (block.ty || !block.size) return;
 #pragma unroll
   for (int v = 0; v < V; ++v)
-    partial[I(blockIdx.x % parts + block.sample * parts) * columns * V + block.column * V + v] = {
-        double(pivot[v]) + double(part_mean[v]), double(squares[v])};
+    partial[I(block.sample * parts + block.part) * columns * V + block.column * V + v] = {
+        double(origin[v]) + double(mean[v]), double(squares[v])};
 }
 
 // Mean and rstd of each group of `group_channels` channels: from channels_last_moments' parts, or (UseRunningStats)
@@ -145,7 +121,7 @@ template <typename T, int V, typename I>
 __global__ void __launch_bounds__(256, 3) channels_last_apply(ARRAYS, const double* __restrict__ means,
     const double* __restrict__ rstds, int flags, SHAPE, unsigned group_channels, unsigned parts) {
   using A = typename Sum<T>::type;
-  const ColumnBlock block(blockIdx.x / parts, blockIdx.x % parts, parts, width, depth, columns, true);
+  const ColumnBlock block(gridDim.x - 1 - blockIdx.x, parts, width, depth, columns);
   if (!block.size) return;
   const ColumnIndex<I> at(block, depth, columns);
   ScaleShift<A> scale_shifts[V];

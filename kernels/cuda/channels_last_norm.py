@@ -1,5 +1,5 @@
-"""Launchers of channels_last_norm.cu, channels_last_norm_backward.cu and the columns in norm_cooperative.cu: batch,
-instance and group norm where channels are the last axis. Called by norm_forward.py and norm_backward.py.
+"""Launchers of channels_last_norm.cu and channels_last_norm_backward.cu: batch, instance and group norm where channels
+are the last axis. Called by norm_forward.py and norm_backward.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def forward(
     instances = forward_instances(plan, cuda_type(b, x), offset_types(x.size)[0], spec.use_running_stats)
     arrays = [x, *(rstd if p is None else p for p in (gamma, beta)), y]
     if plan.mapping != "three_launches":
-        _launch_once(b, shape, plan, "channels_last_norm", instances[0], arrays, stats)
+        arguments = [*arrays, *stats, *_shape(shape, plan)]
+        launch("channels_last_norm", instances[0], plan.grid_size, plan.threads, arguments)
         return
     partial = rstd if spec.use_running_stats else _partial(b, shape, plan)
     *moments, finish, apply = instances
@@ -57,30 +58,10 @@ def forward(
 def forward_instances(plan: LaunchPlan, element: str, offset: str, use_running_stats: bool) -> list[str]:
     """channels_last_norm.cu's kernels of a plan, in their order."""
     if plan.mapping != "three_launches":
-        kernel = "cooperative_channels_last_forward" if plan.mapping == "grid" else "channels_last_forward"
-        return [instance_name(kernel, element, plan.pack, plan.register_packs, offset)]
-    moments = (
-        []
-        if use_running_stats
-        else [instance_name("channels_last_moments", element, plan.pack, plan.register_packs, offset)]
-    )
+        return [instance_name("channels_last_forward", element, plan.pack, plan.register_packs, offset)]
+    moments = [] if use_running_stats else [instance_name("channels_last_moments", element, plan.pack, offset)]
     finish = instance_name("channels_last_finish", offset, use_running_stats)
     return [*moments, finish, instance_name("channels_last_apply", element, plan.pack, offset)]
-
-
-def _launch_once(
-    b: Backend, shape: ColumnLayout, plan: LaunchPlan, stem: str, instance: str, arrays: list[Array], more: list[Any]
-) -> None:
-    """The one launch of a plan; `more`: the kernel's arguments between its arrays and its shape."""
-    if plan.mapping == "grid":
-        last = [np.uint32(n) for n in (plan.parts, plan.wave)]
-        arguments = [*arrays, _partial(b, shape, plan), *more, *_shape(shape, plan), *last]
-        launch(
-            "norm_cooperative", instance, plan.grid_size, plan.threads, arguments, shared=plan.shared, cooperative=True
-        )
-    else:
-        arguments = [*arrays, *more, *_shape(shape, plan)]
-        launch(stem, instance, plan.grid_size, plan.threads, arguments, shared=plan.shared)
 
 
 def _partial(b: Backend, shape: ColumnLayout, plan: LaunchPlan) -> Array:
@@ -108,7 +89,8 @@ def backward(
     sums = b.empty((shape.samples * shape.channels, 2), b.xp.float64)
     packed, stem = np.int32(flags), "channels_last_norm_backward"
     if plan.mapping != "three_launches":
-        _launch_once(b, shape, plan, stem, instances[0], [*arrays, *gradients, sums], [packed])
+        arguments = [*arrays, *gradients, sums, packed, *_shape(shape, plan)]
+        launch(stem, instances[0], plan.grid_size, plan.threads, arguments)
         return sums
     sums_of, finish, *apply = instances
     partial, groups = _partial(b, shape, plan), shape.samples * shape.channels // shape.group_channels
@@ -128,8 +110,7 @@ def backward(
 def backward_instances(plan: LaunchPlan, element: str, offset: str, use_running_stats: bool) -> list[str]:
     """channels_last_norm_backward.cu's kernels of a plan, in their order."""
     if plan.mapping != "three_launches":
-        kernel = "cooperative_channels_last_backward" if plan.mapping == "grid" else "channels_last_backward"
-        return [instance_name(kernel, element, plan.pack, plan.register_packs, offset)]
+        return [instance_name("channels_last_backward", element, plan.pack, plan.register_packs, offset)]
     accumulator = "double" if element == "double" else "float"
     apply = [] if use_running_stats else [instance_name("channels_last_backward_apply", element, plan.pack, offset)]
     finish = instance_name("channels_last_backward_finish", accumulator, offset)

@@ -9,14 +9,15 @@
 // Types     T is float, __half or __nv_bfloat16 with parameters and their gradients in float, or double with double. mean
 //           and rstd are double. I (offsets) is unsigned below 2**31 elements, else unsigned long long.
 // NaN       spreads through the elements that share statistics, as the equations say.
-// Thread    Packs of one column (column_reduce.cuh): x and dy in registers, then in shared memory.
-// Kernels   channels_last_backward (group_channels 1): all of a column in one block; norm_cooperative.cu: a column in several
-//           blocks. Other arrays: channels_last_sums (a part of a column), channels_last_backward_finish (a warp for each
-//           channel or group), channels_last_backward_apply, which reads x and dy again. With running statistics:
-//           channels_last_sums, which then writes dx, and channels_last_backward_finish. With several samples,
-//           parameter_gradients of norm_backward.cu adds up the channels' `sums`.
+// Thread    Packs of one column (column_reduce.cuh).
+// Kernels   channels_last_backward (group_channels 1): all of a column in the registers of one block. Other arrays:
+//           channels_last_sums (a part of a column), channels_last_backward_finish (a warp for each channel or group),
+//           channels_last_backward_apply, which reads x and dy again. With running statistics: channels_last_sums, which then
+//           writes dx, and channels_last_backward_finish. With several samples, parameter_gradients of norm_backward.cu
+//           adds up the channels' `sums`.
 // Sums      float within a block, double beyond; in a fixed order (row_reduce.cuh), no atomics.
-// Bytes     3 T an element, each array once; otherwise 5 T, unless x and dy are still in the L2 cache.
+// Bytes     3 T an element, each array once; otherwise 5 T, less what the last launch finds in the L2 cache; it takes the
+//           blocks in the opposite order, so it begins with what was read last.
 // Source    Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3; Wu and He 2018 (arXiv:1803.08494).
 #include "common.cuh"
 #include "row_reduce.cuh"
@@ -32,15 +33,10 @@
 template <typename T, int V, int R, typename I>
 __global__ void __launch_bounds__(256, 1) channels_last_backward(ARRAYS, GRADIENTS, SHAPE) {
   using A = typename Sum<T>::type;
-  extern __shared__ __align__(32) unsigned char shared_memory[];
-  Pack<A, V>* const workspace = reinterpret_cast<Pack<A, V>*>(shared_memory);
-  const ColumnBlock block(blockIdx.x, 0, 1, width, depth, columns, true);
+  __shared__ Pack<A, V> workspace[256];
+  const ColumnBlock block(blockIdx.x, 1, width, depth, columns);
   const ColumnIndex<I> at(block, depth, columns);
-  Pack<T, V>* const shared_packs = reinterpret_cast<Pack<T, V>*>(workspace + blockDim.x) + block.tx;
-  RowTile<T, V, R, true> x_tile(block.ty, block.step, shared_packs, width);
-  RowTile<T, V, R, true> dy_tile(
-      block.ty, block.step, shared_packs + (depth > R * block.step ? depth - R * block.step : 0u) * width, width);
-  x_tile.size = dy_tile.size = block.size;
+  RowTile<T, V, R> x_tile(block.ty, block.step, block.size), dy_tile(block.ty, block.step, block.size);
   x_tile.load(x, at, 0);
   dy_tile.load(dy, at, 0);
   const I row = I(block.sample) * columns * V + block.column * V;
@@ -73,7 +69,7 @@ __global__ void __launch_bounds__(256, 2)
   using A = typename Sum<T>::type;
   __shared__ Pack<A, V> workspace[256];
   constexpr int K = V > 4 ? 3 : 4;
-  const ColumnBlock block(blockIdx.x / parts, blockIdx.x % parts, parts, width, depth, columns, true);
+  const ColumnBlock block(blockIdx.x, parts, width, depth, columns);
   const ColumnIndex<I> at(block, depth, columns);
   const I row = I(block.sample) * (columns * V / group_channels);
   A shift[V] = {}, scale[V] = {}, total[2 * V] = {};
@@ -99,7 +95,7 @@ __global__ void __launch_bounds__(256, 2)
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const I statistic = row + (block.column * V + v) / group_channels;
-    partial[I(block.sample * parts + blockIdx.x % parts) * columns * V + block.column * V + v] =
+    partial[I(block.sample * parts + block.part) * columns * V + block.column * V + v] =
         finish_sums(double(total[v]), double(total[V + v]), double(shift[v]), means[statistic], rstds[statistic]);
   }
 }
@@ -128,7 +124,7 @@ template <typename T, int V, typename I>
 __global__ void __launch_bounds__(256, 2)
     channels_last_backward_apply(ARRAYS, const Pair* __restrict__ group_sums, SHAPE, unsigned group_channels, unsigned parts) {
   using A = typename Sum<T>::type;
-  const ColumnBlock block(blockIdx.x / parts, blockIdx.x % parts, parts, width, depth, columns, true);
+  const ColumnBlock block(gridDim.x - 1 - blockIdx.x, parts, width, depth, columns);
   if (!block.size) return;
   const ColumnIndex<I> at(block, depth, columns);
   NormGradient<A> gradient[V];

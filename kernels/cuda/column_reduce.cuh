@@ -8,20 +8,21 @@
 // Sums      Over a thread, then a warp, a block, and parts, always in this order. All threads of a column get the same bits.
 #pragma once
 
-struct ColumnBlock {                                   // which columns and rows a block, and a thread of it, works on
-  unsigned sample, column, tx, ty, step, begin, size;  // column: counted in packs; begin, size: the rows of the part
+struct ColumnBlock {  // which columns and rows a block, and a thread of it, works on
+  unsigned sample, part, column, tx, ty, step, begin, size;  // column: counted in packs; begin, size: the rows of the part
 
-  // `active`: whether there is such a unit
-  __device__ __forceinline__ ColumnBlock(
-      unsigned unit, unsigned part, unsigned parts, unsigned width, unsigned depth, unsigned columns, bool active) {
+  // `block`: its number; there are `parts` of each unit
+  __device__ __forceinline__ ColumnBlock(unsigned block, unsigned parts, unsigned width, unsigned depth, unsigned columns) {
     const unsigned blocks_across = (columns + width - 1) / width, part_size = (depth + parts - 1) / parts;
+    const unsigned unit = block / parts;
+    part = block % parts;
     sample = unit / blocks_across;
     tx = threadIdx.x % width;
     ty = threadIdx.x / width;
     step = blockDim.x / width;
     column = unit % blocks_across * width + tx;
     begin = part * part_size;
-    size = active && column < columns ? min_unsigned(part_size, depth - begin) : 0u;
+    size = column < columns ? min_unsigned(part_size, depth - begin) : 0u;
   }
 };
 

@@ -14,7 +14,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 OPTIONS = ("-std=c++17",)
-UNASKED_SHARED = 48 << 10  # bytes of shared memory that a launch may have without asking
 CUDA_TYPE = {
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
@@ -63,48 +62,18 @@ def instance_name(kernel: str, *arguments: str | int | bool) -> str:
 
 
 @functools.cache
-def _function(stem: str, instance: str, cooperative: bool, cupy: Any, device: int) -> Any:
+def _function(stem: str, instance: str, cupy: Any, device: int) -> Any:
     """The kernel, loaded on the current device, whose number is `device`: a launch that is captured in a graph finds it
     there."""
     try:
-        module = cupy.RawModule(
-            code=source(stem),
-            options=OPTIONS,
-            name_expressions=(instance,),
-            backend="nvrtc",
-            enable_cooperative_groups=cooperative,
-        )
-        function = module.get_function(instance)
-        most = cupy.cuda.Device(device).attributes.get("MaxSharedMemoryPerBlockOptin", 0) - function.shared_size_bytes
-        if most > UNASKED_SHARED:
-            function.max_dynamic_shared_size_bytes = most
+        module = cupy.RawModule(code=source(stem), options=OPTIONS, name_expressions=(instance,), backend="nvrtc")
+        return module.get_function(instance)
     except Exception as error:
         raise KernelError(f"{instance} of {stem}.cu did not compile with {' '.join(OPTIONS)}:\n{error}") from error
-    return function
 
 
-@functools.cache
-def _check_resident(function: Any, cupy: Any, device: int, grid: int, block: int, shared: int) -> None:
-    """KernelError unless the device can run all blocks of a cooperative grid at once: CuPy would only warn and launch
-    fewer, which would leave work undone."""
-    resident = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function.kernel.ptr, block, shared)
-    most = resident * cupy.cuda.Device(device).attributes["MultiProcessorCount"]
-    if grid > most:
-        raise KernelError(
-            f"a cooperative grid of {grid} blocks of {block} threads and {shared} bytes of shared memory does not fit"
-            f" device {device}, which runs {most} of these blocks at once"
-        )
-
-
-def kernel(stem: str, instance: str, *, cooperative: tuple[int, int, int] | None = None) -> Any:
-    """The compiled kernel, from memory, CuPy's disk cache or NVRTC, on the current device.
-
-    `cooperative`: grid, block and bytes of shared memory of a launch whose blocks wait for each other. Raises
-    KernelError with the compiler's log, and for a cooperative grid that is too large.
-    """
+def kernel(stem: str, instance: str) -> Any:
+    """The compiled kernel, from memory, CuPy's disk cache or NVRTC, on the current device. Raises KernelError with the
+    compiler's log."""
     cupy = sys.modules["cupy"]
-    device = cupy.cuda.runtime.getDevice()
-    function = _function(stem, instance, cooperative is not None, cupy, device)
-    if cooperative is not None:
-        _check_resident(function, cupy, device, *cooperative)
-    return function
+    return _function(stem, instance, cupy, cupy.cuda.runtime.getDevice())

@@ -123,16 +123,7 @@ def _first_equal(spec: Any, text: str) -> Any:
     return spec
 
 
-def launch(
-    stem: str,
-    instance: str,
-    grid: int,
-    block: int,
-    arguments: Sequence[Any],
-    *,
-    shared: int = 0,
-    cooperative: bool = False,
-) -> None:
+def launch(stem: str, instance: str, grid: int, block: int, arguments: Sequence[Any], *, shared: int = 0) -> None:
     """Run a kernel on the current stream of the current device; `arguments` are arrays and exactly typed NumPy scalars.
 
     An empty grid launches nothing; nor does `cnnlayers.kernels.warmup`, which only compiles. Raises KernelError with
@@ -140,7 +131,7 @@ def launch(
     """
     if grid == 0:
         return
-    function = kernel(stem, instance, cooperative=(grid, block, shared) if cooperative else None)
+    function = kernel(stem, instance)
     if only_compiles(instance):
         return
     try:

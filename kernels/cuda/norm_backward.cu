@@ -9,13 +9,13 @@
 // Types     T is float, __half or __nv_bfloat16 with parameters and their gradients in float, or double with double. mean
 //           and rstd are double. I (offsets) is unsigned below 2**31 elements, else unsigned long long.
 // NaN       spreads through the elements that share statistics, as the equations say.
-// Thread    The packs of its team's row that are its part (row_reduce.cuh): x and dy in registers, then in shared memory.
-// Kernels   norm_backward (group 1): one row in a warp or in a block; norm_cooperative.cu: one row in several blocks.
-//           group_norm_backward: one group in a block. Other rows: norm_sums, then norm_backward_apply, which reads x and dy
-//           again. With running statistics: norm_sums alone, which then writes dx. Where a channel has several rows,
-//           parameter_gradients adds up the rows' `sums`.
+// Thread    At most R packs of x and of dy of its team's row (row_reduce.cuh), in registers.
+// Kernels   norm_backward (group 1): one row in a warp or in a block. group_norm_backward: one group in a block. Longer rows:
+//           norm_sums, then norm_backward_apply, which reads x and dy again. With running statistics: norm_sums alone, which
+//           then writes dx. Where a channel has several rows, parameter_gradients adds up the rows' `sums`.
 // Sums      float within a thread's few packs or a block, double beyond; in a fixed order (row_reduce.cuh), no atomics.
-// Bytes     3 T an element, each array once. Two launches: 5 T, unless x and dy are still in the L2 cache.
+// Bytes     3 T an element, each array once. Two launches: 5 T, less what the second finds in the L2 cache; it takes the
+//           blocks in the opposite order, so it begins with what was read last.
 // Source    Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3; Wu and He 2018 (arXiv:1803.08494).
 #include "common.cuh"
 #include "row_reduce.cuh"
@@ -25,20 +25,17 @@
   const Pack<T, V>* __restrict__ x, const Pack<T, V>* __restrict__ dy, const double* __restrict__ means, \
       const double* __restrict__ rstds, const void* __restrict__ gammas, Pack<T, V>* __restrict__ dx, \
       void* __restrict__ dgammas, void* __restrict__ dbetas, Pair* sums
-#define NUMBERS int flags, unsigned rows, unsigned segments, unsigned length, unsigned period, unsigned group
+#define NUMBERS \
+  int flags, unsigned rows, unsigned segments, unsigned length, DIVISOR(length), unsigned period, unsigned group
 
 template <typename T, int V, int R, typename I, int Mapping>
 __global__ void __launch_bounds__(512, 1) norm_backward(ARRAYS, NUMBERS, int lanes) {
   using A = typename Sum<T>::type;
-  extern __shared__ __align__(16) unsigned char shared_memory[];
   const unsigned step = Mapping == WARP ? lanes : blockDim.x, lane = threadIdx.x % step, packs = segments * length;
   const unsigned row = blockIdx.x * (blockDim.x / step) + threadIdx.x / step;
   const bool active = row < rows;
-  const RowIndex<I> at{rows, row, length};
-  Pack<T, V>* const shared_packs = reinterpret_cast<Pack<T, V>*>(shared_memory);
-  RowTile<T, V, R, Mapping == BLOCK> x_tile(lane, step, shared_packs),
-      dy_tile(lane, step, shared_packs + (packs > R * step ? packs - R * step : 0u));
-  x_tile.size = dy_tile.size = active ? packs : 0u;
+  const RowIndex<I> at{rows, row, LOAD_DIVISOR(length, length)};
+  RowTile<T, V, R> x_tile(lane, step, active ? packs : 0u), dy_tile(lane, step, x_tile.size);
   x_tile.load(x, at, 0);
   dy_tile.load(dy, at, 0);
   const Moments<A> m = moments_of<A>(means[active ? row : 0u], rstds[active ? row : 0u]);
@@ -83,18 +80,16 @@ template <typename I> struct ChannelRuns {
 
 // A group of channels a block. `slots`: the slots of a group, a multiple of 32.
 template <typename T, int V, int R, typename I>
-__global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, int lanes, unsigned slots, unsigned lane_bits, DIVISOR(runs)) {
+__global__ void __launch_bounds__(512, 1) group_norm_backward(
+    ARRAYS, NUMBERS, int lanes, unsigned slots, unsigned lane_bits, DIVISOR(runs)) {
   using A = typename Sum<T>::type;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const unsigned runs_per_channel = (length + lanes - 1) / lanes, row = blockIdx.x * group;  // the first channel
-  const unsigned step = blockDim.x, shared_packs = slots > R * step ? slots - R * step : 0u;
   const unsigned first_channel = row % period;  // the period is a multiple of the group
   const ChannelRuns<I> at{
       I(row) * length, group, length, unsigned(lanes), lane_bits, LOAD_DIVISOR(runs, runs_per_channel)};
   Pack<A, 2>* const runs = reinterpret_cast<Pack<A, 2>*>(shared_memory);  // the sums of each run
-  Pack<T, V>* const packs = reinterpret_cast<Pack<T, V>*>(shared_memory + (slots / lanes * sizeof(Pack<A, 2>) + 15) / 16 * 16);
-  RowTile<T, V, R, true> x_tile(threadIdx.x, step, packs), dy_tile(threadIdx.x, step, packs + shared_packs);
-  x_tile.size = dy_tile.size = slots;
+  RowTile<T, V, R> x_tile(threadIdx.x, blockDim.x, slots), dy_tile(threadIdx.x, blockDim.x, slots);
   x_tile.load(x, at, 0);
   dy_tile.load(dy, at, 0);
   const Moments<A> m = moments_of<A>(means[blockIdx.x], rstds[blockIdx.x]);
@@ -107,7 +102,7 @@ __global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, i
   });
   __syncthreads();
   A totals[2] = {0, 0};
-  for (unsigned c = threadIdx.x / 32; c < group; c += step / 32) {
+  for (unsigned c = threadIdx.x / 32; c < group; c += blockDim.x / 32) {
     A sum[2] = {0, 0};
     for (unsigned k = threadIdx.x % 32; k < runs_per_channel; k += 32) {
       sum[0] += runs[c * runs_per_channel + k].v[0];
@@ -132,13 +127,13 @@ __global__ void __launch_bounds__(512, 1) group_norm_backward(ARRAYS, NUMBERS, i
 // Sums of dy and of dy * xhat of each part of a row. With UseRunningStats it writes dx too, which then depends on no sum,
 // so norm_backward_apply is not launched. One part a block.
 template <typename T, int V, typename I, bool UseRunningStats>
-__global__ void __launch_bounds__(256, 2) norm_sums(ARRAYS, NUMBERS, unsigned parts, unsigned first) {
+__global__ void __launch_bounds__(256, 2) norm_sums(ARRAYS, NUMBERS, unsigned parts) {
   using A = typename Sum<T>::type;
   constexpr int K = 4;
   const unsigned packs = segments * length, part_size = (packs + parts - 1) / parts;
-  const unsigned row = first + blockIdx.x / parts, part = blockIdx.x % parts, begin = part * part_size;
+  const unsigned row = blockIdx.x / parts, part = blockIdx.x % parts, begin = part * part_size;
   const unsigned end = min_unsigned(begin + part_size, packs), step = blockDim.x;
-  const RowIndex<I> at{rows, row, length};
+  const RowIndex<I> at{rows, row, LOAD_DIVISOR(length, length)};
   const Moments<A> m = moments_of<A>(means[row / group], rstds[row / group]);
   const A shift[1] = {m.shift}, scale[1] = {m.rstd * gamma_of<A>(gammas, flags, row % period)};
   double total[2] = {0.0, 0.0};
@@ -159,12 +154,12 @@ __global__ void __launch_bounds__(256, 2) norm_sums(ARRAYS, NUMBERS, unsigned pa
 // dx from norm_sums' parts, and dgamma and dbeta of a channel that is one row. One of `stream` parts of a row a block.
 template <typename T, int V, typename I>
 __global__ void __launch_bounds__(256, 4)
-    norm_backward_apply(ARRAYS, NUMBERS, unsigned parts, unsigned stream, unsigned first) {
+    norm_backward_apply(ARRAYS, NUMBERS, unsigned parts, unsigned stream) {
   using A = typename Sum<T>::type;
   __shared__ A shared_sums[2];
   const unsigned packs = segments * length, part_size = (packs + stream - 1) / stream;
-  const unsigned row = first + blockIdx.x / stream, part = blockIdx.x % stream, begin = part * part_size,
-                 first_of_group = row - row % group;
+  const unsigned block = gridDim.x - 1 - blockIdx.x, row = block / stream, part = block % stream, begin = part * part_size;
+  const unsigned first_of_group = row - row % group;
   if (threadIdx.x < 32) {
     double totals[2] = {0.0, 0.0};  // of the elements that share statistics
     for (unsigned k = threadIdx.x; k < group * parts; k += 32) {
@@ -180,7 +175,7 @@ __global__ void __launch_bounds__(256, 4)
     }
   }
   __syncthreads();
-  const RowIndex<I> at{rows, row, length};
+  const RowIndex<I> at{rows, row, LOAD_DIVISOR(length, length)};
   const A gamma[1] = {gamma_of<A>(gammas, flags, row % period)};
   const NormGradient<A> gradient[1] = {
       {moments_of<A>(means[row / group], rstds[row / group]), shared_sums[0], shared_sums[1], A(group) * A(packs) * V}};

@@ -1,5 +1,5 @@
-"""Launchers of norm_backward.cu and of the backward in norm_cooperative.cu: batch, instance and group norm, called as
-the portable code is. Arrays whose channels are the last axis go to channels_last_norm.py.
+"""Launchers of norm_backward.cu: batch, instance and group norm, called as the portable code is. Arrays whose channels
+are the last axis go to channels_last_norm.py.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def _backward(
     else:
         made = cached_plan(_make, b, spec, dy.dtype, alignment(arrays[0], dy), flags)
         rows, plan = made.rows, made.plan
-        streaming = plan.mapping in STREAMING_MAPPINGS
-        sums = (_launch_in_waves if streaming else _launch_once)(b, made, [*arrays, *gradient_arrays])
-        channels, samples, parts = rows.period, rows.rows // rows.period, plan.parts if streaming else 1
+        sums = (_launch_streaming if plan.mapping in STREAMING_MAPPINGS else _launch_once)(
+            b, made, [*arrays, *gradient_arrays]
+        )
+        channels, samples, parts = rows.period, rows.rows // rows.period, plan.parts
         reduce_samples = samples > 1 or spec.use_running_stats
     if reduce_samples and flags & (DGAMMA | DBETA):
         _launch_parameter_gradients(channels, samples, parts, dtype, sums, gradient_arrays, flags)
@@ -63,11 +64,9 @@ batch_norm_backward = instance_norm_backward = group_norm_backward = _backward
 
 
 class Made(NamedTuple):
-    """What a backward of rows needs: `group` rows share one mean and variance; `numbers`: the kernels' scalar
-    arguments, which follow the arrays."""
+    """What a backward of rows needs. numbers: of the kernels' NUMBERS."""
 
     rows: RowLayout
-    group: int
     plan: LaunchPlan
     instances: list[str]
     numbers: list[Any]
@@ -80,7 +79,7 @@ def _make(b: Backend, spec: Any, dtype: Any, aligned_to: int, flags: int) -> Mad
     running = spec.use_running_stats
     plan = make_plan(device_of(b), rows, name, pack, arrays=2, group=group, use_running_stats=running)
     instances = _instances(spec, plan, CUDA_TYPE[name], offset_types(rows.size)[0])
-    return Made(rows, group, plan, instances, _numbers(rows, plan, flags))
+    return Made(rows, plan, instances, _numbers(rows, group, plan, flags))
 
 
 def channel_rows(whole: RowLayout) -> tuple[RowLayout, int]:
@@ -91,16 +90,10 @@ def channel_rows(whole: RowLayout) -> tuple[RowLayout, int]:
     ), channels
 
 
-def _stem(plan: LaunchPlan) -> str:
-    return "norm_cooperative" if plan.mapping == "grid" else "norm_backward"
-
-
 def _instances(spec: Any, plan: LaunchPlan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     if plan.mapping == "group":
         return [instance_name("group_norm_backward", element, plan.pack, plan.register_packs, offset)]
-    if plan.mapping == "grid":
-        return [instance_name("cooperative_backward", element, plan.pack, plan.register_packs, offset)]
     if plan.mapping not in STREAMING_MAPPINGS:
         mapping = ("warp", "block").index(plan.mapping)  # row_reduce.cuh's Mapping
         return [instance_name("norm_backward", element, plan.pack, plan.register_packs, offset, mapping)]
@@ -108,43 +101,35 @@ def _instances(spec: Any, plan: LaunchPlan, element: str, offset: str) -> list[s
     return [instance_name("norm_sums", element, plan.pack, offset, spec.use_running_stats), *apply]
 
 
-def _numbers(rows: RowLayout, plan: LaunchPlan, flags: int) -> list[Any]:
-    numbers = rows.rows, rows.segments, rows.cells // plan.pack, rows.period
-    return [np.int32(flags), *(np.uint32(n) for n in numbers)]
+def _numbers(rows: RowLayout, group: int, plan: LaunchPlan, flags: int) -> list[Any]:
+    """The kernels' NUMBERS."""
+    length = rows.cells // plan.pack
+    sizes = [np.uint32(n) for n in (rows.rows, rows.segments, length)]
+    return [np.int32(flags), *sizes, *divisor(length), np.uint32(rows.period), np.uint32(group)]
 
 
 def _launch_once(b: Backend, made: Made, arrays: list[Array]) -> Array:
     """One launch; the rows' sums, if there are several of a channel."""
-    rows, group, plan, [instance], numbers = made
+    rows, plan, [instance], numbers = made
     unused = arrays[3]  # rstd: where a channel is one row, the kernel writes no sums
     sums = b.empty((rows.rows, 2), b.xp.float64) if rows.rows > rows.period else unused
-    cooperative = plan.mapping == "grid"
-    if cooperative:
-        partial = b.empty((rows.rows * plan.parts, 2), b.xp.float64)
-        arguments = [*arrays, sums, partial, *numbers, np.uint32(plan.parts), np.uint32(plan.wave)]
-    else:
-        arguments = [*arrays, sums, *numbers, np.uint32(group), np.int32(plan.lanes)]
-        if plan.mapping == "group":
-            runs = -(-rows.cells // plan.pack // plan.lanes)  # of a channel
-            lane_bits = np.uint32(plan.lanes.bit_length() - 1)
-            arguments += [np.uint32(plan.packs), lane_bits, *divisor(runs)]
-    launch(_stem(plan), instance, plan.grid_size, plan.threads, arguments, shared=plan.shared, cooperative=cooperative)
+    arguments = [*arrays, sums, *numbers, np.int32(plan.lanes)]
+    if plan.mapping == "group":
+        runs = -(-rows.cells // plan.pack // plan.lanes)  # of a channel
+        arguments += [np.uint32(plan.packs), np.uint32(plan.lanes.bit_length() - 1), *divisor(runs)]
+    launch("norm_backward", instance, plan.grid_size, plan.threads, arguments, shared=plan.shared)
     return sums
 
 
-def _launch_in_waves(b: Backend, made: Made, arrays: list[Array]) -> Array:
-    """The sums, then dx, for as many rows at a time as the plan says; or both at once, if running statistics are
-    used."""
-    rows, group, plan, (sums_of, *apply), numbers = made
-    sums = b.empty((rows.rows * plan.parts, 2), b.xp.float64)
-    numbers = [*numbers, np.uint32(group)]
-    for first in range(0, rows.rows, plan.wave):
-        wave = min(plan.wave, rows.rows - first)
-        last = [np.uint32(plan.parts), np.uint32(first)]
-        launch("norm_backward", sums_of, wave * plan.parts, plan.threads, [*arrays, sums, *numbers, *last])
-        for instance in apply:
-            last = [np.uint32(plan.parts), np.uint32(plan.stream_blocks), np.uint32(first)]
-            launch("norm_backward", instance, wave * plan.stream_blocks, plan.threads, [*arrays, sums, *numbers, *last])
+def _launch_streaming(b: Backend, made: Made, arrays: list[Array]) -> Array:
+    """The sums, then dx; or both at once, if running statistics are used."""
+    rows, plan, (sums_of, *apply), numbers = made
+    sums, parts = b.empty((rows.rows * plan.parts, 2), b.xp.float64), np.uint32(plan.parts)
+    arguments = [*arrays, sums, *numbers, parts]
+    launch("norm_backward", sums_of, rows.rows * plan.parts, plan.threads, arguments)
+    for instance in apply:
+        arguments = [*arrays, sums, *numbers, parts, np.uint32(plan.stream_blocks)]
+        launch("norm_backward", instance, rows.rows * plan.stream_blocks, plan.threads, arguments)
     return sums
 
 

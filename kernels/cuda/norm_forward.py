@@ -1,10 +1,10 @@
-"""Launchers of norm_forward.cu and of the forward in norm_cooperative.cu: batch, group, instance, layer and RMS norm,
-called as the portable code is. Arrays whose channels are the last axis go to channels_last_norm.py.
+"""Launchers of norm_forward.cu: batch, group, instance, layer and RMS norm, called as the portable code is. Arrays
+whose channels are the last axis go to channels_last_norm.py.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from cnnlayers.backends import Backend
 
 from . import channels_last_norm
 from .compile import CUDA_TYPE, instance_name
-from .launch import alignment, cached_plan, contiguous, launch, offset_types
+from .launch import alignment, cached_plan, contiguous, divisor, launch, offset_types
 from .norm_arguments import make_layout, parameter, refuses, stats_arguments
 from .norm_plan import STREAMING_MAPPINGS, ColumnLayout, LaunchPlan, RowLayout, device_of, make_plan, pack_of
 
@@ -76,38 +76,39 @@ def _forward(
             b, norm, rows, [x, *(parameter(b, p, dtype) for p in (gamma, beta)), y], mean, rstd, running
         )
         return y, mean, rstd
-    plan, instances, geometry, packed = cached_plan(_make, b, norm, x.dtype, alignment(x))
-    gamma, beta = (parameter(b, p, dtype, packed) for p in (gamma, beta))
+    made = cached_plan(_make, b, norm, x.dtype, alignment(x))
+    gamma, beta = (parameter(b, p, dtype, made.parameter_alignment) for p in (gamma, beta))
     arrays = [rstd if a is None else a for a in (x, gamma, beta, y)]
-    stats = stats_arguments(b, norm, gamma, beta, mean, rstd, running)
-    (_launch_in_waves if plan.mapping in STREAMING_MAPPINGS else _launch_once)(
-        b, plan, instances, geometry, arrays, stats
-    )
+    _launch(b, made, arrays, stats_arguments(b, norm, gamma, beta, mean, rstd, running))
     return y, mean, rstd
 
 
-def _make(b: Backend, norm: Any, dtype: Any, aligned_to: int) -> tuple[LaunchPlan, list[str], list[Any], int]:
-    """The plan for rows, its kernels, the numbers that they take, and the bytes to which parameters are aligned."""
+class Made(NamedTuple):
+    """What a forward of rows needs. numbers: of the kernels' NUMBERS; parameter_alignment: bytes."""
+
+    plan: LaunchPlan
+    instances: list[str]
+    numbers: list[Any]
+    parameter_alignment: int
+
+
+def _make(b: Backend, norm: Any, dtype: Any, aligned_to: int) -> Made:
     layout, wide, _ = make_layout(b, norm, dtype)
     rows = cast(RowLayout, layout)
     name = backends.name_of_dtype(b, dtype)
     pack = pack_of(rows, dtype.itemsize, aligned_to)
     plan = make_plan(device_of(b), rows, name, pack, use_running_stats=norm.use_running_stats)
     instances = _instances(norm, rows, plan, CUDA_TYPE[name], offset_types(rows.size)[0])
-    return plan, instances, _geometry(rows, plan), pack * wide().itemsize
-
-
-# ------------------------------------------------------------------------------------------------------------- launches
-def _stem(plan: LaunchPlan) -> str:
-    return "norm_cooperative" if plan.mapping == "grid" else "norm_forward"
+    length, channel_packs = rows.cells // pack, max(1, rows.channel_cells // pack)
+    numbers = [np.uint32(n) for n in (rows.rows, rows.segments, length)]
+    numbers += [*divisor(length), np.uint32(rows.period), np.uint32(channel_packs), *divisor(channel_packs)]
+    return Made(plan, instances, numbers, pack * wide().itemsize)
 
 
 def _instances(norm: Any, rows: RowLayout, plan: LaunchPlan, element: str, offset: str) -> list[str]:
     """The kernels of a plan, in their order."""
     mode = PER_ELEMENT if rows.per_element else PER_ROW if rows.channel_cells == rows.cells else PER_CHANNEL
     centred = norm.rows.centred
-    if plan.mapping == "grid":
-        return [instance_name("cooperative_forward", element, plan.pack, plan.register_packs, offset, mode, centred)]
     if plan.mapping not in STREAMING_MAPPINGS:
         mapping = ("warp", "block").index(plan.mapping)  # row_reduce.cuh's Mapping
         return [instance_name("norm_forward", element, plan.pack, plan.register_packs, offset, mode, centred, mapping)]
@@ -117,36 +118,18 @@ def _instances(norm: Any, rows: RowLayout, plan: LaunchPlan, element: str, offse
     return [instance_name("norm_moments", element, plan.pack, plan.register_packs, offset, centred), apply]
 
 
-def _geometry(rows: RowLayout, plan: LaunchPlan) -> list[Any]:
-    numbers = rows.rows, rows.segments, rows.cells // plan.pack, rows.period, max(1, rows.channel_cells // plan.pack)
-    return [np.uint32(n) for n in numbers]
-
-
-def _launch_once(
-    b: Backend, plan: LaunchPlan, instances: list[str], geometry: list[Any], arrays: list[Array], stats: list[Any]
-) -> None:
-    if plan.mapping == "grid":
+def _launch(b: Backend, made: Made, arrays: list[Array], stats: list[Any]) -> None:
+    """One launch; or moments, then y."""
+    plan, [*moments, last], numbers, _ = made
+    if plan.mapping not in STREAMING_MAPPINGS:
+        arguments = [*arrays, *stats, *numbers, np.int32(plan.lanes)]
+        launch("norm_forward", last, plan.grid_size, plan.threads, arguments)
+        return
+    partial, parts = stats[1], np.uint32(plan.parts)  # rstd is not read in its place
+    for instance in moments:
         partial = b.empty((plan.rows * plan.parts, 2), b.xp.float64)
-        arguments = [*arrays, partial, *stats, *geometry, np.uint32(plan.parts), np.uint32(plan.wave)]
-    else:
-        arguments = [*arrays, *stats, *geometry, np.int32(plan.lanes)]
-    cooperative = plan.mapping == "grid"
-    launch(
-        _stem(plan), instances[0], plan.grid_size, plan.threads, arguments, shared=plan.shared, cooperative=cooperative
-    )
-
-
-def _launch_in_waves(
-    b: Backend, plan: LaunchPlan, instances: list[str], geometry: list[Any], arrays: list[Array], stats: list[Any]
-) -> None:
-    """Moments, then y, for as many rows at a time as the plan says; or y alone, if running statistics are used."""
-    *moments, apply = instances
-    partial = b.empty((plan.rows * plan.parts, 2), b.xp.float64) if moments else stats[1]
-    parts = np.uint32(plan.parts)
-    for first in range(0, plan.rows, plan.wave):
-        wave = min(plan.wave, plan.rows - first)
-        for instance in moments:
-            arguments = [arrays[0], partial, *geometry[:3], parts, np.uint32(first)]
-            launch("norm_forward", instance, wave * plan.parts, plan.threads, arguments)
-        arguments = [*arrays, partial, *stats, *geometry, parts, np.uint32(plan.stream_blocks), np.uint32(first)]
-        launch("norm_forward", apply, wave * plan.stream_blocks, plan.threads, arguments)
+        launch(
+            "norm_forward", instance, plan.rows * plan.parts, plan.threads, [arrays[0], partial, *numbers[:5], parts]
+        )
+    arguments = [*arrays, partial, *stats, *numbers, parts, np.uint32(plan.stream_blocks)]
+    launch("norm_forward", last, plan.rows * plan.stream_blocks, plan.threads, arguments)

@@ -1,10 +1,10 @@
-// row_reduce.cuh - statistics groups that are rows: where a row's packs are stored, and sums over them in a fixed order.
+// row_reduce.cuh - statistics groups that are rows: where a row's packs are, and sums over them in a fixed order.
 //
 // Rows      An array is (segments, rows, length) packs of V elements. A row is everything with one value of `row`: with
 //           segments = samples it is a channel of batch norm, with segments = 1 it is contiguous (a group, an instance, the
 //           last axes).
-// Team      The threads that work on one row: `lanes` neighbours of a warp (a power of two), a block, or several blocks of a
-//           cooperative grid. Thread `lane` takes the packs lane, lane + step, ...
+// Team      The threads that work on one row, or on a part of it: `lanes` neighbours of a warp (a power of two), or a block.
+//           Thread `lane` takes the packs lane, lane + step, ...
 // Sums      Over a thread, then a warp, a block, and parts, always in this order. All threads of a team get the same bits.
 // Mean      Represented as shift + delta. x - shift is exact where x is close to the mean, and delta, a small number, holds
 //           what rounding the mean lost. So no digits are lost where the mean is 1e6 times the standard deviation.
@@ -30,11 +30,12 @@ __device__ __forceinline__ unsigned min_unsigned(unsigned a, unsigned b) { retur
 
 // The offset of pack j of a row, in packs, as type I. There are fewer than 2**31 rows, and fewer than 2**31 packs in a row.
 template <typename I> struct RowIndex {
-  unsigned rows, row, length;
+  unsigned rows, row;
+  Divisor<unsigned> length;
 
   __device__ __forceinline__ I operator()(unsigned j) const {
-    const unsigned segment = j < length ? 0u : j / length;
-    return (I(segment) * rows + row) * length + (j - segment * length);
+    const unsigned segment = length.quotient(j);
+    return (I(segment) * rows + row) * length.number + (j - segment * length.number);
   }
 };
 
@@ -65,45 +66,30 @@ template <bool Lanes, int N, typename A> __device__ __forceinline__ void sum_tea
   else sum_block(v);
 }
 
-// The packs of a row that one thread works on: R in registers, the rest in shared memory, `pitch` packs from one to the next.
-template <typename T, int V, int R, bool Shared> struct RowTile {
-  Pack<T, V> registers[R];
-  Pack<T, V>* shared_memory;
-  unsigned lane, step, pitch, size = 0;
+// The packs of a row that one thread of a team works on, at most R, in registers.
+template <typename T, int V, int R> struct RowTile {
+  Pack<T, V> packs[R];
+  unsigned lane, step, size;  // step: threads of the team; size: packs of the row, or of its part
 
-  __device__ __forceinline__ RowTile(unsigned lane, unsigned step, Pack<T, V>* shared_memory = nullptr, unsigned pitch = 1)
-      : shared_memory(shared_memory), lane(lane), step(step), pitch(pitch) {}
+  __device__ __forceinline__ RowTile(unsigned lane, unsigned step, unsigned size = 0) : lane(lane), step(step), size(size) {}
   template <typename At> __device__ __forceinline__ void load(const Pack<T, V>* __restrict__ x, const At& at, unsigned begin) {
 #pragma unroll
     for (int r = 0; r < R; ++r)  // all at once: R loads in flight
-      if (lane + r * step < size) registers[r] = x[at(begin + lane + r * step)];
-    if constexpr (Shared)
-#pragma unroll 4
-      for (unsigned j = lane + R * step; j < size; j += step) shared_memory[(j - R * step) * pitch] = x[at(begin + j)];
+      if (lane + r * step < size) packs[r] = x[at(begin + lane + r * step)];
   }
 
   // visit(j, pack) for each of the thread's packs; j counts from the beginning of the part.
   template <typename Visit> __device__ __forceinline__ void each(Visit visit) const {
 #pragma unroll
     for (int r = 0; r < R; ++r)
-      if (lane + r * step < size) visit(lane + r * step, registers[r]);
-    if constexpr (Shared)
-      for (unsigned j = lane + R * step; j < size; j += step) {
-        const Pack<T, V> pack = shared_memory[(j - R * step) * pitch];  // a copy: by reference nvcc loads halves one by one
-        visit(j, pack);
-      }
+      if (lane + r * step < size) visit(lane + r * step, packs[r]);
   }
 
   // visit(j, pack, the other tile's pack) for two tiles of the same size.
   template <typename Visit> __device__ __forceinline__ void each_with(const RowTile& other, Visit visit) const {
 #pragma unroll
     for (int r = 0; r < R; ++r)
-      if (lane + r * step < size) visit(lane + r * step, registers[r], other.registers[r]);
-    if constexpr (Shared)
-      for (unsigned j = lane + R * step; j < size; j += step) {
-        const Pack<T, V> pack = shared_memory[(j - R * step) * pitch], others = other.shared_memory[(j - R * step) * pitch];
-        visit(j, pack, others);
-      }
+      if (lane + r * step < size) visit(lane + r * step, packs[r], other.packs[r]);
   }
 };
 

@@ -20,28 +20,40 @@ __device__ __forceinline__ ScaleShift<A> scale_shift_of(
 // Whether gamma and beta have one value a row, one a channel (a row being a group of channels), or one an element of a row.
 enum ParameterMode { PER_ROW, PER_CHANNEL, PER_ELEMENT };
 
-// y of a row's packs. `first`: index of the row's first parameter; `channel_packs`: packs of a channel.
+// y of a row's packs. It loads a row's gamma and beta when it is made, while x is on its way; `set` takes the statistics.
+// `first`: index of the row's first parameter; `channel_packs`: packs of a channel.
 template <typename T, int V, int ParameterMode> struct RowScaleShift {
   using A = typename Sum<T>::type;
   const A *gammas, *betas;
   int flags;
-  unsigned channel_packs, first;
+  Divisor<unsigned> channel_packs;
+  unsigned first;
+  A gamma = 1, beta = 0;
   Moments<A> m;
   ScaleShift<A> scale_shift;
 
   __device__ __forceinline__ RowScaleShift(const void* g, const void* b, int flags, unsigned row, unsigned length,
-      unsigned period, unsigned channel_packs, const Moments<A>& m)
+      unsigned period, const Divisor<unsigned>& channel_packs)
       : gammas(static_cast<const A*>(g)),
         betas(static_cast<const A*>(b)),
         flags(flags),
         channel_packs(channel_packs),
-        first(row % period * (ParameterMode == PER_CHANNEL ? length / channel_packs : 1u)),
-        m(m) {
-    scale_shift = ParameterMode == PER_ROW ? scale_shift_of(g, b, flags, first, m) : ScaleShift<A>(m, A(1), A(0));
+        first(row % period * (ParameterMode == PER_CHANNEL ? channel_packs.quotient(length) : 1u)) {
+    if constexpr (ParameterMode == PER_ROW) load(first);
+  }
+  __device__ __forceinline__ void load(unsigned i) {
+    if (flags & GAMMA) gamma = gammas[i];
+    if (flags & BETA) beta = betas[i];
+  }
+  __device__ __forceinline__ void set(const Moments<A>& moments) {
+    m = moments;
+    scale_shift = {m, gamma, beta};
   }
   __device__ __forceinline__ Pack<T, V> operator()(unsigned j, const Pack<T, V>& x) {
-    if constexpr (ParameterMode == PER_CHANNEL)
-      scale_shift = scale_shift_of(gammas, betas, flags, first + j / channel_packs, m);
+    if constexpr (ParameterMode == PER_CHANNEL) {
+      load(first + channel_packs.quotient(j));
+      scale_shift = {m, gamma, beta};
+    }
     Pack<A, V> out;
 #pragma unroll
     for (int v = 0; v < V; ++v) out.v[v] = scale_shift(x.v[v]);
@@ -102,6 +114,68 @@ __device__ __forceinline__ void compute_statistics(
     }
   }
 }
+
+// Mean and squared deviations of each of N channels over the packs that one thread reads, K of them at a time: element v of
+// a pack is of channel v % N. What is summed is the distance to `pivot`, the mean of the thread's first packs, so that
+// float32 is exact enough; if not Centred, the pivot and the mean are 0.
+template <int N, typename A, bool Centred> struct RunningMoments {
+  A pivot[N] = {}, sum[N] = {}, squares[N] = {}, cells = 0;  // cells: of each channel
+
+  // Adds the first `number` of K packs, at least one.
+  template <int K, typename T, int V>
+  __device__ __forceinline__ void add(const Pack<T, V> (&packs)[K], unsigned number) {
+    if (Centred && cells == 0) {
+      A mean[N] = {};
+      const A inverse = A(N) / (A(number) * V);
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (k < number)
+#pragma unroll
+          for (int v = 0; v < V; ++v) mean[v % N] += (widen(packs[k].v[v]) - widen(packs[0].v[v % N])) * inverse;
+#pragma unroll
+      for (int n = 0; n < N; ++n) pivot[n] = widen(packs[0].v[n]) + mean[n];
+    }
+    A more[2 * N] = {};
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      if (k < number)
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const A deviation = widen(packs[k].v[v]) - pivot[v % N];
+          more[v % N] += deviation;
+          more[N + v % N] += deviation * deviation;
+        }
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      sum[n] += more[n];
+      squares[n] += more[N + n];
+    }
+    cells += A(number) * (V / N);
+  }
+
+  // Mean (as a distance to `origin`, one of the values) and squared deviations over the team, which has `all` cells of each
+  // channel. `sum_over_team` sums an array of numbers over the team.
+  template <typename Total>
+  __device__ __forceinline__ void combine(const A (&origin)[N], A all, const Total& sum_over_team, A (&mean)[N], A (&total)[N]) const {
+    const A inverse = cells > 0 ? A(1) / cells : A(0), share = cells / all;
+    A own[N];
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      own[n] = (pivot[n] - origin[n]) + sum[n] * inverse;
+      mean[n] = Centred ? own[n] * share : A(0);
+      total[n] = Centred ? squares[n] - sum[n] * (sum[n] * inverse) : squares[n];
+    }
+    if constexpr (Centred) {
+      sum_over_team(mean);
+#pragma unroll
+      for (int n = 0; n < N; ++n) total[n] += cells * (own[n] - mean[n]) * (own[n] - mean[n]);
+    }
+    sum_over_team(total);
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      if (total[n] < 0) total[n] = 0;
+  }
+};
 
 // y of a pack of V channels.
 template <typename A, typename T, int V>

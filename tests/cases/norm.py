@@ -161,53 +161,30 @@ SMALL = {
 }
 EACH_LAYOUT = pytest.mark.parametrize("case", LAYOUTS.values(), ids=list(LAYOUTS))
 
-TIGHT = {"MaxSharedMemoryPerBlockOptin": 2048}
-SNUG = {"MaxSharedMemoryPerBlockOptin": 10_000}
-ALONE = TIGHT | {"CooperativeLaunch": 0, "L2CacheSize": 40_000}
 # Each way over a device of the CUDA kernels, and what they launch forward and backward.
 CALLS = {
     "batch in lanes": Call("batch_norm", (3, 5, 2, 4), options=TRAIN, launches=("norm_forward", "norm_backward")),
     "batch in blocks": Call("batch_norm", (3, 5, 9, 8), options=TRAIN, launches=("norm_forward", "norm_backward")),
-    "batch in shared memory": Call(
-        "batch_norm", (4, 3, 32, 24), options=TRAIN, launches=("norm_forward", "norm_backward")
-    ),
-    "batch in a grid": Call(
-        "batch_norm",
-        (5, 2, 24, 24),
-        options=TRAIN,
-        launches=("cooperative_forward", "cooperative_backward"),
-        device=TIGHT,
-    ),
-    "batch in turns": Call(
-        "batch_norm",
-        (3, 5, 28, 28),
-        options=TRAIN,
-        launches=("cooperative_forward", "cooperative_backward"),
-        device=TIGHT | {"MultiProcessorCount": 8},
-    ),
     "batch in two launches": Call(
         "batch_norm",
         (3, 4, 28, 28),
         options=TRAIN,
         launches=("norm_moments norm_apply", "norm_sums norm_backward_apply"),
-        device=ALONE,
+    ),
+    "batch in many parts": Call(
+        "batch_norm",
+        (5, 2, 61, 60),
+        options=TRAIN,
+        launches=("norm_moments norm_apply", "norm_sums norm_backward_apply"),
     ),
     "batch flat": Call(
         "batch_norm", (37, 12), options=TRAIN, launches=("channels_last_forward", "channels_last_backward")
     ),
-    "batch last in a grid": Call(
+    "batch last": Call(
         "batch_norm",
-        (4, 14, 14, 12),
+        (4, 3, 4, 200),
         options=TRAIN | LAST,
-        launches=("cooperative_channels_last_forward", "cooperative_channels_last_backward"),
-        device=SNUG,
-    ),
-    "batch last in turns": Call(
-        "batch_norm",
-        (4, 9, 9, 200),
-        options=TRAIN | LAST,
-        launches=("cooperative_channels_last_forward", "cooperative_channels_last_backward"),
-        device=SNUG,
+        launches=("channels_last_forward", "channels_last_backward"),
     ),
     "batch last in three launches": Call(
         "batch_norm",
@@ -217,7 +194,6 @@ CALLS = {
             "channels_last_moments channels_last_finish channels_last_apply",
             "channels_last_sums channels_last_backward_finish channels_last_backward_apply",
         ),
-        device=ALONE,
     ),
     "instance": Call("instance_norm", (3, 4, 6, 8), launches=("norm_forward", "norm_backward parameter_gradients")),
     "instance last": Call(
@@ -229,15 +205,11 @@ CALLS = {
     "group": Call(
         "group_norm", (3, 6, 7, 7), (2,), launches=("norm_forward", "group_norm_backward parameter_gradients")
     ),
-    "group in shared memory": Call(
-        "group_norm", (3, 6, 20, 20), (3,), launches=("norm_forward", "group_norm_backward parameter_gradients")
-    ),
     "group in two launches": Call(
         "group_norm",
         (2, 6, 28, 28),
         (2,),
         launches=("norm_moments norm_apply", "norm_sums norm_backward_apply parameter_gradients"),
-        device=ALONE,
     ),
     "group last": Call(
         "group_norm",
@@ -259,7 +231,7 @@ CALLS = {
         launches=("norm_forward", "layer_norm_backward reduce_parameter_gradients"),
     ),
     "layer in two launches": Call(
-        "layer_norm", (5, 2200), ((2200,),), launches=("norm_forward", "layer_norm_sums layer_norm_apply")
+        "layer_norm", (5, 2200), ((2200,),), launches=("norm_moments norm_apply", "layer_norm_sums layer_norm_apply")
     ),
     "rms": Call(
         "rms_norm",
@@ -268,17 +240,16 @@ CALLS = {
         {"eps": 1e-5},
         launches=("norm_forward", "layer_norm_backward reduce_parameter_gradients"),
     ),
-    "rms in a grid": Call(
+    "rms in two launches": Call(
         "rms_norm",
         (2, 2400),
         ((2400,),),
         {"eps": 1e-5},
-        launches=("cooperative_forward", "layer_norm_sums layer_norm_apply"),
-        device=TIGHT,
+        launches=("norm_moments norm_apply", "layer_norm_sums layer_norm_apply"),
     ),
 }
 EACH_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
-SOME = ["batch in shared memory", "batch in a grid", "batch in two launches", "batch last in a grid", "layer in blocks"]
+SOME = ["batch in blocks", "batch in two launches", "batch last", "batch last in three launches", "layer in blocks"]
 SOME_CALLS = pytest.mark.parametrize("call", [CALLS[name] for name in SOME], ids=SOME)
 
 

@@ -70,7 +70,6 @@ class Launch:
     block: int
     arguments: Sequence[Any]
     shared: int = 0
-    cooperative: bool = False
     part: str = ""
 
     @property
@@ -79,9 +78,9 @@ class Launch:
         return -(-self.block // 32)
 
     def constants(self, memory: Memory) -> bytes:
-        """Constant bank 0: sizes of block and grid, a cooperative grid's barrier, each argument on its boundary."""
+        """Constant bank 0: sizes of block and grid, each argument on its boundary."""
         bank, at = bytearray(0x1000), PARAMETERS
-        sizes = {0: self.block, 4: 1, 8: 1, 0xC: self.grid, 0x10: 1, 0x14: 1, 0x48: 0x1000}
+        sizes = {0: self.block, 4: 1, 8: 1, 0xC: self.grid, 0x10: 1, 0x14: 1}
         for where, n in sizes.items():
             bank[where : where + 4] = np.uint32(n).tobytes()
         for argument in self.arguments:
@@ -111,13 +110,12 @@ def recorded(run: bool) -> Iterator[list[Launch]]:
     class Recorder:
         """In place of a compiled kernel."""
 
-        def __init__(self, stem: str, instance: str, cooperative: Any = None) -> None:
-            self.key = stem, instance, cooperative
-            self.function = real(stem, instance, cooperative=cooperative) if run else None
+        def __init__(self, stem: str, instance: str) -> None:
+            self.key = stem, instance
+            self.function = real(stem, instance) if run else None
 
         def __call__(self, grid: tuple[int], block: tuple[int], arguments: Any, shared_mem: int = 0) -> None:
-            stem, instance, cooperative = self.key
-            made.append(Launch(stem, instance, grid[0], block[0], arguments, shared_mem, cooperative is not None))
+            made.append(Launch(*self.key, grid[0], block[0], arguments, shared_mem))
             if self.function is not None:
                 self.function(grid, block, arguments, shared_mem=shared_mem)
 

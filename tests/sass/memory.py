@@ -23,13 +23,9 @@ class Region:
 
 
 class Memory:
-    """Global memory. Outside the arrays words are stored one by one, and are 0 before.
+    """Global memory. Outside the arrays words are stored one by one, and are 0 before."""
 
-    `alone`: the other blocks of a cooperative grid do not run: a block that waits for a word of theirs finds its top
-    bit changed, as the last of them would leave it."""
-
-    def __init__(self, arrays: Sequence[Array] = (), alone: bool = True) -> None:
-        self.alone, self.polls = alone, 0
+    def __init__(self, arrays: Sequence[Array] = ()) -> None:
         self.other: dict[int, int] = {}
         self.known: dict[int, Region] = {}
         self.touched: set[tuple[int, bool]] = set()
@@ -56,7 +52,7 @@ class Memory:
                 return region
         return None
 
-    def load(self, at: Array, size: int, strong: bool = False) -> Array:
+    def load(self, at: Array, size: int) -> Array:
         """(n, words) of `size` bytes at each address; smaller ones zero-extended."""
         words = max(1, size // 4)
         if not at.size:
@@ -69,9 +65,6 @@ class Memory:
                 out = (out >> ((by % 4 * 8).astype(u32))[:, None]) & u32((1 << 8 * size) - 1)
         else:
             out = np.array([self._one(int(a), size, words) for a in at], u32).reshape(-1, words)
-        if strong and self.alone:
-            self.polls += 1
-            out = out ^ u32((self.polls & 1) << 31)
         return out
 
     def _one(self, a: int, size: int, words: int) -> list[int]:
@@ -104,7 +97,7 @@ class Shared:
     def __init__(self) -> None:
         self.words = np.zeros(1 << 16, u32)
 
-    def load(self, at: Array, size: int, strong: bool = False) -> Any:
+    def load(self, at: Array, size: int) -> Any:
         found = self.words[(at.astype(i64) // 4)[:, None] + np.arange(max(1, size // 4))]
         if size < 4:
             found = (found >> ((at.astype(i64) % 4 * 8).astype(u32))[:, None]) & u32((1 << 8 * size) - 1)

@@ -221,7 +221,7 @@ class Warp:
         else:
             latency = self._count(ins, kind, where, lanes, latency)
         if kind in (LOAD, LOAD_SHARED):
-            found, put = store.load(where, size, "STRONG" in ins.op), setter(step.data)
+            found, put = store.load(where, size), setter(step.data)
             signed = "S8" in ins.op or "S16" in ins.op
             for n in range(found.shape[1]):
                 v = np.zeros(32, u32)
