@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .norm_loops import RUN_CELLS, mean_square, segment_moments
+from .norm_blocks import ROOMS, finish_variance, row_moments
+from .norm_loops import RUN_CELLS, sum_of_squares
 from .past_caches import stored_past_caches
 from .vectors import (
     LANES,
@@ -44,30 +45,32 @@ def per_cell_forward(
     start: int, stop: int,
 ) -> None:  # fmt: skip
     """y and the statistics of rows start to stop, each of `cells` cells. Not `centred`: the mean counts as 0 (RMS)."""
-    past_caches = stored_past_caches(y) and cells % LANES == 0
-    for r in range(start, stop):
-        at, parameter_start = r * cells, r * cells % gamma.size
+    past_caches, room = stored_past_caches(y) and cells % LANES == 0, np.full(ROOMS, lane(broadcast(x, 0.0), 0))
+    for low in range(start, stop, LANES):
+        high = min(low + LANES, stop)
         if centred:
-            mean[r], squares = segment_moments(x, at, 1, 0, cells)
-            var = squares / cells
+            row_moments(x, mean, rstd, room, cells, 1, cells, low, high)
         else:
-            mean[r], var = 0.0, mean_square(x, at, at + cells)
-        rstd[r] = 1.0 / np.sqrt(var + eps)
-        shift, scale = broadcast(x, mean[r]), broadcast(x, rstd[r])
-        offset = broadcast(x, (np.float64(lane(shift, 0)) - mean[r]) * rstd[r])
-        whole = cells - cells % LANES
-        for j in range(0, whole, LANES):
-            xhat = fma(sub(load(x, at + j), shift), scale, offset)
-            value = fma(xhat, load(gamma, parameter_start + j), load(beta, parameter_start + j))
-            if past_caches:
-                stream(y, at + j, value)
-            else:
-                store(y, at + j, value)
-        if whole < cells:
-            count, j = cells - whole, parameter_start + whole
-            xhat = fma(sub(load_first(x, at + whole, count), shift), scale, offset)
-            last = fma(xhat, load_first(gamma, j, count), load_first(beta, j, count))
-            store_first(y, at + whole, last, count)
+            for r in range(low, high):
+                mean[r], rstd[r] = 0.0, sum_of_squares(x, r * cells, cells)
+        finish_variance(rstd, rstd, cells, eps, low, high)
+        for r in range(low, high):
+            at, parameter_start = r * cells, r * cells % gamma.size
+            shift, scale = broadcast(x, mean[r]), broadcast(x, rstd[r])
+            offset = broadcast(x, (np.float64(lane(shift, 0)) - mean[r]) * rstd[r])
+            whole = cells - cells % LANES
+            for j in range(0, whole, LANES):
+                xhat = fma(sub(load(x, at + j), shift), scale, offset)
+                value = fma(xhat, load(gamma, parameter_start + j), load(beta, parameter_start + j))
+                if past_caches:
+                    stream(y, at + j, value)
+                else:
+                    store(y, at + j, value)
+            if whole < cells:
+                count, j = cells - whole, parameter_start + whole
+                xhat = fma(sub(load_first(x, at + whole, count), shift), scale, offset)
+                last = fma(xhat, load_first(gamma, j, count), load_first(beta, j, count))
+                store_first(y, at + whole, last, count)
     if past_caches:
         fence()
 

@@ -29,6 +29,7 @@ from .vectors import (
     maximum,
     mul,
     select,
+    square_root,
     store,
     store_first,
     sub,
@@ -48,7 +49,7 @@ def _all_finite(x: Any) -> Any:
 
 
 @kernel(allocates=False)
-def short_row_moments(x: Array, mean: Array, squares: Array, room: Array, size: int, low: int, high: int) -> None:
+def _short_row_moments(x: Array, mean: Array, squares: Array, room: Array, size: int, low: int, high: int) -> None:
     """`segment_moments` of rows low to high, each of `size` cells, at most SHORT_ROW. Takes a third of the time."""
     zero = broadcast(x, 0.0)
     for first in range(low, high, LANES):
@@ -77,6 +78,29 @@ def short_row_moments(x: Array, mean: Array, squares: Array, room: Array, size: 
             for r in range(first, first + number):
                 if not np.isfinite(mean[r]):
                     mean[r], squares[r] = segment_moments(x, r * size, 1, 0, size)
+
+
+@kernel(allocates=False)
+def row_moments(
+    x: Array, mean: Array, squares: Array, room: Array, size: int, samples: int, stride: int, low: int, high: int
+) -> None:
+    """`segment_moments` of rows low to high; each has `size` cells in each of `samples` samples, `stride` apart."""
+    if samples == 1 and size <= SHORT_ROW:
+        _short_row_moments(x, mean, squares, room, size, low, high)
+        return
+    for r in range(low, high):
+        mean[r], squares[r] = segment_moments(x, r * size, samples, stride, size)
+
+
+@kernel(allocates=False)
+def finish_variance(var: Array, rstd: Array, n: Any, eps: float, low: int, high: int) -> None:
+    """The variance and rstd of rows low to high; `var` has sums of squares before. Both may be one array."""
+    one, count, epsilon = broadcast(var, 1.0), broadcast(var, n), broadcast(var, eps)
+    for r in range(low, high, LANES):
+        lanes = min(LANES, high - r)
+        variance = div(load_first(var, r, lanes), count)
+        store_first(var, r, variance, lanes)
+        store_first(rstd, r, div(one, square_root(add(variance, epsilon))), lanes)
 
 
 @kernel(allocates=False)
@@ -123,14 +147,8 @@ def _blocks_forward(
     rows, size, past_caches = mean.size, group_size * length, stored_past_caches(y)
     for u in range(start, stop):
         low, high = u * block, min((u + 1) * block, rows)
-        short = samples == 1 and size <= SHORT_ROW
-        if short:
-            short_row_moments(x, mean, var, room, size, low, high)
-        for r in range(high if short else low, high):
-            mean[r], var[r] = segment_moments(x, r * size, samples, rows * size, size)
-        for r in range(low, high):
-            var[r] /= samples * size
-            rstd[r] = 1.0 / np.sqrt(var[r] + eps)
+        row_moments(x, mean, var, room, size, samples, rows * size, low, high)
+        finish_variance(var, rstd, samples * size, eps, low, high)
         for r in range(low, high):
             delta = mean[r] - np.float64(lane(broadcast(x, mean[r]), 0))
             channel = r * group_size % gamma.size

@@ -120,12 +120,12 @@ def segment_moments(x: Array, first: int, segments: int, stride: int, length: in
 
 
 @kernel(allocates=False)
-def mean_square(x: Array, start: int, stop: int) -> float:
-    """The mean of x**2 over some contiguous cells."""
+def sum_of_squares(x: Array, first: int, length: int) -> float:
+    """The sum of x**2 over some contiguous cells."""
     squares = 0.0
-    for first in range(start, stop, RUN_CELLS):
-        squares += _run_squares(x, first, 1, 0, min(RUN_CELLS, stop - first), 0.0)[2]
-    return squares / (stop - start)
+    for i in range(0, length, RUN_CELLS):
+        squares += _run_squares(x, first + i, 1, 0, min(RUN_CELLS, length - i), 0.0)[2]
+    return squares
 
 
 @kernel(allocates=False)
