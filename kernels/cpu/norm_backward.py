@@ -19,9 +19,9 @@ import numpy as np
 
 from cnnlayers import backends
 
-from . import layer_norm_loops, norm_blocks
+from . import layer_norm_loops, norm_blocks, norm_factors
 from .norm_arguments import accumulator, gradient, parameter, refuses
-from .norm_layout import ChannelLayout, Partition, for_each_layout, over_pieces, partition_of
+from .norm_layout import ChannelLayout, for_each_layout, pieces_of
 from .parallel import chunked, flat, prepared, to_lanes
 
 __all__ = [
@@ -100,7 +100,8 @@ group_norm_backward = instance_norm_backward = batch_norm_backward
 def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., tuple[Array, Array, Array]]:
     """A function of dy, x, mean, rstd and gamma: dx, and the sums of dy * xhat and of dy of each channel."""
     rows, size = norm.rows, math.prod(norm.rows.shape)
-    flat_of, new, of_gamma = layout.to_memory_order(), layout.new_result(rows.shape, dtype), layout.per_channel(1.0)
+    flat_of, new = layout.to_memory_order(), layout.new_result(rows.shape, dtype)
+    of_gamma = parameter(1.0, rows.parameter, np.float64)
     if layout.parameters_per_cell:
         per_cell, wide = (
             per_cell_backward(size, dtype, rows, layout.groups * layout.group_size * layout.length),
@@ -113,12 +114,12 @@ def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., tu
             return sums[0].reshape(-1, layout.length).sum(axis=1), sums[1].reshape(-1, layout.length).sum(axis=1)
 
     else:
-        make = _with_running_stats if norm.use_running_stats else _with_computed_stats
-        fill_dx_and_sum = make(layout, size, dtype)
+        block = 0 if norm.use_running_stats else layout.rows_per_block(dtype.itemsize)
+        fill_dx_and_sum = _in_blocks(layout, size, dtype, block) if block else _in_pieces(norm, layout, size, dtype)
 
     def run(dy: Array, x: Array, mean: Array, rstd: Array, gamma: Array | None) -> tuple[Array, Array, Array]:
         flat_dx, dx = new()
-        return dx, *fill_dx_and_sum(flat_of(dy), flat_of(x), flat_dx, of_gamma(gamma), mean, rstd)
+        return dx, *fill_dx_and_sum(flat_of(dy), flat_of(x), flat_dx, of_gamma(gamma), flat(mean), flat(rstd))
 
     return run
 
@@ -148,76 +149,47 @@ def per_cell_backward(
 
 
 # ---------------------------------------------------------------------------------------------- parameters per channel
-def _with_computed_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
-    """A function of dy, x and dx, flat in memory order, gamma, mean and rstd that fills dx, and gives the sums of
-    dy * xhat and of dy of each channel, where the statistics were computed from x."""
-    block, wide, nbytes = layout.rows_per_block(dtype.itemsize), accumulator(dtype), 3 * size * dtype.itemsize
-    if block:
-        arguments = (*layout.block_arguments, block)
-        in_chunks, shape = chunked(-(-layout.rows // block), nbytes), (2, layout.rows * arguments[1])
-        repeats = shape[1] // (layout.groups * layout.group_size)
+# Both are functions of dy, x and dx, flat in memory order, gamma, mean and rstd that fill dx, and give the sums of
+# dy * xhat and of dy of each channel.
+def _in_blocks(layout: ChannelLayout, size: int, dtype: Any, block: int) -> Callable[..., tuple[Array, Array]]:
+    arguments = (*layout.block_arguments, block)
+    in_chunks = chunked(-(-layout.rows // block), 3 * size * dtype.itemsize)
+    shape = 2, layout.rows * arguments[1] // (layout.groups * layout.group_size), layout.groups * layout.group_size
 
-        def in_blocks(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
-            sums = np.empty(shape)
-            sum_dy, sum_dy_xhat = sums
-            statistics = flat(gamma), flat(mean), flat(rstd)
-            in_chunks(norm_blocks.blocks_backward, dy, x, dx, *statistics, sum_dy, sum_dy_xhat, *arguments)
-            if repeats > 1:
-                sum_dy, sum_dy_xhat = sums.reshape(2, repeats, -1).sum(axis=1)
-            return sum_dy_xhat, sum_dy
-
-        return in_blocks
-    partition, n, row_shape, row_axes = (
-        partition_of(layout, dtype.itemsize),
-        size / layout.rows,
-        layout.row_shape,
-        layout.row_axes,
-    )
-    gradient_sums, over = _gradient_sums(partition, nbytes // 3 * 2), over_pieces(partition, nbytes)
-
-    def in_pieces(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
-        mean, rstd = mean.reshape(row_shape), rstd.reshape(row_shape)
-        shift = mean.astype(wide)
-        sum_dy_xhat, sum_dy = gradient_sums(dy, x, shift, mean, rstd)
-        row_dy_xhat, row_dy = (np.sum(s * gamma, axis=row_axes, keepdims=True) for s in (sum_dy_xhat, sum_dy))
-        x_factor = rstd * row_dy_xhat / n
-        factors = shift, gamma, x_factor, row_dy / n - (mean - shift) * x_factor, rstd
-        loop_factors = [partition.broadcast_to_loops(a, wide) for a in factors]
-        over(partition.loops.input_gradient, dy, x, dx, *loop_factors)
-        return sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
-
-    return in_pieces
-
-
-def _with_running_stats(layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
-    """The same with running statistics, which do not depend on x: dx = dy * gamma * rstd."""
-    partition, nbytes, wide, shape = (
-        partition_of(layout, dtype.itemsize),
-        2 * size * dtype.itemsize,
-        accumulator(dtype),
-        layout.row_shape,
-    )
-    gradient_sums, over, zeros = _gradient_sums(partition, nbytes), over_pieces(partition, nbytes), np.zeros(shape)
-
-    def run(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
-        mean, rstd = mean.reshape(shape), rstd.reshape(shape)
-        sum_dy_xhat, sum_dy = gradient_sums(dy, x, mean.astype(wide), mean, rstd)
-        loop_factors = [partition.broadcast_to_loops(a, wide) for a in (zeros, rstd * gamma, zeros)]
-        over(partition.loops.scale_shift, dy, dx, *loop_factors)
-        return sum_dy_xhat.sum(axis=(0, 3)), sum_dy.sum(axis=(0, 3))
+    def run(*arrays: Array) -> tuple[Array, Array]:
+        sums = np.empty(shape)
+        in_chunks(norm_blocks.blocks_backward, *arrays, *sums.reshape(2, -1), *arguments)
+        sum_dy, sum_dy_xhat = sums[:, 0] if shape[1] == 1 else sums.sum(axis=1)
+        return sum_dy_xhat, sum_dy
 
     return run
 
 
-def _gradient_sums(partition: Partition, nbytes: int) -> Callable[..., tuple[Array, Array]]:
-    """A function of dy and x, flat in memory order, shift, mean and rstd: the sums of dy * xhat and of dy, over each
-    piece of each channel."""
-    over, loop, shape = over_pieces(partition, nbytes), partition.loops.gradient_sums, (2, partition.number_of_sums)
+def _in_pieces(norm: Any, layout: ChannelLayout, size: int, dtype: Any) -> Callable[..., tuple[Array, Array]]:
+    pieces, nbytes, n = pieces_of(layout, dtype.itemsize), 3 * size * dtype.itemsize, size / layout.rows
+    over_sums, over_dx, loops = pieces.over(nbytes // 3 * 2), pieces.over(nbytes), pieces.loops
+    number_of_pieces, zeros = pieces.counts.size // pieces.inner, np.zeros(pieces.channels)
+    sum_axes: tuple[int, ...] = (*pieces.sum_axes, pieces.repeats)
+    axes, running = pieces.factor_axes, norm.use_running_stats
 
-    def run(dy: Array, x: Array, shift: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
-        sum_dy, sum_dy_shifted = np.zeros(shape)
-        over(loop, dy, x, partition.broadcast_to_loops(shift, shift.dtype), sum_dy, sum_dy_shifted)
-        sum_dy = partition.reshape_sums(sum_dy)
-        return (partition.reshape_sums(sum_dy_shifted) - (mean - shift) * sum_dy) * rstd, sum_dy
+    def run(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> tuple[Array, Array]:
+        factors = pieces.new_factors(5, accumulator(dtype))
+        sum_dy, sum_dy_shifted = np.zeros((2, pieces.number_of_sums))
+        shift, scale, offset = factors[:3]
+        norm_factors.scale_shift_factors(mean, rstd, gamma, zeros, shift, scale, offset, *axes)
+        over_sums(loops.gradient_sums, dy, x, shift, sum_dy, sum_dy_shifted)
+        dgamma, dbeta = np.zeros((2, pieces.channels))
+        row_dy, row_dy_xhat = np.zeros((2, layout.rows))
+        statistics = gamma, mean, rstd
+        norm_factors.combine_gradient_sums(
+            sum_dy, sum_dy_shifted, shift, *statistics, dgamma, dbeta, row_dy, row_dy_xhat, number_of_pieces, *sum_axes
+        )
+        if running:  # they do not depend on x: dx = dy * gamma * rstd
+            shift[...] = offset[...] = 0.0
+            over_dx(loops.scale_shift, dy, dx, shift, scale, offset)
+        else:
+            norm_factors.input_gradient_factors(mean, rstd, gamma, row_dy, row_dy_xhat, n, *factors, *axes)
+            over_dx(loops.input_gradient, dy, x, dx, *factors)
+        return dgamma, dbeta
 
     return run

@@ -20,9 +20,9 @@ import numpy as np
 
 from cnnlayers import backends
 
-from . import layer_norm_loops, norm_blocks, norm_loops
+from . import layer_norm_loops, norm_blocks, norm_factors, norm_loops
 from .norm_arguments import accumulator, parameter, refuses, row_shape
-from .norm_layout import ChannelLayout, Partition, for_each_layout, over_pieces, partition_of
+from .norm_layout import ChannelLayout, Pieces, for_each_layout, pieces_of
 from .parallel import chunked, prepared, to_lanes
 
 __all__ = [
@@ -145,8 +145,8 @@ def _of_layout(
 ) -> Callable[[Array, Array | None, Array | None], tuple[Array, Array, Array, Array]]:
     rows, shape, size = norm.rows, row_shape(norm.rows), math.prod(norm.rows.shape)
     source_of, new = layout.to_memory_order(), layout.new_result(rows.shape, dtype)
-    of_gamma, of_beta, nbytes = layout.per_channel(1.0), layout.per_channel(0.0), 2 * size * dtype.itemsize
-    block, eps = layout.rows_per_block(dtype.itemsize), rows.eps
+    of_gamma, of_beta = parameter(1.0, rows.parameter, np.float64), parameter(0.0, rows.parameter, np.float64)
+    nbytes, block, eps = 2 * size * dtype.itemsize, layout.rows_per_block(dtype.itemsize), rows.eps
     if layout.parameters_per_cell:
         per_cell, wide = per_cell_forward(size, dtype, eps, True, rows.count), accumulator(dtype)
 
@@ -158,46 +158,50 @@ def _of_layout(
 
         return cell_by_cell
     if block:
-        in_chunks, number = chunked(-(-layout.rows // block), nbytes), (3, layout.rows)
-        arguments, of_shape = (eps, *layout.block_arguments, block), (3, *shape)
+        in_chunks, arguments = chunked(-(-layout.rows // block), nbytes), (eps, *layout.block_arguments, block)
 
-        def in_blocks(x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Array, Array, Array]:
-            (flat_y, y), sums = new(), np.empty(number)
-            parameters = of_gamma(gamma).ravel(), of_beta(beta).ravel()
-            in_chunks(norm_blocks.blocks_forward, source_of(x), flat_y, *parameters, *sums, *arguments)
-            mean, var, rstd = sums.reshape(of_shape)
-            return y, mean, rstd, var
+        def fill(x: Array, y: Array, gamma: Array, beta: Array, *statistics: Array) -> None:
+            in_chunks(norm_blocks.blocks_forward, x, y, gamma, beta, *statistics, *arguments)
 
-        return in_blocks
-    partition = partition_of(layout, dtype.itemsize)
-    moments, scale_shift = _moments(layout, partition, size, dtype), _scale_shift(partition, nbytes, dtype)
+    else:
+        fill = _in_pieces(pieces_of(layout, dtype.itemsize), nbytes, dtype, eps)
+    number, of_shape = (3, layout.rows), (3, *shape)
 
-    def in_pieces(x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Array, Array, Array]:
-        source, (flat_y, y) = source_of(x), new()
-        mean, var = moments(source)
-        rstd = 1.0 / np.sqrt(var + eps)
-        scale_shift(source, flat_y, of_gamma(gamma), of_beta(beta), mean, rstd)
-        return y, mean.reshape(shape), rstd.reshape(shape), var.reshape(shape)
+    def run(x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Array, Array, Array]:
+        (flat_y, y), statistics = new(), np.empty(number)
+        fill(source_of(x), flat_y, of_gamma(gamma), of_beta(beta), *statistics)
+        mean, var, rstd = statistics.reshape(of_shape)
+        return y, mean, rstd, var
 
-    return in_pieces
+    return run
+
+
+def _in_pieces(pieces: Pieces, nbytes: int, dtype: Any, eps: float) -> Callable[..., None]:
+    """A function of x and y, flat in memory order, gamma, beta, mean, var and rstd that fills y and the statistics."""
+    over, moments, number = pieces.over(nbytes // 2), pieces.loops.moments, (2, pieces.number_of_sums)
+    scale_shift, counts, axes = _scale_shift(pieces, nbytes, dtype), pieces.counts, pieces.sum_axes
+
+    def run(x: Array, y: Array, gamma: Array, beta: Array, mean: Array, var: Array, rstd: Array) -> None:
+        means, squares = np.zeros(number)
+        over(moments, x, means, squares)
+        norm_factors.combine_moments(means, squares, counts, mean, var, rstd, eps, *axes)
+        scale_shift(x, y, gamma, beta, mean, rstd)
+
+    return run
 
 
 def _by_running_stats(norm: Any, dtype: Any) -> Callable[..., tuple[Array, Array, Array]]:
     """A function of x, gamma, beta, running_mean and running_var: y by these statistics, mean and rstd."""
-    rows, shape = norm.rows, row_shape(norm.rows)
+    rows, shape, nbytes = norm.rows, row_shape(norm.rows), 2 * math.prod(norm.rows.shape) * dtype.itemsize
+    of_gamma, of_beta = parameter(1.0, rows.parameter, np.float64), parameter(0.0, rows.parameter, np.float64)
 
     def of_layout(layout: ChannelLayout) -> Callable[..., Array]:
-        partition, nbytes = partition_of(layout, dtype.itemsize), 2 * math.prod(rows.shape) * dtype.itemsize
         source_of, new = layout.to_memory_order(), layout.new_result(rows.shape, dtype)
-        of_gamma, of_beta, scale_shift = (
-            layout.per_channel(1.0),
-            layout.per_channel(0.0),
-            _scale_shift(partition, nbytes, dtype),
-        )
+        scale_shift = _scale_shift(pieces_of(layout, dtype.itemsize), nbytes, dtype)
 
-        def run(x: Array, gamma: Array | None, beta: Array | None, mean: Array, rstd: Array) -> Array:
+        def run(x: Array, *factors: Array) -> Array:
             flat_y, y = new()
-            scale_shift(source_of(x), flat_y, of_gamma(gamma), of_beta(beta), of_beta(mean), of_beta(rstd))
+            scale_shift(source_of(x), flat_y, *factors)
             return y
 
         return run
@@ -207,40 +211,21 @@ def _by_running_stats(norm: Any, dtype: Any) -> Callable[..., tuple[Array, Array
     def run(
         x: Array, gamma: Array | None, beta: Array | None, running_mean: Array, running_var: Array
     ) -> tuple[Array, Array, Array]:
-        mean, var = (np.array(r, np.float64).reshape(shape) for r in (running_mean, running_var))
-        rstd = 1.0 / np.sqrt(var + rows.eps)
-        y = for_layout(x)(x, gamma, beta, mean, rstd) if x.size else np.empty(x.shape, x.dtype)
-        return y, mean, rstd
+        mean = np.array(running_mean, np.float64).reshape(-1)
+        rstd = 1.0 / np.sqrt(np.asarray(running_var, np.float64).reshape(-1) + rows.eps)
+        y = for_layout(x)(x, of_gamma(gamma), of_beta(beta), mean, rstd) if x.size else np.empty(x.shape, x.dtype)
+        return y, mean.reshape(shape), rstd.reshape(shape)
 
     return run
 
 
-def _moments(
-    layout: ChannelLayout, partition: Partition, size: int, dtype: Any
-) -> Callable[[Array], tuple[Array, Array]]:
-    """A function of x, flat in memory order: mean and variance of each row, combined from those of its pieces (Chan,
-    Golub and LeVeque 1979)."""
-    over, counts, n = over_pieces(partition, size * dtype.itemsize), partition.cell_counts, size / layout.rows
-    loop, number, axes = partition.loops.moments, (2, partition.number_of_sums), layout.row_axes
-
-    def run(x: Array) -> tuple[Array, Array]:
-        means, squares = np.zeros(number)
-        over(loop, x, means, squares)
-        means, squares = partition.reshape_sums(means), partition.reshape_sums(squares)
-        mean = np.sum(means * counts, axis=axes, keepdims=True) / n
-        var = np.sum(squares + counts * (means - mean) ** 2, axis=axes, keepdims=True) / n
-        return mean, var
-
-    return run
-
-
-def _scale_shift(partition: Partition, nbytes: int, of_x: Any) -> Callable[..., None]:
+def _scale_shift(pieces: Pieces, nbytes: int, dtype: Any) -> Callable[..., None]:
     """A function of x and y, flat in memory order, gamma, beta, mean and rstd: y = (x - mean) * rstd * gamma + beta."""
-    dtype, over, loop = accumulator(of_x), over_pieces(partition, nbytes), partition.loops.scale_shift
+    wide, over, loop, axes = accumulator(dtype), pieces.over(nbytes), pieces.loops.scale_shift, pieces.factor_axes
 
     def run(x: Array, y: Array, gamma: Array, beta: Array, mean: Array, rstd: Array) -> None:
-        shift, scale = mean.astype(dtype), rstd * gamma
-        factors = [partition.broadcast_to_loops(a, dtype) for a in (shift, scale, beta - (mean - shift) * scale)]
+        factors = pieces.new_factors(3, wide)
+        norm_factors.scale_shift_factors(mean, rstd, gamma, beta, *factors, *axes)
         over(loop, x, y, *factors)
 
     return run

@@ -2,17 +2,16 @@
 
 Both depend on the shape and the memory order of x alone.
 
-Between two passes over x, a norm is NumPy code on float64 arrays with the axes (samples, groups, channels of a group,
-pieces), which broadcast. A statistics group of batch norm, whose groups have one channel, extends over samples and
-pieces; one of group or instance norm over the channels of a group and pieces. A statistics group is called a row."""
+A statistics group is called a row. In batch norm, whose groups have one channel, it extends over all samples; in group
+and instance norm over the channels of a group. A *segment* is one channel of one sample. A *piece* is what one step of
+a loop over x sums: a part of a segment, or with channels last some lines of a sample, for all of its channels."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +28,8 @@ MIN_PARALLEL_ROWS = 16  # enough to occupy all threads
 CACHED_ROW_BYTES = 2**20  # of a row of x that is still in a core's cache at the next pass
 BLOCK_BYTES = 400_000  # of a block of channels of x, at most
 MIN_LINE_CELLS = 64  # shorter lines are joined, if their number allows it
+MIN_LINES = 8  # so many are left
+MAX_LINE_CELLS = 4096  # of all channels of a sample, whose factors are read for each cell
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,6 @@ class ChannelLayout:
     across_samples: bool
 
     @property
-    def row_axes(self) -> tuple[int, int]:
-        """The axes (see the module) that a row extends over."""
-        return (0, 3) if self.across_samples else (2, 3)
-
-    @property
     def short_segments(self) -> bool:
         """Whether one channel of one sample is too short for an inner loop."""
         return not self.channels_last and self.length < SHORT_SEGMENT
@@ -60,12 +56,6 @@ class ChannelLayout:
     def parameters_per_cell(self) -> bool:
         """Whether rows are computed as in layer norm, with gamma and beta repeated for each cell."""
         return self.short_segments and not self.across_samples
-
-    @property
-    def uses_channels_last_loops(self) -> bool:
-        """Whether channels_last_norm.py serves, and not norm_loops.py: for channels last, and in batch norm also for
-        channels first with segments that are too short for an inner loop."""
-        return self.channels_last or (self.short_segments and self.across_samples)
 
     @property
     def segments_per_row(self) -> int:
@@ -77,7 +67,7 @@ class ChannelLayout:
 
         All rows of a small array. 0 if rows are larger, stored otherwise or too few for all threads."""
         row = self.segments_per_row * self.length * itemsize
-        if self.uses_channels_last_loops:
+        if self.channels_last or (self.short_segments and self.across_samples):
             return 0
         if self.rows * row <= PIECE_BYTES:
             return self.rows
@@ -94,22 +84,6 @@ class ChannelLayout:
     def rows(self) -> int:
         """The number of rows."""
         return self.groups if self.across_samples else self.samples * self.groups
-
-    @property
-    def row_shape(self) -> tuple[int, int, int, int]:
-        """The shape of an array with one number for each row, with the axes that the module names."""
-        return 1 if self.across_samples else self.samples, self.groups, 1, 1
-
-    def per_channel(self, neutral: float) -> Callable[[Array | None], Array]:
-        """A function that gives an array of one number for each channel with the axes that the module names. None
-        becomes `neutral`."""
-        shape = (1, self.groups, self.group_size, 1)
-        missing = np.full(shape, neutral)
-
-        def of(array: Array | None) -> Array:
-            return missing if array is None else np.ascontiguousarray(array, np.float64).reshape(shape)
-
-        return of
 
     @property
     def in_memory_order(self) -> bool:
@@ -133,107 +107,48 @@ class ChannelLayout:
         return to_lanes if self.in_memory_order else lambda array: to_lanes(array.transpose(order))
 
 
-def piece_lengths(cells: int, pieces: int) -> Array:
-    """The lengths of `pieces` pieces of a number of cells."""
-    edges = [cells * i // pieces for i in range(pieces + 1)]
-    return np.array([float(stop - start) for start, stop in itertools.pairwise(edges)])
-
-
-def broadcast_flat(values: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array broadcast to a shape, flat."""
-    broadcast = values if values.shape == shape else np.broadcast_to(values, shape)
-    return np.ascontiguousarray(broadcast, dtype).reshape(-1)
-
-
 @dataclass(frozen=True)
-class SegmentPieces:
-    """Pieces for norm_loops.py: each segment (one channel of one sample, contiguous) is cut into `pieces`.
+class Pieces:
+    """How the loops of a module go over x, and the axes of their sums and factors (norm_factors.py).
 
-    statistics_samples: samples that have statistics of their own; 1 if rows extend over all samples."""
+    loops: norm_loops or channels_last_norm. counts: the cells of a sum, with the axes (pieces, inner). arguments: of
+    every loop after its arrays. repeats: how often a factor is repeated for the cells of a channel."""
 
+    loops: Any
+    number: int
+    arguments: tuple[int, ...]
     samples: int
-    groups: int
-    group_size: int
-    length: int
-    pieces: int
-    statistics_samples: int
-
-    loops = norm_loops
-
-    @property
-    def number_of_pieces(self) -> int:
-        return self.samples * self.groups * self.group_size * self.pieces
-
-    @property
-    def loop_arguments(self) -> tuple[int, ...]:
-        """The arguments of every loop after its arrays."""
-        return self.length, self.pieces
-
-    @property
-    def number_of_sums(self) -> int:
-        """How many sums the loops over all pieces write."""
-        return self.number_of_pieces
-
-    @property
-    def cell_counts(self) -> Array:
-        """The number of cells in each piece."""
-        return piece_lengths(self.length, self.pieces)
-
-    def reshape_sums(self, sums: Array) -> Array:
-        """Sums as the loops write them, with the axes that the module names."""
-        return sums.reshape(self.samples, self.groups, self.group_size, self.pieces)
-
-    def broadcast_to_loops(self, values: Array, dtype: Any) -> Array:
-        """Numbers of channels as the loops read them. Where they end, the loops start again from the first."""
-        return broadcast_flat(values, (self.statistics_samples, self.groups, self.group_size, 1), dtype)
-
-
-@dataclass(frozen=True)
-class ChannelsLastPieces:
-    """Pieces for channels_last_norm.py: the lines of each sample are cut into `pieces`.
-
-    A line has `fold` times all channels, with `inner` cells for each channel."""
-
-    samples: int
-    groups: int
-    group_size: int
-    lines: int
+    counts: Array
     fold: int
+    groups: int
+    group_size: int
     inner: int
-    pieces: int
-
-    loops = channels_last_norm
+    repeats: int
 
     @property
-    def width(self) -> int:
-        return self.fold * self.groups * self.group_size * self.inner
-
-    @property
-    def number_of_pieces(self) -> int:
-        return self.samples * self.pieces
-
-    @property
-    def loop_arguments(self) -> tuple[int, ...]:
-        return self.width, self.lines, self.pieces
+    def channels(self) -> int:
+        return self.groups * self.group_size
 
     @property
     def number_of_sums(self) -> int:
-        return self.number_of_pieces * self.width
+        number: int = self.samples * self.counts.size * self.fold * self.channels
+        return number
 
     @property
-    def cell_counts(self) -> Array:
-        return np.repeat(piece_lengths(self.lines, self.pieces), self.fold * self.inner)
+    def sum_axes(self) -> tuple[int, ...]:
+        return self.fold, self.groups, self.group_size, self.inner
 
-    def reshape_sums(self, sums: Array) -> Array:
-        sums_by_axis = sums.reshape(self.samples, self.pieces, self.fold, self.groups, self.group_size, self.inner)
-        return sums_by_axis.transpose(0, 3, 4, 1, 2, 5).reshape(self.samples, self.groups, self.group_size, -1)
+    @property
+    def factor_axes(self) -> tuple[int, ...]:
+        return self.fold, self.groups, self.group_size, self.repeats
 
-    def broadcast_to_loops(self, values: Array, dtype: Any) -> Array:
-        per_line = values.reshape(-1, 1, *values.shape[1:3], 1)
-        return broadcast_flat(per_line, (self.samples, self.fold, self.groups, self.group_size, self.inner), dtype)
+    def new_factors(self, number: int, dtype: Any) -> Array:
+        return np.empty((number, self.samples * self.fold * self.channels * self.repeats), dtype)
 
-
-Partition: TypeAlias = SegmentPieces | ChannelsLastPieces
+    def over(self, nbytes: int) -> Callable[..., None]:
+        """A function `(loop, *arrays)` that runs a loop over chunks of all pieces. nbytes: read and written in all."""
+        in_chunks, arguments = chunked(self.number, nbytes), self.arguments
+        return lambda loop, *arrays: in_chunks(loop, *arrays, *arguments)
 
 
 def memory_order(x: Array, channel: int) -> tuple[int, ...]:
@@ -269,29 +184,34 @@ def for_each_layout(rows: Any, prepare: Callable[[ChannelLayout], F]) -> Callabl
     return of
 
 
-def partition_of(layout: ChannelLayout, itemsize: int) -> Partition:
-    """The pieces of an array with this layout. Their number follows from its bytes."""
-    channels = layout.groups * layout.group_size
-    if not layout.uses_channels_last_loops:
-        pieces = max(1, min(layout.length, layout.length * itemsize // PIECE_BYTES))
-        return SegmentPieces(
-            layout.samples, layout.groups, layout.group_size, layout.length, pieces, layout.row_shape[0]
-        )
+def pieces_of(layout: ChannelLayout, itemsize: int) -> Pieces:
+    """The pieces of an array with this layout. Their number follows from its bytes.
+
+    channels_last_norm.py serves channels last, and in batch norm also channels first with short segments: a line has
+    the cells of all channels of a sample, and each cell has factors of its own."""
+    length, channels, axes = layout.length, layout.groups * layout.group_size, (layout.groups, layout.group_size)
+    joined = layout.across_samples and (layout.short_segments or channels * length <= MAX_LINE_CELLS)
+    if not (layout.channels_last or joined):
+        pieces = max(1, min(length, length * itemsize // PIECE_BYTES))
+        samples, counts = (1 if layout.across_samples else layout.samples), _lengths(length, pieces)
+        if layout.across_samples:
+            counts = np.tile(counts, layout.samples)
+        number = layout.samples * channels * pieces
+        return Pieces(norm_loops, number, (length, pieces), samples, counts, 1, *axes, pieces, 1)
+    samples, lines = layout.samples, length
     if layout.across_samples:  # the samples are joined
-        lines, samples = layout.samples * (layout.length if layout.channels_last else 1), 1
-    else:
-        lines, samples = layout.length, layout.samples
-    inner = 1 if layout.channels_last else layout.length
+        samples, lines = 1, layout.samples * (length if layout.channels_last else 1)
+    inner = 1 if layout.channels_last else length
     fold = 1
-    while fold * channels * inner < MIN_LINE_CELLS and lines % (2 * fold) == 0:
+    while fold * channels * inner < MIN_LINE_CELLS and lines % (2 * fold) == 0 and lines >= 2 * fold * MIN_LINES:
         fold *= 2
-    lines //= fold
-    pieces = max(1, min(lines, lines * fold * channels * inner * itemsize // PIECE_BYTES))
-    return ChannelsLastPieces(samples, layout.groups, layout.group_size, lines, fold, inner, pieces)
+    lines, width = lines // fold, fold * channels * inner
+    pieces = max(1, min(lines, lines * width * itemsize // PIECE_BYTES))
+    counts = np.repeat(_lengths(lines, pieces), inner)
+    number, arguments = samples * pieces, (width, lines, pieces)
+    return Pieces(channels_last_norm, number, arguments, samples, counts, fold, *axes, inner, inner)
 
 
-def over_pieces(partition: Partition, nbytes: int) -> Callable[..., None]:
-    """A function `(loop, *arrays)` that runs a loop of `partition.loops` over chunks of all pieces. nbytes: read and
-    written in all."""
-    in_chunks, arguments = chunked(partition.number_of_pieces, nbytes), partition.loop_arguments
-    return lambda loop, *arrays: in_chunks(loop, *arrays, *arguments)
+def _lengths(cells: int, pieces: int) -> Array:
+    """The lengths of `pieces` pieces of a number of cells."""
+    return np.diff(np.arange(pieces + 1) * cells // pieces).astype(np.float64)
