@@ -519,25 +519,32 @@ except kernels.KernelUnavailable as error:
 
 # --------------------------------------------------------------------------------------------------------------- tiles
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["filters_by_windows", "one_filter_by_windows"])
+@pytest.mark.parametrize("name", ["filters_by_windows", "half_as_many_filters_by_windows", "one_filter_by_windows"])
 def test_a_tile_is_sums_of_products(name: str, dtype: str) -> None:
     from cnnlayers.kernels.cpu import vector_tiles as tiles
 
     tile, rng = getattr(tiles, name), np.random.default_rng(0)
-    rows, windows = (tiles.ROWS, tiles.WINDOWS) if name == "filters_by_windows" else (1, tiles.STRIP)
-    count, pitch = 5, windows + 3
+    shapes = {"filters_by_windows": (tiles.ROWS, tiles.WIDTH), "one_filter_by_windows": (1, tiles.STRIP // N)}
+    rows, vectors = shapes.get(name, (tiles.ROWS // 2, 2 * tiles.WIDTH))
+    count, pitch = 5, N * vectors + 3
     weight, bias, sheets = (rng.standard_normal(n).astype(dtype) for n in (100, 20, 400))
-    offsets, out = rng.integers(0, 200, 9), np.full(rows * pitch + 7, 7.0, dtype)
+    places, offsets = rng.integers(0, 150, 10), rng.integers(0, 200, 9)
+    out = np.full(rows * pitch + 7, 7.0, dtype)
 
     @njit
-    def run(weight: Any, bias: Any, sheets: Any, offsets: Any, count: int, out: Any, pitch: int) -> None:
-        tile(weight, 3, bias, 2, sheets, 11, offsets, 4, count, out, 1, pitch)
+    def run(
+        weight: Any, bias: Any, sheets: Any, places: Any, offsets: Any, count: int, out: Any, pitch: int
+    ) -> None:  # fmt: skip
+        tile(weight, 3, bias, 2, sheets, places, 1, offsets, 4, count, out, 1, pitch)
 
-    run(weight, bias, sheets, offsets, count, out, pitch)
+    run(weight, bias, sheets, places, offsets, count, out, pitch)
     expected = np.full(len(out), 7.0, dtype)
     for i in range(rows):
-        terms = [weight[3 + tiles.PACKED * k + i] * sheets[11 + offsets[4 + k] :][:windows] for k in range(count)]
-        expected[1 + pitch * i :][:windows] = bias[2 + i] + np.sum(terms, axis=0)
+        for j in range(vectors):
+            terms = [
+                weight[3 + tiles.PACKED * k + i] * sheets[places[1 + j] + offsets[4 + k] :][:N] for k in range(count)
+            ]
+            expected[1 + pitch * i + N * j :][:N] = bias[2 + i] + np.sum(terms, axis=0)
     np.testing.assert_allclose(out, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
 
 
@@ -547,22 +554,51 @@ def test_a_tile_of_a_weights_gradient_is_sums_of_products(name: str, dtype: str)
     from cnnlayers.kernels.cpu import vector_tiles as tiles
 
     tile, rng = getattr(tiles, name), np.random.default_rng(0)
-    rows, taps = (tiles.MAPS, tiles.TAPS) if name == "maps_by_taps" else (1, tiles.LINE)
+    rows, taps = (tiles.MAPS, tiles.TAPS) if name == "maps_by_taps" else (1, tiles.TAPS_OF_ONE_MAP)
     count, pitch, between = 2, 2 * N + 3, N * taps + 5
     maps, sheets = (rng.standard_normal(n).astype(dtype) for n in (400, 400))
-    offsets, sums = rng.integers(0, 200, 9), np.full(rows * between + 7, 7.0, dtype)
+    places, offsets = rng.integers(0, 150, 5), rng.integers(0, 200, 9)
+    sums = np.full(rows * between + 7, 7.0, dtype)
 
     @njit
-    def run(maps: Any, pitch: int, sheets: Any, offsets: Any, count: int, sums: Any, between: int) -> None:
-        tile(maps, 3, pitch, sheets, 11, offsets, 2, count, sums, 1, between)
+    def run(maps: Any, pitch: int, sheets: Any, places: Any, offsets: Any, count: int, sums: Any, between: int) -> None:
+        tile(maps, 3, pitch, sheets, places, 1, offsets, 2, count, sums, 1, between)
 
-    run(maps, pitch, sheets, offsets, count, sums, between)
+    run(maps, pitch, sheets, places, offsets, count, sums, between)
     expected = np.full(len(sums), 7.0, dtype)
     for i in range(rows):
         for j in range(taps):
-            products = maps[3 + pitch * i :][: N * count] * sheets[11 + offsets[2 + j] :][: N * count]
-            expected[1 + between * i + N * j :][:N] += products.reshape(count, N).sum(axis=0)
+            for k in range(count):
+                seen = sheets[places[1 + k] + offsets[2 + j] :][:N]
+                expected[1 + between * i + N * j :][:N] += maps[3 + pitch * i + N * k :][:N] * seen
     np.testing.assert_allclose(sums, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_tile_of_one_filter_is_stored_in_rows(dtype: str) -> None:
+    from cnnlayers.kernels.cpu import vector_tiles as tiles
+
+    rng, number, count = np.random.default_rng(0), tiles.PIECES + 3, 5
+    weight, bias, sheets = (rng.standard_normal(n).astype(dtype) for n in (100, 20, 400))
+    offsets, pieces = rng.integers(0, 200, 9), np.zeros((number, tiles.PIECE_COLUMNS), np.int64)
+    pieces[:, tiles.PIECE_AT], pieces[:, tiles.PIECE_CELLS] = rng.integers(0, 150, number), rng.integers(1, 17, number)
+    pieces[:, tiles.PIECE_TARGET] = rng.permutation(number) * 20
+    target = np.full(20 * number + 7, 7.0, dtype)
+
+    @njit
+    def run(weight: Any, bias: Any, sheets: Any, offsets: Any, count: int, pieces: Any, last: int, target: Any) -> None:
+        for piece in range(1, last + 1, tiles.PIECES):
+            tiles.one_filter_by_rows(
+                weight, 3, bias, 2, sheets, offsets, 4, count, pieces, piece, last, target, 6
+            )  # fmt: skip
+
+    run(weight, bias, sheets, offsets, count, pieces.ravel(), number - 2, target)
+    expected = np.full(len(target), 7.0, dtype)
+    for piece in pieces[1:-1]:
+        seen = [sheets[piece[tiles.PIECE_AT] + offsets[4 + k] :][:N] for k in range(count)]
+        total = bias[2] + sum(weight[3 + tiles.PACKED * k] * seen[k] for k in range(count))
+        expected[6 + piece[tiles.PIECE_TARGET] :][: piece[tiles.PIECE_CELLS]] = total[: piece[tiles.PIECE_CELLS]]
+    np.testing.assert_allclose(target, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

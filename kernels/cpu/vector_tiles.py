@@ -33,13 +33,17 @@ from .vector_types import (
 
 WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 PACKED = 8  # filters whose weights are neighbours in memory
-ROWS, WINDOWS = (8, 3 * LANES) if WIDE else (4, LANES)  # filters and windows of a tile
-NARROW = 128  # positions in a row, at most, for tiles of several rows of windows
-STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: a multiple of WINDOWS
+ROWS, WIDTH = (8, 3) if WIDE else (4, 1)  # filters and vectors of windows of a tile
+STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: twice WIDTH vectors, or a multiple
 MAPS, TAPS = 8 if WIDE else 2, 3  # of a tile of a weight's gradient
-LINE = 6  # taps of a tile of one map
+TAPS_OF_ONE_MAP = 5  # of a tile of one map
 # Windows and vectors of filters of a tile, by the bytes of a number.
 WINDOWS_BY_FILTERS = {4: (8, 2), 8: (8, 1)} if WIDE else {4: (6, 1), 8: (3, 1)}
+
+PIECES = 8 if WIDE else 4  # of a tile of one filter and rows
+# Columns of `pieces`, which conv_direct_plan.py explains.
+PIECE_COLUMNS = 5
+PIECE_STRIP, PIECE_AT, PIECE_CELLS, PIECE_TARGET, PIECE_SAMPLE = range(PIECE_COLUMNS)
 
 
 class _Array:
@@ -118,25 +122,27 @@ def _plus(builder: Any, index: Any, step: Any, times: int = 1) -> Any:
 def _make_filters_by_windows(rows: int, width: int) -> Any:
     @intrinsic
     def filters_by_windows(
-        typing: Any, weight: Any, w: Any, bias: Any, b: Any, sheets: Any, at: Any, offsets: Any, first: Any, count: Any,
-        out: Any, to: Any, pitch: Any,
+        typing: Any, weight: Any, w: Any, bias: Any, b: Any, sheets: Any, places: Any, p: Any, offsets: Any, first: Any,
+        count: Any, out: Any, to: Any, pitch: Any,
     ) -> Any:  # fmt: skip
-        """out[to + pitch * i + j] = bias[b + i] + the sum over k of weight[w + PACKED * k + i] *
-        sheets[at + offsets[first + k] + j], for the filters i and the windows j of a tile, and `count` terms k."""
+        """out[to + pitch * i + LANES * j] = bias[b + i] + the sum over k of weight[w + PACKED * k + i] *
+        sheets[places[p + j] + offsets[first + k]], for the filters i and the vectors of windows j of a tile, and
+        `count` terms k."""
         for array in (weight, bias, sheets, out):
             check_array(array, FLOATS)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            weights, w, biases, b, cells, at, places, first, count, results, to, pitch = _arguments(
+            weights, w, biases, b, cells, places, p, terms, first, count, results, to, pitch = _arguments(
                 context, builder, signature, arguments
             )
+            starts = [places.number(_plus(builder, p, j)) for j in range(width)]
 
             def start(i: int, j: int) -> Any:
                 return fill(builder, biases.number(_plus(builder, b, i)))
 
             def factors(k: Any) -> tuple[list[Any], list[Any]]:
-                here, place = _plus(builder, w, k, PACKED), builder.add(at, places.number(builder.add(first, k)))
-                vectors = [cells.vector(_plus(builder, place, LANES, j)) for j in range(width)]
+                here, offset = _plus(builder, w, k, PACKED), terms.number(builder.add(first, k))
+                vectors = [cells.vector(builder.add(place, offset)) for place in starts]
                 return [fill(builder, weights.number(_plus(builder, here, i))) for i in range(rows)], vectors
 
             def finish(i: int, j: int, total: Any) -> None:
@@ -146,69 +152,76 @@ def _make_filters_by_windows(rows: int, width: int) -> Any:
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(weight, i, bias, i, sheets, i, offsets, i, i, out, i, i), generate
+        return types.void(weight, i, bias, i, sheets, places, i, offsets, i, i, out, i, i), generate
 
     return filters_by_windows
 
 
 @intrinsic
 def one_filter_by_rows(
-    typing: Any, weight: Any, w: Any, bias: Any, b: Any, sheets: Any, at: Any, distance: Any, offsets: Any, first: Any,
-    count: Any, out: Any, to: Any, pitch: Any, lanes: Any, number: Any, less: Any,
+    typing: Any, weight: Any, w: Any, bias: Any, b: Any, sheets: Any, offsets: Any, first: Any, count: Any, pieces: Any,
+    piece: Any, last: Any, target: Any, to: Any,
 ) -> Any:  # fmt: skip
-    """out[to + pitch * i + j] = bias[b] + the sum over k of weight[w + k] * sheets[at + offsets[first + k] +
-    distance * i + j], for the first `number` of `ROWS` rows i, and windows j < lanes - less * i, 16 at most."""
-    for array in (weight, bias, sheets, out):
+    """target[to + a piece's target] = bias[b] + the sum over k of weight[w + PACKED * k] * sheets[a piece's place +
+    offsets[first + k]], for `count` terms k and `PIECES` pieces from `piece` on, or piece `last` in place of those
+    after it: vectors of windows of one row each, as many lanes as the piece has cells."""
+    for array in (weight, bias, sheets, target):
         check_array(array, FLOATS)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        weights, w, biases, b, cells, at, distance, places, first, count, results, to, pitch, lanes, number, less = (
-            _arguments(context, builder, signature, arguments)
+        weights, w, biases, b, cells, terms, first, count, pieces, piece, last, results, to = _arguments(
+            context, builder, signature, arguments
         )
+        rows = []
+        for i in range(PIECES):
+            row = _plus(builder, piece, i)
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            rows.append(builder.mul(row, ir.Constant(I64, PIECE_COLUMNS)))
+        starts = [pieces.number(_plus(builder, row, PIECE_AT)) for row in rows]
 
         def factors(k: Any) -> tuple[list[Any], list[Any]]:
-            place = builder.add(at, places.number(builder.add(first, k)))
-            rows = [cells.vector(_plus(builder, place, distance, j)) for j in range(ROWS)]
-            return [fill(builder, weights.number(builder.add(w, k)))], rows
+            offset = terms.number(builder.add(first, k))
+            vectors = [cells.vector(builder.add(place, offset)) for place in starts]
+            return [fill(builder, weights.number(_plus(builder, w, k, PACKED)))], vectors
 
         def finish(i: int, j: int, total: Any) -> None:
-            left = _plus(builder, lanes, less, -j)
-            left = builder.select(builder.icmp_signed(">", number, ir.Constant(I64, j)), left, ir.Constant(I64, 0))
-            results.store_first(_plus(builder, to, pitch, j), total, left)
+            at = builder.add(to, pieces.number(_plus(builder, rows[j], PIECE_TARGET)))
+            results.store_first(at, total, pieces.number(_plus(builder, rows[j], PIECE_CELLS)))
 
         start = fill(builder, biases.number(b))
-        _emit(builder, cells.vector_type, (1, ROWS), count, lambda i, j: start, factors, finish)
+        _emit(builder, cells.vector_type, (1, PIECES), count, lambda i, j: start, factors, finish)
         return context.get_dummy_value()
 
     i = types.int64
-    return types.void(weight, i, bias, i, sheets, i, i, offsets, i, i, out, i, i, i, i, i), generate
+    return types.void(weight, i, bias, i, sheets, offsets, i, i, pieces, i, i, target, i), generate
 
 
 def _make_maps_by_taps(rows: int, width: int) -> Any:
     @intrinsic
     def maps_by_taps(
-        typing: Any, maps: Any, m: Any, pitch: Any, sheets: Any, at: Any, offsets: Any, first: Any, count: Any,
-        sums: Any, to: Any, between: Any,
+        typing: Any, maps: Any, m: Any, pitch: Any, sheets: Any, places: Any, p: Any, offsets: Any, first: Any,
+        count: Any, sums: Any, to: Any, between: Any,
     ) -> Any:  # fmt: skip
-        """Add to the vector of sums at to + between * i + LANES * j the products of the vectors of maps from m +
-        pitch * i on, and of sheets from at + offsets[first + j] on: for the maps i and the taps j of a tile, `count`
-        vectors one after another."""
+        """Add to the vector of sums at to + between * i + LANES * j the products of the vectors
+        maps[m + pitch * i + LANES * k] and sheets[places[p + k] + offsets[first + j]], for the maps i and the taps j of
+        a tile, and `count` vectors k."""
         for array in (maps, sheets, sums):
             check_array(array, FLOATS)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            map_cells, m, pitch, cells, at, places, first, count, results, to, between = _arguments(
+            map_cells, m, pitch, cells, places, p, taps, first, count, results, to, between = _arguments(
                 context, builder, signature, arguments
             )
-            across = [builder.add(at, places.number(_plus(builder, first, j))) for j in range(width)]
+            across = [taps.number(_plus(builder, first, j)) for j in range(width)]
             down = [_plus(builder, m, pitch, i) for i in range(rows)]
 
             def start(i: int, j: int) -> Any:
                 return ir.Constant(cells.vector_type, None)
 
             def factors(k: Any) -> tuple[list[Any], list[Any]]:
-                columns = [cells.vector(_plus(builder, place, k, LANES)) for place in across]
-                return [map_cells.vector(_plus(builder, place, k, LANES)) for place in down], columns
+                place = places.number(builder.add(p, k))
+                columns = [cells.vector(builder.add(place, offset)) for offset in across]
+                return [map_cells.vector(_plus(builder, start, k, LANES)) for start in down], columns
 
             def finish(i: int, j: int, total: Any) -> None:
                 index = _plus(builder, _plus(builder, to, between, i), LANES, j)
@@ -218,7 +231,7 @@ def _make_maps_by_taps(rows: int, width: int) -> Any:
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(maps, i, i, sheets, i, offsets, i, i, sums, i, i), generate
+        return types.void(maps, i, i, sheets, places, i, offsets, i, i, sums, i, i), generate
 
     return maps_by_taps
 
@@ -299,8 +312,9 @@ def transpose(
     return types.void(source, i, i, i, i, target, i, i), generate
 
 
-filters_by_windows = _make_filters_by_windows(ROWS, WINDOWS // LANES)
+filters_by_windows = _make_filters_by_windows(ROWS, WIDTH)
+half_as_many_filters_by_windows = _make_filters_by_windows(ROWS // 2, 2 * WIDTH)
 one_filter_by_windows = _make_filters_by_windows(1, STRIP // LANES)
-maps_by_taps, one_map_by_taps = _make_maps_by_taps(MAPS, TAPS), _make_maps_by_taps(1, LINE)
+maps_by_taps, one_map_by_taps = _make_maps_by_taps(MAPS, TAPS), _make_maps_by_taps(1, TAPS_OF_ONE_MAP)
 windows_by_two_vectors, windows_by_one_vector = _make_windows_by_filters(2, False), _make_windows_by_filters(1, False)
 windows_by_channels = _make_windows_by_filters(1, True)
