@@ -115,6 +115,21 @@ template <> struct Infinity<double> {
   static constexpr long long value = 0x7ff0000000000000LL;
 };
 
+// a + b of two 16-bit floats each: the bits of sums in float, which have more than twice the digits. A NaN becomes 0x7fff.
+template <typename T> __device__ __forceinline__ unsigned plus_pair(unsigned a, unsigned b) {
+  unsigned sum;
+#if !defined(SIMT_HOST) && __CUDA_ARCH__ >= 800
+  if constexpr (Infinity<T>::value == 0x7c00) asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  else asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));  // a times 1
+#else
+  T x[2], y[2];
+  memcpy(x, &a, 4), memcpy(y, &b, 4);
+  for (int k = 0; k < 2; ++k) x[k] = narrow<T>(plus(widen(x[k]), widen(y[k])));
+  memcpy(&sum, x, 4);
+#endif
+  return sum;
+}
+
 // A type's order as integers: NaNs above all numbers and equal to each other, −0 equal to +0.
 template <typename T> __device__ __forceinline__ auto rank(T v) {
   if constexpr (IsFloat<T>::value) {

@@ -26,22 +26,6 @@ template <typename I> struct Windows {
   bool first, last;  // whether the windows touch the left edge, the right edge
 };
 
-// Two 16-bit floats: -0 becomes +0 and any NaN 0x7fff.
-template <typename T> __device__ __forceinline__ unsigned plus_zero(unsigned pair) {
-#if !defined(SIMT_HOST) && __CUDA_ARCH__ >= 800
-  unsigned sum;
-  if constexpr (Infinity<T>::value == 0x7c00) asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(pair), "r"(0u));
-  else asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(pair), "r"(0x3f803f80u), "r"(0u));  // times 1
-  return sum;
-#else
-  const auto canonical = [](unsigned v) {
-    const unsigned magnitude = v & 0x7fffu;
-    return magnitude > unsigned(Infinity<T>::value) ? 0x7fffu : magnitude ? v : 0u;
-  };
-  return canonical(pair & 0xffffu) | canonical(pair >> 16) << 16;
-#endif
-}
-
 // Two 16-bit floats, without NaN and -0 but for 0x7fff, as two 16-bit integers of the same order; and back. The magnitudes
 // of negative ones are complemented.
 __device__ __forceinline__ unsigned rank_pair(unsigned pair) {
@@ -81,13 +65,13 @@ template <typename T, int K, int S, int C, typename I> __device__ __forceinline_
     int key[P + C + Behind];
 #pragma unroll
     for (int c = 0; c < C; c += 2) {
-      const unsigned pair = own[ty].v[c / 2], values = plus_zero<T>(pair), ranks = rank_pair(values);
+      const unsigned pair = own[ty].v[c / 2], values = plus_pair<T>(pair, 0), ranks = rank_pair(values);
       lost |= pair ^ values;
       key[P + c] = int(ranks << 16);
       key[P + c + 1] = int(ranks & 0xffff0000u);
     }
     if constexpr (P + Behind > 0) {
-      const unsigned pair = behind[ty] | unsigned(before[ty]) << 16, values = plus_zero<T>(pair), ranks = rank_pair(values);
+      const unsigned pair = behind[ty] | unsigned(before[ty]) << 16, values = plus_pair<T>(pair, 0), ranks = rank_pair(values);
       lost |= pair ^ values;
       if (P) key[0] = at.first ? BelowAll : int(ranks & 0xffff0000u);
       if (Behind) key[P + C + Behind - 1] = at.last ? BelowAll : int(ranks << 16);

@@ -15,18 +15,24 @@
 #include "common.cuh"
 #include "pad.cuh"
 
+#define DIVISORS DIVISOR(inner), DIVISOR(width), DIVISOR(height), DIVISOR(depth)
+#define LOAD_DIVISORS(cells) \
+  const Divisor<I> by_inner = LOAD_DIVISOR(inner, inner), by_width = LOAD_DIVISOR(width, I(w.cells)), \
+                   by_height = LOAD_DIVISOR(height, I(h.cells)), by_depth = LOAD_DIVISOR(depth, I(d.cells));
+
 template <typename I> struct Position {  // the coordinates of an element of (outer, depth, height, width, inner)
   I outer;
   int z, r, c;
   I lane;
 
-  __device__ __forceinline__ Position(I i, int depth, int height, int width, I inner) {
-    const I columns = inner == 1 ? i : i / inner, rows = columns / I(width), planes = rows / I(height);
-    outer = planes / I(depth);
-    z = int(planes - outer * I(depth));
-    r = int(rows - planes * I(height));
-    c = int(columns - rows * I(width));
-    lane = i - columns * inner;
+  __device__ __forceinline__ Position(
+      I i, const Divisor<I>& depth, const Divisor<I>& height, const Divisor<I>& width, const Divisor<I>& inner) {
+    const I columns = inner.quotient(i), rows = width.quotient(columns), planes = height.quotient(rows);
+    outer = depth.quotient(planes);
+    z = int(planes - outer * depth.number);
+    r = int(rows - planes * height.number);
+    c = int(columns - rows * width.number);
+    lane = i - columns * inner.number;
   }
   // Moves on to the next element; returns whether it begins a row.
   __device__ __forceinline__ bool next(int depth, int height, int width, I inner) {
@@ -76,12 +82,14 @@ template <typename T, int L> __device__ __forceinline__ Pack<T, L> fill_pack(uns
 
 template <typename T, int L, typename I>
 __global__ void __launch_bounds__(256) pad_forward(
-    const Pack<T, L>* __restrict__ x, Pack<T, L>* __restrict__ y, unsigned long long fill, I n_x, I n_y, I inner, AXES) {
+    const Pack<T, L>* __restrict__ x, Pack<T, L>* __restrict__ y, unsigned long long fill, I n_x, I n_y, I inner,
+    DIVISORS, AXES) {
   constexpr int V = 16 / sizeof(Pack<T, L>);
   LOAD_AXES
+  LOAD_DIVISORS(out)
   const I row = I(w.length) * inner;
   for (I i = (I(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < n_y; i += I(gridDim.x) * blockDim.x * V) {
-    Position<I> at(i, d.out, h.out, w.out, inner);
+    Position<I> at(i, by_depth, by_height, by_width, by_inner);
     int z = d.source_cell(at.z), r = h.source_cell(at.r);
     I start = ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * row;  // the row of x that is copied, if any
     const I left = I(w.out - at.c) * inner - at.lane;                        // elements of y's row
@@ -103,38 +111,19 @@ __global__ void __launch_bounds__(256) pad_forward(
   }
 }
 
-template <typename A, typename T, int L> __device__ __forceinline__ Pack<A, L> widen_pack(const Pack<T, L>& v) {
-  Pack<A, L> wide;
-#pragma unroll
-  for (int l = 0; l < L; ++l) wide.v[l] = A(widen(v.v[l]));
-  return wide;
-}
-
-template <typename T, typename A, int L> __device__ __forceinline__ Pack<T, L> narrow_pack(const Pack<A, L>& v) {
-  Pack<T, L> narrow_values;
-#pragma unroll
-  for (int l = 0; l < L; ++l) narrow_values.v[l] = narrow<T, A>(v.v[l]);
-  return narrow_values;
-}
-
-template <typename A, int L> __device__ __forceinline__ void add_pack(Pack<A, L>& sum, const Pack<A, L>& v, bool first) {
-#pragma unroll
-  for (int l = 0; l < L; ++l) sum.v[l] = first ? v.v[l] : plus<A>(sum.v[l], v.v[l]);
-}
-
 template <typename T, int L, typename I>
-__global__ void __launch_bounds__(256, 2)
-    pad_backward(const Pack<T, L>* __restrict__ dy, Pack<T, L>* __restrict__ dx, I n_y, I n_x, I inner, AXES) {
-  using A = typename Total<T>::type;
+__global__ void __launch_bounds__(256, 4)
+    pad_backward(const Pack<T, L>* __restrict__ dy, Pack<T, L>* __restrict__ dx, I n_y, I n_x, I inner, DIVISORS, AXES) {
   constexpr int V = 16 / sizeof(Pack<T, L>);
   LOAD_AXES
+  LOAD_DIVISORS(length)
   for (I i = (I(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < n_x; i += I(gridDim.x) * blockDim.x * V) {
-    Position<I> at(i, d.length, h.length, w.length, inner);
+    Position<I> at(i, by_depth, by_height, by_width, by_inner);
     Sources planes = d.sources(at.z), rows = h.sources(at.r);
     const auto cell = [&](int z, int r, int c) {  // the offset of the element at a cell of y
       return (((at.outer * I(d.out) + I(z)) * I(h.out) + I(r)) * I(w.out) + I(c)) * inner + at.lane;
     };
-    if (planes.single() && rows.single() && I(w.length - at.c) * inner - at.lane >= V && w.copied_once(at.c, at.c + V - 1)) {
+    if (V > 1 && planes.single() && rows.single() && I(w.length - at.c) * inner - at.lane >= V && w.copied_once(at.c, at.c + V - 1)) {
       const I from = cell(planes.interior, rows.interior, at.c - w.offset);
       if (can_copy<Pack<T, L>>(from, n_y)) {
         copy(dy + from, dx + i);
@@ -142,29 +131,7 @@ __global__ void __launch_bounds__(256, 2)
       }
     }
     for (int v = 0; v < V && i + v < n_x; ++v) {
-      const Sources columns = w.sources(at.c);
-      if (planes.single() && rows.single() && columns.single()) {
-        dx[i + v] = dy[cell(planes.interior, rows.interior, columns.interior)];
-      } else {
-        Pack<A, L> sum = {};
-        for (int a = 0; a < planes.count(); ++a) {
-          Pack<A, L> plane = {};
-          for (int b = 0; b < rows.count() && planes[a] >= 0; ++b) {
-            Pack<A, L> row = {};
-            for (int c = 0; c < columns.count() && rows[b] >= 0; ++c) {
-              Pack<A, L> g = {};
-              if (columns[c] >= 0) {
-                const Pack<T, L> source_cell = dy[cell(planes[a], rows[b], columns[c])];
-                g = widen_pack<A>(source_cell);
-              }
-              add_pack(row, g, c == 0);
-            }
-            add_pack(plane, row, b == 0);
-          }
-          add_pack(sum, plane, a == 0);
-        }
-        dx[i + v] = narrow_pack<T>(sum);
-      }
+      dx[i + v] = gradient<T, L>(planes, rows, w.sources(at.c), [&](int z, int r, int c) { return dy[cell(z, r, c)]; });
       if (at.next(d.length, h.length, w.length, inner)) planes = d.sources(at.z), rows = h.sources(at.r);
     }
   }

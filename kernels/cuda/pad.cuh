@@ -36,6 +36,13 @@ struct Axis {
     const int i = o + offset;
     return i < 0 ? front + step * (i + 1) : i < length ? i : back + step * (i - length);
   }
+  // The same where `step` is known and no cell is a fill value, without a branch.
+  template <int Step> __device__ __forceinline__ int copied_cell(int o) const {
+    const int i = o + offset;
+    if (Step == 0) return min(max(i, front), back);
+    if (Step < 0) return min(max(i, front - 1 - i), back + length - i);
+    return i < 0 ? i + front + 1 : i < length ? i : i + back - length;
+  }
   __device__ __forceinline__ int before() const { return offset < 0 ? -offset : 0; }
   __device__ __forceinline__ int after() const { return out + offset > length ? out + offset - length : 0; }
 
@@ -62,3 +69,59 @@ struct Axis {
 template <typename T, int V> struct alignas(sizeof(T) * V) Line {
   T v[V];
 };
+
+template <typename A, int L> __device__ __forceinline__ void add_pack(Pack<A, L>& sum, const Pack<A, L>& v, bool first) {
+#pragma unroll
+  for (int l = 0; l < L; ++l) sum.v[l] = first ? v.v[l] : plus<A>(sum.v[l], v.v[l]);
+}
+
+// The sums of two gradients each.
+template <typename T, int V> __device__ __forceinline__ Pack<T, V> plus_packs(const Pack<T, V>& a, const Pack<T, V>& b) {
+  using A = typename Total<T>::type;
+  Pack<T, V> sum;
+  if constexpr (IsFloat<T>::value && sizeof(T) == 2 && V > 1) {
+    unsigned x[V / 2], y[V / 2];
+    memcpy(x, &a, sizeof(a)), memcpy(y, &b, sizeof(b));
+#pragma unroll
+    for (int k = 0; k < V / 2; ++k) x[k] = plus_pair<T>(x[k], y[k]);
+    memcpy(&sum, x, sizeof(sum));
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum.v[v] = narrow<T>(plus<A>(A(widen(a.v[v])), A(widen(b.v[v]))));
+  }
+  return sum;
+}
+
+// The gradient of an element of x: the sum over the cells of y that copy it. `load(z, r, c)`: y's element there.
+template <typename T, int L, typename F> __device__ __forceinline__ Pack<T, L> gradient(
+    const Sources& planes, const Sources& rows, const Sources& columns, F load) {
+  using A = typename Total<T>::type;
+  const int number = planes.count() * rows.count() * columns.count();
+  if (number <= 2 && planes.interior >= 0 && rows.interior >= 0 && columns.interior >= 0) {
+    const Pack<T, L> first = load(planes.interior, rows.interior, columns.interior);
+    if (number == 1) return first;
+    return plus_packs(first, load(planes[planes.count() - 1], rows[rows.count() - 1], columns[columns.count() - 1]));
+  }
+  Pack<A, L> sum = {};
+  for (int a = 0; a < planes.count(); ++a) {
+    Pack<A, L> plane = {};
+    for (int b = 0; b < rows.count() && planes[a] >= 0; ++b) {
+      Pack<A, L> row = {};
+      for (int c = 0; c < columns.count() && rows[b] >= 0; ++c) {
+        Pack<A, L> wide = {};
+        if (columns[c] >= 0) {
+          const Pack<T, L> cell = load(planes[a], rows[b], columns[c]);
+#pragma unroll
+          for (int l = 0; l < L; ++l) wide.v[l] = A(widen(cell.v[l]));
+        }
+        add_pack(row, wide, c == 0);
+      }
+      add_pack(plane, row, b == 0);
+    }
+    add_pack(sum, plane, a == 0);
+  }
+  Pack<T, L> total;
+#pragma unroll
+  for (int l = 0; l < L; ++l) total.v[l] = narrow<T, A>(sum.v[l]);
+  return total;
+}

@@ -33,6 +33,7 @@ Array = Any
 Axis = tuple[int, int, int, int, int]  # pad.cu's: length, out, offset, front, back
 WORD = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "unsigned long long"}
 STEP = {"constant": 0, "edge": 0, "reflect": -1, "symmetric": -1, "wrap": 1}
+FILL = 2  # pad_rows.cu's: in place of the step of a constant
 MAX_LENGTH = 2**30  # pad.cu's ints hold twice an axis
 MISSING = (1, 1, 0, 0, 0)
 
@@ -106,7 +107,10 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int, fill: b
         stem, instance, threads, counts = "pad_rows", *_rows(b, spec.mode, dtype, axes, copies, (source, shape))
     else:
         element_bytes = _element_bytes(inner * size, size, aligned_to)
-        stem, instance, threads, counts = "pad", *_elements(b, dtype, inner, copies, (source, shape), element_bytes)
+        stem, instance, threads, counts = (
+            "pad",
+            *_elements(b, dtype, axes, inner, copies, (source, shape), element_bytes),
+        )
     filled = [np.frombuffer(fill * (8 // size), np.uint64)[0]] if copies else []
     numbers = [np.int32(n) for n in (STEP[spec.mode], *itertools.chain.from_iterable(axes))]
     return Pass(Launch(stem, instance, grid_size(b, threads), BLOCK, (*filled, *counts, *numbers)), shape)
@@ -126,35 +130,36 @@ def _by_rows(axes: list[Axis], copies: bool, itemsize: int) -> bool:
 def _rows(b: Backend, mode: str, dtype: Any, axes: list[Axis], copies: bool, shapes: Shapes) -> Kernel:
     """Of pad_rows.cu."""
     size, count = int(dtype.itemsize), math.prod(shapes[1])
+    pack = PACK_BYTES // size
     index, offset = offset_types(*map(math.prod, shapes))
     lengths = [axis[1 if copies else 0] for axis in reversed(axes)]
     if copies:
-        pack = PACK_BYTES // size
-        instance = instance_name("pad_rows", WORD[size], pack, mode == "constant", index)
+        instance = instance_name("pad_rows", WORD[size], pack, FILL if mode == "constant" else STEP[mode], index)
         threads = -(-count // pack)
     else:
-        pack = math.gcd(lengths[0], PACK_BYTES // size)
-        instance = instance_name("pad_rows_backward", _element(b, dtype), pack, STEP[mode], axes[0] != MISSING, index)
-        lengths[0] //= pack
-        count = threads = count // pack
+        width, lengths[0] = lengths[0], -(-lengths[0] // pack)
+        kinds = (pack, math.gcd(width, pack), STEP[mode], axes[0] != MISSING)
+        instance = instance_name("pad_rows_backward", _element(b, dtype), *kinds, index)
+        count = threads = count // width * lengths[0]
     return instance, threads, [offset(count), *itertools.chain.from_iterable(map(divisor, lengths))]
 
 
-def _elements(b: Backend, dtype: Any, inner: int, copies: bool, shapes: Shapes, element_bytes: int) -> Kernel:
+def _elements(
+    b: Backend, dtype: Any, axes: list[Axis], inner: int, copies: bool, shapes: Shapes, element_bytes: int
+) -> Kernel:
     """Of pad.cu."""
     size = int(dtype.itemsize)
     sizes = [math.prod(shape) * size // element_bytes for shape in shapes]
+    inner = inner * size // element_bytes
+    lengths = [inner, *(axis[1 if copies else 0] for axis in reversed(axes))]
     index, offset = offset_types(*sizes)
     if copies:
         word = min(element_bytes, 8)
         instance = instance_name("pad_forward", WORD[word], element_bytes // word, index)
     else:
         instance = instance_name("pad_backward", _element(b, dtype), element_bytes // size, index)
-    return (
-        instance,
-        -(-math.prod(shapes[1]) * size // PACK_BYTES),
-        [*map(offset, (*sizes, inner * size // element_bytes))],
-    )
+    threads = -(-math.prod(shapes[1]) * size // PACK_BYTES)
+    return instance, threads, [*map(offset, (*sizes, inner)), *itertools.chain.from_iterable(map(divisor, lengths))]
 
 
 def _element(b: Backend, dtype: Any) -> str:

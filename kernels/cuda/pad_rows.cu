@@ -6,9 +6,10 @@
 // Types     forward: T is an unsigned word, bits move untouched. backward: T is the element; floats are summed in Sum<T>,
 //           subnormals kept, integers in their own type. int along an axis (launchers check that it fits); I for offsets:
 //           unsigned below 2**31 elements, else unsigned long long.
-// Thread    forward: 16 bytes of y, which lie in at most two rows (launchers check w_out >= V). backward: V cells of one row of
-//           x (V divides it); where the row or a cell is at a border, the gradients of all of y's cells that copy it. The
-//           cells of a thread are loaded at once, each by itself: y's rows begin at any address.
+// Thread    forward: 16 bytes of y, which lie in at most two rows (launchers check w_out >= V). backward: 16 bytes of a row of
+//           x, whose cells are loaded at once, each by itself, since y's rows begin at any address; where two cells of y's
+//           height or depth copy the row, both rows. Cells that the row's own borders copy are added up again, one by one, and
+//           so are all cells where more rows meet.
 // Bytes     x once, y once; dy once, dx once: the least. What borders read again comes from the caches.
 // Source    functional/pad.py; the tests compare these kernels with it bit for bit.
 #include "common.cuh"
@@ -42,8 +43,10 @@ template <int V> __device__ __forceinline__ unsigned bits_between(int first, int
   return ((1u << high) - 1) & ~((1u << low) - 1);
 }
 
-// `Fill`: a border cell is `fill`, eight bytes with the value repeated; otherwise it copies a cell of x.
-template <typename T, int V, bool Fill, typename I>
+// Step: pad.cuh's `step`, known: or FILL, where border cells are `fill`, eight bytes with the value repeated.
+constexpr int FILL = 2;
+
+template <typename T, int V, int Step, typename I>
 __global__ void __launch_bounds__(256)
     pad_rows(const Pack<T, 1>* __restrict__ x, Pack<T, 1>* __restrict__ y, unsigned long long fill, I n_y, DIVISORS, AXES) {
   LOAD_AXES
@@ -63,7 +66,7 @@ __global__ void __launch_bounds__(256)
       rows[k] = x + ((at.outer * I(d.length) + I(z)) * I(h.length) + I(r)) * I(w.length);
     }
     Line<T, V> out;
-    if constexpr (Fill) {
+    if constexpr (Step == FILL) {
       const int cell = c + w.offset, next_cell = w.offset - own;  // of each row that which the first element would copy
       const unsigned in_first = there[0] ? bits_between<V>(-cell, min(own, w.length - cell)) : 0u;
       const unsigned in_second = there[1] ? bits_between<V>(max(own, -next_cell), w.length - next_cell) : 0u;
@@ -78,7 +81,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const bool behind = v >= own;
-        out.v[v] = (behind ? rows[1] : rows[0])[w.source_cell(behind ? v - own : c + v)].v[0];
+        out.v[v] = (behind ? rows[1] : rows[0])[w.copied_cell<Step>(behind ? v - own : c + v)].v[0];
       }
     }
     if (n_y - i >= V) *reinterpret_cast<Line<T, V>*>(y + i) = out;
@@ -89,90 +92,87 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// The gradients of cells c to c + V - 1 of a row of x in `dy`, a row of y: `own`, which move untouched where nothing is added;
-// `sum`, with those of the border cells that copy them. Returns a bit for each cell that has some of these.
-template <int Step, typename T, typename A, int V>
-__device__ __forceinline__ unsigned row_gradients(
-    const Pack<T, 1>* __restrict__ dy, const Axis& w, int c, Pack<T, V>& own, A (&sum)[V]) {
-  const int before = w.before(), after = w.after();
-  const Pack<T, 1>* const cells = dy + (c - w.offset);
-  unsigned changed = 0;
-#pragma unroll
-  for (int v = 0; v < V; ++v) own.v[v] = cells[v].v[0];
-  if constexpr (Step == 0) {  // all copy the first cell, or the last
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] = A(widen(own.v[v]));
-    if (c == 0)
-      for (int k = 0; k < before; ++k, changed |= 1) sum[0] = plus<A>(sum[0], A(widen(dy[k].v[0])));
-    if (c + V == w.length)
-      for (int k = 1; k <= after; ++k, changed |= 1u << (V - 1)) sum[V - 1] = plus<A>(sum[V - 1], A(widen(dy[w.out - k].v[0])));
-  } else {  // cell c + v is copied by cell to_front + Step * v of the border before, or to_back + Step * v of that behind
-    const int to_front = before - 1 - Step * (w.front - c), to_back = Step * (c - w.back);
-    const auto copied = [](int from, int number) {  // which cells
-      return Step < 0 ? bits_between<V>(from - number + 1, from + 1) : bits_between<V>(-from, number - from);
-    };
-    const unsigned by_front = copied(to_front, before), by_back = copied(to_back, after), first = by_front ? by_front : by_back;
-    T found[V];
-    if (first) {  // threads at the two borders at the same time, before the first use of what was loaded
-      const Pack<T, 1>* const border = dy + (by_front ? to_front : w.out - after + to_back);
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (first >> v & 1) found[v] = border[Step * v].v[0];
-    }
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] = A(widen(own.v[v]));
-    if (first) {
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (first >> v & 1) sum[v] = plus<A>(sum[v], A(widen(found[v])));
-    }
-    if (by_front && by_back) {
-      const Pack<T, 1>* const border = dy + (w.out - after + to_back);
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (by_back >> v & 1) sum[v] = plus<A>(sum[v], A(widen(border[Step * v].v[0])));
-    }
-    changed = by_front | by_back;
-  }
-  return changed;
+// Cells of a row of x that one border of y's row copies: from `low` to before `end`, each by `copies` cells of y. The first of
+// cell c's is at `first` + Step * c (counted from the copy of cell 0 inside the border), the next one `apart` further.
+struct Copied {
+  int low, end, first, copies, apart;
+};
+
+// On the left and on the right of the row.
+template <int Step> __device__ __forceinline__ Copied copied_on(bool right, const Axis& w) {
+  const bool by_after = right == (Step <= 0);
+  const int before = -w.offset, after = w.out - before - w.length, number = by_after ? after : before;
+  const int nearest = by_after ? w.back : w.front, cells = Step ? number : number > 0;
+  const int first = by_after ? w.length + (Step ? 0 : after - 1) : Step ? -1 : -before;
+  const int low = by_after == (Step > 0) ? nearest : nearest - cells + 1;
+  return {low, low + cells, first - Step * nearest, Step ? 1 : number, by_after ? -1 : 1};
 }
 
-// n: packs of dx. Volume: whether the depth is padded.
-template <typename T, int V, int Step, bool Volume, typename I>
+// The sum of cell c's gradients in a row of y, `cells` from the copy of cell 0 on.
+template <int Step, typename T>
+__device__ __forceinline__ typename Total<T>::type row_sum(const Pack<T, 1>* __restrict__ cells, const Copied& copied, int c) {
+  using A = typename Total<T>::type;
+  A sum = A(widen(cells[c].v[0]));
+#pragma unroll 1
+  for (int k = 0; k < (Step ? 1 : copied.copies); ++k)
+    sum = plus<A>(sum, A(widen(cells[copied.first + Step * c + copied.apart * k].v[0])));
+  return sum;
+}
+
+// n: packs of V cells of dx's rows; the last of a row may be shorter. S: cells of a store. Volume: whether the depth is padded.
+template <typename T, int V, int S, int Step, bool Volume, typename I>
 __global__ void __launch_bounds__(256, 4)
-    pad_rows_backward(const Pack<T, 1>* __restrict__ dy, Pack<T, V>* __restrict__ dx, I n, DIVISORS, AXES) {
+    pad_rows_backward(const Pack<T, 1>* __restrict__ dy, T* __restrict__ dx, I n, DIVISORS, AXES) {
   using A = typename Total<T>::type;
   LOAD_AXES
-  const Divisor<I> row = LOAD_DIVISOR(row, I(w.length / V)), height = LOAD_DIVISOR(height, I(h.length)),
-                   depth = LOAD_DIVISOR(depth, I(d.length));
+  const Divisor<I> row = LOAD_DIVISOR(row, I((w.length + V - 1) / V)), height = LOAD_DIVISOR(height, I(h.length)),
+                   depth = LOAD_DIVISOR(depth, I(Volume ? d.length : 1));
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
     const I line = row.quotient(i);
     const int c = int(i - line * row.number) * V;
     const RowPosition<I> at(line, height, depth);
-    const Sources planes = d.sources(at.z), rows = h.sources(at.r);
-    const auto row_of = [&](int z, int r) {
-      return dy + ((at.outer * I(d.out) + I(z)) * I(h.out) + I(r)) * I(w.out);
+    const Sources planes = Volume ? d.sources(at.z) : Sources{}, rows = h.sources(at.r);
+    const auto row_of = [&](int z, int r) {  // the copy of its cell 0
+      return dy + (((Volume ? at.outer * I(d.out) + I(z) : at.outer) * I(h.out) + I(r)) * I(w.out) - w.offset);
     };
-    unsigned changed = ~0u;
-    Pack<T, V> out;
-    A total[V];
-    if ((!Volume || planes.count() == 1) && rows.count() == 1) {
-      changed = row_gradients<Step>(row_of(planes.interior, rows.interior), w, c, out, total);
-    } else {
-      for (int a = 0; a < (Volume ? planes.count() : 1); ++a) {
-        A plane[V], sum[V];
-        for (int b = 0; b < rows.count(); ++b) {
-          row_gradients<Step>(row_of(planes[a], rows[b]), w, c, out, sum);
+    T* const to = dx + (line * I(w.length) + I(c));
+    int from = c, end = S == V ? c + V : min(c + V, w.length);  // cells whose gradients are added up one by one
+    const int number = planes.count() * rows.count();
+    if (number <= 2) {
+      const bool two = number == 2;
+      const Pack<T, 1>* const first = row_of(planes.interior, rows.interior);
+      const Pack<T, 1>* const second = !two ? first
+          : Volume && planes.count() == 2   ? row_of(planes[1], rows.interior)
+                                            : row_of(planes.interior, rows[1]);
+      Pack<T, V> sum = {}, more = {};
 #pragma unroll
-          for (int v = 0; v < V; ++v) plane[v] = b ? plus<A>(plane[v], sum[v]) : sum[v];
+      for (int v = 0; v < V; ++v)
+        if (S == V || c + v < end) sum.v[v] = (first + c)[v].v[0];
+      if (two) {
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+          if (S == V || c + v < end) more.v[v] = (second + c)[v].v[0];
+        sum = plus_packs(sum, more);
+      }
+#pragma unroll
+      for (int v = 0; v < V; v += S)
+        if (S == V || c + v < end) *reinterpret_cast<Pack<T, S>*>(to + v) = *reinterpret_cast<Pack<T, S>*>(sum.v + v);
+      const Copied left = copied_on<Step>(false, w), right = copied_on<Step>(true, w);
+      if (c >= left.end || end <= right.low) {  // else some may be copied on both sides
+        const Copied copied = c < left.end ? left : right;
+        from = max(c, copied.low), end = min(end, copied.end);
+#pragma unroll 1
+        for (; from < end; ++from) {
+          A total = row_sum<Step, T>(first, copied, from);
+          if (two) total = plus<A>(total, row_sum<Step, T>(second, copied, from));
+          to[from - c] = narrow<T>(total);
         }
-#pragma unroll
-        for (int v = 0; v < V; ++v) total[v] = a ? plus<A>(total[v], plane[v]) : plane[v];
       }
     }
-#pragma unroll
-    for (int v = 0; v < V; ++v)
-      if (changed >> v & 1) out.v[v] = narrow<T>(total[v]);
-    dx[i] = out;
+#pragma unroll 1
+    for (; from < end; ++from) {
+      const auto load = [&](int z, int r, int c) { return (row_of(z, r) + w.offset)[c]; };
+      to[from - c] = gradient<T, 1>(planes, rows, w.sources(from), load).v[0];
+    }
   }
 }

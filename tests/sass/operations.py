@@ -219,7 +219,8 @@ def build(ins: Any) -> Work:
             return ((1 / y if mods[0] == "RCP64H" else 1 / np.sqrt(y)).view(u64) >> u64(32)).astype(u32)
         return APPROXIMATE[mods[0]](a.f(w).astype(f64)).astype(f32).view(u32)
 
-    packed = (op, args[2:]) in (("HADD2", ["RZ.H0_H0"]), ("HFMA2", ["1", "1", "RZ"]))
+    adds = (op == "HADD2" and "F32" not in mods) or (op == "HFMA2" and args[2:4] == ["1", "1"])
+    packed = adds and not any("." in t.replace("RZ.H0_H0", "") for t in args)
     widens = (op, mods, args[1]) == ("HADD2", ["F32"], "-RZ") or (op, args[1:3]) == ("HFMA2", ["-RZ", "RZ"])
     if op in ("HADD2", "HFMA2") and not packed and not widens:
         raise NotImplementedError(f"{ins.op} {ins.args} at {ins.at:#x}")
@@ -269,15 +270,23 @@ def build(ins: Any) -> Work:
     }
     if op not in table:
         raise NotImplementedError(f"{ins.op} at {ins.at:#x}")
-    return one(lambda w: _plus_zero(a.raw(w), "BF16_V2" in mods)) if packed else table[op]
+    if packed:
+        other = b if op == "HADD2" else d
+        return one(lambda w: _plus_pairs(a.raw(w), other.raw(w), "BF16_V2" in mods))
+    return table[op]
 
 
-def _plus_zero(pairs: Array, brain: bool) -> Array:
-    """Two 16-bit floats in each word plus +0: -0 becomes +0, any NaN 0x7fff."""
-    halves = pairs.view(np.uint16)
-    magnitude = halves & np.uint16(0x7FFF)
-    number = np.where(magnitude == 0, np.uint16(0), halves)
-    return np.where(magnitude > (0x7F80 if brain else 0x7C00), np.uint16(0x7FFF), number).view(u32)
+def _plus_pairs(x: Array, y: Array, brain: bool) -> Array:
+    """The sums of two 16-bit floats in each word, rounded once; any NaN is 0x7fff."""
+    found = u32(0)
+    for shift in (u32(0), u32(16)):
+        halves = [(v >> shift).astype(np.uint16) for v in (x, y)]
+        if brain:
+            values = [(v.astype(u32) << u32(16)).view(f32) for v in halves]
+        else:
+            values = [v.view(np.float16).astype(f32) for v in halves]
+        found = found | (_bf16 if brain else _halves)(values[0] + values[1]) << shift
+    return found
 
 
 def _odd(op: str, mods: Sequence[str], args: Sequence[str], first: Any) -> Work:
