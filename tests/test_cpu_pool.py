@@ -154,3 +154,24 @@ def test_a_gradient_that_is_stored_past_the_caches(kernel_size: int, rng: np.ran
     with kernels.mode("off"):
         expected = F.max_pool_backward(dy, ctx)
     np.testing.assert_allclose(F.max_pool_backward(dy, ctx), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(2, 2), (3, 1)])
+def test_averages_that_are_stored_past_the_caches(
+    kernel_size: int, stride: int, layout: str, dtype: str, rng: np.random.Generator
+) -> None:
+    """dx is larger than 12 MB, and rows do not end with cache lines."""
+    height = 600 if dtype == "float16" else 300
+    shape = (1, 48, height, 251) if layout == "channels_first" else (1, height, 251, 48)
+    x = rng.integers(-8, 9, shape).astype(dtype)  # small numbers, whose sums are exact
+    options: dict[str, Any] = {"data_format": layout, "count_include_pad": False}
+    y, ctx = F.avg_pool_forward(x, kernel_size, stride, 1, **options)
+    dx = F.avg_pool_backward(y, ctx)
+    with kernels.mode("off"):
+        plain, ctx = F.avg_pool_forward(x, kernel_size, stride, 1, **options)
+        np.testing.assert_allclose(y, plain, rtol=1e-3 if dtype == "float16" else 1e-6)
+        expected = F.avg_pool_backward(y, ctx)
+    near = 2e-3 if dtype == "float16" else 2e-6
+    np.testing.assert_allclose(dx, expected, rtol=near, atol=near)

@@ -19,8 +19,8 @@ from . import avg_pool_loops as loops
 from .lp_pool_loops import power_name
 from .parallel import chunked, prepared, to_lanes
 from .vectors import LANES
-from .window_lines import fits_line, line_layout
 from .windows import (
+    AnyAxis,
     AnyWindow,
     cells_under_windows,
     dilation_of,
@@ -33,17 +33,14 @@ from .windows import (
 
 Array = Any
 MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
-MAX_CELLS = 2**31 - 1  # along an axis: lanes of int32 have their numbers
-MAX_OVERLAP = 9  # windows over a cell that are summed tap by tap where channels are last
+MAX_OVERLAP = 25  # windows over a cell that are summed tap by tap where channels are last; they are in the L1 cache
+LINE_ELEMENTS = 4096  # of the lines of up to 8 rows, so that they are in the L1 cache
 FEW_WINDOWS = 16  # cells a window: y is then so small that chunks of fewer bytes of x are worth a thread
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     """Why no kernel here serves this call, or None."""
-    window = _window(spec)
-    if max((a.length for a in window.axes), default=0) > MAX_CELLS:
-        return f"axes of {max(a.length for a in window.axes)} cells; kernels take at most {MAX_CELLS}"
-    return refusal(window, arrays[0] if arrays else None)
+    return refusal(_window(spec), arrays[0] if arrays else None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
@@ -86,7 +83,9 @@ def adaptive_avg_pool_backward(window: AdaptiveWindow, dy: Array) -> Callable[[A
 # --------------------------------------------------------------------------------------------------------------- plans
 def _window(spec: Any) -> AnyWindow:
     """The windows of a spec."""
-    if isinstance(spec, Window | AdaptiveWindow):
+    if isinstance(spec, AdaptiveWindow):
+        return spec.regular() or spec
+    if isinstance(spec, Window):
         return spec
     window: Window = spec.window
     return window
@@ -154,44 +153,57 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
         if backward:
             return LoopPlan(shape, loops.plane_sums_backward, (cells, divisor), planes)
         return LoopPlan(shape, loops.plane_sums, (cells, divisor), planes, weight)
-    number = math.prod(a.overlap for a in axes) if backward else math.prod(window.kernel)
-    dtype = np.float32 if float32_sums and number <= MAX_FLOAT32_TAPS else np.float64
-    last = divisors[2] if divisors[2].size == 1 else np.repeat(divisors[2], channels)
-    divisors = (divisors[0].astype(dtype), divisors[1].astype(dtype), last.astype(dtype))
+    overlap = math.prod(a.overlap for a in axes)
+    dtype = np.float32
+    if not float32_sums or (overlap if backward else math.prod(window.kernel)) > MAX_FLOAT32_TAPS:
+        dtype = np.float64
     if backward:
         ranges, steps = zip(*map(windows_over_cells, axes), strict=True)
     else:
         ranges, steps = tuple(map(cells_under_windows, axes)), tuple(map(dilation_of, axes))
     lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
     sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
-    rows, common = planes * sizes[3] * sizes[4], (np.empty(0, dtype), sizes, ranges, steps, divisors, exponent)
-    width, uniform = axes[2], all(d.size == 1 for d in divisors)
-    overlap = math.prod(a.overlap for a in axes)
-    few_taps = overlap <= MAX_OVERLAP and (not backward or (uniform and overlap > 1))
-    if channels >= LANES and few_taps and not isinstance(spec, LpPool):
-        return LoopPlan(shape, loops.sums_by_cell, common, rows, weight)
-    if not isinstance(width, Axis) or not fits_line(width):
-        return LoopPlan(shape, loops.make_uneven(backward, "" if backward else power), common, rows, weight)
-    stride = width.stride if width.stride <= 2 else 0
-    if backward:
-        return LoopPlan(shape, loops.make_backward(stride, channels == 1), (*common, *_adjoint(width, channels)), rows)
-    line, unrolled = line_layout(width, channels), width.kernel if width.kernel <= 3 and channels == 1 else 0
-    layout = (line.parts, line.pitch, line.padding, line.size)
-    paired = channels == 1 and width.kernel == width.stride == 2 and width.whole and width.dilation == 1
-    run = loops.make_forward(unrolled, stride, channels == 1, power, paired)
-    return LoopPlan(shape, run, (*common, line.offsets, layout), rows, weight)
+    rows, most_rows = planes * sizes[3] * sizes[4], int(ranges[0][1].max() * ranges[1][1].max())
+    last = divisors[2]
+    if last.size > 1:
+        last = np.append(np.repeat(last, channels), np.ones(LANES))
+    common = (sizes, ranges, steps, tuple(d.astype(dtype) for d in (*divisors[:2], last)), exponent)
+    if channels >= LANES and overlap <= (MAX_OVERLAP if power in ("", "absolute", "square") else 1):
+        by_cell = loops.make_sums_by_cell(4 if channels >= 4 * LANES else 1, backward, power)
+        return LoopPlan(shape, by_cell, (np.empty(0, dtype), *common, most_rows), rows, weight)
+    stride, offsets, layout = _line(axes[2], channels, backward)
+    if not stride:
+        common = (sizes, (*ranges[:2], _element_ranges(ranges[2], channels)), *common[2:])
+    arguments = (np.empty(0, dtype), *common, offsets, (*layout, most_rows, max(1, min(8, LINE_ELEMENTS // layout[1]))))
+    return LoopPlan(shape, loops.make_sums(stride, backward, power), arguments, rows, weight)
 
 
-def _adjoint(axis: Axis, channels: int) -> tuple[Array, Array, tuple[int, ...]]:
-    """`taps`, `offsets` and `layout` of `make_backward`."""
-    tap = np.arange(axis.kernel)[::-1] * axis.dilation  # the window of the last tap comes first
-    order = np.argsort(tap % axis.stride, kind="stable")
-    taps = np.searchsorted((tap % axis.stride)[order], np.arange(axis.stride + 1))
-    before = (axis.kernel - 1) * axis.dilation // axis.stride
-    cells = -(-(axis.length + axis.before) // axis.stride)
-    size = (before + max(cells, axis.out)) * channels + 3 * LANES
-    offsets = (before - (tap // axis.stride)[order]) * channels
-    return taps, offsets, (before * channels, axis.before, axis.stride, cells, size)
+def _line(axis: AnyAxis, channels: int, backward: bool) -> tuple[int, Array, tuple[int, int, int]]:
+    """`stride`, `offsets`, and `before`, `size` and `number` of `make_sums`."""
+    cells, results = (axis.out, axis.length) if backward else (axis.length, axis.out)
+    if isinstance(axis, Axis) and axis.stride <= (2 if channels == 1 else 1):
+        taps, groups = np.arange(axis.kernel) * axis.dilation, 1
+        before, number, offsets = axis.before, 0, taps
+        if backward:  # cell 2 j + i is under the taps whose windows begin a whole number of strides before it
+            groups = axis.stride
+            distances = [(i + axis.before - taps[::-1]) for i in range(groups)]
+            distances = [d[d % groups == 0] // groups for d in distances]
+            offsets, number = np.concatenate(distances), distances[0].size
+            before = max(0, -int(offsets.min()))
+            offsets = offsets + before
+        apart = 1 if backward else axis.stride
+        reach = int(offsets.max()) + apart * -(-results // groups)
+        size = (max(reach, before + cells) + apart) * channels + (2 * apart + 1) * LANES
+        if size <= 4 * (cells + results) * channels + 16 * LANES:
+            return axis.stride, offsets * channels, (before * channels, size, number)
+    return 0, np.empty(0, np.int64), (0, max(cells, results) * channels + LANES, 0)
+
+
+def _element_ranges(ranges: Array, channels: int) -> Array:
+    """For each element of a row of y the first element of x in its sum, and the number of cells."""
+    first, number = np.repeat(ranges.astype(np.int64), channels, axis=1)
+    first = first * channels + np.tile(np.arange(channels), ranges.shape[1])
+    return np.stack([first, number])
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
