@@ -1,4 +1,5 @@
 """Sums of short contiguous rows, 16 rows at a time: their lanes are added as a tree of vectors, for all rows at once.
+The largest of their cells likewise.
 
 Sums are in the dtype of x's lanes; each adds up to 16 numbers in each lane of four sums, then by pairs."""
 
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .vectors import LANES, add, broadcast, evens, load, load_first, odds, store
+from .vectors import LANES, add, broadcast, evens, load, load_first, maximum, odds, store
 
 Array = Any
 Vector = Any
@@ -44,3 +45,15 @@ def totals(sums: Array, at: int) -> Vector:
             low, high = load(sums, U(at) + U(2 * LANES) * k), load(sums, U(at) + U(2 * LANES) * k + U(LANES))
             store(sums, U(at) + U(LANES) * k, add(evens(low, high), odds(low, high)))
     return load(sums, at)
+
+
+@kernel(allocates=False)
+def largest(values: Array, at: int) -> Vector:
+    """The largest lanes of 16 vectors, stored from `at` on; these are overwritten."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        for k in range(U(width)):
+            low, high = load(values, U(at) + U(2 * LANES) * k), load(values, U(at) + U(2 * LANES) * k + U(LANES))
+            store(values, U(at) + U(LANES) * k, maximum(evens(low, high), odds(low, high)))
+    return load(values, at)

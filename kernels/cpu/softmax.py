@@ -16,19 +16,24 @@ from cnnlayers import backends
 from .elementwise import read, refuses, write
 from .jit import kernel
 from .parallel import chunked, prepared, to_lanes
+from .row_sums import largest, totals
 from .vector_math import exp, lanes_like
 from .vectors import (
     LANES,
     add,
+    bit_and,
     broadcast,
     div,
     equal,
     first_lanes,
     lane,
+    load,
+    load_first,
     maximum,
     mul,
     select,
-    slide,
+    store,
+    store_first,
     sub,
     to_float64,
     total,
@@ -37,46 +42,82 @@ from .vectors import (
 __all__ = ["refuses", "scaled_exponentials", "softmax_backward", "softmax_forward", "softmax_statistics"]
 
 Array = Any
-Number = Any
+Vector = Any
+TOPS = LANES * LANES  # elements: 16 vectors
+ROW_POWERS = 4096  # exponentials that stay in the first cache
+POWERS = 32_768  # in the second
+MAX_WIDTH = 256  # rows
 
 
 # ------------------------------------------------------------------------------------------------------ contiguous rows
+# Up to 16 rows are computed together, so that `top` and `rest` are vectors of a number for each. Their exponentials
+# are stored in `powers`, `count` elements rounded up to whole vectors for each row.
 @kernel()
-def _row_statistics(x: Array, first: int, row_stop: int) -> tuple[Number, float]:
-    """`top` and `rest` of a row. NaN if the row has one, or if its maximum is infinite."""
+def _workspace(x: Array, number: int) -> Array:
+    """An array of the dtype that x is computed in."""
+    return np.full(number, lane(broadcast(x, 0.0), 0))
+
+
+@kernel(allocates=False)
+def _largest_lanes(x: Array, at: int, count: int) -> Vector:
+    """The largest of `count` elements in each lane."""
     lowest = broadcast(x, -np.inf)
-    tops = lowest
-    for i in range(first, row_stop, LANES):
-        tops = maximum(tops, select(first_lanes(row_stop - i), read(x, i, row_stop), lowest))
-    tops = maximum(tops, slide(tops, tops, 8))
-    tops = maximum(tops, slide(tops, tops, 4))
-    tops = maximum(tops, slide(tops, tops, 2))
-    tops = maximum(tops, slide(tops, tops, 1))
-    top = lane(tops, 0)
-    tops, zero, one = broadcast(x, top), broadcast(x, 0.0), broadcast(x, 1.0)
-    sums, maxima = to_float64(zero), zero
-    for i in range(first, row_stop, LANES):
-        value = select(first_lanes(row_stop - i), read(x, i, row_stop), lowest)
-        is_top = equal(value, tops)
-        sums = add(sums, to_float64(select(is_top, zero, exp(sub(value, tops)))))
-        maxima = add(maxima, select(is_top, one, zero))
-    return top, total(sums) + (total(maxima) - 1.0) + (top - top)
+    a, b, c, d, i = lowest, lowest, lowest, lowest, at
+    while i + 4 * LANES <= at + count:
+        a, b = maximum(a, load(x, i)), maximum(b, load(x, i + LANES))
+        c, d = maximum(c, load(x, i + 2 * LANES)), maximum(d, load(x, i + 3 * LANES))
+        i += 4 * LANES
+    while i < at + count:
+        a, i = maximum(a, select(first_lanes(at + count - i), read(x, i, at + count), lowest)), i + LANES
+    return maximum(maximum(a, b), maximum(c, d))
 
 
-@kernel()
-def _row_exponentials(x: Array, y: Array, first: int, row_stop: int, top: Number, scale: float) -> None:
-    """y = exp(x - top) * scale."""
-    tops, scales = broadcast(x, top), broadcast(x, scale)
-    for i in range(first, row_stop, LANES):
-        write(y, i, mul(exp(sub(read(x, i, row_stop), tops)), scales), row_stop)
+@kernel(allocates=False)
+def _row_powers(x: Array, powers: Array, room: Array, sums: Array, count: int, first: int, number: int) -> None:
+    """exp(x - top) of some rows. `top` is in room from TOPS on, `rest` in sums; both are NaN if the row has one, or if
+    its maximum is infinite."""
+    zero, one, whole = broadcast(x, 0.0), broadcast(x, 1.0), count - count % LANES
+    inside = first_lanes(count - whole)
+    for k in range(number):
+        store(room, k * LANES, _largest_lanes(x, (first + k) * count, count))
+    row_tops = largest(room, 0)
+    store(room, TOPS, row_tops)
+    to = 0
+    for k in range(number):
+        tops, s, maxima = broadcast(x, room[TOPS + k]), to_float64(zero), zero
+        at = (first + k) * count
+        for i in range(at, at + whole, LANES):
+            value = load(x, i)
+            is_top, power = equal(value, tops), exp(sub(value, tops))
+            store(powers, to, power)
+            s = add(s, to_float64(select(is_top, zero, power)))
+            maxima, to = add(maxima, select(is_top, one, zero)), to + LANES
+        if whole < count:  # the lanes past the row's end are `top`: exp takes a microsecond for results below 1e-38
+            value = select(inside, load_first(x, at + whole, count - whole), tops)
+            is_top, power = equal(value, tops), exp(sub(value, tops))
+            store(powers, to, power)
+            s = add(s, to_float64(select(is_top, zero, power)))
+            maxima, to = add(maxima, select(bit_and(is_top, inside), one, zero)), to + LANES
+        store(sums, k * LANES, s)
+        store(room, k * LANES, maxima)
+    others = sub(to_float64(totals(room, 0)), to_float64(one))
+    store(sums, 0, add(add(totals(sums, 0), others), to_float64(sub(row_tops, row_tops))))
 
 
 @kernel()
 def softmax_rows(x: Array, y: Array, count: int, start: int, stop: int) -> None:
     """Softmax of rows start to stop, each of `count` elements."""
-    for r in range(start, stop):
-        top, rest = _row_statistics(x, r * count, (r + 1) * count)
-        _row_exponentials(x, y, r * count, (r + 1) * count, top, 1.0 / (1.0 + rest))
+    at_once = max(1, min(LANES, ROW_POWERS // count))
+    powers, room, sums = _workspace(x, at_once * (count + LANES)), _workspace(x, TOPS + LANES), np.zeros(TOPS)
+    for first in range(start, stop, at_once):
+        number, one, taken = min(at_once, stop - first), broadcast(sums, 1.0), 0
+        _row_powers(x, powers, room, sums, count, first, number)
+        store(room, 0, lanes_like(x, div(one, add(one, load(sums, 0)))))
+        for k in range(number):
+            scale, at = broadcast(x, room[k]), (first + k) * count
+            for i in range(at, at + count, LANES):
+                write(y, i, mul(load(powers, taken), scale), at + count)
+                taken += LANES
 
 
 @kernel()
@@ -95,48 +136,84 @@ def softmax_rows_gradient(dy: Array, y: Array, dx: Array, count: int, start: int
 @kernel()
 def row_statistics(x: Array, top: Array, rest: Array, count: int, start: int, stop: int) -> None:
     """`top` and `rest` of rows start to stop."""
-    for r in range(start, stop):
-        top[r], rest[r] = _row_statistics(x, r * count, (r + 1) * count)
+    at_once = max(1, min(LANES, ROW_POWERS // count))
+    powers, room, sums = _workspace(x, at_once * (count + LANES)), _workspace(x, TOPS + LANES), np.zeros(TOPS)
+    for first in range(start, stop, at_once):
+        number = min(at_once, stop - first)
+        _row_powers(x, powers, room, sums, count, first, number)
+        store_first(top, first, load(room, TOPS), number)
+        store_first(rest, first, load(sums, 0), number)
 
 
 @kernel()
 def row_exponentials(x: Array, y: Array, top: Array, scale: Array, count: int, start: int, stop: int) -> None:
     """y = exp(x - top) * scale of rows start to stop."""
     for r in range(start, stop):
-        _row_exponentials(x, y, r * count, (r + 1) * count, top[r], scale[r])
+        tops, scales, row_stop = broadcast(x, top[r]), broadcast(x, scale[r]), (r + 1) * count
+        for i in range(r * count, row_stop, LANES):
+            write(y, i, mul(exp(sub(read(x, i, row_stop), tops)), scales), row_stop)
 
 
 # --------------------------------------------------------------------------------------------- rows beside each other
-# Element k of a row is `inner` elements after element k - 1. A unit of work is up to 16 neighbouring rows.
+# Element k of a row is `inner` elements after element k - 1. A unit of work is up to `width` neighbouring rows, whose
+# sums are in an array: so the elements of a unit are neighbours in memory, up to a kilobyte at a time.
+@kernel(allocates=False)
+def _unit(u: int, count: int, inner: int, width: int) -> tuple[int, int]:
+    """The first element of a unit, and its number of rows."""
+    units = (inner + width - 1) // width
+    column = u % units * width
+    return u // units * count * inner + column, min(width, inner - column)
+
+
 @kernel()
-def softmax_columns(x: Array, y: Array, count: int, inner: int, start: int, stop: int) -> None:
+def softmax_columns(x: Array, y: Array, count: int, inner: int, width: int, start: int, stop: int) -> None:
     """Softmax of units start to stop."""
-    units = (inner + LANES - 1) // LANES
+    powers, tops, sums = _workspace(x, count * width), _workspace(x, width), np.zeros(width)
     for u in range(start, stop):
-        first = u // units * count * inner + u % units * LANES
-        width = min(LANES, inner - u % units * LANES)
-        tops, sums = broadcast(x, -np.inf), to_float64(broadcast(x, 0.0))
-        for i in range(first, first + count * inner, inner):
-            tops = maximum(tops, read(x, i, i + width))
-        for i in range(first, first + count * inner, inner):
-            sums = add(sums, to_float64(exp(sub(read(x, i, i + width), tops))))
-        scales = lanes_like(x, div(to_float64(broadcast(x, 1.0)), sums))
-        for i in range(first, first + count * inner, inner):
-            write(y, i, mul(exp(sub(read(x, i, i + width), tops)), scales), i + width)
+        first, cells = _unit(u, count, inner, width)
+        for c in range(0, cells, LANES):
+            store(tops, c, broadcast(x, -np.inf))
+            store(sums, c, broadcast(sums, 0.0))
+        for k in range(count):
+            at = first + k * inner
+            for c in range(0, cells, LANES):
+                store(tops, c, maximum(load(tops, c), read(x, at + c, at + cells)))
+        for k in range(count):
+            at = first + k * inner
+            for c in range(0, cells, LANES):
+                power = exp(sub(read(x, at + c, at + cells), load(tops, c)))
+                store(powers, k * width + c, power)
+                store(sums, c, add(load(sums, c), to_float64(power)))
+        for c in range(0, cells, LANES):
+            store(tops, c, lanes_like(x, div(broadcast(sums, 1.0), load(sums, c))))
+        for k in range(count):
+            at = first + k * inner
+            for c in range(0, cells, LANES):
+                write(y, at + c, mul(load(powers, k * width + c), load(tops, c)), at + cells)
 
 
 @kernel()
-def softmax_columns_gradient(dy: Array, y: Array, dx: Array, count: int, inner: int, start: int, stop: int) -> None:
+def softmax_columns_gradient(
+    dy: Array, y: Array, dx: Array, count: int, inner: int, width: int, start: int, stop: int
+) -> None:
     """dx = y * (dy - sum(dy * y)) of units start to stop."""
-    units = (inner + LANES - 1) // LANES
+    sums, dot = np.zeros(width), _workspace(y, width)
     for u in range(start, stop):
-        first = u // units * count * inner + u % units * LANES
-        width, sums = min(LANES, inner - u % units * LANES), to_float64(broadcast(y, 0.0))
-        for i in range(first, first + count * inner, inner):
-            sums = add(sums, to_float64(mul(read(dy, i, i + width), read(y, i, i + width))))
-        dot = lanes_like(y, sums)
-        for i in range(first, first + count * inner, inner):
-            write(dx, i, mul(read(y, i, i + width), sub(read(dy, i, i + width), dot)), i + width)
+        first, cells = _unit(u, count, inner, width)
+        for c in range(0, cells, LANES):
+            store(sums, c, broadcast(sums, 0.0))
+        for k in range(count):
+            at = first + k * inner
+            for c in range(0, cells, LANES):
+                product = mul(read(dy, at + c, at + cells), read(y, at + c, at + cells))
+                store(sums, c, add(load(sums, c), to_float64(product)))
+        for c in range(0, cells, LANES):
+            store(dot, c, lanes_like(y, load(sums, c)))
+        for k in range(count):
+            at = first + k * inner
+            for c in range(0, cells, LANES):
+                difference = sub(read(dy, at + c, at + cells), load(dot, c))
+                write(dx, at + c, mul(read(y, at + c, at + cells), difference), at + cells)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
@@ -146,10 +223,11 @@ def _along_axis(by_rows: Any, by_columns: Any, axis: int, arrays: tuple[Array, .
     shape = arrays[0].shape
     axis %= len(shape)
     count, inner, size = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape)
-    units = 0 if not size else size // count if inner == 1 else size // (count * inner) * -(-inner // LANES)
+    width = max(LANES, min(MAX_WIDTH, POWERS // max(count, 1) // LANES * LANES, -(-inner // LANES) * LANES))
+    units = 0 if not size else size // count if inner == 1 else size // (count * inner) * -(-inner // width)
     new = backends.new_result(shape, arrays[0].dtype)
     in_chunks = chunked(units, sum(a.nbytes for a in (*arrays, arrays[0])))
-    loop, sizes = (by_rows, (count,)) if inner == 1 else (by_columns, (count, inner))
+    loop, sizes = (by_rows, (count,)) if inner == 1 else (by_columns, (count, inner, width))
 
     def run(*arrays: Array) -> Array:
         result = new()
