@@ -340,7 +340,7 @@ def test_inference_works_out_no_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("an argmax nobody asked for")
 
     max_pool, maxima = (sys.modules[f"cnnlayers.functional.{name}"] for name in ("max_pool", "window_maxima"))
-    monkeypatch.setattr(maxima, "argmax_dtype", unwanted)
+    monkeypatch.setattr(maxima, "argmax_dtype_name", unwanted)
     monkeypatch.setattr(max_pool, "_ties", unwanted)
     x = np.arange(16.0).reshape(1, 1, 4, 4)
     with kernels.mode("off"):

@@ -13,17 +13,10 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, taps
+from cnnlayers.specs.windows import argmax_dtype_name
 
 from ._common import Array, cast, select
 from .window_arrays import axis_index, first_taps, on_axis, window_ends, window_starts
-
-
-def argmax_dtype(b: Backend, kernel: tuple[int, ...]) -> Any:
-    number = math.prod(kernel)
-    for bits, dtype in ((8, b.xp.uint8), (16, b.xp.uint16), (32, b.xp.uint32)):
-        if number <= 2**bits:
-            return dtype
-    return b.xp.uint64
 
 
 def _lowest(b: Backend, x: Array) -> Any:
@@ -111,7 +104,7 @@ def _max_axis(
 
 def maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool) -> tuple[Array, Array | None]:
     """Windows' maxima, and (with `save`) their places within the window."""
-    argmax = argmax_dtype(b, window.kernel) if save else None
+    argmax = getattr(b.xp, argmax_dtype_name(window.kernel)) if save else None
     places, later = None, 1
     placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
     for where, axis in reversed(placed):

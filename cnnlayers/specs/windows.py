@@ -195,6 +195,12 @@ def with_layout(spec: Any, layout: Layout) -> Any:
     return replace(spec, window=found) if hasattr(spec, "window") else found
 
 
+def argmax_dtype_name(kernel: Sequence[int]) -> str:
+    """The smallest unsigned dtype that holds a place in a window of this kernel."""
+    taps = math.prod(kernel)
+    return next((f"uint{bits}" for bits in (8, 16, 32) if taps <= 2**bits), "uint64")
+
+
 def effective(kernel: int, dilation: int) -> int:
     """Cells from a window's first tap to its last."""
     return dilation * (kernel - 1) + 1

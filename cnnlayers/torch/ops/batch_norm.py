@@ -12,7 +12,7 @@ from cnnlayers.specs.arguments import DataFormat, layout
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
 from .batching import LOOP, Rule
-from .library import Op, context
+from .library import Op, context, dtype_holder
 from .norms import fake_gradients, norm_of, statistics_shape
 from .windows import FORMAT
 
@@ -85,7 +85,7 @@ def _derive(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     if dy is None:
         return (None,) * ctx.number
     x, gamma, mean, rstd = ctx.saved_tensors
-    beta_like = None if ctx.beta_dtype is None else dy.new_empty(0, dtype=ctx.beta_dtype)
+    beta_like = dtype_holder(dy, ctx.beta_dtype)
     dx, dgamma, dbeta = batch_norm_backward(dy, x, gamma, beta_like, mean, rstd, ctx.use_running_stats, *ctx.options)
     parameters = None if gamma is None else dgamma, None if beta_like is None else dbeta
     return dx, *parameters, *(None,) * (ctx.number - 3)

@@ -10,11 +10,10 @@ import torch
 from cnnlayers import functional as F
 from cnnlayers.functional.conv import _weight_shape
 from cnnlayers.specs import conv_window, transposed_window
-from cnnlayers.specs.conv import Conv
-from cnnlayers.specs.conv import interned as shared
+from cnnlayers.specs.conv import Conv, interned
 
 from .batching import LOOP, Rule
-from .library import Op, context
+from .library import Op, context, dtype_holder
 from .windows import FORMAT, one_or_all, sides
 
 Shape = Sequence[int]
@@ -58,7 +57,7 @@ def _register(op: str, options: str, call: Callable[..., Any], spec: Callable[..
         if dy is None:
             return (None,) * ctx.number
         needs_dx = ctx.needs_input_grad[1]  # the first is the set of dispatch keys
-        bias_like = None if ctx.bias_dtype is None else dy.new_empty(0, dtype=ctx.bias_dtype)
+        bias_like = dtype_holder(dy, ctx.bias_dtype)
         dx, dweight, dbias = gradient(dy, *ctx.saved_tensors, bias_like, needs_dx, *ctx.options)
         found = dx if needs_dx else None, dweight, None if bias_like is None else dbias
         return *found, *(None,) * (ctx.number - 3)
@@ -83,7 +82,7 @@ def _conv_spec(x: Shape, weight: Shape, *options: Any) -> Any:
     *sizes, groups, data_format = options
     kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, channel_axis=1)
     window = conv_window(tuple(x), kernel, *_conv_sizes(len(x) - 2, *sizes), data_format)
-    return window.layout.with_spatial(window.out_lengths, weight[0]), lambda: shared(Conv(window, weight[0], groups))
+    return window.layout.with_spatial(window.out_lengths, weight[0]), lambda: interned(Conv(window, weight[0], groups))
 
 
 CONV = "int[1] stride=1, int[1] padding=0, str auto_pad='', int[1] dilation=1, int groups=1"
@@ -107,7 +106,7 @@ def _conv_transpose_spec(x: Shape, weight: Shape, *options: Any) -> Any:
     kernel = _weight_shape(tuple(x), tuple(weight), groups, data_format, channel_axis=0)
     found = _transpose_sizes(len(x) - 2, *sizes)
     window = transposed_window(tuple(x), kernel, *found, data_format, channels=weight[1] * groups)
-    return window.layout.shape, lambda: shared(Conv(window, weight[0], groups))
+    return window.layout.shape, lambda: interned(Conv(window, weight[0], groups))
 
 
 TRANSPOSE = "int[1] stride=1, int[1] padding=0, int[1] output_padding=0, int[1] dilation=1, int groups=1"

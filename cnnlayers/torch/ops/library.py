@@ -143,6 +143,11 @@ def context(op: str, like: Any, spec: Any = None, y_shape: Any = None, **saved: 
     return Context(CallPlan(op, backends.of(like), like.dtype, shape, spec), saved)
 
 
+def dtype_holder(dy: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor | None:
+    """Stands in a backward op for a parameter of which it needs the dtype alone; None without the parameter."""
+    return None if dtype is None else dy.new_empty(0, dtype=dtype)
+
+
 def differentiable_by_x(
     op: Op,
     gradient: Op,

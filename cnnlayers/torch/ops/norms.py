@@ -18,11 +18,10 @@ from cnnlayers.specs.arguments import DataFormat, grouped, integer, layout, trai
 from cnnlayers.specs.norm import Norm, Rows, group_rows, instance_rows, trailing_rows
 
 from .batching import LOOP, Rule
-from .library import Op, context
+from .library import Op, context, dtype_holder
 from .windows import FORMAT, register
 
 Shape = Sequence[int]
-PARAMETERS = "Tensor? gamma=None, Tensor? beta=None"
 
 
 def statistics_shape(rows: Rows) -> Shape:
@@ -30,65 +29,70 @@ def statistics_shape(rows: Rows) -> Shape:
     return tuple(1 if axis in rows.axes else n for axis, n in enumerate(rows.view))
 
 
-def norm_of(rows: Rows, gamma: Any, beta_like: Any, **more: Any) -> Norm:
+def norm_of(rows: Rows, gamma: Any, beta_like: Any = None, **more: Any) -> Norm:
     gamma_dtype, beta_dtype = (None if p is None else p.dtype for p in (gamma, beta_like))
     return Norm(rows, gamma_dtype, beta_dtype, **more)
 
 
-def fake_gradients(rows: Rows, dy: torch.Tensor, gamma: Any, beta_like: Any) -> Any:
-    """dx, dgamma and dbeta; of a parameter that was not given, no cells."""
-    given = [dy.new_empty(0) if p is None else p.new_empty(rows.parameter) for p in (gamma, beta_like)]
-    return dy.new_empty(rows.shape), *given
-
-
-def _beta_like(dy: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor | None:
-    """Stands for beta, of which backward needs the dtype alone."""
-    return None if dtype is None else dy.new_empty(0, dtype=dtype)
+def fake_gradients(rows: Rows, dy: torch.Tensor, *parameters: Any) -> Any:
+    """dx and the parameters' gradients; of a parameter that was not given, no cells."""
+    found = (dy.new_empty(0) if p is None else p.new_empty(rows.parameter) for p in parameters)
+    return dy.new_empty(rows.shape), *found
 
 
 def _register(
-    op: str, before: str, after: str, rows_of: Callable[..., Rows], rule: Rule, names: Sequence[str]
+    op: str,
+    before: str,
+    after: str,
+    rows_of: Callable[..., Rows],
+    rule: Rule,
+    names: Sequence[str],
+    *,
+    parameters: Sequence[str] = ("gamma", "beta"),
+    saved: Sequence[str] = ("mean", "rstd"),
 ) -> tuple[Op, Op, Op]:
     """Register a norm whose statistics are always its own.
 
-    `before`, `after`: its options before and after gamma and beta, in the schema. `rows_of(shape, *options)`: its
-    statistics groups. `names`: of the options, as F takes them.
+    `before`, `after`: its options before and after the parameters, in the schema. `rows_of(shape, *options)`: its
+    statistics groups. `names`: of the options, as F takes them. `saved`: the arrays of its context besides x and gamma.
     """
-    first = before.count(",") + 1 if before else 0
-    head = f"Tensor x, {before}{', ' if before else ''}{PARAMETERS}, {after}"
+    first, number = before.count(",") + 1 if before else 0, len(parameters)
+    options = f"{before}, {after}" if before else after
+    optional = ", ".join(f"Tensor? {p}=None" for p in parameters)
+    head = f"Tensor x, {before}, {optional}, {after}" if before else f"Tensor x, {optional}, {after}"
+    kept = ", ".join(["Tensor? gamma", "Tensor? beta_like"][:number] + [f"Tensor {name}" for name in saved])
 
-    def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
-        return (*args[:first], *args[first + 2 :]), args[first], args[first + 1]
+    def results(several: Sequence[str]) -> str:
+        return f"(Tensor{', Tensor' * len(several)})"
+
+    def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Options and parameters."""
+        return (*args[:first], *args[first + number :]), args[first : first + number]
 
     def forward(x: Any, *args: Any) -> Any:
-        options, gamma, beta = parted(args)
-        y, ctx = getattr(F, f"{op}_forward")(x, gamma=gamma, beta=beta, **dict(zip(names, options, strict=True)))
-        return y, ctx.arrays["mean"], ctx.arrays["rstd"]
+        given, values = parted(args)
+        named = dict(zip((*names, *parameters), (*given, *values), strict=True))
+        y, ctx = getattr(F, f"{op}_forward")(x, **named)
+        return y, *(ctx.arrays[name] for name in saved)
 
     def fake_forward(x: torch.Tensor, *args: Any) -> Any:
         statistics = statistics_shape(rows_of(tuple(x.shape), *parted(args)[0]))
-        return x.new_empty(x.shape), *(x.new_empty(statistics, dtype=torch.float64) for _ in range(2))
+        return x.new_empty(x.shape), *(x.new_empty(statistics, dtype=torch.float64) for _ in saved)
 
-    def backward(dy: Any, x: Any, gamma: Any, beta_like: Any, mean: Any, rstd: Any, *options: Any) -> Any:
-        rows = rows_of(tuple(x.shape), *options)
-        norm = norm_of(rows, gamma, beta_like)
-        return getattr(F, f"{op}_backward")(dy, context(op, x, norm, x=x, mean=mean, rstd=rstd, gamma=gamma))
+    def backward(dy: Any, x: Any, *args: Any) -> Any:
+        values, statistics, given = args[:number], args[number:][: len(saved)], args[number + len(saved) :]
+        norm = norm_of(rows_of(tuple(x.shape), *given), *values)
+        arrays = {"x": x, "gamma": values[0], "mean": None, **dict(zip(saved, statistics, strict=True))}
+        return getattr(F, f"{op}_backward")(dy, context(op, x, norm, **arrays))
 
-    def fake_backward(dy: torch.Tensor, x: torch.Tensor, gamma: Any, beta: Any, *rest: Any) -> Any:
-        return fake_gradients(rows_of(tuple(x.shape), *rest[2:]), dy, gamma, beta)
+    def fake_backward(dy: torch.Tensor, x: torch.Tensor, *args: Any) -> Any:
+        return fake_gradients(rows_of(tuple(x.shape), *args[number + len(saved) :]), dy, *args[:number])
 
-    options = f"{before}, {after}" if before else after
     ops = (
+        Op(f"{op}({head}) -> Tensor", lambda *args: forward(*args)[0], lambda *args: fake_forward(*args)[0], rule),
+        Op(f"{op}_forward({head}) -> {results(saved)}", forward, fake_forward, _for_all(rule, 1 + len(saved))),
         Op(
-            f"{op}({head}) -> Tensor",
-            lambda *args: forward(*args)[0],
-            lambda x, *args: fake_forward(x, *args)[0],
-            rule,
-        ),
-        Op(f"{op}_forward({head}) -> (Tensor, Tensor, Tensor)", forward, fake_forward, _threefold(rule)),
-        Op(
-            f"{op}_backward(Tensor dy, Tensor x, Tensor? gamma, Tensor? beta_like, Tensor mean, Tensor rstd, {options})"
-            " -> (Tensor, Tensor, Tensor)",
+            f"{op}_backward(Tensor dy, Tensor x, {kept}, {options}) -> {results(parameters)}",
             backward,
             fake_backward,
             LOOP,
@@ -96,26 +100,27 @@ def _register(
     )
 
     def save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-        ctx.options, gamma, beta = parted(inputs[1:])
+        ctx.options, (gamma, *beta) = parted(inputs[1:])
         ctx.save_for_backward(inputs[0], gamma, *outputs[1:])
-        ctx.beta_dtype = None if beta is None else beta.dtype
+        ctx.beta_dtypes = [None if b is None else b.dtype for b in beta]
 
     def derive(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
         if dy is None:
             return (None,) * ctx.number
-        x, gamma, mean, rstd = ctx.saved_tensors
-        beta = _beta_like(dy, ctx.beta_dtype)
-        dx, dgamma, dbeta = ops[2](dy, x, gamma, beta, mean, rstd, *ctx.options)
-        parameters = (None if gamma is None else dgamma, None if beta is None else dbeta)
-        return dx, *(None,) * first, *parameters, *(None,) * (ctx.number - 3 - first)
+        x, gamma, *statistics = ctx.saved_tensors
+        values = gamma, *(dtype_holder(dy, dtype) for dtype in ctx.beta_dtypes)
+        dx, *found = ops[2](dy, x, *values, *statistics, *ctx.options)
+        gradients = (None if p is None else g for p, g in zip(values, found, strict=True))
+        return dx, *(None,) * first, *gradients, *(None,) * (ctx.number - 1 - first - number)
 
     ops[0].recorded_as(ops[1], ops[1].differentiable(save, derive))
     ops[2].last(op)
     return ops
 
 
-def _threefold(rule: Rule) -> Rule:
-    return Rule(rule.samples, (0, 0, 0), rule.stacked)
+def _for_all(rule: Rule, outputs: int) -> Rule:
+    """The rule, for so many outputs."""
+    return Rule(rule.samples, (0,) * outputs, rule.stacked)
 
 
 def _groups(shape: Shape, groups: int, eps: float, data_format: DataFormat) -> Rows:
@@ -147,69 +152,17 @@ layer_norm, layer_norm_forward, layer_norm_backward = _register(
     Rule({0: 0}, stacked=True),
     ("normalized_shape", "eps"),
 )
-
-
-# ------------------------------------------------------------------------------------------------------------ rms_norm
-def _rms_rows(x: Any, normalized: Shape, eps: float | None) -> Rows:
+rms_norm, rms_norm_forward, rms_norm_backward = _register(
+    "rms_norm",
+    "SymInt[] normalized_shape",
+    "float? eps=None",
     # Backward reads eps nowhere: rstd has it.
-    return trailing_rows(tuple(x.shape), trailing(tuple(x.shape), normalized), eps or 0.0, centred=False)
-
-
-def _rms_norm_forward(x: Any, normalized: Shape, gamma: Any, eps: float | None) -> Any:
-    y, ctx = F.rms_norm_forward(x, normalized, gamma, eps=eps)
-    return y, ctx.arrays["rstd"]
-
-
-def _fake_rms_norm_forward(x: torch.Tensor, normalized: Shape, gamma: Any, eps: float | None) -> Any:
-    statistics = statistics_shape(_rms_rows(x, normalized, eps))
-    return x.new_empty(x.shape), x.new_empty(statistics, dtype=torch.float64)
-
-
-def _rms_norm_backward(dy: Any, x: Any, gamma: Any, rstd: Any, normalized: Shape, eps: float | None) -> Any:
-    norm = norm_of(_rms_rows(x, normalized, eps), gamma, None)
-    return F.rms_norm_backward(dy, context("rms_norm", x, norm, x=x, mean=None, rstd=rstd, gamma=gamma))
-
-
-def _fake_rms_norm_backward(dy: torch.Tensor, x: torch.Tensor, gamma: Any, rstd: Any, *options: Any) -> Any:
-    return fake_gradients(_rms_rows(x, *options), dy, gamma, None)[:2]
-
-
-def _save_rms(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-    x, normalized, gamma, eps = inputs
-    ctx.save_for_backward(x, gamma, outputs[1])
-    ctx.options = normalized, eps
-
-
-def _derive_rms(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if dy is None:
-        return (None,) * 4
-    x, gamma, rstd = ctx.saved_tensors
-    dx, dgamma = rms_norm_backward(dy, x, gamma, rstd, *ctx.options)
-    return dx, None, None if gamma is None else dgamma, None
-
-
-RMS = "SymInt[] normalized_shape, Tensor? gamma=None, float? eps=None"
-rms_norm = Op(
-    f"rms_norm(Tensor x, {RMS}) -> Tensor",
-    lambda *args: _rms_norm_forward(*args)[0],
-    lambda *args: _fake_rms_norm_forward(*args)[0],
+    lambda shape, normalized, eps: trailing_rows(shape, trailing(shape, normalized), eps or 0.0, centred=False),
     Rule({0: 0}, stacked=True),
+    ("normalized_shape", "eps"),
+    parameters=("gamma",),
+    saved=("rstd",),
 )
-rms_norm_forward = Op(
-    f"rms_norm_forward(Tensor x, {RMS}) -> (Tensor, Tensor)",
-    _rms_norm_forward,
-    _fake_rms_norm_forward,
-    Rule({0: 0}, (0, 0), stacked=True),
-)
-rms_norm_backward = Op(
-    "rms_norm_backward(Tensor dy, Tensor x, Tensor? gamma, Tensor rstd, SymInt[] normalized_shape, float? eps=None)"
-    " -> (Tensor, Tensor)",
-    _rms_norm_backward,
-    _fake_rms_norm_backward,
-    LOOP,
-)
-rms_norm.recorded_as(rms_norm_forward, rms_norm_forward.differentiable(_save_rms, _derive_rms))
-rms_norm_backward.last("rms_norm")
 
 
 # ------------------------------------------------------------------------------------------------- local_response_norm

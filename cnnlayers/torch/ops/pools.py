@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,16 +11,45 @@ import torch
 from cnnlayers import functional as F
 from cnnlayers.specs import MaxPoolSpec, unpool_window
 from cnnlayers.specs.arguments import DataFormat
+from cnnlayers.specs.windows import argmax_dtype_name
 
 from .batching import LOOP, Rule
 from .library import Op, context, differentiable_by_x, second_output
-from .windows import FORMAT, WINDOW, Shape, adaptive, one_or_all, shape_and_options, sides, window_arguments, window_of
+from .windows import FORMAT, WINDOW, Shape, adaptive, one_or_all, sides, window_arguments, window_of
+
+Runs = Sequence[Callable[..., Any]]
 
 
-def _argmax_dtype(taps: int) -> torch.dtype:
-    """The smallest unsigned type that holds a place in a window of so many taps."""
-    sizes = ((8, torch.uint8), (16, torch.uint16), (32, torch.uint32))
-    return next((dtype for bits, dtype in sizes if taps <= 2**bits), torch.uint64)
+def _argmax_dtype(kernel: Sequence[int]) -> torch.dtype:
+    return getattr(torch, argmax_dtype_name(kernel))
+
+
+def _register(
+    op: str, inputs: str, saved: str, options: str, run: Runs, fake: Runs, rules: Sequence[Rule], more: str = ""
+) -> tuple[Op, Op, Op]:
+    """Register an op that saves one array, `saved`, and x's shape for its gradient, which is that of x.
+
+    `inputs`, `options`: of the schema. `run`: the op, its forward (of `more` options too) and its backward on arrays;
+    `fake`: the first two on fake tensors. `rules`: of all three.
+    """
+    tensors, results = inputs.count("Tensor"), "Tensor, Tensor, Tensor" if more else "Tensor, Tensor"
+    ops = (
+        Op(f"{op}({inputs}, {options}) -> Tensor", run[0], fake[0], rules[0]),
+        Op(f"{op}_forward({inputs}, {options}{more}) -> ({results})", run[1], fake[1], rules[1]),
+        Op(
+            f"{op}_backward(Tensor dy, Tensor {saved}, SymInt[] shape, {options}) -> Tensor",
+            run[2],
+            lambda dy, saved, shape, *_: dy.new_empty(shape),
+            rules[2],
+        ),
+    )
+    end = len(ops[0].defaults)
+
+    def shape_and_options(given: Any) -> tuple[Any, ...]:
+        return list(given[0].shape), *given[tensors:end]
+
+    differentiable_by_x(ops[0], ops[2], second_output, shape_and_options, ops[1])
+    return ops
 
 
 # ------------------------------------------------------------------------------------------------------------ max_pool
@@ -59,7 +89,7 @@ def _fake_max_pool_forward(x: torch.Tensor, *args: Any) -> Any:
     *options, indices = args
     window, ties = _max_window(x.shape, tuple(options)), options[-2]
     taps, out = math.prod(window.kernel), window.out_shape
-    kept = (out, _argmax_dtype(taps)) if ties == "first" else (((taps + 7) // 8, *out), torch.uint8)
+    kept = (out, _argmax_dtype(window.kernel)) if ties == "first" else (((taps + 7) // 8, *out), torch.uint8)
     places = x.new_empty(out if indices else (0,), dtype=torch.int64 if indices else None)
     return x.new_empty(out), x.new_empty(kept[0], dtype=kept[1]), places
 
@@ -68,31 +98,24 @@ def _by_first(place: int) -> Any:
     return lambda args: args[place] == "first"  # the bits of ties have another axis first
 
 
-max_pool = Op(
-    f"max_pool(Tensor x, {MAX}) -> Tensor",
-    _max_pool,
-    lambda x, *options: x.new_empty(_max_window(x.shape, options).out_shape),
-    Rule({0: 0}),
-)
-max_pool_forward = Op(
-    f"max_pool_forward(Tensor x, {MAX}, bool return_indices=False) -> (Tensor, Tensor, Tensor)",
-    _max_pool_forward,
-    _fake_max_pool_forward,
-    Rule({0: 0}, (0, 0, 0), when=_by_first(7)),
-)
-max_pool_backward = Op(
-    f"max_pool_backward(Tensor dy, Tensor saved, SymInt[] shape, {MAX}) -> Tensor",
-    _max_pool_backward,
-    lambda dy, saved, shape, *options: dy.new_empty(shape),
-    Rule({0: 0, 1: 0}, shape=2, when=_by_first(9)),
-)
-differentiable_by_x(
-    max_pool, max_pool_backward, second_output, lambda inputs: shape_and_options(inputs[:-1]), max_pool_forward
+max_pool, max_pool_forward, max_pool_backward = _register(
+    "max_pool",
+    "Tensor x",
+    "saved",
+    MAX,
+    (_max_pool, _max_pool_forward, _max_pool_backward),
+    (lambda x, *options: x.new_empty(_max_window(x.shape, options).out_shape), _fake_max_pool_forward),
+    (Rule({0: 0}), Rule({0: 0}, (0, 0, 0), when=_by_first(7)), Rule({0: 0, 1: 0}, shape=2, when=_by_first(9))),
+    ", bool return_indices=False",
 )
 
 
 # --------------------------------------------------------------------------------------------------- adaptive_max_pool
 ADAPTIVE = f"SymInt[1] output_size, {FORMAT}"
+
+
+def _adaptive_max_pool(x: Any, output_size: Shape, data_format: DataFormat) -> Any:
+    return F.adaptive_max_pool(x, one_or_all(output_size), data_format=data_format)
 
 
 def _adaptive_max_pool_forward(x: Any, output_size: Shape, data_format: DataFormat) -> Any:
@@ -109,29 +132,17 @@ def _fake_adaptive_max_pool_forward(x: torch.Tensor, output_size: Shape, data_fo
     known = x.shape[0], *map(int, x.shape[1:])  # the argmax's type depends on the widest window
     _, spec = adaptive((1, *known[1:]), [int(n) for n in output_size], data_format)
     out = (x.shape[0], *spec.out_shape[1:])
-    return x.new_empty(out), x.new_empty(out, dtype=_argmax_dtype(math.prod(spec.kernel)))
+    return x.new_empty(out), x.new_empty(out, dtype=_argmax_dtype(spec.kernel))
 
 
-adaptive_max_pool = Op(
-    f"adaptive_max_pool(Tensor x, {ADAPTIVE}) -> Tensor",
-    lambda x, size, data_format: F.adaptive_max_pool(x, one_or_all(size), data_format=data_format),
-    lambda x, *options: x.new_empty(adaptive(tuple(x.shape), *options)[0]),
-    Rule({0: 0}),
-)
-adaptive_max_pool_forward = Op(
-    f"adaptive_max_pool_forward(Tensor x, {ADAPTIVE}) -> (Tensor, Tensor)",
-    _adaptive_max_pool_forward,
-    _fake_adaptive_max_pool_forward,
-    Rule({0: 0}, (0, 0)),
-)
-adaptive_max_pool_backward = Op(
-    f"adaptive_max_pool_backward(Tensor dy, Tensor argmax, SymInt[] shape, {ADAPTIVE}) -> Tensor",
-    _adaptive_max_pool_backward,
-    lambda dy, argmax, shape, *options: dy.new_empty(shape),
-    Rule({0: 0, 1: 0}, shape=2),
-)
-differentiable_by_x(
-    adaptive_max_pool, adaptive_max_pool_backward, second_output, shape_and_options, adaptive_max_pool_forward
+adaptive_max_pool, adaptive_max_pool_forward, adaptive_max_pool_backward = _register(
+    "adaptive_max_pool",
+    "Tensor x",
+    "argmax",
+    ADAPTIVE,
+    (_adaptive_max_pool, _adaptive_max_pool_forward, _adaptive_max_pool_backward),
+    (lambda x, *options: x.new_empty(adaptive(tuple(x.shape), *options)[0]), _fake_adaptive_max_pool_forward),
+    (Rule({0: 0}), Rule({0: 0}, (0, 0)), Rule({0: 0, 1: 0}, shape=2)),
 )
 
 
@@ -163,28 +174,12 @@ def _fake_max_unpool_forward(x: torch.Tensor, indices: torch.Tensor, *options: A
     return x.new_empty(window.layout.shape), x.new_empty(x.shape, dtype=torch.int32 if small else torch.int64)
 
 
-max_unpool = Op(
-    f"max_unpool(Tensor x, Tensor indices, {UNPOOL}) -> Tensor",
-    lambda *args: _max_unpool_forward(*args)[0],
-    lambda x, indices, *options: x.new_empty(_unpool_window(x.shape, options).layout.shape),
-    Rule({0: 0, 1: 0}, when=lambda args: args[5] is None or len(args[5]) == args[0].ndim - 2),
-)
-max_unpool_forward = Op(
-    f"max_unpool_forward(Tensor x, Tensor indices, {UNPOOL}) -> (Tensor, Tensor)",
-    _max_unpool_forward,
-    _fake_max_unpool_forward,
-    LOOP,
-)
-max_unpool_backward = Op(
-    f"max_unpool_backward(Tensor dy, Tensor reached, SymInt[] shape, {UNPOOL}) -> Tensor",
-    _max_unpool_backward,
-    lambda dy, reached, shape, *options: dy.new_empty(shape),
-    LOOP,
-)
-differentiable_by_x(
-    max_unpool,
-    max_unpool_backward,
-    second_output,
-    lambda inputs: shape_and_options((inputs[0], *inputs[2:])),
-    max_unpool_forward,
+max_unpool, max_unpool_forward, max_unpool_backward = _register(
+    "max_unpool",
+    "Tensor x, Tensor indices",
+    "reached",
+    UNPOOL,
+    (lambda *args: _max_unpool_forward(*args)[0], _max_unpool_forward, _max_unpool_backward),
+    (lambda *args: _fake_max_unpool_forward(*args)[0], _fake_max_unpool_forward),
+    (Rule({0: 0, 1: 0}, when=lambda args: args[5] is None or len(args[5]) == args[0].ndim - 2), LOOP, LOOP),
 )

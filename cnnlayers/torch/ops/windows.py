@@ -49,11 +49,6 @@ def window_of(shape: Shape, sizes: Sequence[Any], ceil: bool, data_format: DataF
     return pool_window(tuple(shape), kernel, stride, padding, dilation, ceil, data_format)
 
 
-def shape_and_options(inputs: Any) -> tuple[Any, ...]:
-    """x's shape and all options of a call."""
-    return list(inputs[0].shape), *inputs[1:]
-
-
 def register(op: str, options: str, call: Callable[..., Any], spec: Callable[..., Any], saved: str = "") -> Op:
     """Register an op of x and options, and its gradient, which needs x ("x") or its shape alone ("").
 
@@ -83,7 +78,7 @@ def register(op: str, options: str, call: Callable[..., Any], spec: Callable[...
     if saved:
         differentiable_by_x(forward, gradient)
     else:
-        differentiable_by_x(forward, gradient, lambda inputs, y: (), shape_and_options)
+        differentiable_by_x(forward, gradient, lambda x, y: (), lambda given: (list(given[0].shape), *given[1:]))
     return forward
 
 
