@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeAlias
 
 from cnnlayers import functional as F
@@ -30,15 +31,24 @@ class _Conv(Layer):
 
     complex_weights = True
 
-    def _weights(self, first: int, second: int, kernel_size: Size, ndim: int | None, biases: int, rng: Any) -> None:
-        kernel = sizes(kernel_size, spatial_axes(kernel_size, ndim), "kernel_size")
-        fan_in = second
-        for cells in kernel:
-            fan_in *= cells
-        source = generator(rng)
+    def _set(
+        self, channels: tuple[int, int], kernel_size: Size, groups: int, bias: bool, ndim: int | None, data_format: Any
+    ) -> None:
+        """Check and set what both convolutions have. `channels`: those of x and y."""
+        self.in_channels = integer(channels[0], "in_channels", 0)
+        self.out_channels = integer(channels[1], "out_channels", 0)
+        self.groups = grouped(self.in_channels, groups, "groups")
+        grouped(self.out_channels, groups, "groups")
+        self.kernel_size, self.bias, self.ndim = kernel_size, flag(bias, "bias"), ndim
+        self.data_format = check_format(data_format)
+
+    def _set_weights(self, first: int, second: int, rng: Any) -> None:
+        """A new weight (first, second, *kernel), and a bias where there is one."""
+        kernel = sizes(self.kernel_size, spatial_axes(self.kernel_size, self.ndim), "kernel_size")
+        fan_in, source = math.prod((second, *kernel)), generator(rng)
         self.own_params["weight"] = uniform(source, (first, second, *kernel), fan_in)
-        if biases:
-            self.own_params["bias"] = uniform(source, (biases,), fan_in)
+        if self.bias and self.out_channels:
+            self.own_params["bias"] = uniform(source, (self.out_channels,), fan_in)
 
 
 class Conv(_Conv, op="conv"):
@@ -100,17 +110,11 @@ class Conv(_Conv, op="conv"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
-        self.in_channels = integer(in_channels, "in_channels", 0)
-        self.out_channels = integer(out_channels, "out_channels", 0)
-        self.groups = grouped(self.in_channels, groups, "groups")
-        grouped(self.out_channels, groups, "groups")
+        self._set((in_channels, out_channels), kernel_size, groups, bias, ndim, data_format)
         choice(padding_mode, "padding_mode", PADDING_MODES)
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.bias, self.padding_mode = flag(bias, "bias"), padding_mode
-        self.ndim, self.data_format = ndim, check_format(data_format)
-        biases = self.out_channels if bias else 0
+        self.stride, self.padding, self.dilation, self.padding_mode = stride, padding, dilation, padding_mode
         check_window(spatial_axes(kernel_size, ndim), stride=stride, padding=padding, dilation=dilation)
-        self._weights(self.out_channels, self.in_channels // self.groups, kernel_size, ndim, biases, rng)
+        self._set_weights(self.out_channels, self.in_channels // self.groups, rng)
 
     def compute_forward(self, x: Array) -> tuple[Any, Any]:
         padding, pad_ctx = self.padding, None
@@ -189,16 +193,11 @@ class ConvTranspose(_Conv, op="conv_transpose"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
-        self.in_channels = integer(in_channels, "in_channels", 0)
-        self.out_channels = integer(out_channels, "out_channels", 0)
-        self.groups = grouped(self.in_channels, groups, "groups")
-        grouped(self.out_channels, groups, "groups")
+        self._set((in_channels, out_channels), kernel_size, groups, bias, ndim, data_format)
         if not isinstance(padding_mode, str) or padding_mode != "zeros":
             raise ValueError(f"padding_mode of a transposed convolution must be 'zeros', got {padding_mode!r}")
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.output_padding, self.bias, self.padding_mode = output_padding, flag(bias, "bias"), padding_mode
-        self.ndim, self.data_format = ndim, check_format(data_format)
-        biases = self.out_channels if bias else 0
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.output_padding, self.padding_mode = output_padding, padding_mode
         sizes_given = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}
         check_window(spatial_axes(kernel_size, ndim), named=False, **sizes_given)
-        self._weights(self.in_channels, self.out_channels // self.groups, kernel_size, ndim, biases, rng)
+        self._set_weights(self.in_channels, self.out_channels // self.groups, rng)

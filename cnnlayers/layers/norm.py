@@ -11,10 +11,11 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.functional._common import Array
+from cnnlayers.functional.norm import checked_eps
 from cnnlayers.specs.arguments import DataFormat, Size, entries_of, flag, grouped, integer, real
 
 from .base import Layer, full, shape_of
-from .sizes import check_eps, check_format
+from .sizes import check_format
 
 
 class _Norm(Layer):
@@ -95,7 +96,7 @@ class BatchNorm(_Norm, op="batch_norm"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
-        self.num_features, self.eps = integer(num_features, "num_features", 0), check_eps(eps)
+        self.num_features, self.eps = integer(num_features, "num_features", 0), checked_eps(eps)
         self.momentum = None if momentum is None else real(momentum, "momentum")
         self.affine, self.bias, self.track_running_stats = affine, bias, track_running_stats
         self.unbiased, self.comm = flag(unbiased, "unbiased"), comm
@@ -173,7 +174,7 @@ class GroupNorm(_Norm, op="group_norm"):
         super().__init__()
         self.num_channels = integer(num_channels, "num_channels", 0)
         self.num_groups = grouped(self.num_channels, num_groups)
-        self.eps, self.affine, self.bias = check_eps(eps), affine, bias
+        self.eps, self.affine, self.bias = checked_eps(eps), affine, bias
         self.data_format = check_format(data_format)
         self._affine((self.num_channels,), affine, bias)
 
@@ -230,7 +231,7 @@ class InstanceNorm(_Norm, op="instance_norm"):
         if flag(track_running_stats, "track_running_stats"):
             raise ValueError("track_running_stats=True is not offered by InstanceNorm: it keeps no running statistics")
         self.num_features = integer(num_features, "num_features", 0)
-        self.eps, self.momentum, self.track_running_stats = check_eps(eps), momentum, False
+        self.eps, self.momentum, self.track_running_stats = checked_eps(eps), momentum, False
         self.affine, self.bias, self.data_format = affine, bias, check_format(data_format)
         self._affine((self.num_features,), affine, bias)
 
@@ -271,7 +272,7 @@ class LayerNorm(_Norm, op="layer_norm"):
         self, normalized_shape: Size, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
     ) -> None:
         super().__init__()
-        self.normalized_shape, self.eps = _shape(normalized_shape), check_eps(eps)
+        self.normalized_shape, self.eps = _shape(normalized_shape), checked_eps(eps)
         self.elementwise_affine, self.bias = elementwise_affine, bias
         self._affine(self.normalized_shape, elementwise_affine, bias, "elementwise_affine")
 
@@ -307,7 +308,7 @@ class RMSNorm(_Norm, op="rms_norm"):
 
     def __init__(self, normalized_shape: Size, eps: float | None = None, elementwise_affine: bool = True) -> None:
         super().__init__()
-        self.normalized_shape, self.eps = _shape(normalized_shape), None if eps is None else check_eps(eps)
+        self.normalized_shape, self.eps = _shape(normalized_shape), None if eps is None else checked_eps(eps)
         self.elementwise_affine = elementwise_affine
         self._affine(self.normalized_shape, elementwise_affine, False, "elementwise_affine")
 

@@ -197,13 +197,19 @@ class Layout:
         return tuple(index)
 
 
-@cached
-def layout(shape: Shape, data_format: str, *, least: int = 1) -> Layout:
-    """The layout of an array with `least` to three spatial axes. ValueError for another rank or format."""
+def check_format(data_format: Any) -> DataFormat:
+    """The name of an order of axes. TypeError or ValueError for anything else."""
     if not isinstance(data_format, str):
         raise TypeError(f"data_format must be a str, got {type(data_format).__name__}")
     if data_format not in ("channels_first", "channels_last"):
         raise ValueError(f"data_format must be 'channels_first' or 'channels_last', got {data_format!r}")
+    return cast(DataFormat, data_format)
+
+
+@cached
+def layout(shape: Shape, data_format: str, *, least: int = 1) -> Layout:
+    """The layout of an array with `least` to three spatial axes. ValueError for another rank or format."""
+    check_format(data_format)
     ndim = len(shape)
     if not least + 2 <= ndim <= 5:
         raise ValueError(
