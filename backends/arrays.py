@@ -150,9 +150,9 @@ def of(*arrays: Any, name: str = "x") -> Backend:
     if not owners:
         raise TypeError(f"{name} must be an array, got None" if arrays else "backends.of needs at least one array")
     if any(o != owners[0] for o in owners[1:]):
-        said = ", ".join(f"{o.name} on {o.device}" for o in owners)
+        text = ", ".join(f"{o.name} on {o.device}" for o in owners)
         raise TypeError(
-            f"the arrays have different owners ({said}): bring them together with backends.asarray or to_numpy"
+            f"the arrays have different owners ({text}): bring them together with backends.asarray or to_numpy"
         )
     return owners[0]
 

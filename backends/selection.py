@@ -74,11 +74,11 @@ def _module(name: str) -> ModuleType:
     return cupy_probe.module()
 
 
-def _resolve(name: str, said_by: str) -> Backend:
+def _resolve(name: str, name_in_errors: str) -> Backend:
     if not isinstance(name, str):
-        raise TypeError(f"{said_by} must be a str, got {type(name).__name__}")
+        raise TypeError(f"{name_in_errors} must be a str, got {type(name).__name__}")
     if name not in (*NAMES, "auto"):
-        raise ValueError(f"{said_by} must be one of auto, {', '.join(NAMES)}; got {name!r}")
+        raise ValueError(f"{name_in_errors} must be one of auto, {', '.join(NAMES)}; got {name!r}")
     if name == "auto":
         name = "numpy" if cupy_probe.reason() else "cupy"
     xp = _module(name)

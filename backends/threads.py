@@ -143,7 +143,7 @@ class _BlasBlock:
             del _state.blocks[self.thread]
 
 
-def _interlude() -> Block[None]:
+def _in_signal_handler() -> Block[None]:
     """BLAS on one thread for a signal handler that came while its thread was changing the setting: when it is done, all
     is as it was found."""
 
@@ -170,7 +170,7 @@ def single_threaded_blas() -> contextlib.AbstractContextManager[None]:
     product.
     """
     if _changing.entered():
-        return _interlude()
+        return _in_signal_handler()
     _after_fork_in_child()
     outer = _state.blocks.get(threading.get_ident())
     if outer is not None and outer() is not None:

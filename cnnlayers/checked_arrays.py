@@ -24,10 +24,10 @@ def check_form(title: str, name: str, array: Array | None, gradient: Array | Non
     """A gradient is None where nothing was given, else an array like its argument. GradientError otherwise."""
     if array is None or gradient is None:
         if array is not gradient:
-            said = (
+            text = (
                 "was not given: its gradient must be None" if array is None else "was given, but its gradient is None"
             )
-            raise GradientError(f"{title}: {name} {said}")
+            raise GradientError(f"{title}: {name} {text}")
     elif not is_array(gradient) or backends.of(gradient) != backends.of(array):
         raise GradientError(
             f"{title}: the gradient of {name} is of another kind than {name}: {type(gradient).__name__}"

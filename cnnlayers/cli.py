@@ -132,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _interrupted(said: str) -> int:
+def _interrupted(text: str) -> int:
     start = "\n" if sys.stderr.isatty() else ""  # below the ^C that a terminal shows
-    print(f"{start}{said}", file=sys.stderr)
+    print(f"{start}{text}", file=sys.stderr)
     return INTERRUPTED
 
 
@@ -264,8 +264,8 @@ def _predict(args: argparse.Namespace) -> int:
         answers = predict.predict(trained, images)
     width = max(map(len, map(str, images)))
     for path, answer in zip(images, answers, strict=True):
-        said = "   ".join(f"{name} {probability:6.1%}" for name, probability in answer[:SHOWN_CLASSES])
-        print(f"{path!s:{width}}   {said}")
+        text = "   ".join(f"{name} {probability:6.1%}" for name, probability in answer[:SHOWN_CLASSES])
+        print(f"{path!s:{width}}   {text}")
     return 0
 
 

@@ -215,9 +215,9 @@ def load_cifar10(path: str | Path) -> Dataset:
     x /= 255
     y = numpy.concatenate([labels for _, labels in parts])
     tested = len(parts[-1][1])
-    for count, said in ((len(y) - tested, "training"), (tested, "test")):
+    for count, text in ((len(y) - tested, "training"), (tested, "test")):
         if count == 0:
-            raise ValueError(f"{folder} holds no {said} pictures: fetch it again, {cifar.WHERE}")
+            raise ValueError(f"{folder} holds no {text} pictures: fetch it again, {cifar.WHERE}")
     rows = numpy.arange(len(y))
     train, test = rows[: len(y) - tested], rows[len(y) - tested :]
     mean, std = _normalise(x, train)

@@ -170,10 +170,10 @@ class Optimizer:
         missing = sorted(str(name) for name in expected if grads.get(name) is None)
         unknown = sorted(str(name) for name in grads if name not in self.params)
         if missing or unknown:
-            said = [f"no gradient for {', '.join(missing)}"] * bool(missing)
-            said += [f"no parameter for {', '.join(unknown)}"] * bool(unknown)
+            text = [f"no gradient for {', '.join(missing)}"] * bool(missing)
+            text += [f"no parameter for {', '.join(unknown)}"] * bool(unknown)
             raise ValueError(
-                f"{'; '.join(said)}: give layer.grads after a backward of the layer whose params these are"
+                f"{'; '.join(text)}: give layer.grads after a backward of the layer whose params these are"
             )
         for name in expected:
             p, g = self.params[name], grads[name]
@@ -234,8 +234,8 @@ class Optimizer:
         given = {name: tuple(a.shape) for name, a in host.items()}
         wrong = sorted(n for n in expected.keys() | given.keys() if expected.get(n) != given.get(n))
         if wrong:
-            said = ", ".join(f"{n} {given.get(n, 'missing')} (expected {expected.get(n, 'nothing')})" for n in wrong)
-            raise ValueError(f"this is no state of {type(self).__name__} over these parameters: {said}")
+            text = ", ".join(f"{n} {given.get(n, 'missing')} (expected {expected.get(n, 'nothing')})" for n in wrong)
+            raise ValueError(f"this is no state of {type(self).__name__} over these parameters: {text}")
         steps = host.pop("steps")
         if steps.dtype.kind not in "iu" or steps[0] < 0:
             raise ValueError(f"steps of the state must be a whole number of at least 0, got {steps[0]}")

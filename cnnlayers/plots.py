@@ -82,8 +82,8 @@ def _panel(axes: Any, epochs: Sequence[dict[str, Any]], what: str, scale: float,
     mark = "o" if len(epochs) <= 40 else None
     for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
         values = [scale * record[f"{split}_{what}"] for record in epochs]
-        said = "training (augmented)" if split == "train" else split
-        axes.plot(numbers, values, color=colour, marker=mark, markersize=3, linewidth=1.8, label=said)
+        text = "training (augmented)" if split == "train" else split
+        axes.plot(numbers, values, color=colour, marker=mark, markersize=3, linewidth=1.8, label=text)
     axes.axvline(best, color=FAINT, linewidth=1, linestyle="--", zorder=0, label=f"best epoch: {best}")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -103,7 +103,7 @@ def label(example: Example) -> str:
     truth, guess = (
         name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in (example.truth, example.guess)
     )
-    said = guess if example.guess == example.truth else f"read as {guess}"
+    text = guess if example.guess == example.truth else f"read as {guess}"
     share = f" ({100 * example.probability:.0f} %)"
-    said += share if len(said + share) <= WIDEST else ""
-    return said if example.guess == example.truth else f"true {truth},\n{said}"
+    text += share if len(text + share) <= WIDEST else ""
+    return text if example.guess == example.truth else f"true {truth},\n{text}"

@@ -114,8 +114,8 @@ class Bar(Lines):
             f"{left} left",
         )
         room = self.progress.console.width - len(f"epoch {self.epochs}/{self.epochs}") - 2 - SHORTEST_BAR
-        said = next((form for form in forms if len(form) <= room), "")
-        self.progress.update(self.task, completed=seen, figures=said)
+        text = next((form for form in forms if len(form) <= room), "")
+        self.progress.update(self.task, completed=seen, figures=text)
 
     def end(self, record: dict[str, Any]) -> None:
         self.progress.console.print(line(record, self.epochs), highlight=False, soft_wrap=True)

@@ -155,24 +155,24 @@ class _Lines:
         self.weights = numpy.where(numpy.isfinite(y), dy, 0.0)  # a window without cells gives -inf
         self.step, self.tol = limits[0] * _spread(self.x), limits[1]
         self.size = float((gradient**2).sum() / max(gradient.size, 1)) ** 0.5
-        held = float(numpy.abs(numpy.where(self.weights == 0, 0.0, y) * self.weights).sum())
+        magnitude = float(numpy.abs(numpy.where(self.weights == 0, 0.0, y) * self.weights).sum())
         # What rounding does to L: to y at its end, and to x at its beginning, as far as the function carries that.
         signs = numpy.random.default_rng(0).choice((-ROUNDING, ROUNDING), self.x.shape)
-        self.noise = ROUNDING * held + float(numpy.abs(self._rise(self.x * signs)).sum())
-        self.rough = self.noise > 1e-4 * (held + self.size * _spread(self.x))  # rounding alone changes L
+        self.noise = ROUNDING * magnitude + float(numpy.abs(self._rise(self.x * signs)).sum())
+        self.rough = self.noise > 1e-4 * (magnitude + self.size * _spread(self.x))  # rounding alone changes L
 
     def check(self, rng: numpy.random.Generator) -> float:
         """The largest relative difference along the directions; GradientError where one is above the tolerance."""
         wrong = numpy.argwhere(~numpy.isfinite(self.gradient))
         if len(wrong):
             at = tuple(wrong[0].tolist())
-            raise GradientError(f"{self._said(at)}: backward gives {self.gradient[at]} where x and y are finite")
+            raise GradientError(f"{self._where(at)}: backward gives {self.gradient[at]} where x and y are finite")
         measured = [found for _ in range(DIRECTIONS) if (found := self._along_some_direction(rng))]
         if self.rough or not measured:
-            raise GradientError(f"{self._said()}: no step is so short that the function is smooth within it")
+            raise GradientError(f"{self._where()}: no step is so short that the function is smooth within it")
         worst = max(measured, key=_excess)
         if not _excess(worst) <= 1:
-            self._blame(worst)
+            self._raise_for_worst_element(worst)
         return self.tol * _excess(worst)
 
     def _along_some_direction(self, rng: numpy.random.Generator) -> Compared | None:
@@ -210,7 +210,7 @@ class _Lines:
             rise = self.case.value(moved) - self.y
         return numpy.where(self.weights == 0, 0.0, rise * self.weights)
 
-    def _blame(self, along: Compared) -> None:
+    def _raise_for_worst_element(self, along: Compared) -> None:
         """Name the worst of the wrong elements. Where every element alone is within the tolerance, all is well."""
         flat = self._suspects().tolist()
         found = [self.compare(self._unit(i)) for i in flat]
@@ -219,13 +219,13 @@ class _Lines:
             off, worst, (given, slope, _) = max(wrong)
             at = tuple(i.item() for i in numpy.unravel_index(worst, self.x.shape))
             raise GradientError(
-                f"{self._said(at)}: backward gives {given:.9g}, differences give {slope:.9g} (off by {off:.3g},"
+                f"{self._where(at)}: backward gives {given:.9g}, differences give {slope:.9g} (off by {off:.3g},"
                 f" tolerance {self.tol:g}); {len(wrong)} of {len(flat)} elements looked at differ"
             )
         if len(flat) < self.x.size or None in found:
             raise GradientError(
-                f"{self._said()}: along a direction backward gives {along[0]:.9g}, differences give {along[1]:.9g}, but"
-                " no single element was found to differ"
+                f"{self._where()}: along a direction backward gives {along[0]:.9g}, differences give {along[1]:.9g},"
+                " but no single element was found to differ"
             )
 
     def _suspects(self) -> Host:
@@ -241,7 +241,7 @@ class _Lines:
         v[flat] = 1.0
         return v.reshape(self.x.shape)
 
-    def _said(self, at: tuple[int, ...] | None = None) -> str:
+    def _where(self, at: tuple[int, ...] | None = None) -> str:
         where = "" if at is None else f" at {at}"
         return f"{self.case.title}: the gradient of {self.case.names[self.which]}{where}"
 

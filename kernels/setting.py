@@ -9,18 +9,18 @@ from cnnlayers.backends import Block, assigned
 
 
 class Setting:
-    """One of `choices`, the first by default. `said_by`: what a block's value is called in an error."""
+    """One of `choices`, the first by default. `name_in_errors`: what a block's value is called in an error."""
 
-    def __init__(self, variable: str, choices: tuple[str, ...], said_by: str) -> None:
+    def __init__(self, variable: str, choices: tuple[str, ...], name_in_errors: str) -> None:
         self.variable = variable
         self.choices = choices
-        self.said_by = said_by
+        self.name_in_errors = name_in_errors
         self.process: list[str] = []  # the variable's value, once it has been read
         self._block: contextvars.ContextVar[str | None] = contextvars.ContextVar(variable, default=None)
 
-    def _checked(self, name: str, said_by: str) -> str:
+    def _checked(self, name: str, name_in_errors: str) -> str:
         if not isinstance(name, str) or name not in self.choices:
-            raise ValueError(f"{said_by} must be one of {', '.join(self.choices)}; got {name!r}")
+            raise ValueError(f"{name_in_errors} must be one of {', '.join(self.choices)}; got {name!r}")
         return name
 
     def current(self) -> str:
@@ -35,4 +35,4 @@ class Setting:
     def block(self, name: str) -> Block[str]:
         """The value inside the block, in this thread or async task only. Raises ValueError for another name, when the
         block begins."""
-        return assigned(self._block, lambda: self._checked(name, self.said_by))
+        return assigned(self._block, lambda: self._checked(name, self.name_in_errors))

@@ -161,13 +161,13 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(a % ndim for a in numbers))
 
 
-def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+def _reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape once these axes are reduced to length 1."""
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
-def _spread(b: Backend, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    return b.xp.broadcast_to(b.xp.reshape(dy, _kept(shape, axes)), shape)
+def _broadcast_back(b: Backend, dy: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    return b.xp.broadcast_to(b.xp.reshape(dy, _reduced_shape(shape, axes)), shape)
 
 
 def total(b: Backend, x: Array, axis: Any, keepdims: bool) -> Result:
@@ -176,7 +176,7 @@ def total(b: Backend, x: Array, axis: Any, keepdims: bool) -> Result:
         y = cast(b, b.array(summed(b, x, axes, keepdims), b.xp.float64), x.dtype)
     else:
         y = b.xp.sum(x, axis=axes, keepdims=keepdims)
-    return y, (lambda dy: _spread(b, dy, shape, axes),)
+    return y, (lambda dy: _broadcast_back(b, dy, shape, axes),)
 
 
 def mean(b: Backend, x: Array, axis: Any, keepdims: bool) -> Result:
@@ -188,7 +188,7 @@ def mean(b: Backend, x: Array, axis: Any, keepdims: bool) -> Result:
         y = b.xp.mean(x, axis=axes, keepdims=keepdims)
 
     def dx(dy: Array) -> Array:  # in float32 for half types: a count beyond float16's range is infinite there
-        return _spread(b, cast(b, dy, accumulator_dtype(b, dy.dtype)) / count, shape, axes)
+        return _broadcast_back(b, cast(b, dy, accumulator_dtype(b, dy.dtype)) / count, shape, axes)
 
     return y, (dx,)
 
@@ -207,7 +207,7 @@ def extreme(b: Backend, x: Array, axis: Any, keepdims: bool, ties: str, which: s
         here = (x == y) | b.xp.isnan(x)
         if ties == "first":
             here = _first(b, here, axes)
-        dy = _spread(b, dy, shape, axes)
+        dy = _broadcast_back(b, dy, shape, axes)
         if ties == "split":
             dy = dy / summed(b, cast(b, here, dy.dtype), axes, keepdims=True)
         return b.xp.where(here, dy, b.zeros((), dy.dtype))

@@ -173,8 +173,8 @@ def common_backend(**arrays: Array | None) -> Backend:
     found = {name: backends.of(a, name=name) for name, a in given.items()}
     first = next(iter(found.values()))
     if any(b is not first and b != first for b in found.values()):
-        said = ", ".join(f"{name} is {b.name} on {b.device}" for name, b in found.items())
-        raise TypeError(f"arrays of one call must have one owner: {said}; see cnnlayers.backends.asarray and to_numpy")
+        text = ", ".join(f"{name} is {b.name} on {b.device}" for name, b in found.items())
+        raise TypeError(f"arrays of one call must have one owner: {text}; see cnnlayers.backends.asarray and to_numpy")
     return first
 
 

@@ -32,31 +32,31 @@ from .plane_chunks import in_planes
 from .window_arrays import axis_index, on_axis, resized, window_ends, window_starts
 
 
-def _adaptive_sums(b: Backend, x: Array, where: int, axis: AdaptiveAxis) -> Array:
+def _adaptive_sums(b: Backend, x: Array, dim: int, axis: AdaptiveAxis) -> Array:
     """Window sums along one axis whose windows differ in size: a gather for each tap of the widest, or a sum for each
     window where these are fewer."""
     dtype, ndim = sum_dtype(b, axis.kernel, x.dtype), len(x.shape)
-    y, zero = b.zeros(resized(x, where, axis.out), dtype), b.zeros((), x.dtype)
+    y, zero = b.zeros(resized(x, dim, axis.out), dtype), b.zeros((), x.dtype)
     if axis.out < axis.kernel:
         for window in range(axis.out):
-            part = b.xp.sum(x[axis_index(where, axis.cells(window))], axis=where, keepdims=True, dtype=dtype)
-            y[axis_index(where, slice(window, window + 1))] = part
+            part = b.xp.sum(x[axis_index(dim, axis.cells(window))], axis=dim, keepdims=True, dtype=dtype)
+            y[axis_index(dim, slice(window, window + 1))] = part
         return y
     cell, end = window_starts(b, axis), window_ends(b, axis)
     for tap in range(axis.kernel):
         if tap < axis.narrowest:
-            y += b.xp.take(x, cell + tap, axis=where)
+            y += b.xp.take(x, cell + tap, axis=dim)
         else:
             inside = cell + tap < end
-            values = b.xp.take(x, b.xp.clip(cell + tap, None, axis.length - 1), axis=where)
-            y += b.xp.where(on_axis(b, inside, where, ndim), values, zero)
+            values = b.xp.take(x, b.xp.clip(cell + tap, None, axis.length - 1), axis=dim)
+            y += b.xp.where(on_axis(b, inside, dim, ndim), values, zero)
     return y
 
 
 def _adaptive_divided(b: Backend, spec: AdaptiveWindow, sums: Array) -> Array:
-    for where, axis in spec.placed:
+    for dim, axis in spec.placed:
         number = window_ends(b, axis) - window_starts(b, axis)
-        sums = sums / on_axis(b, cast(b, number, sums.dtype), where, len(spec.layout.shape))
+        sums = sums / on_axis(b, cast(b, number, sums.dtype), dim, len(spec.layout.shape))
     return sums
 
 
@@ -66,8 +66,8 @@ def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Ar
     regular = spec.regular()
     if regular is not None:
         return portable_avg_pool(b, Average(regular), x)
-    for where, axis in spec.placed:
-        x = _adaptive_sums(b, x, where, axis)
+    for dim, axis in spec.placed:
+        x = _adaptive_sums(b, x, dim, axis)
     return _adaptive_divided(b, spec, x)
 
 
@@ -75,8 +75,8 @@ def _adaptive_avg_pool_forward(b: Backend, spec: AdaptiveWindow, x: Array) -> Ar
 @in_accumulator_dtype
 def _adaptive_avg_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array) -> Array:
     dy = _adaptive_divided(b, spec, dy)
-    for where, axis in reversed(spec.placed):
-        dy = _adaptive_sums(b, dy, where, axis.adjoint)  # each cell adds up the windows over it, the first one first
+    for dim, axis in reversed(spec.placed):
+        dy = _adaptive_sums(b, dy, dim, axis.adjoint)  # each cell adds up the windows over it, the first one first
     return dy
 
 

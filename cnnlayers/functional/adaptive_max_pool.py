@@ -31,7 +31,7 @@ from .plane_chunks import in_planes
 from .window_arrays import axis_index, on_axis, window_ends, window_starts
 from .window_maxima import flat_cells, maxima, read_cells, read_slice
 
-Asked = tuple[slice, Callable[[Array], Array], "Array | None"]
+WindowRead = tuple[slice, Callable[[Array], Array], "Array | None"]  # see `_windows_over`
 
 
 @in_planes
@@ -47,44 +47,41 @@ def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
 @in_planes
 @in_accumulator_dtype
 def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
-    """Each cell asks the windows that cover it, in C order, whether it is their maximum."""
+    """Each cell adds dy of those windows over it whose maximum it is, in C order."""
     lay, ndim, xp = spec.layout, len(spec.layout.shape), b.xp
-    flat = flat_cells(b, spec, argmax, xp.int64)
-    mine = b.zeros((1,) * ndim, xp.int64)
-    for where, axis in spec.placed:
-        mine = mine * axis.length + on_axis(b, b.arange(axis.length), where, ndim)
+    maxima_cells = flat_cells(b, spec, argmax, xp.int64)
+    cell = b.zeros((1,) * ndim, xp.int64)  # each cell's flat place in its plane
+    for dim, axis in spec.placed:
+        cell = cell * axis.length + on_axis(b, b.arange(axis.length), dim, ndim)
     dx = b.zeros(lay.shape, dy.dtype)
-    for asked in itertools.product(*(_windows_over(b, where, ndim, axis) for where, axis in spec.placed)):
-        part = lay.at(*(cells for cells, _, _ in asked))
-        share, at, counted = dy, flat, b.full((1,) * ndim, True, xp.bool)
-        for _, windows, mask in asked:
-            share, at = windows(share), windows(at)
-            counted = counted if mask is None else counted & mask
-        share = masked(b, share, counted & (at == mine[part]))
-        for where, (_, _, mask) in zip(lay.spatial, asked, strict=True):
+    for reads in itertools.product(*(_windows_over(b, dim, ndim, axis) for dim, axis in spec.placed)):
+        part = lay.at(*(cells for cells, _, _ in reads))
+        share, chosen, exists = dy, maxima_cells, b.full((1,) * ndim, True, xp.bool)
+        for _, read, mask in reads:
+            share, chosen = read(share), read(chosen)
+            exists = exists if mask is None else exists & mask
+        share = masked(b, share, exists & (chosen == cell[part]))
+        for dim, (_, _, mask) in zip(lay.spatial, reads, strict=True):
             if mask is None:
-                share = xp.sum(share, axis=where, keepdims=True, dtype=share.dtype)
+                share = xp.sum(share, axis=dim, keepdims=True, dtype=share.dtype)
         dx[part] += share
     return dx
 
 
-def _windows_over(b: Backend, where: int, ndim: int, axis: AdaptiveAxis) -> list[Asked]:
-    """Which cells of an axis are asked for, the windows over them, and which of these there are: for all cells the
+def _windows_over(b: Backend, dim: int, ndim: int, axis: AdaptiveAxis) -> list[WindowRead]:
+    """Some cells of an axis, how to read the windows over them, and which of these windows exist: for all cells the
     first window over each, the second, and so on; or, where the cells are fewer than that, for one cell (mask None) all
     the windows over it."""
     over = axis.adjoint
     if axis.length < over.kernel:
         spans = [over.cells(cell) for cell in range(axis.length)]
-        return [(slice(c, c + 1), read_slice(axis_index(where, span)), None) for c, span in enumerate(spans)]
+        return [(slice(c, c + 1), read_slice(axis_index(dim, span)), None) for c, span in enumerate(spans)]
     first, end = window_starts(b, over), window_ends(b, over)
-    return [
-        (
-            slice(None),
-            read_cells(b, b.xp.clip(first + nth, None, axis.out - 1), where),
-            on_axis(b, first + nth < end, where, ndim),
-        )
-        for nth in range(over.kernel)
-    ]
+    found: list[WindowRead] = []
+    for nth in range(over.kernel):
+        read = read_cells(b, b.xp.clip(first + nth, None, axis.out - 1), dim)
+        found.append((slice(None), read, on_axis(b, first + nth < end, dim, ndim)))
+    return found
 
 
 def _plan(x: Array, output_size: OutputSize, data_format: DataFormat) -> CallPlan:

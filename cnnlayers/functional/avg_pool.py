@@ -42,12 +42,12 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
     if spec.override is not None:
         return sums / spec.override
     ndim = len(spec.window.layout.shape)
-    for where, axis in spec.window.placed:
+    for dim, axis in spec.window.placed:
         number = tap_counts(b, axis, spec.include_pad)
         if isinstance(number, int):
             sums = sums / number
         else:
-            sums = sums / on_axis(b, cast(b, b.xp.clip(number, 1, None), sums.dtype), where, ndim)
+            sums = sums / on_axis(b, cast(b, b.xp.clip(number, 1, None), sums.dtype), dim, ndim)
     return sums
 
 

@@ -10,10 +10,10 @@ from cnnlayers.specs.arguments import DataFormat, flag, layout, real
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
 from ._common import Array, CallPlan, Context, cast, check_parameter, inference_of, on_device, plan_of
-from .norm import checked_eps, norm_backend, norm_backward, norm_forward, norm_of, norm_plan, refuse_single_values
+from .norm import checked_eps, norm_backend, norm_backward, norm_forward, norm_of, norm_plan, single_values_error
 from .norm_math import Statistics, forward_with_computed_stats, forward_with_running_stats, reciprocal_std
 
-ALONE = "batch statistics need two; training=False uses the running ones"
+NEEDS_TWO_VALUES = "batch statistics need two; training=False uses the running ones"
 
 
 def _check_running(b: Backend, rows: Rows, mean: Array | None, var: Array | None) -> None:
@@ -35,13 +35,13 @@ def _check_writeable(**running: Array | None) -> None:
         raise ValueError("running_mean and running_var share memory, and training updates each in place: pass copies")
 
 
-def _reducing(comm: Any) -> Any:
+def _checked_comm(comm: Any) -> Any:
     if comm is not None and not callable(getattr(comm, "allreduce", None)):
         raise TypeError(f"comm must have an allreduce, as mpi4py's communicators do, got {type(comm).__name__}")
     return comm
 
 
-def _track(b: Backend, norm: Norm, running: tuple[Array, Array], stats: Statistics) -> None:
+def _update_running_stats(b: Backend, norm: Norm, running: tuple[Array, Array], stats: Statistics) -> None:
     """Update running mean and variance in place by a batch's."""
     var = stats.var * (stats.n / (stats.n - 1)) if norm.unbiased and stats.n > 1 else stats.var
     for old, new in zip(running, (stats.mean, var), strict=True):
@@ -70,11 +70,10 @@ def _batch_norm_forward(
         rstd = reciprocal_std(b, var, rows.eps)
         return forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd), mean, rstd
     y, stats = forward_with_computed_stats(b, norm, x, gamma, beta)
-    # Only now is the count over all ranks known, to each of them.
-    single_value = norm.training and stats.n == 1 and rows.parameter != (0,)
-    refuse_single_values(single_value, rows, "channel over all ranks in training", ALONE)
+    if norm.training and stats.n == 1 and rows.parameter != (0,):  # only now is the count over all ranks known
+        raise single_values_error(rows, "channel over all ranks in training", NEEDS_TWO_VALUES)
     if norm.training and running_mean is not None and stats.n:
-        _track(b, norm, (running_mean, running_var), stats)
+        _update_running_stats(b, norm, (running_mean, running_var), stats)
     return y, stats.mean, stats.rstd
 
 
@@ -100,15 +99,14 @@ def _batch_norm_plan(
         rows,
         gamma,
         beta,
-        comm=_reducing(comm),
+        comm=_checked_comm(comm),
         use_running_stats=running_mean is not None and not training,
         training=training,
         momentum=momentum,
         unbiased=unbiased,
     )
-    if comm is None:
-        single_value = training and rows.count == 1 and rows.parameter != (0,)
-        refuse_single_values(single_value, rows, "channel in training", ALONE)
+    if comm is None and training and rows.count == 1 and rows.parameter != (0,):
+        raise single_values_error(rows, "channel in training", NEEDS_TWO_VALUES)
     return norm_plan("batch_norm", b, x, norm)
 
 

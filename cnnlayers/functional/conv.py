@@ -64,14 +64,14 @@ def _weight_shape(x: Shape, weight: Shape, groups: int, data_format: DataFormat,
     return kernel
 
 
-def _arrays(x: Array, weight: Array, bias: Array | None) -> Backend:
+def _checked_backend(x: Array, weight: Array, bias: Array | None) -> Backend:
     """The owner of the call's arrays; TypeError where one is missing, or of a dtype that does not go with x's."""
     b = common_backend(x=x, weight=weight, bias=bias)
     check_weighted(b, x, weight=weight, bias=bias)
     return b
 
 
-def _computed(
+def _in_compute_dtype(
     b: Backend, step: str, spec: Conv, x: Array, weight: Array, first: Array, second: Array
 ) -> tuple[Array, Array]:
     """Two arrays in the dtype in which a step of a convolution computes: float32 or float64, but x's own, a half type,
@@ -112,7 +112,7 @@ def _gradients(
 
 # ---------------------------------------------------------------------------------------------------------- convolution
 def _conv_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array | None) -> Array:
-    arrays = _computed(b, "correlate", spec, x, weight, x, weight)
+    arrays = _in_compute_dtype(b, "correlate", spec, x, weight, x, weight)
     return cast(b, correlate(b, spec, *arrays, _bias(b, x, bias)), x.dtype)
 
 
@@ -121,17 +121,17 @@ def _conv_backward(
 ) -> tuple[Array | None, Array]:
     with _blas_for(b, spec):
         dx = (
-            correlate_adjoint(b, spec, *_computed(b, "correlate_adjoint", spec, x, weight, dy, weight))
+            correlate_adjoint(b, spec, *_in_compute_dtype(b, "correlate_adjoint", spec, x, weight, dy, weight))
             if needs_dx
             else None
         )
-        return dx, weight_gradient(b, spec, *_computed(b, "weight_gradient", spec, x, weight, x, dy))
+        return dx, weight_gradient(b, spec, *_in_compute_dtype(b, "weight_gradient", spec, x, weight, x, dy))
 
 
 def _conv_plan(
     x: Array, weight: Array, bias: Array | None, stride: Any, padding: Any, dilation: Any, groups: Any, data_format: Any
 ) -> CallPlan:
-    b = _arrays(x, weight, bias)
+    b = _checked_backend(x, weight, bias)
     groups = integer(groups, "groups", 1)
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, channel_axis=1)
     window = conv_window(tuple(x.shape), kernel, stride, padding, dilation, data_format)
@@ -247,7 +247,7 @@ def conv_backward(dy: Array, ctx: Context, *, needs_dx: bool = True) -> tuple[Ar
 
 # ----------------------------------------------------------------------------------------------- transposed convolution
 def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array | None) -> Array:
-    arrays = _computed(b, "correlate_adjoint", spec, x, weight, x, weight)
+    arrays = _in_compute_dtype(b, "correlate_adjoint", spec, x, weight, x, weight)
     return cast(b, correlate_adjoint(b, spec, *arrays, _bias(b, x, bias)), x.dtype)
 
 
@@ -255,8 +255,8 @@ def _conv_transpose_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
     with _blas_for(b, spec):
-        dx = correlate(b, spec, *_computed(b, "correlate", spec, x, weight, dy, weight)) if needs_dx else None
-        return dx, weight_gradient(b, spec, *_computed(b, "weight_gradient", spec, x, weight, dy, x))
+        dx = correlate(b, spec, *_in_compute_dtype(b, "correlate", spec, x, weight, dy, weight)) if needs_dx else None
+        return dx, weight_gradient(b, spec, *_in_compute_dtype(b, "weight_gradient", spec, x, weight, dy, x))
 
 
 def _conv_transpose_plan(
@@ -270,7 +270,7 @@ def _conv_transpose_plan(
     groups: Any,
     data_format: Any,
 ) -> CallPlan:
-    b = _arrays(x, weight, bias)
+    b = _checked_backend(x, weight, bias)
     groups = integer(groups, "groups", 1)
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, channel_axis=0)
     filters = weight.shape[1] * groups

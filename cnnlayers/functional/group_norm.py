@@ -16,7 +16,7 @@ from .norm import (
     norm_forward,
     norm_of,
     norm_plan,
-    refuse_single_values,
+    single_values_error,
 )
 
 
@@ -26,7 +26,8 @@ def _group_norm_plan(
     b = norm_backend(x, gamma=gamma, beta=beta)
     lay = layout(tuple(x.shape), data_format, least=0)
     rows = group_rows(lay, grouped(lay.channels, num_groups), checked_eps(eps))
-    refuse_single_values(rows.count == 1 and 0 not in rows.shape, rows, "group", "take fewer groups")
+    if rows.count == 1 and 0 not in rows.shape:
+        raise single_values_error(rows, "group", "take fewer groups")
     return norm_plan("group_norm", b, x, norm_of(b, rows, gamma, beta))
 
 
@@ -122,9 +123,8 @@ def group_norm_backward(dy: Array, ctx: Context) -> tuple[Array, Array | None, A
 def _instance_norm_plan(x: Array, gamma: Array | None, beta: Array | None, eps: Any, data_format: Any) -> CallPlan:
     b = norm_backend(x, gamma=gamma, beta=beta)
     rows = instance_rows(layout(tuple(x.shape), data_format, least=0), checked_eps(eps))
-    refuse_single_values(
-        rows.count == 1 and 0 not in rows.shape, rows, "instance", "it needs two spatial cells or more"
-    )
+    if rows.count == 1 and 0 not in rows.shape:
+        raise single_values_error(rows, "instance", "it needs two spatial cells or more")
     return norm_plan("instance_norm", b, x, norm_of(b, rows, gamma, beta))
 
 

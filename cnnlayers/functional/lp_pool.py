@@ -67,40 +67,40 @@ def _slope(b: Backend, inner: Array, outer: Array, p: float) -> Array:
     return root * root
 
 
-def _axis_norms(b: Backend, x: Array, where: int, axis: Axis, p: float) -> Array:
+def _axis_norms(b: Backend, x: Array, dim: int, axis: Axis, p: float) -> Array:
     """The norms of windows along one axis, of numbers that are not negative."""
-    largest, sums = (b.zeros(resized(x, where, axis.out), x.dtype) for _ in range(2))
+    largest, sums = (b.zeros(resized(x, dim, axis.out), x.dtype) for _ in range(2))
     by_window = loops_over_windows(axis)
     for windows, cells in window_parts(axis):
-        at, values = axis_index(where, windows), x[axis_index(where, cells)]
-        values = b.xp.max(values, axis=where, keepdims=True) if by_window else values
+        at, values = axis_index(dim, windows), x[axis_index(dim, cells)]
+        values = b.xp.max(values, axis=dim, keepdims=True) if by_window else values
         largest[at] = b.xp.maximum(largest[at], values)
     one = b.full((), 1.0, x.dtype)
     scale = b.xp.where((largest == 0) | b.xp.isinf(largest), one, largest)
     for windows, cells in window_parts(axis):
-        at = axis_index(where, windows)
-        powers = _power(b, x[axis_index(where, cells)] / scale[at], p)
-        sums[at] += b.xp.sum(powers, axis=where, keepdims=True) if by_window else powers
+        at = axis_index(dim, windows)
+        powers = _power(b, x[axis_index(dim, cells)] / scale[at], p)
+        sums[at] += b.xp.sum(powers, axis=dim, keepdims=True) if by_window else powers
     return scale * _root(b, sums, p)
 
 
 def _scaled_norms(b: Backend, spec: LpPool, x: Array) -> list[Array]:
     """abs(x), the norms along the first axis, the norms of those along the second, and so on."""
     found = [b.xp.abs(x)]
-    for where, axis in spec.window.placed:
-        found.append(_axis_norms(b, found[-1], where, axis, spec.p))
+    for dim, axis in spec.window.placed:
+        found.append(_axis_norms(b, found[-1], dim, axis, spec.p))
     return found
 
 
 def _scaled_gradient(b: Backend, spec: LpPool, dy: Array, x: Array) -> Array:
     norms, one, zero = _scaled_norms(b, spec, x), b.full((), 1.0, x.dtype), b.zeros((), x.dtype)
-    for index, (where, axis) in reversed(list(enumerate(spec.window.placed))):
+    for index, (dim, axis) in reversed(list(enumerate(spec.window.placed))):
         inner, outer = norms[index], norms[index + 1]
         dy, outer = b.xp.where(outer == 0, zero, dy), b.xp.where(outer == 0, one, outer)
         finite = b.xp.where(b.xp.isinf(inner), one, inner)
         dx = b.zeros(tuple(inner.shape), x.dtype)
         for windows, cells in window_parts(axis):
-            at, seen = axis_index(where, windows), axis_index(where, cells)
+            at, seen = axis_index(dim, windows), axis_index(dim, cells)
             dx[seen] += dy[at] * _slope(b, finite[seen], outer[at], spec.p)
         dy = b.xp.where(inner == 0, zero, dx)
     return b.xp.where(b.xp.isinf(x), b.full((), math.nan, x.dtype), dy)

@@ -40,10 +40,9 @@ def norm_backend(x: Array, **others: Array | None) -> Backend:
     return b
 
 
-def refuse_single_values(single_values: bool, rows: Rows, row: str, remedy: str) -> None:
-    """ValueError if `single_values`: if each row is a single value."""
-    if single_values:
-        raise ValueError(f"x must have more than one value per {row}, got shape {rows.shape}: {remedy}")
+def single_values_error(rows: Rows, row: str, remedy: str) -> ValueError:
+    """What to raise where each row is a single value, which is its own mean."""
+    return ValueError(f"x must have more than one value per {row}, got shape {rows.shape}: {remedy}")
 
 
 def norm_of(b: Backend, rows: Rows, gamma: Array | None, beta: Array | None, **more: Any) -> Norm:

@@ -45,22 +45,22 @@ def in_planes(portable: Callable[..., R]) -> Callable[..., R]:
 
         def part(index: int) -> Any:
             cut = slice(edges[index], edges[index + 1])
-            taken = [a[_at(a, layout, cut)] for a in arrays]
-            return portable(b, _of(spec, layout, cut.stop - cut.start, merges), *taken)
+            taken = [a[_chunk_index(a, layout, cut)] for a in arrays]
+            return portable(b, _spec_of_chunk(spec, layout, cut.stop - cut.start, merges), *taken)
 
-        first = part(0)  # whose results show what all of them are
+        first = part(0)  # shows how many results there are, and their shapes
         parts = first if isinstance(first, tuple) else (first,)
         wholes = [None if r is None else _whole(b, r, layout, units) for r in parts]
 
-        def keep(index: int, results: Any) -> None:
+        def store(index: int, results: Any) -> None:
             for whole, result in zip(wholes, results if isinstance(results, tuple) else (results,), strict=True):
                 if whole is not None:
-                    whole[_at(whole, layout, slice(edges[index], edges[index + 1]))] = result
+                    whole[_chunk_index(whole, layout, slice(edges[index], edges[index + 1]))] = result
 
-        keep(0, first)
-        run_chunks(lambda index: keep(index, part(index)), range(1, number))
+        store(0, first)
+        run_chunks(lambda index: store(index, part(index)), range(1, number))
         if merges:
-            wholes = [None if w is None else _parted(w, layout) for w in wholes]
+            wholes = [None if w is None else _unmerged(w, layout) for w in wholes]
         return cast(R, tuple(wholes) if isinstance(first, tuple) else wholes[0])
 
     return run
@@ -71,7 +71,7 @@ def _before(array: Array, layout: Layout) -> int:
     return int(array.ndim) - len(layout.shape)
 
 
-def _at(array: Array, layout: Layout, cut: slice) -> tuple[slice, ...]:
+def _chunk_index(array: Array, layout: Layout, cut: slice) -> tuple[slice, ...]:
     return (slice(None),) * _before(array, layout) + (cut,)
 
 
@@ -81,20 +81,20 @@ def _merged(array: Array, layout: Layout) -> Array:
     return array.reshape(*shape[:at], shape[at] * shape[at + 1], 1, *shape[at + 2 :])
 
 
-def _parted(array: Array, layout: Layout) -> Array:
+def _unmerged(array: Array, layout: Layout) -> Array:
     """`_merged` undone."""
     at, shape = _before(array, layout), array.shape
     return array.reshape(*shape[:at], *layout.shape[:2], *shape[at + 2 :])
 
 
 def _whole(b: Backend, part: Array, layout: Layout, units: int) -> Array:
-    """Room for the results of all chunks, one of which is given."""
+    """An empty array for the results of all chunks, of which `part` is one."""
     at = _before(part, layout)
     return b.empty((*part.shape[:at], units, *part.shape[at + 1 :]), part.dtype)
 
 
 @functools.lru_cache(maxsize=256)  # by number: results have a fixed size
-def _of(spec: Any, layout: Layout, units: int, merges: bool) -> Any:
+def _spec_of_chunk(spec: Any, layout: Layout, units: int, merges: bool) -> Any:
     """The spec on so many planes, or samples."""
     shape = (units, 1, *layout.shape[2:]) if merges else (units, *layout.shape[1:])
     return with_layout(spec, dataclasses.replace(layout, shape=shape))

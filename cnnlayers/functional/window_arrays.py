@@ -14,9 +14,9 @@ from cnnlayers.specs import AdaptiveAxis, Axis, Window, taps
 from ._common import SHORT_SUM, Array, sum_dtype
 
 
-def on_axis(b: Backend, array: Array, where: int, ndim: int) -> Array:
-    """A line of numbers as an array with `ndim` axes, along axis `where`."""
-    return b.xp.reshape(array, (1,) * where + (-1,) + (1,) * (ndim - where - 1))
+def on_axis(b: Backend, array: Array, dim: int, ndim: int) -> Array:
+    """A line of numbers as an array with `ndim` axes, along axis `dim`."""
+    return b.xp.reshape(array, (1,) * dim + (-1,) + (1,) * (ndim - dim - 1))
 
 
 def window_starts(b: Backend, axis: Axis | AdaptiveAxis) -> Array:
@@ -61,14 +61,14 @@ def _taps_below(b: Backend, axis: Axis, start: Array, bound: int) -> Array:
     return b.xp.clip(-((start - bound) // axis.dilation), 0, axis.kernel)
 
 
-def axis_index(where: int, part: Any) -> tuple[Any, ...]:
-    """The index that takes `part` of axis `where` and everything of the others."""
-    return (slice(None),) * where + (part, ...)
+def axis_index(dim: int, part: Any) -> tuple[Any, ...]:
+    """The index that takes `part` of axis `dim` and everything of the others."""
+    return (slice(None),) * dim + (part, ...)
 
 
-def resized(array: Array, where: int, length: int) -> tuple[int, ...]:
+def resized(array: Array, dim: int, length: int) -> tuple[int, ...]:
     shape = tuple(array.shape)
-    return (*shape[:where], length, *shape[where + 1 :])
+    return (*shape[:dim], length, *shape[dim + 1 :])
 
 
 # ----------------------------------------------------------------------------------------------------- sums of windows
@@ -92,34 +92,34 @@ def window_parts(axis: Axis) -> Iterator[tuple[slice, slice]]:
             yield slice(window, window + 1), slice(first, stop, axis.dilation)
 
 
-def _sum_axis(b: Backend, x: Array, where: int, axis: Axis, dtype: Any) -> Array:
+def _sum_axis(b: Backend, x: Array, dim: int, axis: Axis, dtype: Any) -> Array:
     """Window sums along one axis, in `dtype`."""
-    y, by_window = b.zeros(resized(x, where, axis.out), dtype), loops_over_windows(axis)
+    y, by_window = b.zeros(resized(x, dim, axis.out), dtype), loops_over_windows(axis)
     for windows, cells in window_parts(axis):
-        part = x[axis_index(where, cells)]
-        y[axis_index(where, windows)] += b.xp.sum(part, axis=where, keepdims=True, dtype=dtype) if by_window else part
+        part = x[axis_index(dim, cells)]
+        y[axis_index(dim, windows)] += b.xp.sum(part, axis=dim, keepdims=True, dtype=dtype) if by_window else part
     return y
 
 
-def _axis_adjoint(b: Backend, dy: Array, where: int, axis: Axis, dtype: Any) -> Array:
+def _axis_adjoint(b: Backend, dy: Array, dim: int, axis: Axis, dtype: Any) -> Array:
     """The adjoint: each cell adds up the windows over it."""
-    dx = b.zeros(resized(dy, where, axis.length), dtype)
+    dx = b.zeros(resized(dy, dim, axis.length), dtype)
     for windows, cells in window_parts(axis):
-        dx[axis_index(where, cells)] += dy[axis_index(where, windows)]
+        dx[axis_index(dim, cells)] += dy[axis_index(dim, windows)]
     return dx
 
 
 def window_sums(b: Backend, window: Window, x: Array) -> Array:
     """The sum of each window's cells; long sums are float64."""
     dtype = sum_dtype(b, math.prod(window.kernel), x.dtype)
-    for where, axis in window.placed:
-        x = _sum_axis(b, x, where, axis, dtype)
+    for dim, axis in window.placed:
+        x = _sum_axis(b, x, dim, axis, dtype)
     return x
 
 
 def window_adjoint(b: Backend, window: Window, dy: Array) -> Array:
     """The adjoint of `window_sums`."""
     dtype = sum_dtype(b, math.prod(a.overlap for a in window.axes), dy.dtype)
-    for where, axis in reversed(window.placed):
-        dy = _axis_adjoint(b, dy, where, axis, dtype)
+    for dim, axis in reversed(window.placed):
+        dy = _axis_adjoint(b, dy, dim, axis, dtype)
     return dy

@@ -33,25 +33,25 @@ def read_slice(at: tuple[Any, ...]) -> Callable[[Array], Array]:
     return lambda a: a[at]
 
 
-def read_cells(b: Backend, cells: Array, where: int) -> Callable[[Array], Array]:
-    return lambda a: b.xp.take(a, cells, axis=where)
+def read_cells(b: Backend, cells: Array, dim: int) -> Callable[[Array], Array]:
+    return lambda a: b.xp.take(a, cells, axis=dim)
 
 
-def _reads(b: Backend, where: int, ndim: int, axis: Axis | AdaptiveAxis) -> Iterator[Read]:
+def _reads(b: Backend, dim: int, ndim: int, axis: Axis | AdaptiveAxis) -> Iterator[Read]:
     """For each tap: the tap, the windows it serves, how to read their cells, and which of these count (None: all)."""
     if isinstance(axis, Axis):
         for tap, windows, cells in taps(axis):
-            yield tap, axis_index(where, windows), read_slice(axis_index(where, cells)), None
+            yield tap, axis_index(dim, windows), read_slice(axis_index(dim, cells)), None
         return
     start, end = window_starts(b, axis), window_ends(b, axis)
     for tap in range(axis.kernel):
         cells = b.xp.clip(start + tap, None, axis.length - 1)
-        counted = None if tap < axis.narrowest else on_axis(b, start + tap < end, where, ndim)
-        yield tap, axis_index(where, slice(None)), read_cells(b, cells, where), counted
+        counted = None if tap < axis.narrowest else on_axis(b, start + tap < end, dim, ndim)
+        yield tap, axis_index(dim, slice(None)), read_cells(b, cells, dim), counted
 
 
 def _seed(
-    b: Backend, x: Array, places: Array | None, where: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
+    b: Backend, x: Array, places: Array | None, dim: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
 ) -> tuple[Array, Array | None]:
     """Each window's first cell inside the input, and its place: no sentinel can be taken for a cell that way."""
     ndim, whole = len(x.shape), isinstance(axis, AdaptiveAxis) or axis.whole
@@ -61,40 +61,40 @@ def _seed(
         cells = None
     else:
         tap, cells, meets = first_taps(b, axis)
-    best = _first_cells(b, x, where, axis, cells)
+    best = _first_cells(b, x, dim, axis, cells)
     if not whole:
-        best = select(b, on_axis(b, meets, where, ndim), best, b.full((), _lowest(b, x), x.dtype))
+        best = select(b, on_axis(b, meets, dim, ndim), best, b.full((), _lowest(b, x), x.dtype))
     if argmax is None:
         return best, None
-    place = b.zeros((1,) * ndim, argmax) if whole else on_axis(b, cast(b, tap * later, argmax), where, ndim)
+    place = b.zeros((1,) * ndim, argmax) if whole else on_axis(b, cast(b, tap * later, argmax), dim, ndim)
     if places is None:
         return best, b.xp.broadcast_to(place, best.shape) + b.zeros(tuple(best.shape), argmax)
-    return best, _first_cells(b, places, where, axis, cells) + place
+    return best, _first_cells(b, places, dim, axis, cells) + place
 
 
-def _first_cells(b: Backend, x: Array, where: int, axis: Axis | AdaptiveAxis, cells: Array | None) -> Array:
+def _first_cells(b: Backend, x: Array, dim: int, axis: Axis | AdaptiveAxis, cells: Array | None) -> Array:
     """A copy of the cells of x along an axis; None: those under tap 0 of an ordinary axis, which are a slice."""
     if cells is None and isinstance(axis, Axis):
         _, _, under = next(taps(axis))
-        return b.xp.asarray(x[axis_index(where, under)], copy=True)
-    return b.xp.take(x, cells, axis=where)
+        return b.xp.asarray(x[axis_index(dim, under)], copy=True)
+    return b.xp.take(x, cells, axis=dim)
 
 
 def _max_axis(
-    b: Backend, x: Array, places: Array | None, where: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
+    b: Backend, x: Array, places: Array | None, dim: int, axis: Axis | AdaptiveAxis, argmax: Any, later: int
 ) -> tuple[Array, Array | None]:
     """The maximum along one axis, and its place where `argmax` (a dtype) is given."""
-    best, place = _seed(b, x, places, where, axis, argmax, later)
+    best, place = _seed(b, x, places, dim, axis, argmax, later)
     floats = backends.dtype_name(b, x) in backends.FLOATS
     seeded = isinstance(axis, AdaptiveAxis) or axis.whole  # then every window's first cell is under tap 0
-    for tap, windows, read, counted in _reads(b, where, len(x.shape), axis):
+    for tap, windows, read, counted in _reads(b, dim, len(x.shape), axis):
         if tap == 0 and seeded:
             continue
-        value, held = read(x), best[windows]
-        better = ~(value <= held) & (held == held) if floats else value > held
+        value, current = read(x), best[windows]
+        better = ~(value <= current) & (current == current) if floats else value > current
         if counted is not None:
             better = better & counted
-        best[windows] = select(b, better, value, held)
+        best[windows] = select(b, better, value, current)
         if place is not None:
             step = b.full((), tap * later, argmax)
             new = step if places is None else read(places) + step
@@ -107,8 +107,8 @@ def maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool)
     argmax = getattr(b.xp, argmax_dtype_name(window.kernel)) if save else None
     places, later = None, 1
     placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
-    for where, axis in reversed(placed):
-        x, places = _max_axis(b, x, places, where, axis, argmax, later)
+    for dim, axis in reversed(placed):
+        x, places = _max_axis(b, x, places, dim, axis, argmax, later)
         later *= axis.kernel
     return x, places
 
@@ -116,12 +116,12 @@ def maxima(b: Backend, window: Window | AdaptiveWindow, x: Array, *, save: bool)
 def flat_cells(b: Backend, window: Window | AdaptiveWindow, argmax: Array, dtype: Any) -> Array:
     """The flat place in the unpadded spatial plane of each window's maximum, from its place in the window; or −1."""
     rest, plane = cast(b, argmax, dtype), 1
-    flat, met = b.zeros(tuple(argmax.shape), dtype), b.xp.ones_like(argmax, dtype=b.xp.bool)
+    flat, exists = b.zeros(tuple(argmax.shape), dtype), b.xp.ones_like(argmax, dtype=b.xp.bool)
     placed: list[tuple[int, Axis | AdaptiveAxis]] = [*window.placed]
-    for where, axis in reversed(placed):
+    for dim, axis in reversed(placed):
         step = axis.dilation if isinstance(axis, Axis) else 1
-        start = on_axis(b, cast(b, window_starts(b, axis), dtype), where, len(argmax.shape))
+        start = on_axis(b, cast(b, window_starts(b, axis), dtype), dim, len(argmax.shape))
         cell = start + rest % axis.kernel * step
-        met = met & (cell >= 0)  # a window's maximum is never beyond the end
+        exists = exists & (cell >= 0)  # a window's maximum is never beyond the end
         flat, rest, plane = flat + cell * plane, rest // axis.kernel, plane * axis.length
-    return b.xp.where(met, flat, b.full((), -1, dtype))
+    return b.xp.where(exists, flat, b.full((), -1, dtype))

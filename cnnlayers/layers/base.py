@@ -22,7 +22,7 @@ from cnnlayers import functional as F
 from cnnlayers.functional._common import Array
 from cnnlayers.specs.arguments import MOST_ELEMENTS, flag, integer
 
-from .state import SaysWhatIsMissing, check_prefix, checked_pair, checked_value
+from .state import MissingAttributeErrors, check_prefix, checked_pair, checked_value
 
 # Arrays that `map_arrays` has put others in the place of, by id. They are not kept alive by this.
 _replaced: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
@@ -94,7 +94,7 @@ class Parameters(dict[str, Array]):
 ARRAYS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}  # an op's parameters, a layer's names
 
 
-class Layer(SaysWhatIsMissing):
+class Layer(MissingAttributeErrors):
     """The base of all layers.
 
     A layer of your own calls `super().__init__()`, fills `own_params` and writes two methods:
@@ -147,7 +147,7 @@ class Layer(SaysWhatIsMissing):
     _accepts_needs_dx = False  # whether the op's backward takes needs_dx
     complex_weights = False  # whether parameters may become complex, by an assignment of complex values
     _needs_dx = True  # in the backward under way; `compute_backward` may give None otherwise
-    _referred: tuple[str, ...] = ()  # attributes that a copy of the layer shares
+    _shared_attributes: tuple[str, ...] = ()  # attributes that a copy of the layer shares
 
     def __init_subclass__(cls, *, op: str | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -345,7 +345,7 @@ class Layer(SaysWhatIsMissing):
         twin = copy.copy(self)
         memo[id(self)] = twin
         for name, value in vars(twin).items():
-            if name not in self._referred:
+            if name not in self._shared_attributes:
                 setattr(twin, name, copy.deepcopy(value, memo))
         return twin
 

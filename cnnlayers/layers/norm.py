@@ -80,7 +80,7 @@ class BatchNorm(_Norm, op="batch_norm"):
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.BatchNorm2d
     """
 
-    _referred = ("comm",)
+    _shared_attributes = ("comm",)
 
     def __init__(
         self,
@@ -114,14 +114,14 @@ class BatchNorm(_Norm, op="batch_norm"):
             running_mean=self.own_buffers.get("running_mean"),
             running_var=self.own_buffers.get("running_var"),
             training=self.training,
-            momentum=self._newest(),
+            momentum=self._batch_weight(),
         )
         # With comm this rank's batch may be empty and the others' not, and all ranks must count alike.
         if self.training and self.track_running_stats and (0 not in x.shape or self.comm is not None):
             self.own_buffers["num_batches_tracked"] += 1
         return y, ctx
 
-    def _newest(self) -> float:
+    def _batch_weight(self) -> float:
         """The weight of this batch in the running statistics."""
         if self.momentum is not None:
             return self.momentum

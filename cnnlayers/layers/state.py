@@ -84,18 +84,18 @@ def _check_stored(name: str, value: Array, stored: Array, dtype: str) -> None:
             raise ValueError(f"{name} has values beyond the range of {dtype}, in which this layer keeps it")
 
 
-class SaysWhatIsMissing:
+class MissingAttributeErrors:
     """The AttributeError of an attribute that a layer does not have says what its class may lack."""
 
     if not TYPE_CHECKING:  # a type checker knows which attributes there are
 
         def __getattr__(self, name: str) -> Any:
-            said = f"{type(self).__name__!r} object has no attribute {name!r}"
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
             if "own_params" not in vars(self):
-                said += ": its __init__ must call super().__init__() before anything else"
+                text += ": its __init__ must call super().__init__() before anything else"
             elif name.startswith("_op_"):
-                said += ": its class needs compute_forward and compute_backward, or an op: class ...(Layer, op=...)"
-            raise AttributeError(said)
+                text += ": its class needs compute_forward and compute_backward, or an op: class ...(Layer, op=...)"
+            raise AttributeError(text)
 
 
 def checked_pair(layer: Any, result: Any) -> tuple[Any, Any]:

@@ -148,7 +148,7 @@ class Windows(Generic[A]):
 
     @property
     def placed(self) -> tuple[tuple[int, A], ...]:
-        """Each spatial axis: its place among the array's axes, and its windows."""
+        """Each spatial axis: its number among the array's axes (`dim` in the portable code), and its windows."""
         return tuple(zip(self.layout.spatial, self.axes, strict=True))
 
     @property

@@ -17,12 +17,12 @@ from cnnlayers.specs.arguments import entries_of, flag, integer, pairs, real, si
 from .arrays import DEVICES, is_channels_last
 
 
-def a_real(value: Any, name: str, *, finite: bool = True) -> float:
+def as_real(value: Any, name: str, *, finite: bool = True) -> float:
     """A float as it is: torch.compile may have made a symbol of it."""
     return value if type(value) is float else real(value, name, finite=finite)
 
 
-def an_integer(value: Any, name: str, least: int | None = None) -> int:
+def as_integer(value: Any, name: str, least: int | None = None) -> int:
     return value if type(value) is int and (least is None or value >= least) else integer(value, name, least)
 
 
@@ -49,10 +49,10 @@ def size_list(value: Any, name: str, x: Tensor) -> list[Any]:
         return [value]
     entries = entries_of(value, name)
     if entries is None:
-        return [an_integer(value, name)]
+        return [as_integer(value, name)]
     if 3 <= x.ndim <= 5 and len(entries) != x.ndim - 2:
         sizes(value, x.ndim - 2, name)  # says what is wrong
-    return [an_integer(v, name) for v in entries]
+    return [as_integer(v, name) for v in entries]
 
 
 def padding_list(value: Any, x: Tensor, least: int | None = 0) -> list[int]:
@@ -88,7 +88,7 @@ def output_sizes(value: Any, x: Tensor, data_format: str) -> list[Any]:
     axes, lengths = x.ndim - 2, x.shape[2:] if data_format == "channels_first" else x.shape[1:-1]
     entries = (None,) * axes if value is None else entries_of(value, "output_size")
     if entries is None:
-        return [an_integer(value, "output_size", 1) if type(value) is not torch.SymInt else value]
+        return [as_integer(value, "output_size", 1) if type(value) is not torch.SymInt else value]
     if 3 <= x.ndim <= 5 and len(entries) != axes:
         raise ValueError(f"output_size needs one entry per spatial axis ({axes}), got {value!r}")
     return [n if e is None else e for e, n in zip(entries, lengths, strict=True)]
@@ -107,4 +107,4 @@ def autocast(x: Tensor, dtype: torch.dtype | None, *others: Tensor | None) -> li
 
 def normalized_list(shape: Any) -> list[Any]:
     entries = entries_of(shape, "normalized_shape")
-    return [an_integer(n, "normalized_shape", 0) for n in ((shape,) if entries is None else entries)]
+    return [as_integer(n, "normalized_shape", 0) for n in ((shape,) if entries is None else entries)]

@@ -27,9 +27,9 @@ from cnnlayers import functional as F
 from cnnlayers.specs.arguments import choice, entries_of, flag
 
 from .arguments import (
-    a_real,
-    an_integer,
     as_channels_last,
+    as_integer,
+    as_real,
     as_stored,
     autocast,
     channels_first_again,
@@ -66,7 +66,7 @@ def max_pool(x: Tensor, ties: str, return_indices: bool, data_format: str, **siz
 @public(F.avg_pool)
 def avg_pool(x: Tensor, count_include_pad: bool, divisor_override: Any, data_format: str, **sizes: Any) -> Tensor:
     include = flag(count_include_pad, "count_include_pad")
-    divisor = None if divisor_override is None else an_integer(divisor_override, "divisor_override")
+    divisor = None if divisor_override is None else as_integer(divisor_override, "divisor_override")
     return as_stored(windows.avg_pool, x, *window_options(x, **sizes), include, divisor, data_format=data_format)
 
 
@@ -77,7 +77,7 @@ def sum_pool(x: Tensor, data_format: str, **sizes: Any) -> Tensor:
 
 @public(F.lp_pool)
 def lp_pool(x: Tensor, norm_type: float, data_format: str, **sizes: Any) -> Tensor:
-    options = *window_options(x, **sizes), a_real(norm_type, "norm_type")
+    options = *window_options(x, **sizes), as_real(norm_type, "norm_type")
     return as_stored(windows.lp_pool, x, *options, data_format=data_format)
 
 
@@ -110,7 +110,7 @@ def max_unpool(
 @public(F.pad)
 def pad(x: Tensor, padding: Any, mode: str, value: Any, data_format: str) -> Tensor:
     if type(value) not in (int, float, bool):
-        value = a_real(value, "value", finite=False)
+        value = as_real(value, "value", finite=False)
     return as_stored(windows.pad, x, padding_list(padding, x, None), mode, value, data_format=data_format)
 
 
@@ -120,7 +120,7 @@ def batch_norm(
     x: Tensor, gamma: Any, beta: Any, running_mean: Any, running_var: Any, comm: Any, data_format: str, **options: Any
 ) -> Tensor:
     training = flag(options["training"], "training")
-    numbers = a_real(options["momentum"], "momentum"), a_real(options["eps"], "eps")
+    numbers = as_real(options["momentum"], "momentum"), as_real(options["eps"], "eps")
     x, data_format, moved = as_channels_last(x, data_format)
     arrays, unbiased = (x, gamma, beta, running_mean, running_var), flag(options["unbiased"], "unbiased")
     given = *arrays, training, *numbers, unbiased, batch_norm_ops.number_of(comm), data_format
@@ -134,28 +134,28 @@ def batch_norm(
 
 @public(F.group_norm)
 def group_norm(x: Tensor, num_groups: int, gamma: Any, beta: Any, eps: float, data_format: str) -> Tensor:
-    groups, number = an_integer(num_groups, "num_groups", 1), a_real(eps, "eps")
+    groups, number = as_integer(num_groups, "num_groups", 1), as_real(eps, "eps")
     return as_stored(norms.group_norm, x, groups, gamma, beta, number, data_format=data_format)
 
 
 @public(F.instance_norm)
 def instance_norm(x: Tensor, gamma: Any, beta: Any, eps: float, data_format: str) -> Tensor:
-    return as_stored(norms.instance_norm, x, gamma, beta, a_real(eps, "eps"), data_format=data_format)
+    return as_stored(norms.instance_norm, x, gamma, beta, as_real(eps, "eps"), data_format=data_format)
 
 
 @public(F.layer_norm)
 def layer_norm(x: Tensor, normalized_shape: Any, gamma: Any, beta: Any, eps: float) -> Any:
-    return norms.layer_norm(x, normalized_list(normalized_shape), gamma, beta, a_real(eps, "eps"))
+    return norms.layer_norm(x, normalized_list(normalized_shape), gamma, beta, as_real(eps, "eps"))
 
 
 @public(F.rms_norm)
 def rms_norm(x: Tensor, normalized_shape: Any, gamma: Any, eps: float | None) -> Any:
-    return norms.rms_norm(x, normalized_list(normalized_shape), gamma, None if eps is None else a_real(eps, "eps"))
+    return norms.rms_norm(x, normalized_list(normalized_shape), gamma, None if eps is None else as_real(eps, "eps"))
 
 
 @public(F.local_response_norm)
 def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float, data_format: str) -> Tensor:
-    options = an_integer(size, "size", 1), a_real(alpha, "alpha"), a_real(beta, "beta"), a_real(k, "k")
+    options = as_integer(size, "size", 1), as_real(alpha, "alpha"), as_real(beta, "beta"), as_real(k, "k")
     return as_stored(norms.local_response_norm, x, *options, data_format=data_format)
 
 
@@ -164,7 +164,7 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
 def conv(x: Tensor, weight: Tensor, bias: Any, padding: Any, groups: int, data_format: str, **sizes: Any) -> Tensor:
     sides = ([0], padding_name(padding)) if isinstance(padding, str) else (padding_list(padding, x), "")
     stride, dilation = (size_list(sizes[name], name, x) for name in ("stride", "dilation"))
-    options = stride, *sides, dilation, an_integer(groups, "groups", 1)
+    options = stride, *sides, dilation, as_integer(groups, "groups", 1)
     x, weight, bias = autocast(x, None, weight, bias)
     return as_stored(convs.conv, x, weight, bias, *options, data_format=data_format)
 
@@ -174,7 +174,7 @@ def conv_transpose(
     x: Tensor, weight: Tensor, bias: Any, padding: Any, groups: int, data_format: str, **sizes: Any
 ) -> Tensor:
     stride, extra, dilation = (size_list(sizes[name], name, x) for name in ("stride", "output_padding", "dilation"))
-    options = stride, padding_list(padding, x), extra, dilation, an_integer(groups, "groups", 1)
+    options = stride, padding_list(padding, x), extra, dilation, as_integer(groups, "groups", 1)
     x, weight, bias = autocast(x, None, weight, bias)
     return as_stored(convs.conv_transpose, x, weight, bias, *options, data_format=data_format)
 
@@ -192,7 +192,7 @@ def relu(x: Tensor) -> Any:
 
 @public(F.leaky_relu)
 def leaky_relu(x: Tensor, negative_slope: float) -> Any:
-    return activations.leaky_relu(x, a_real(negative_slope, "negative_slope"))
+    return activations.leaky_relu(x, as_real(negative_slope, "negative_slope"))
 
 
 @public(F.gelu)
@@ -212,7 +212,7 @@ def tanh(x: Tensor) -> Any:
 
 @public(F.softmax)
 def softmax(x: Tensor, axis: int) -> Tensor:
-    axis = an_integer(axis, "axis")
+    axis = as_integer(axis, "axis")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be an axis of x, whose shape is {tuple(x.shape)}, got {axis}")
     return activations.softmax(x, axis)
@@ -220,7 +220,7 @@ def softmax(x: Tensor, axis: int) -> Tensor:
 
 @public(F.dropout)
 def dropout(x: Tensor, p: float, training: bool, rng: Any) -> Tensor:
-    p = a_real(p, "p")
+    p = as_real(p, "p")
     if not 0 <= p <= 1:
         raise ValueError(f"p must be a probability, from 0 to 1, got {p}")
     if not flag(training, "training") or p == 0:

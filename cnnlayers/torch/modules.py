@@ -155,8 +155,8 @@ def _of_images(run: Run, axes: int) -> Run:
         if input.ndim == axes + 2:
             return run(self, *inputs, *more, **options)
         if input.ndim != axes + 1:
-            said = f"{axes + 2} axes, or {axes + 1} for a single image"
-            raise ValueError(f"{type(self).__name__} needs an input of {said}, got shape {tuple(input.shape)}")
+            text = f"{axes + 2} axes, or {axes + 1} for a single image"
+            raise ValueError(f"{type(self).__name__} needs an input of {text}, got shape {tuple(input.shape)}")
         y = run(self, *(a[None] for a in inputs), *more, **options)
         return tuple(a[0] for a in y) if isinstance(y, tuple) else y[0]
 
@@ -234,7 +234,7 @@ def convert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     >>> type(convert(nn.Sequential(nn.MaxPool2d(2)))[0]).__module__
     'cnnlayers.torch.modules'
     """
-    model = _taken("convert", model, inplace)
+    model = _checked_copy("convert", model, inplace)
     for module in model.modules():
         replacement = _REPLACED.get(type(module))
         if replacement is not None and not _without_counterpart(module):
@@ -269,7 +269,7 @@ def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     >>> type(revert(convert(nn.MaxPool2d(2)))) is nn.MaxPool2d
     True
     """
-    model = _taken("revert", model, inplace)
+    model = _checked_copy("revert", model, inplace)
     originals = {module: original for original, module in _REPLACED.items()}
     for module in model.modules():
         if type(module) in originals:
@@ -277,7 +277,7 @@ def revert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return model
 
 
-def _taken(name: str, model: nn.Module, inplace: bool) -> nn.Module:
+def _checked_copy(name: str, model: nn.Module, inplace: bool) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} needs a torch.nn.Module, got {type(model).__name__}")
     return model if inplace else copy.deepcopy(model)

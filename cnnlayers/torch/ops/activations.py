@@ -158,4 +158,4 @@ mse_loss_backward = Op(
     LOOP,
 )
 mse_loss.differentiable(_save_mse_loss, _derive_mse_loss)
-mse_loss_backward.last("mse_loss")
+mse_loss_backward.refuse_second_derivative("mse_loss")

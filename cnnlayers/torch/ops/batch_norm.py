@@ -111,4 +111,4 @@ batch_norm_backward = Op(
     LOOP,
 )
 batch_norm.recorded_as(batch_norm_forward, batch_norm_forward.differentiable(_save, _derive))
-batch_norm_backward.last("batch_norm")
+batch_norm_backward.refuse_second_derivative("batch_norm")

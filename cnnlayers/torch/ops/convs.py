@@ -63,7 +63,7 @@ def _register(op: str, options: str, call: Callable[..., Any], spec: Callable[..
         return *found, *(None,) * (ctx.number - 3)
 
     forward.differentiable(save, derive)
-    gradient.last(op)
+    gradient.refuse_second_derivative(op)
     return forward
 
 

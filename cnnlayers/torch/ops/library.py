@@ -114,7 +114,7 @@ class Op:
 
         LIBRARY.impl(self.name, kernel, "Autograd", with_keyset=True)
 
-    def last(self, op: str) -> None:
+    def refuse_second_derivative(self, op: str) -> None:
         """This op is the gradient of `op` and has none itself: asking for one is an error."""
 
         def refuse(ctx: Any, *gradients: Any) -> Tensors:
@@ -172,7 +172,7 @@ def differentiable_by_x(
     node = (forward or op).differentiable(save, derive)
     if forward is not None:
         op.recorded_as(forward, node)
-    gradient.last(op.name)
+    gradient.refuse_second_derivative(op.name)
 
 
 def second_output(inputs: Any, outputs: Any) -> Any:

@@ -114,7 +114,7 @@ def _register(
         return dx, *(None,) * first, *gradients, *(None,) * (ctx.number - 1 - first - number)
 
     ops[0].recorded_as(ops[1], ops[1].differentiable(save, derive))
-    ops[2].last(op)
+    ops[2].refuse_second_derivative(op)
     return ops
 
 
