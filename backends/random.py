@@ -16,13 +16,10 @@ import numpy
 from .selection import Backend
 
 
-def _random(b: Backend) -> Any:
-    return b.xp.random if b.name == "cupy" else numpy.random
-
-
 def check_rng(b: Backend, rng: Any) -> None:
     """TypeError unless `rng` is None, a seed or the backend's random Generator, ValueError for a negative seed."""
-    if rng is None or isinstance(rng, _random(b).Generator):
+    random = b.xp.random if b.name == "cupy" else numpy.random
+    if rng is None or isinstance(rng, random.Generator):
         return
     try:
         if isinstance(rng, bool):

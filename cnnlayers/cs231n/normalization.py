@@ -12,11 +12,22 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import functional as F
+from cnnlayers.backends import Backend
 from cnnlayers.cs231n._arrays import Cache, is_training, rank, shape_of, together, upstream, vector
 from cnnlayers.functional._common import Array, on_device
 
 Param = dict[str, Any]
 ROWS, IMAGES = "(N, D)", "(N, C, H, W)"
+
+
+def _checked(
+    x: Any, gamma: Any, beta: Any, ndim: int
+) -> tuple[Backend, Array, Array, Array, tuple[tuple[int, ...], ...]]:
+    """The arrays of a call on their backend, gamma and beta (C,), and the shapes in which these two came."""
+    b, (x, gamma, beta) = together(x=x, gamma=gamma, beta=beta)
+    shapes = tuple(gamma.shape), tuple(beta.shape)
+    rank(x, ndim, ROWS if ndim == 2 else IMAGES)
+    return b, x, vector(b, gamma, x.shape[1], "gamma"), vector(b, beta, x.shape[1], "beta"), shapes
 
 
 def _running(x: Any, bn_param: Param, key: str, channels: int) -> Array:
@@ -33,12 +44,8 @@ def _running(x: Any, bn_param: Param, key: str, channels: int) -> Array:
 def _batch_norm(x: Any, gamma: Any, beta: Any, bn_param: Param, ndim: int) -> tuple[Array, Cache]:
     training = is_training(bn_param, "bn_param")
     given = x
-    b, (x, gamma, beta) = together(x=x, gamma=gamma, beta=beta)
-    shapes = tuple(gamma.shape), tuple(beta.shape)
-    rank(x, ndim, ROWS if ndim == 2 else IMAGES)
-    channels = x.shape[1]
-    gamma, beta = vector(b, gamma, channels, "gamma"), vector(b, beta, channels, "beta")
-    mean, var = (_running(given, bn_param, key, channels) for key in ("running_mean", "running_var"))
+    b, x, gamma, beta, shapes = _checked(x, gamma, beta, ndim)
+    mean, var = (_running(given, bn_param, key, x.shape[1]) for key in ("running_mean", "running_var"))
     if not training:  # here y is made from them, so their dtype counts
         _, (x, gamma, beta, *_) = together(x=x, gamma=gamma, beta=beta, running_mean=mean, running_var=var)
     y, ctx = F.batch_norm_forward(
@@ -87,12 +94,8 @@ def layernorm_forward(x: Any, gamma: Any, beta: Any, ln_param: Param) -> tuple[A
 
     x: (N, D), D > 1. ln_param: "eps". Source: Ba, Kiros and Hinton, https://arxiv.org/abs/1607.06450
     """
-    b, (x, gamma, beta) = together(x=x, gamma=gamma, beta=beta)
-    shapes = tuple(gamma.shape), tuple(beta.shape)
-    rank(x, 2, ROWS)
-    width = x.shape[1]
-    gamma, beta = vector(b, gamma, width, "gamma"), vector(b, beta, width, "beta")
-    y, ctx = F.layer_norm_forward(x, width, gamma, beta, eps=ln_param.get("eps", 1e-5))
+    _, x, gamma, beta, shapes = _checked(x, gamma, beta, 2)
+    y, ctx = F.layer_norm_forward(x, x.shape[1], gamma, beta, eps=ln_param.get("eps", 1e-5))
     return y, Cache(ctx, shapes)
 
 
@@ -120,10 +123,7 @@ def spatial_groupnorm_forward(x: Any, gamma: Any, beta: Any, G: int, gn_param: P
 
     G: divides C. gn_param: "eps". Returns (out, cache). Source: Wu and He, https://arxiv.org/abs/1803.08494
     """
-    b, (x, gamma, beta) = together(x=x, gamma=gamma, beta=beta)
-    shapes = tuple(gamma.shape), tuple(beta.shape)
-    rank(x, 4, IMAGES)
-    gamma, beta = vector(b, gamma, x.shape[1], "gamma"), vector(b, beta, x.shape[1], "beta")
+    _, x, gamma, beta, shapes = _checked(x, gamma, beta, 4)
     y, ctx = F.group_norm_forward(x, G, gamma, beta, eps=gn_param.get("eps", 1e-5))
     return y, Cache(ctx, shapes)
 

@@ -292,6 +292,12 @@ def check_backward(
     return b, cast(b, dy, wanted)
 
 
+def run_backward(op: str, portable: Callable[..., Array], dy: Array, ctx: Context, saved: str) -> Array:
+    """dx of an op that saves one array, computed from dy and that."""
+    _, dy = check_backward(op, dy, ctx, exact=True)
+    return ctx.plan.run(f"{op}_backward", portable, dy, ctx.arrays[saved])
+
+
 def is_float(b: Backend, dtype: Any) -> bool:
     """Whether a dtype is one of the floating ones the library computes in."""
     return backends.name_of_dtype(b, dtype) in backends.FLOATS

@@ -22,11 +22,11 @@ from ._common import (
     Context,
     accumulator_dtype,
     cast,
-    check_backward,
     check_floating,
     inference_of,
     on_device,
     plan_of,
+    run_backward,
 )
 from .erf import erfc
 
@@ -51,13 +51,6 @@ def _forward(op: str, portable: Any, x: Array) -> tuple[Array, Context]:
     plan = plan_of(plan_of_same_shape, (x,), op)
     y = plan.run(f"{op}_forward", portable, x)
     return y, Context(plan, {"y": y})
-
-
-def run_backward(op: str, portable: Any, dy: Array, ctx: Context, saved: str) -> Array:
-    """dx, from dy and the array that was saved."""
-    _, dy = check_backward(op, dy, ctx, exact=True)
-    dx: Array = ctx.plan.run(f"{op}_backward", portable, dy, ctx.arrays[saved])
-    return dx
 
 
 # ----------------------------------------------------------------------------------------------------------- leaky relu

@@ -22,12 +22,12 @@ from ._common import (
     Context,
     accumulator_dtype,
     cast,
-    check_backward,
     check_floating,
     in_accumulator_dtype,
     inference_of,
     on_device,
     plan_of,
+    run_backward,
     sum_dtype,
 )
 
@@ -168,6 +168,4 @@ def local_response_norm_backward(dy: Array, ctx: Context) -> Array:
     With d = k + alpha / size * s: dx = dy / d**beta - 2 * alpha * beta / size * x * (the sum of dy * x / d**(beta + 1)
     over the windows that hold the cell).
     """
-    _, dy = check_backward("local_response_norm", dy, ctx, exact=True)
-    dx: Array = ctx.plan.run("local_response_norm_backward", _local_response_norm_backward, dy, ctx.arrays["x"])
-    return dx
+    return run_backward("local_response_norm", _local_response_norm_backward, dy, ctx, "x")

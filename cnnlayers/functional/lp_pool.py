@@ -24,7 +24,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Axis, LpPool, Window, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
-from ._common import Array, CallPlan, Context, cast, check_backward, check_floating, inference_of, on_device, plan_of
+from ._common import Array, CallPlan, Context, cast, check_floating, inference_of, on_device, plan_of, run_backward
 from .plane_chunks import in_planes
 from .window_arrays import axis_index, loops_over_windows, resized, window_adjoint, window_parts, window_sums
 
@@ -225,5 +225,4 @@ def lp_pool_backward(dy: Array, ctx: Context) -> Array:
     -----
     The gradient is 0 at x = 0, and that of a window whose y is 0.
     """
-    _, dy = check_backward("lp_pool", dy, ctx, exact=True)
-    return ctx.plan.run("lp_pool_backward", _lp_pool_backward, dy, ctx.arrays["x"])
+    return run_backward("lp_pool", _lp_pool_backward, dy, ctx, "x")

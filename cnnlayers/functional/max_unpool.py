@@ -20,13 +20,13 @@ from ._common import (
     CallPlan,
     Context,
     cast,
-    check_backward,
     check_floating,
     common_backend,
     inference_of,
     inverse_order,
     on_device,
     plan_of,
+    run_backward,
     select,
 )
 
@@ -198,5 +198,4 @@ def max_unpool_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    _, dy = check_backward("max_unpool", dy, ctx, exact=True)
-    return ctx.plan.run("max_unpool_backward", _max_unpool_backward, dy, ctx.arrays["reached"])
+    return run_backward("max_unpool", _max_unpool_backward, dy, ctx, "reached")

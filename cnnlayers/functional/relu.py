@@ -5,8 +5,8 @@ from __future__ import annotations
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from ._common import Array, Context, itemsize, masked, on_device, plan_of
-from .activations import plan_of_same_shape, run_backward
+from ._common import Array, Context, itemsize, masked, on_device, plan_of, run_backward
+from .activations import plan_of_same_shape
 
 
 def _relu(b: Backend, spec: None, x: Array) -> Array:

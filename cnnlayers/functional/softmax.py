@@ -12,7 +12,7 @@ from typing import Any
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import integer
 
-from ._common import Array, CallPlan, Context, cast, check_backward, inference_of, on_device, plan_of
+from ._common import Array, CallPlan, Context, cast, inference_of, on_device, plan_of, run_backward
 from .activations import in_wide_dtype, plan_of_same_shape
 
 
@@ -101,6 +101,4 @@ def softmax_backward(dy: Array, ctx: Context) -> Array:
     dx : array
         x's shape and dtype.
     """
-    _, dy = check_backward("softmax", dy, ctx, exact=True)
-    dx: Array = ctx.plan.run("softmax_backward", _softmax_backward, dy, ctx.arrays["y"])
-    return dx
+    return run_backward("softmax", _softmax_backward, dy, ctx, "y")

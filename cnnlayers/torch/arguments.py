@@ -18,11 +18,12 @@ from .arrays import DEVICES, is_channels_last
 
 
 def as_real(value: Any, name: str, *, finite: bool = True) -> float:
-    """A float as it is: torch.compile may have made a symbol of it."""
+    """A real number as a float; a float as it is, which may stand for a symbol of torch.compile."""
     return value if type(value) is float else real(value, name, finite=finite)
 
 
 def as_integer(value: Any, name: str, least: int | None = None) -> int:
+    """A whole number as an int; an int as it is."""
     return value if type(value) is int and (least is None or value >= least) else integer(value, name, least)
 
 
