@@ -31,7 +31,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, accumulator_dtype
+from cnnlayers.functional.arrays import Array, accumulator_dtype
 from cnnlayers.launcher import launched_rank, launched_size, size_variable, wait_for_reader
 from cnnlayers.layers import BatchNorm, Layer
 

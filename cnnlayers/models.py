@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 from cnnlayers.layers import BatchNorm, Conv, Flatten, GlobalAvgPool, Layer, Linear, MaxPool, ReLU, Residual, Sequential
 from cnnlayers.layers.base import generator
 from cnnlayers.specs import pool_window

@@ -12,7 +12,8 @@ import numpy
 from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, CallPlan, Context
+from cnnlayers.functional.arrays import Array
+from cnnlayers.functional.call_plan import CallPlan, Context
 from cnnlayers.functional.conv import conv_dx, conv_transpose_dx
 from cnnlayers.functional.linear import linear_dx
 from cnnlayers.specs.arguments import Shape, entries_of, integer

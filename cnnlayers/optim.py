@@ -22,7 +22,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers.autograd import Tensor
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, accumulator_dtype, cast, is_complex
+from cnnlayers.functional.arrays import Array, accumulator_dtype, cast, is_complex
 from cnnlayers.layers.base import Parameters, was_replaced
 from cnnlayers.optim_checks import by_name, check_mapping, number, real_numbers
 from cnnlayers.specs.arguments import flag

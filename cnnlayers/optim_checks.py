@@ -10,7 +10,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.autograd import Tensor
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 from cnnlayers.specs.arguments import real
 
 

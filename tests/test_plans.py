@@ -18,7 +18,7 @@ import cnnlayers.functional as F
 from cnnlayers import backends, kernels
 from cnnlayers.backends import memory
 from cnnlayers.backends.plans import HEADER, KEY, LIMIT, PLANS, PlanCache, planned, size_of
-from cnnlayers.functional import _common
+from cnnlayers.functional import call_plan
 from cnnlayers.functional.window_arrays import first_taps, tap_counts, window_ends, window_starts
 from cnnlayers.kernels.cpu import jit as cpu_kernels
 from cnnlayers.specs import AdaptiveAxis, Axis, pool_window
@@ -452,9 +452,9 @@ def test_a_call_is_checked_once_for_its_shapes_dtypes_and_options(
 ) -> None:
     made: list[Any] = []
     monkeypatch.setattr(
-        _common.CallPlan,
+        call_plan.CallPlan,
         "__init__",
-        lambda plan, *args, made=made, init=_common.CallPlan.__init__: (made.append(args[0]), init(plan, *args))[1],
+        lambda plan, *args, made=made, init=call_plan.CallPlan.__init__: (made.append(args[0]), init(plan, *args))[1],
     )
     with kernels.mode("off"):
         for x in (X, X.copy(), -X):
@@ -513,7 +513,7 @@ def test_what_a_call_finds_in_its_arrays_is_checked_each_time() -> None:
 
 
 def test_memory_is_asked_for_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_common, "LARGE", 16)
+    monkeypatch.setattr(call_plan, "LARGE", 16)
     F.max_pool(X, 2)
     monkeypatch.setattr(backends, "available_memory", lambda: 10)
     with pytest.raises(MemoryError, match=r"result of shape \(1, 1, 4, 4\)"):

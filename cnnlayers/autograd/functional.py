@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import cnnlayers.functional as F
-from cnnlayers.functional._common import Array, Context
+from cnnlayers.functional.arrays import Array
+from cnnlayers.functional.call_plan import Context
 
 from .graph import recording
 from .tensor import Tensor, record

@@ -18,7 +18,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend, Block, Exclusive, assigned
-from cnnlayers.functional._common import Array, accumulator_dtype, cast
+from cnnlayers.functional.arrays import Array, accumulator_dtype, cast
 
 Gradients: TypeAlias = Callable[[Array], Sequence[Array | None]]  # from dy, those of an op's sources
 

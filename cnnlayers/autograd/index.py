@@ -15,7 +15,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, accumulator_dtype, cast
+from cnnlayers.functional.arrays import Array, accumulator_dtype, cast
 
 from .ops import Result
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 
 from .graph import recording
 from .tensor import Tensor, record

@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, accumulator_dtype, cast, inverse_order, is_float
+from cnnlayers.functional.arrays import Array, accumulator_dtype, cast, inverse_order, is_float
 from cnnlayers.functional.blas import matmul as blas_matmul
 from cnnlayers.functional.blas import transposed
 from cnnlayers.specs.arguments import entries_of, integer

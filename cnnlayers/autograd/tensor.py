@@ -17,7 +17,8 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array, cast, check_floating, check_numeric, is_complex, is_float
+from cnnlayers.functional.arrays import Array, cast, is_complex, is_float
+from cnnlayers.functional.checks import check_floating, check_numeric
 from cnnlayers.specs.arguments import flag, integer, real
 
 from . import ops

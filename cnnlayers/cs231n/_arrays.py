@@ -16,7 +16,9 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers.backends import Backend
-from cnnlayers.functional._common import Array, Context, cast, common_backend
+from cnnlayers.functional.arrays import Array, cast
+from cnnlayers.functional.call_plan import Context
+from cnnlayers.functional.checks import common_backend
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -21,7 +21,7 @@ from cnnlayers.cs231n.layers import (
     spatial_batchnorm_backward,
     spatial_batchnorm_forward,
 )
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 
 __all__ = ["affine_relu_backward", "affine_relu_forward"]
 __all__ += ["conv_relu_backward", "conv_relu_forward"]

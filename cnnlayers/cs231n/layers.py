@@ -26,7 +26,8 @@ from cnnlayers.cs231n.normalization import (
     spatial_groupnorm_backward,
     spatial_groupnorm_forward,
 )
-from cnnlayers.functional._common import Array, CallPlan, Context, cast, check_backward, on_device
+from cnnlayers.functional.arrays import Array, cast
+from cnnlayers.functional.call_plan import CallPlan, Context, check_backward, on_device
 
 __all__ = ["affine_backward", "affine_forward", "dropout_backward", "dropout_forward", "relu_backward", "relu_forward"]
 __all__ += ["conv_backward_naive", "conv_forward_naive", "max_pool_backward_naive", "max_pool_forward_naive"]

@@ -14,7 +14,9 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
 from cnnlayers.cs231n._arrays import beside, rank, together
-from cnnlayers.functional._common import Array, accumulator_dtype, cast, common_backend, on_device
+from cnnlayers.functional.arrays import Array, accumulator_dtype, cast
+from cnnlayers.functional.call_plan import on_device
+from cnnlayers.functional.checks import common_backend
 
 
 def _scores_and_labels(x: Any, y: Any) -> tuple[Backend, Array, Array]:

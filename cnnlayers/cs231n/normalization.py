@@ -14,7 +14,8 @@ from typing import Any
 from cnnlayers import functional as F
 from cnnlayers.backends import Backend
 from cnnlayers.cs231n._arrays import Cache, is_training, rank, shape_of, together, upstream, vector
-from cnnlayers.functional._common import Array, on_device
+from cnnlayers.functional.arrays import Array
+from cnnlayers.functional.call_plan import on_device
 
 Param = dict[str, Any]
 ROWS, IMAGES = "(N, D)", "(N, C, H, W)"

@@ -16,18 +16,9 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import real
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    accumulator_dtype,
-    cast,
-    check_floating,
-    inference_of,
-    on_device,
-    plan_of,
-    run_backward,
-)
+from .arrays import Array, accumulator_dtype, cast
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of, run_backward
+from .checks import check_floating
 from .erf import erfc
 
 SQRT_HALF = math.sqrt(0.5)

@@ -13,20 +13,10 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Average, adaptive_window
 from cnnlayers.specs.arguments import DataFormat, OutputSize
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    cast,
-    check_backward,
-    check_linear,
-    in_accumulator_dtype,
-    inference_of,
-    on_device,
-    plan_of,
-    sum_dtype,
-)
+from .arrays import Array, cast, in_accumulator_dtype, sum_dtype
 from .avg_pool import portable_avg_pool
+from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
+from .checks import check_linear
 from .complex_arrays import run_planes
 from .plane_chunks import in_planes
 from .window_arrays import axis_index, on_axis, resized, window_ends, window_starts

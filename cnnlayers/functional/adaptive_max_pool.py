@@ -14,19 +14,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, adaptive_window
 from cnnlayers.specs.arguments import DataFormat, OutputSize
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    cast,
-    check_backward,
-    check_floating,
-    in_accumulator_dtype,
-    masked,
-    on_device,
-    plan_of,
-    sum_widely,
-)
+from .arrays import Array, cast, in_accumulator_dtype, masked, sum_widely
+from .call_plan import CallPlan, Context, check_backward, on_device, plan_of
+from .checks import check_floating
 from .plane_chunks import in_planes
 from .window_arrays import axis_index, on_axis, window_ends, window_starts
 from .window_maxima import flat_cells, maxima, read_cells, read_slice

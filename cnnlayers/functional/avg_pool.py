@@ -19,18 +19,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Average, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, flag, integer
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    cast,
-    check_backward,
-    check_linear,
-    in_accumulator_dtype,
-    inference_of,
-    on_device,
-    plan_of,
-)
+from .arrays import Array, cast, in_accumulator_dtype
+from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
+from .checks import check_linear
 from .complex_arrays import run_planes
 from .plane_chunks import in_planes
 from .window_arrays import on_axis, tap_counts, window_adjoint, window_sums

@@ -9,7 +9,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import DataFormat, flag, layout, real
 from cnnlayers.specs.norm import Norm, Rows, batch_rows
 
-from ._common import Array, CallPlan, Context, cast, check_parameter, inference_of, on_device, plan_of
+from .arrays import Array, cast
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of
+from .checks import check_parameter
 from .norm import checked_eps, norm_backend, norm_backward, norm_forward, norm_of, norm_plan, single_values_error
 from .norm_math import Statistics, forward_with_computed_stats, forward_with_running_stats, reciprocal_std
 

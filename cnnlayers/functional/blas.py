@@ -22,7 +22,7 @@ import numpy
 from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 
-from ._common import Array, cast
+from .arrays import Array, cast
 
 T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it

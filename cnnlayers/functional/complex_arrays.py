@@ -21,7 +21,8 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import layout
 from cnnlayers.specs.windows import windows_of, with_layout
 
-from ._common import Array, CallPlan, cast, is_complex, writes_in_place
+from .arrays import Array, cast, is_complex, writes_in_place
+from .call_plan import CallPlan
 
 
 def _part_dtype(b: Backend, z: Array) -> Any:

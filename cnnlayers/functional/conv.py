@@ -26,22 +26,10 @@ from cnnlayers.specs import conv_window, transposed_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Shape, Size, flag, integer, layout, sizes
 from cnnlayers.specs.conv import Conv, interned
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    accumulator_dtype,
-    cast,
-    check_backward,
-    check_shape,
-    check_weighted,
-    common_backend,
-    inference_of,
-    is_complex,
-    on_device,
-    plan_of,
-)
+from .arrays import Array, accumulator_dtype, cast, is_complex
 from .blas import single_threaded_blas
+from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
+from .checks import check_shape, check_weighted, common_backend
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
 from .correlation import correlate, correlate_adjoint, multiplies_halves, weight_gradient
 

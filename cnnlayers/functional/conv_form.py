@@ -13,7 +13,7 @@ from cnnlayers import kernels
 from cnnlayers.backends import Backend
 from cnnlayers.specs.conv import Conv
 
-from ._common import Array
+from .arrays import Array
 
 
 def form_of(b: Backend, spec: Conv, dtype: Any, step: str) -> str:

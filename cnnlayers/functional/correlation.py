@@ -32,7 +32,7 @@ from cnnlayers.specs.arguments import Shape
 from cnnlayers.specs.conv import Conv
 
 from . import blas
-from ._common import LONG_SUM, Array, cast, inverse_order, itemsize, sum_dtype
+from .arrays import LONG_SUM, Array, cast, inverse_order, itemsize, sum_dtype
 from .blas import transposed
 from .conv_form import by_kernel
 from .conv_tiling import ALL, Tap, Tile, blocks_of, taps_of, tiles_of

@@ -13,19 +13,9 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import flag, real
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    accumulator_dtype,
-    cast,
-    check_backward,
-    check_floating,
-    inference_of,
-    masked,
-    on_device,
-    plan_of,
-)
+from .arrays import Array, accumulator_dtype, cast, masked
+from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
+from .checks import check_floating
 
 
 def _scaled(b: Backend, array: Array, mask: Array, p: float) -> Array:

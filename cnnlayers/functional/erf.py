@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cnnlayers.backends import Backend
 
-from ._common import Array
+from .arrays import Array
 
 NEAR, FAR = 0.46875, 4.0  # where one approximation ends and the next begins
 LARGEST = 27.5  # erfc is 0 in float64 from here on

@@ -7,7 +7,8 @@ from typing import Any
 from cnnlayers.specs.arguments import DataFormat, grouped, layout
 from cnnlayers.specs.norm import group_rows, instance_rows
 
-from ._common import Array, CallPlan, Context, inference_of, on_device, plan_of
+from .arrays import Array
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of
 from .norm import (
     checked_eps,
     forward_saving_stats,

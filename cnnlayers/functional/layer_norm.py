@@ -7,7 +7,8 @@ from typing import Any
 from cnnlayers.specs.arguments import Size, trailing
 from cnnlayers.specs.norm import trailing_rows
 
-from ._common import Array, CallPlan, Context, accumulator_dtype, inference_of, on_device, plan_of
+from .arrays import Array, accumulator_dtype
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of
 from .norm import checked_eps, forward_saving_stats, norm_backend, norm_backward, norm_forward, norm_of, norm_plan
 
 

@@ -10,22 +10,10 @@ import math
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import flag
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    accumulator_dtype,
-    cast,
-    check_backward,
-    check_shape,
-    check_weighted,
-    common_backend,
-    inference_of,
-    is_complex,
-    on_device,
-    plan_of,
-)
+from .arrays import Array, accumulator_dtype, cast, is_complex
 from .blas import matmul, single_threaded_blas, transposed
+from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
+from .checks import check_shape, check_weighted, common_backend
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
 
 

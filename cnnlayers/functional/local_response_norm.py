@@ -16,20 +16,9 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import DataFormat, Layout, integer, layout, real
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    accumulator_dtype,
-    cast,
-    check_floating,
-    in_accumulator_dtype,
-    inference_of,
-    on_device,
-    plan_of,
-    run_backward,
-    sum_dtype,
-)
+from .arrays import Array, accumulator_dtype, cast, in_accumulator_dtype, sum_dtype
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of, run_backward
+from .checks import check_floating
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,9 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import real
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    accumulator_dtype,
-    cast,
-    check_backward,
-    check_floating,
-    common_backend,
-    inference_of,
-    on_device,
-    plan_of,
-    writes_in_place,
-)
+from .arrays import Array, accumulator_dtype, cast, writes_in_place
+from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
+from .checks import check_floating, common_backend
 
 
 def _factor(dy: Any, ctx: Any) -> Array:

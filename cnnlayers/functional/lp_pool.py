@@ -24,7 +24,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Axis, LpPool, Window, pool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, real
 
-from ._common import Array, CallPlan, Context, cast, check_floating, inference_of, on_device, plan_of, run_backward
+from .arrays import Array, cast
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of, run_backward
+from .checks import check_floating
 from .plane_chunks import in_planes
 from .window_arrays import axis_index, loops_over_windows, resized, window_adjoint, window_parts, window_sums
 

@@ -22,19 +22,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import MaxPoolSpec, Window, max_pool_spec, window_taps
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, Ties
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    cast,
-    check_backward,
-    check_numeric,
-    in_accumulator_dtype,
-    masked,
-    on_device,
-    plan_of,
-    sum_widely,
-)
+from .arrays import Array, cast, in_accumulator_dtype, masked, sum_widely
+from .call_plan import CallPlan, Context, check_backward, on_device, plan_of
+from .checks import check_numeric
 from .plane_chunks import in_planes
 from .window_maxima import flat_cells, maxima
 

@@ -15,20 +15,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Window, unpool_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    cast,
-    check_floating,
-    common_backend,
-    inference_of,
-    inverse_order,
-    on_device,
-    plan_of,
-    run_backward,
-    select,
-)
+from .arrays import Array, cast, inverse_order, select
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of, run_backward
+from .checks import check_floating, common_backend
 
 
 def _planes(b: Backend, window: Window, array: Array) -> Array:

@@ -22,7 +22,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import real
 from cnnlayers.specs.norm import Norm, Rows
 
-from ._common import Array, CallPlan, Context, cast, check_backward, check_floating, check_parameter, common_backend
+from .arrays import Array, cast
+from .call_plan import CallPlan, Context, check_backward
+from .checks import check_floating, check_parameter, common_backend
 from .norm_math import backward_with_computed_stats, backward_with_running_stats, forward_with_computed_stats
 
 

@@ -27,7 +27,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import Shape
 from cnnlayers.specs.norm import Norm, Rows
 
-from ._common import Array, accumulator_dtype, cast
+from .arrays import Array, accumulator_dtype, cast
 
 SHORT_ROW = 1024  # products along the last axis are summed in their own dtype up to this many cells
 Centred: TypeAlias = tuple[Array, Array | None]  # (x - shift, delta); (x, None) in RMS norm

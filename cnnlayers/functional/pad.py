@@ -20,21 +20,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import Pad, pad_spec
 from cnnlayers.specs.arguments import DataFormat, PadMode, Pair, Sides, real
 
-from ._common import (
-    Array,
-    CallPlan,
-    Context,
-    cast,
-    check_backward,
-    check_numeric,
-    in_accumulator_dtype,
-    inference_of,
-    is_complex,
-    on_device,
-    plan_of,
-    sum_widely,
-    writes_in_place,
-)
+from .arrays import Array, cast, in_accumulator_dtype, is_complex, sum_widely, writes_in_place
+from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
+from .checks import check_numeric
 from .complex_arrays import run_planes
 from .window_arrays import axis_index
 

@@ -17,7 +17,7 @@ from cnnlayers.backends import Backend, run_chunks
 from cnnlayers.specs.arguments import Layout
 from cnnlayers.specs.windows import windows_of, with_layout
 
-from ._common import Array
+from .arrays import Array
 
 R = TypeVar("R")
 CHUNK = 1_600_000  # bytes of the largest array, about

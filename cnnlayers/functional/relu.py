@@ -5,8 +5,9 @@ from __future__ import annotations
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 
-from ._common import Array, Context, itemsize, masked, on_device, plan_of, run_backward
 from .activations import plan_of_same_shape
+from .arrays import Array, itemsize, masked
+from .call_plan import Context, on_device, plan_of, run_backward
 
 
 def _relu(b: Backend, spec: None, x: Array) -> Array:

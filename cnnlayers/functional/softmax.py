@@ -12,8 +12,9 @@ from typing import Any
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import integer
 
-from ._common import Array, CallPlan, Context, cast, inference_of, on_device, plan_of, run_backward
 from .activations import in_wide_dtype, plan_of_same_shape
+from .arrays import Array, cast
+from .call_plan import CallPlan, Context, inference_of, on_device, plan_of, run_backward
 
 
 def _plan(x: Array, axis: Any) -> CallPlan:

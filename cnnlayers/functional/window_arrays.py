@@ -11,7 +11,7 @@ from typing import Any
 from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, Axis, Window, taps
 
-from ._common import SHORT_SUM, Array, sum_dtype
+from .arrays import SHORT_SUM, Array, sum_dtype
 
 
 def on_axis(b: Backend, array: Array, dim: int, ndim: int) -> Array:

@@ -15,7 +15,7 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveAxis, AdaptiveWindow, Axis, Window, taps
 from cnnlayers.specs.windows import argmax_dtype_name
 
-from ._common import Array, cast, select
+from .arrays import Array, cast, select
 from .window_arrays import axis_index, first_taps, on_axis, window_ends, window_starts
 
 

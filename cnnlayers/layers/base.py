@@ -19,7 +19,7 @@ import numpy
 
 from cnnlayers import backends
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 from cnnlayers.specs.arguments import MOST_ELEMENTS, flag, integer
 
 from .state import MissingAttributeErrors, check_prefix, checked_pair, checked_value

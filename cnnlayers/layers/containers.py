@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array, cast
+from cnnlayers.functional.arrays import Array, cast
 
 from .base import Layer
 

@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, TypeAlias
 
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 from cnnlayers.specs import conv_window
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, choice, entries_of, flag, grouped, integer, sizes
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array, CallPlan, Context, check_backward, check_numeric, is_complex
+from cnnlayers.functional.arrays import Array, is_complex
+from cnnlayers.functional.call_plan import CallPlan, Context, check_backward
+from cnnlayers.functional.checks import check_numeric
 from cnnlayers.specs.arguments import flag, integer, real
 
 from .base import Layer, generator, uniform

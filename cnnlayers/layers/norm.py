@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 from cnnlayers.functional.norm import checked_eps
 from cnnlayers.specs.arguments import DataFormat, Size, entries_of, flag, grouped, integer, real
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from cnnlayers import functional as F
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 from cnnlayers.specs.arguments import DataFormat, PadMode, Sides
 
 from .base import Layer, shape_of

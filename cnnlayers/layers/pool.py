@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 from cnnlayers.functional.lp_pool import norm_exponent
 from cnnlayers.specs.arguments import DataFormat, Padding, Size, Ties, choice, flag, integer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 
 
 def _common_prefixes(names: Iterable[str]) -> list[str]:

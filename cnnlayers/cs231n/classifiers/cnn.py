@@ -14,7 +14,7 @@ from cnnlayers.cs231n.layer_utils import (
     conv_relu_pool_forward,
 )
 from cnnlayers.cs231n.layers import affine_backward, affine_forward, softmax_loss
-from cnnlayers.functional._common import Array
+from cnnlayers.functional.arrays import Array
 
 __all__ = ["ThreeLayerConvNet"]
 

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from cnnlayers import backends
-from cnnlayers.functional._common import CallPlan, Context
+from cnnlayers.functional.call_plan import CallPlan, Context
 
 from ..arrays import array_of, fresh_tensor_of, on_stream_of
 from .batching import Rule, batched

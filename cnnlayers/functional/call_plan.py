@@ -1,11 +1,11 @@
-"""What every op's trio shares: the context, the checks of arrays, and the choice between a kernel and portable code."""
+"""What every op shares: the plan of a call, which chooses between a kernel and portable code, and the context."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -14,11 +14,10 @@ from cnnlayers import backends, kernels
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import is_key
 
+from .arrays import Array, accumulator_dtype, bytes_of_dtype, cast, is_complex, is_float, itemsize
+
 P = ParamSpec("P")
 R = TypeVar("R")
-Array = Any  # an array of NumPy, CuPy or another array-API library
-SHORT_SUM = 32  # the most values that are added up in their own dtype: more lose digits
-LONG_SUM = 1024  # the same limit where float64 sums are slow and longer sums are rare
 LARGE = 1 << 30  # bytes of a result for which memory is checked first
 MAX_ITEMSIZE = 16  # bytes of an element of the widest dtype, complex128
 TABLES = 64  # bytes that the tables of an axis take for each window, while they are made
@@ -74,7 +73,7 @@ class CallPlan:
     def check_memory(self) -> None:
         """MemoryError where y cannot fit in the memory that is free. A system that promises more memory than it has
         would end the process instead. CuPy checks by itself."""
-        nbytes = math.prod(self.y_shape) * _bytes(backends.name_of_dtype(self.backend, self.dtype))
+        nbytes = math.prod(self.y_shape) * bytes_of_dtype(backends.name_of_dtype(self.backend, self.dtype))
         if nbytes < LARGE:
             return
         needed, free = nbytes + TABLES * max(self.y_shape), backends.available_memory()
@@ -144,120 +143,6 @@ class Context:
         return f"<{self.plan.op} context: y {self.plan.y_shape}, {self.nbytes:,} bytes kept>"
 
 
-def writes_in_place(b: Backend) -> bool:
-    """Whether arrays can be written by arrays of indices, and complex ones by parts. The array API standard has neither
-    way."""
-    return b.name in ("numpy", "cupy")
-
-
-def inverse_order(order: Sequence[int]) -> tuple[int, ...]:
-    """The permutation of axes that undoes one."""
-    return tuple(order.index(axis) for axis in range(len(order)))
-
-
-def itemsize(b: Backend, array: Array) -> int:
-    """Bytes of one element."""
-    return _bytes(backends.dtype_name(b, array))
-
-
-@functools.cache
-def _bytes(name: str) -> int:
-    return 1 if name == "bool" else int("".join(c for c in name if c.isdigit())) // 8
-
-
-def common_backend(**arrays: Array | None) -> Backend:
-    """The backend of the named arrays, None entries passed over; the TypeError for mixed owners names the arguments."""
-    given = {name: a for name, a in arrays.items() if a is not None}
-    if not given:
-        raise TypeError(f"{next(iter(arrays))} must be an array, got None")
-    found = {name: backends.of(a, name=name) for name, a in given.items()}
-    first = next(iter(found.values()))
-    if any(b is not first and b != first for b in found.values()):
-        text = ", ".join(f"{name} is {b.name} on {b.device}" for name, b in found.items())
-        raise TypeError(f"arrays of one call must have one owner: {text}; see cnnlayers.backends.asarray and to_numpy")
-    return first
-
-
-def check_floating(b: Backend, array: Array, name: str) -> Array:
-    """`array`, if it has a floating dtype that the library computes in. TypeError otherwise, and for None."""
-    if array is None:
-        raise TypeError(f"{name} must be an array, got None")
-    if backends.dtype_name(b, array) not in backends.FLOATS:
-        got = backends.dtype_name(b, array)
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {got}{_only_linear(got)}")
-    return array
-
-
-def _only_linear(dtype: str) -> str:
-    linear = "pad, avg_pool, sum_pool, adaptive_avg_pool, conv, conv_transpose and linear"
-    return f": of all ops, only {linear} take complex arrays" if dtype in backends.COMPLEX else ""
-
-
-def check_linear(b: Backend, array: Array, name: str) -> Array:
-    """`array`, if it has a floating or complex dtype, as linear ops take it. TypeError otherwise, and for None."""
-    if array is not None and is_complex(b, array.dtype):
-        return array
-    return check_floating(b, array, name)
-
-
-def check_weighted(b: Backend, x: Array, **parameters: Array | None) -> None:
-    """TypeError unless x and the parameters that are given are floating or complex, and real where x is real."""
-    check_linear(b, x, "x")
-    for name, array in parameters.items():
-        if array is not None and is_complex(b, array.dtype) and not is_complex(b, x.dtype):
-            raise TypeError(
-                f"{name} must be real for an x of {x.dtype}, as y has x's dtype, got {array.dtype}: make x complex, or"
-                f" pass {name}.real"
-            )
-        if array is not None or name == "weight":
-            check_linear(b, array, name)
-
-
-def check_numeric(b: Backend, array: Array, name: str) -> Array:
-    """`array`, if it has a floating, integer or bool dtype. TypeError otherwise."""
-    got = backends.dtype_name(b, array)
-    if got not in (*backends.FLOATS, *backends.INTEGERS, "bool"):
-        raise TypeError(f"{name} must be floating, integer or bool, got {got}{_only_linear(got)}")
-    return array
-
-
-def check_parameter(b: Backend, array: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
-    """A floating parameter of exactly this shape, or None. TypeError or ValueError otherwise."""
-    return None if array is None else check_shape(check_floating(b, array, name), name, shape)
-
-
-def check_shape(array: Array | None, name: str, shape: tuple[int, ...]) -> Array | None:
-    """An array of exactly this shape, or None. ValueError otherwise."""
-    if array is not None and tuple(array.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
-    return array
-
-
-def cast(b: Backend, array: Array, dtype: Any) -> Array:
-    """`array` in `dtype`, itself where it has that already."""
-    return array if array.dtype == dtype else b.xp.astype(array, dtype)
-
-
-def select(b: Backend, condition: Array, x: Array, y: Array) -> Array:
-    """`x` where the condition holds, else `y`, bit for bit; both have one dtype."""
-    if b.name == "cupy" and backends.dtype_name(b, x) == "bfloat16":  # CuPy 14's where would give float32
-        bits = b.xp.uint16
-        return b.xp.where(condition, x.view(bits), y.view(bits)).view(x.dtype)
-    if b.name == "numpy" and condition.ndim:  # whose where takes a branch for each element, and often guesses wrong
-        bits = f"u{x.dtype.itemsize}"
-        chosen, other = x.view(bits), y.view(bits)
-        ones = b.xp.negative(condition.view("u1").astype(bits))
-        return (other ^ ((chosen ^ other) & ones)).view(x.dtype)
-    return b.xp.where(condition, x, y)
-
-
-def masked(b: Backend, array: Array, mask: Array) -> Array:
-    """The array where the mask holds, else 0, whatever was there."""
-    if b.name != "numpy" or not array.ndim:
-        return select(b, mask, array, b.zeros((), array.dtype))
-    return (array.view(f"u{array.dtype.itemsize}") * mask).view(array.dtype)
-
-
 def check_backward(
     op: str, dy: Array, ctx: Context, *, exact: bool = False, integers: bool = False
 ) -> tuple[Backend, Array]:
@@ -296,45 +181,6 @@ def run_backward(op: str, portable: Callable[..., Array], dy: Array, ctx: Contex
     """dx of an op that saves one array, computed from dy and that."""
     _, dy = check_backward(op, dy, ctx, exact=True)
     return ctx.plan.run(f"{op}_backward", portable, dy, ctx.arrays[saved])
-
-
-def is_float(b: Backend, dtype: Any) -> bool:
-    """Whether a dtype is one of the floating ones the library computes in."""
-    return backends.name_of_dtype(b, dtype) in backends.FLOATS
-
-
-def is_complex(b: Backend, dtype: Any) -> bool:
-    """Whether a dtype is one of the complex ones, which the linear ops take."""
-    return backends.name_of_dtype(b, dtype) in backends.COMPLEX
-
-
-def accumulator_dtype(b: Backend, dtype: Any) -> Any:
-    """The dtype sums are kept in for arrays of `dtype`: float64 for float64, float32 for every other floating dtype."""
-    return b.xp.float64 if dtype == b.xp.float64 else b.xp.float32
-
-
-def sum_dtype(b: Backend, number: int, dtype: Any) -> Any:
-    """The dtype in which so many values of a floating dtype are added up, one after another."""
-    return dtype if number <= SHORT_SUM else b.xp.float64
-
-
-def sum_widely(b: Backend, dy: Array, number: int) -> Array:
-    """A gradient in the dtype in which backward adds up to so many of its values, one after another, at a cell: float64
-    (or complex128) for more than LONG_SUM, for portable code and kernels alike."""
-    if number <= LONG_SUM or not (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
-        return dy
-    return cast(b, dy, b.xp.float64 if is_float(b, dy.dtype) else b.xp.complex128)
-
-
-def in_accumulator_dtype(portable: Callable[..., Array]) -> Callable[..., Array]:
-    """A portable function of `(b, spec, x, ...)` that computes in x's accumulation dtype and gives x's dtype back."""
-
-    @functools.wraps(portable)
-    def run(b: Backend, spec: Any, x: Array, *rest: Array) -> Array:
-        wide = cast(b, x, accumulator_dtype(b, x.dtype)) if is_float(b, x.dtype) else x
-        return cast(b, portable(b, spec, wide, *rest), x.dtype)
-
-    return run
 
 
 are_plain = (backends.PLAIN | {Context}).issuperset  # of types
