@@ -104,8 +104,8 @@ batch_norm_forward = Op(
     LOOP,
 )
 batch_norm_backward = Op(
-    "batch_norm_backward(Tensor dy, Tensor? x, Tensor? gamma, Tensor? beta_like, Tensor mean, Tensor rstd, bool given,"
-    f" {OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_backward(Tensor dy, Tensor? x, Tensor? gamma, Tensor? beta_like, Tensor mean, Tensor rstd,"
+    f" bool use_running_stats, {OPTIONS}) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
     LOOP,
