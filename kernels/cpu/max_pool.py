@@ -20,7 +20,6 @@ from . import max_pool_backward_loops as backward_loops
 from . import max_pool_loops as loops
 from .parallel import chunked, flat, over_planes, prepared, to_lanes
 from .vectors import LANES, as_bits
-from .window_lines import fits_line, line_layout
 from .windows import (
     AnyAxis,
     AnyWindow,
@@ -39,6 +38,7 @@ Tables = tuple[Array, Array, Array]
 MAX_TAPS_TOGETHER = 9  # of a window whose taps are all compared; larger windows are separated into rows and columns,
 # and loops over channels may take as many taps for each cell that the stride goes on
 LEAST_CHANNELS = 8  # of a cell, for loops over channels
+LINE_ELEMENTS = 12_000  # of the lines that are used together, so that they are in the L1 cache
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -165,41 +165,59 @@ def _forward_plan(window: AnyWindow, dtype: Any) -> ForwardPlan:
     form = _form(depth, height, width, channels)
     if form != "lines":
         tables.append(cells_under_windows(width, taps=True))
-        by_cell = functools.partial(loops.make_forward_by_cell, channels < LANES)  # vectors of a cell's channels
-        make = by_cell if form == "by cell" else loops.make_forward_by_window
+        if form == "by cell":
+            make = functools.partial(loops.make_forward_by_cell, channels < LANES)  # vectors of a cell's channels
+        else:
+            narrowest = width.narrowest if isinstance(width, AdaptiveAxis) else width.kernel
+            make = functools.partial(loops.make_forward_by_window, narrowest >= LANES and dilations[2] == 1)
         return ForwardPlan(make, (like, sizes, taps, dilations, *tables), total_rows)
     assert isinstance(width, Axis)
-    line = line_layout(width, channels)
+    assert isinstance(height, Axis)
+    pitch, size, offsets = _line(width, channels)
     taps_inside = window_extents(width)[1]
     taps_inside = np.repeat(taps_inside[: np.max(np.flatnonzero(taps_inside), initial=-1) + 1], channels)
     first_taps = np.zeros(-(-taps_inside.size // LANES) * LANES + LANES, np.int32)
     first_taps[: taps_inside.size] = taps_inside
-    ring = 1 << (dilation_of(height) * (height.kernel - 1)).bit_length()
+    extent, together = dilation_of(height) * (height.kernel - 1), 4
+    while together > 1 and (extent + together * height.stride) * depth.kernel * size > LINE_ELEMENTS:
+        together //= 2
+    ring = 1 << (extent + (together - 1) * height.stride).bit_length()
     separable = height.kernel * width.kernel > MAX_TAPS_TOGETHER and width.kernel > 1
     unrolled = width.kernel if width.kernel <= 3 and channels == 1 and not separable else 0
-    stride = width.stride if width.stride <= 2 else 0
-    layout = (line.parts, line.pitch, line.padding, line.size)
-    arguments = (like, sizes, taps, dilations, *tables, first_taps, line.offsets, layout, ring)
-    return ForwardPlan(
-        functools.partial(loops.make_forward, unrolled, stride, channels == 1, separable), arguments, total_rows
-    )
+    layout = (pitch, width.before * channels, size, ring, together)
+    arguments = (like, sizes, taps, dilations, *tables, first_taps, offsets, layout)
+    return ForwardPlan(functools.partial(loops.make_forward, unrolled, width.stride, separable), arguments, total_rows)
+
+
+def _line(axis: Axis, channels: int) -> tuple[int, int, Array]:
+    """`pitch`, `size` and `offsets` of `make_forward`."""
+    reach = (axis.kernel - 1) * axis.dilation
+    cells = max(axis.out + reach // axis.stride, -(-(axis.length + axis.before) // axis.stride))
+    pitch = -(-cells * channels // LANES) * LANES + LANES  # vectors are loaded and stored past the last window
+    taps = np.arange(axis.kernel) * axis.dilation
+    return pitch, (axis.stride + 1) * pitch, taps % axis.stride * pitch + taps // axis.stride * channels
+
+
+def _fits_line(axis: AnyAxis, channels: int) -> bool:
+    """Whether windows are 1 or 2 cells apart, and a line is not much longer than a row: taps may reach far outside of
+    it, or windows may be few."""
+    if not isinstance(axis, Axis) or axis.stride > (2 if channels == 1 else 1):
+        return False
+    cells = axis.out * axis.stride + (axis.kernel - 1) * axis.dilation
+    return axis.kernel <= 4 * -(axis.length // -axis.dilation) and cells <= 4 * (axis.length + axis.out) + 256
 
 
 def _form(depth: AnyAxis, height: AnyAxis, width: AnyAxis, channels: int) -> str:
     """The loops that serve: "lines" (vectors of neighbouring windows), "by cell" (vectors of the channels of a cell) or
     "by window" (vectors of the cells in a row of one window)."""
-    regular = isinstance(width, Axis) and fits_line(width) and all(isinstance(a, Axis) for a in (depth, height))
+    regular = _fits_line(width, channels) and all(isinstance(a, Axis) for a in (depth, height))
     if channels > 1:
         taps = height.kernel * width.kernel
         # Loops by cell read a cell once for each window over it, loops on lines once: they serve where these are few.
         distances = [min(a.stride if isinstance(a, Axis) else a.length, a.kernel) for a in (height, width)]
         few = channels >= LEAST_CHANNELS and taps <= MAX_TAPS_TOGETHER * math.prod(distances)
         return "by cell" if few or not regular else "lines"
-    # Vectors along a window pay where neighbouring windows share few cells or none.
-    wide = width.kernel >= 4 and (
-        width.out == 1 or (isinstance(width, Axis) and width.stride >= 4 and width.kernel >= 7)
-    )
-    return "by window" if wide or not regular else "lines"
+    return "by window" if not regular or (width.kernel >= 4 and width.out == 1) else "lines"
 
 
 @backends.planned

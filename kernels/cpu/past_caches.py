@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .jit import kernel
-from .vectors import LANES, load, load_first, store_first, stream
+import numpy as np
 
+from .jit import kernel
+from .vectors import LANES, stream_copy
+
+U = np.uintp
 STREAM_BYTES = 12 << 20  # of a result that is: relu and the norms then take 0.4 to 0.7 of the time
 
 
@@ -22,8 +25,9 @@ def copy_past_caches(x: Any, y: Any, at: int, number: int) -> None:
     """Copy the first cells of x to y, from cell `at` on, whole cache lines of it past the caches. Then: `fence`."""
     head = min(number, -at % LANES)
     whole = number - (number - head) % LANES
-    for i in range(head, whole, LANES):
-        stream(y, at + i, load(x, i))
-    for first, count in ((0, head), (whole, number - whole)):
-        if count > 0:
-            store_first(y, at + first, load_first(x, first, count), count)
+    for i in range(U(head)):
+        y[U(at) + i] = x[i]
+    for i in range(U(head), U(whole), U(LANES)):
+        stream_copy(y, U(at) + i, x, i)
+    for i in range(U(whole), U(number)):
+        y[U(at) + i] = x[i]

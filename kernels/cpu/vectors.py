@@ -28,6 +28,7 @@ from numba import types
 
 from .vector_memory import (
     LANES_OF_ARRAY,
+    address,
     as_bits,
     check_array,
     fence,
@@ -76,7 +77,8 @@ __all__ = [
     "interleave_low", "is_nan", "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_every_bit",
     "load_first", "load_first_every_bit", "load_int", "load_int_first", "load_strided", "maximum", "minimum", "mul",
     "odds", "reverse", "select", "shift_left", "shift_right", "slide", "square_root", "store", "store_bits",
-    "store_every_bit", "store_first", "store_first_every_bit", "stream", "sub", "to_float32", "to_float64", "total",
+    "store_every_bit", "store_first", "store_first_every_bit", "stream", "stream_copy", "sub",
+    "to_float32", "to_float64", "total",
 ]  # fmt: skip
 
 
@@ -248,6 +250,28 @@ def as_lanes_of(typing: Any, array: Any, x: Any) -> Any:
     if kind not in FLOATS or getattr(x, "kind", "bool") == "bool":
         raise TypeError(f"as_lanes_of takes an array of floats and a vector of numbers; got {array} and {x}")
     return TYPES[kind](array, x), lambda context, builder, signature, arguments: _convert(kind)(builder, arguments[1])
+
+
+@intrinsic
+def stream_copy(typing: Any, y: Any, to: Any, x: Any, at: Any) -> Any:
+    """Copy 16 elements of an array of the same dtype as they are, past the caches (`stream`)."""
+    check_array(y, tuple(LANES_OF_ARRAY))
+    if x.dtype != y.dtype:
+        raise TypeError(f"stream_copy takes two arrays of one dtype; got {y} and {x}")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = vector_of(context.get_data_type(y.dtype))
+        places = zip((y, x), arguments[::2], arguments[1::2], strict=True)
+        count, size = ir.Constant(I64, LANES), y.dtype.bitwidth // 8
+        target, source = (
+            builder.bitcast(address(context, builder, kind, array, i, count), vector.as_pointer())
+            for kind, array, i in places
+        )
+        written = builder.store(builder.load(source, align=size), target, align=min(64, LANES * size))
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(y, types.int64, x, types.int64), generate
 
 
 @intrinsic
