@@ -26,7 +26,17 @@ from .memory import available_memory, new_result, result, workspace
 from .plans import PLANS, planned, size_of
 from .random import check_rng, philox_key, uniform
 from .selection import Backend, BackendUnavailable, available, current, use, using
-from .threads import num_threads, run_chunks, single_threaded_blas
+from .threads import (
+    BOARD,
+    Waits,
+    board,
+    is_small_product,
+    num_threads,
+    run_chunks,
+    single_threaded_blas,
+    wait_in,
+    wake,
+)
 
 __all__ = ["Backend", "BackendUnavailable", "available", "current", "use", "using"]
 __all__ += ["asarray", "native", "of", "on_device_of", "owner_key", "share_memory", "to_numpy"]
@@ -35,3 +45,4 @@ __all__ += ["COMPLEX", "FLOATS", "INTEGERS", "dtype_name", "name_of_dtype"]
 __all__ += ["PLANS", "available_memory", "new_result", "planned", "result", "size_of", "workspace"]
 __all__ += ["check_rng", "philox_key", "uniform"]
 __all__ += ["Block", "Exclusive", "assigned", "num_threads", "run_chunks", "single_threaded_blas"]
+__all__ += ["BOARD", "Waits", "board", "is_small_product", "wait_in", "wake"]

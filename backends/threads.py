@@ -10,6 +10,7 @@ read off what exists: a block that has not been freed, a helper in the set of bu
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import functools
@@ -27,6 +28,8 @@ from .block import Block, Exclusive
 
 T = TypeVar("T")
 VARIABLE = "CNNLAYERS_NUM_THREADS"
+BOARD = 64  # numbers that threads share
+SMALL_FOR_OPENBLAS = 110_000  # multiplications: of real numbers it takes several threads for 262,145 and more
 
 
 @functools.cache
@@ -59,6 +62,21 @@ def _libraries(per_thread: bool) -> list[_Library]:
 
     blas = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
     return [_library(b) for b in blas if (getattr(b, "threading_layer", "") == "openmp") == per_thread]
+
+
+@functools.cache
+def _small_product() -> int:
+    """Multiplications of a product, at most, that BLAS computes on one thread, whatever its number of threads is."""
+    from threadpoolctl import ThreadpoolController
+
+    blas = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    return SMALL_FOR_OPENBLAS if all(library.internal_api == "openblas" for library in blas) else 0
+
+
+def is_small_product(rows: int, terms: int, columns: int) -> bool:
+    """Whether BLAS computes this product of two matrices on one thread in any case, without `single_threaded_blas`,
+    which takes longer than such a product. Vectors, and a matrix times its transpose, have other limits."""
+    return 1 < rows != columns > 1 and rows * terms * columns <= _small_product()
 
 
 def _library(found: Any) -> _Library:
@@ -104,11 +122,23 @@ class _Setting:
             self.callers = None
 
 
+class Waits(NamedTuple):
+    """How threads wait in compiled code, which holds no lock of Python's and lets others run.
+
+    helper: `(board, calls)`, in which a helper computes chunks that compiled code offers on the board, until
+    `board[-1]` is not `calls` any more, or nothing was offered for a while. caller: `(done)`, which waits a moment for
+    `done[0]` to become 1."""
+
+    helper: Callable[[Any, int], Any]
+    caller: Callable[[Any], Any]
+
+
 class _State:
     """What the process shares."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
+        self.waits: Waits | None = None
         self.pool = _Pool()
         self.blas = _Setting(per_thread=False)
         self.blocks: dict[int, weakref.ref[_BlasBlock]] = {}  # each thread's outermost, by the thread's identifier
@@ -233,12 +263,12 @@ class _Run(Generic[T]):
                 self.done[0] = 1
             self.left.put(None)
 
-    def close(self, watch: Callable[[Any], Any] | None) -> None:
+    def close(self, waits: Waits | None) -> None:
         """Hand out no more, and wait for the helpers that have begun. May be called again after an exception."""
         self.stop()
         self.closed = True
-        if self.busy and watch is not None:
-            watch(self.done)
+        if self.busy and waits is not None:
+            waits.caller(self.done)
         while self.busy:  # each helper that leaves puts one entry, after it has left
             self.left.get()
         self.chunks = ()  # in the queue it may wait for long: it keeps nobody's arrays alive there
@@ -259,15 +289,24 @@ class _Run(Generic[T]):
             del first, others, failed  # the traceback holds this frame: without this it would keep itself alive
 
 
+class _Wake:
+    """In place of a run: a helper that takes it only begins to look at the board."""
+
+    def help(self) -> None:
+        pass
+
+
 class _Pool:
     """Helpers: threads that wait for a run's chunks. They are daemons, and are not joined at exit: none is in a chunk
-    then, since its caller waits for it."""
+    then, since its caller waits for it. board: numbers that compiled code and the helpers share; the last one goes up
+    with each run."""
 
     def __init__(self) -> None:
-        self.runs: queue.SimpleQueue[_Run[Any] | None] = queue.SimpleQueue()
+        self.runs: queue.SimpleQueue[_Run[Any] | _Wake | None] = queue.SimpleQueue()
+        self.board = numpy.zeros(BOARD, numpy.int64)
         self.threads: list[threading.Thread] = []  # each puts itself here: who starts it may be interrupted
 
-    def call(self, run: _Run[Any], number: int) -> None:
+    def call(self, run: _Run[Any] | _Wake, number: int) -> None:
         """Ask `number` helpers for help with a run; fewer, or none, where no more threads can be had."""
         if len(self.threads) < number:
             _starting(lambda: self._start(number))
@@ -284,6 +323,10 @@ class _Pool:
                 return
             ready.get()
 
+    def call_back(self) -> None:
+        """Let helpers leave compiled code."""
+        self.board[-1] += 1
+
     def _serve(self, ready: queue.SimpleQueue[None]) -> None:
         self.threads.append(threading.current_thread())
         ready.put(None)
@@ -291,6 +334,9 @@ class _Pool:
         while (run := self.runs.get()) is not None:
             run.help()
             del run  # a waiting helper keeps nobody's arrays alive
+            calls = int(self.board[-1])  # before it looks at the queue: a run is put there, and then the number goes up
+            if _state.waits is not None and self.runs.empty():
+                _state.waits.helper(self.board, calls)
 
 
 _NOTHING = contextlib.nullcontext()
@@ -300,20 +346,19 @@ _changing, _starting = Exclusive(fork_waits=True), Exclusive(fork_waits=True)
 _this_thread = _ThisThread()
 _state = _State()
 
+atexit.register(lambda: _state.pool.call_back())
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def run_chunks(function: Callable[[T], Any], chunks: Sequence[T], watch: Callable[[Any], Any] | None = None) -> None:
+def run_chunks(function: Callable[[T], Any], chunks: Sequence[T]) -> None:
     """Call `function` on every chunk, on up to `num_threads()` threads, this one among them.
 
     The function must release the GIL to gain anything, and chunks must not touch what another one writes. Called from
     inside a chunk it runs them one after another. When a chunk fails no further one is begun; the call waits for those
     under way, and raises the error of the first chunk, by position, that failed. An exception from outside (Ctrl-C) is
     raised when they are done; a second one at once.
-
-    watch: called with an int64 array of one number when this thread has no more to do; it may wait a moment for the
-    number to become 1, which it does when the others are done, so that this thread need not be put to sleep.
     """
     helpers = min(num_threads(), len(chunks)) - 1
     if helpers < 1 or _in_chunk.get():
@@ -324,9 +369,27 @@ def run_chunks(function: Callable[[T], Any], chunks: Sequence[T], watch: Callabl
     run = _Run(function, chunks)
     try:
         _state.pool.call(run, helpers)
+        _state.pool.call_back()
         contextvars.copy_context().run(run.work)
-        run.close(watch)
+        run.close(_state.waits)
     except BaseException:
         run.close(None)
         raise
     run.raise_first()
+
+
+def board() -> numpy.ndarray:
+    """The numbers that compiled code and the helpers share. kernels/cpu/sharing.py says what they are."""
+    _after_fork_in_child()
+    return _state.pool.board
+
+
+def wake(number: int) -> None:
+    """Let so many more helpers, of those that are asleep, look at the board."""
+    if _state.pool.runs.empty():
+        _state.pool.call(_Wake(), number)
+
+
+def wait_in(waits: Waits) -> None:
+    """From now on threads wait in compiled code for a moment, before they sleep: to wake one takes 50 µs."""
+    _state.waits = waits

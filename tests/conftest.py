@@ -122,6 +122,7 @@ def end_helpers(pool: Any) -> None:
     """End the threads of a pool."""
     for _ in pool.threads:
         pool.runs.put(None)
+    pool.call_back()
     for thread in pool.threads:
         thread.join()
 

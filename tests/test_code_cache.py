@@ -112,14 +112,15 @@ code_cache.address_of_symbol = lambda name: None
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_yield"), reason="no sched_yield here")
-def test_the_loop_that_waits_is_compiled_once(cache: Path) -> None:
+def test_the_loops_that_wait_are_compiled_once(cache: Path) -> None:
     code = """
-from cnnlayers.kernels.cpu import parallel
-result = len(parallel._waiter().overloads)
+from cnnlayers.kernels.cpu import parallel, sharing
+parallel._compiled_waits()
+result = [len(loop.overloads) for loop in (sharing.serve, sharing.wait_until_done)]
 """
-    assert run(cache, code) == (1, ["wait_until_done"])
-    assert run(cache, code) == (1, [])
-    assert len(list(cache.iterdir())) == 1
+    assert run(cache, code) == ([1, 1], ["wait_until_done", "serve"])
+    assert run(cache, code) == ([1, 1], [])
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_processes_may_compile_at_once(cache: Path, file: Path) -> None:

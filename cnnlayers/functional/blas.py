@@ -25,7 +25,10 @@ from cnnlayers.backends import Backend
 from .arrays import Array, cast
 
 T = TypeVar("T")
-CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least: one of 4 million is done before a thread has woken for it
+CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least, if there are more than two
+TWO_CHUNKS_FLOPS = (
+    6_000_000  # of a product in two chunks, at least: 60 µs, a third of which Python needs for the second
+)
 # A convolution by columns of no more runs on one thread. Direct loops have a number of their own, in
 # kernels/cpu/conv_direct.py: a chunk of theirs costs no call of Python or BLAS.
 MIN_PARALLEL_FLOPS = 8_000_000
@@ -114,7 +117,7 @@ def matmul(
         if plus is not None:
             y += plus
 
-    if uncut:
+    if uncut or (not batch and backends.is_small_product(x.shape[0], x.shape[1], w.shape[1])):
         compute((x, w, y, plus))
     else:
         in_chunks(b, compute, _jobs(x, w, y, plus))
@@ -168,7 +171,8 @@ def _in_short_runs(b: Backend, x: Array, w: Array) -> Array:
 
 def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array, Array, Array, Array | None]]:
     """The product as products of its parts: first the stack is cut, then y's matrices."""
-    parts = min(MOST_CHUNKS, int(2.0 * y.size * x.shape[-1] / CHUNK_FLOPS))
+    flops = 2.0 * y.size * x.shape[-1]
+    parts = min(MOST_CHUNKS, max(int(flops / CHUNK_FLOPS), 2 if flops >= TWO_CHUNKS_FLOPS else 1))
     if parts < 2:
         return [(x, w, y, plus)]
     x, w = (numpy.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:])) for a in (x, w))

@@ -5,8 +5,10 @@ Source: torch.nn.functional.linear.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
+from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import flag
 
@@ -34,7 +36,10 @@ def _linear_backward(
     b: Backend, spec: None, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
     rows = _rows(b, dy)
-    with single_threaded_blas(b):
+    # A product sees to this itself; two of them share a block, which takes as long as a small product.
+    (n, outputs), inputs = rows.shape, weight.shape[1]
+    two_large = b.name == "numpy" and needs_dx and not backends.is_small_product(n, outputs, inputs)
+    with single_threaded_blas(b) if two_large else contextlib.nullcontext():
         dx = b.xp.reshape(matmul(b, rows, cast(b, weight, dy.dtype)), tuple(x.shape)) if needs_dx else None
         return dx, matmul(b, transposed(b, rows), _rows(b, cast(b, x, dy.dtype)))
 

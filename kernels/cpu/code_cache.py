@@ -47,7 +47,7 @@ LIMIT = 256 << 20  # bytes; all kernels of one version take about 16 MB
 DAY = 86_400.0  # seconds
 CHECKSUM = hashlib.sha256().digest_size
 LIBRARY = __name__.partition(".")[0]
-COMPILER = tuple(f"{__package__}.{name}" for name in ("compiler", "substitutes"))  # all kernels depend on these
+COMPILER = tuple(f"{__package__}.{name}" for name in ("compiler", "sharing", "substitutes"))  # of all kernels
 # "from ORIGIN import NAMES" or "import MODULES". Looking for them in the text is ten times as fast as parsing it.
 IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|.*)|import[ \t]+(.*))", re.MULTILINE)
 # Numba's settings that change the machine code. NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are part of `magic_tuple`.

@@ -150,6 +150,13 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
         options = {**self.targetoptions, "no_cpython_wrapper": True}
         return CPUDispatcher(self.py_func, targetoptions=options, pipeline_class=PART)
 
+    @functools.cached_property
+    def shared(self) -> Any:
+        """The kernel `(board, edges, *arguments)` that shares chunks of this one among threads."""
+        from .sharing import shared
+
+        return shared(self)
+
     @property
     def _numba_type_(self) -> Any:
         """The type of the kernel's name in another kernel."""

@@ -23,8 +23,8 @@ from cnnlayers.kernels import UnsuitableData
 
 from . import conv_direct_loops as loops
 from . import conv_filter_vectors as filter_vectors
-from .conv_direct_plan import MIN_PARALLEL_FLOPS, Plan, plan_of
-from .parallel import CHUNK_BYTES, flat, parallel_chunks
+from .conv_direct_plan import Plan, plan_of
+from .parallel import chunked, flat
 from .vector_tiles import MAPS, PACKED
 from .vectors import LANES
 
@@ -69,15 +69,10 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
     padded = -(-filters // MAPS) * MAPS
     parts = _parts(plan, spec, PARTS)
     partial = np.zeros((parts, spec.groups, filters, taps))
-    shapes = (plan.sheets * plan.sheet,), (padded * LANES * len(plan.places),), (LANES * padded * len(plan.offsets),)
-    run: Any = loops.weight_gradient
+    lengths = plan.sheets * plan.sheet, padded * LANES * len(plan.places), LANES * padded * len(plan.offsets)
     arrays = flat(image), flat(maps), partial.reshape(-1), plan.sizes, *plan.tables, plan.offsets, taps
-
-    def compute(start: int, stop: int) -> None:
-        with backends.workspace(image.dtype, *shapes) as (sheets, packed, sums):
-            run(*arrays, parts, start, stop, sheets, packed, sums)
-
-    parallel_chunks(parts * spec.groups, _nbytes(spec, image, maps), compute)
+    in_chunks = chunked(parts * spec.groups, _nbytes(spec, image, maps))
+    in_chunks(loops.weight_gradient, *arrays, parts, workspace=lengths)
     dweight = partial.sum(axis=0)
     _check_finite(dweight, "weight's gradient")
     return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
@@ -107,12 +102,8 @@ def _run(step: str, spec: Any, source: Array, weight: Array, bias: Array | None,
     if plan.one_filter:
         copies, copy_ends, _, pieces, piece_ends = plan.tables
         run, tables = loops.correlate_one_filter, (plan.sizes, copies, copy_ends, pieces, piece_ends, plan.offsets)
-
-    def compute(start: int, stop: int) -> None:
-        with backends.workspace(source.dtype, (plan.sheets * plan.sheet,)) as (sheets,):
-            run(*arrays, *tables, start, stop, sheets)
-
-    parallel_chunks(plan.units, _nbytes(spec, source, target), compute)
+    in_chunks = chunked(plan.units, _nbytes(spec, source, target))
+    in_chunks(run, *arrays, *tables, workspace=(plan.sheets * plan.sheet,))
 
 
 def _packed(weight: Array) -> Array:
@@ -127,12 +118,8 @@ def _packed(weight: Array) -> Array:
 
 
 def _nbytes(spec: Any, *arrays: Array) -> int:
-    """Bytes that take about as long to copy as the convolution takes.
-
-    They make one, two, four, … chunks, so that two threads get equal shares; at least two from `MIN_PARALLEL_FLOPS`
-    on."""
-    nbytes = max(sum(a.nbytes for a in arrays), spec.flops / FLOPS_PER_BYTE, 1)
-    return CHUNK_BYTES << max(int(spec.flops > MIN_PARALLEL_FLOPS), round(math.log2(nbytes / CHUNK_BYTES)))
+    """Bytes that take about as long to copy as the convolution takes."""
+    return int(max(sum(a.nbytes for a in arrays), spec.flops / FLOPS_PER_BYTE))
 
 
 def _check_finite(numbers: Array, name: str) -> None:

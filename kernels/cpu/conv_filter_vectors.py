@@ -15,7 +15,7 @@ from cnnlayers import backends
 
 from . import conv_filter_loops as loops
 from .conv_filter_loops import COUNT, FILTERS, GROUPS, TERM, WEIGHT
-from .parallel import flat, parallel_chunks
+from .parallel import chunked, flat
 from .vectors import LANES
 
 Array = Any
@@ -70,12 +70,7 @@ def run(spec: Any, step: str, source: Array, weight: Array, bias: Array | None, 
     with backends.workspace(source.dtype, (groups * blocks * len(plan.rows) * LANES,)) as (packed,):
         loops.pack(flat(weight), *plan.weight_strides, plan.sizes, plan.rows, plan.phases, packed)
         arrays = flat(source), packed, flat(biases), flat(target)
-
-        def compute(start: int, stop: int) -> None:
-            with backends.workspace(source.dtype, (plan.sheet,)) as (sheet,):
-                correlate(*arrays, *plan.tables, start, stop, sheet)
-
-        parallel_chunks(plan.units, nbytes, compute)
+        chunked(plan.units, nbytes)(correlate, *arrays, *plan.tables, workspace=(plan.sheet,))
 
 
 def weight_gradient(spec: Any, image: Array, maps: Array, nbytes: int) -> tuple[Array, bool]:
@@ -90,13 +85,8 @@ def weight_gradient(spec: Any, image: Array, maps: Array, nbytes: int) -> tuple[
     gradient = loops.make_weight_gradient(plan.depthwise, image.itemsize)
     dweight = np.empty((spec.filters, spec.weight_shape[2], *spec.window.kernel), image.dtype)
     partial = np.zeros(parts * size)
-    arrays, shapes = (flat(image), flat(maps), partial), ((plan.sheet,), (plan.windows * blocks * LANES,))
-
-    def compute(start: int, stop: int) -> None:
-        with backends.workspace(image.dtype, *shapes) as (sheet, cells):
-            gradient(*arrays, *plan.tables, parts, start, stop, sheet, cells)
-
-    parallel_chunks(parts * groups, nbytes, compute)
+    arrays, lengths = (flat(image), flat(maps), partial), (plan.sheet, plan.windows * blocks * LANES)
+    chunked(parts * groups, nbytes)(gradient, *arrays, *plan.tables, parts, workspace=lengths)
     return dweight, loops.finish_weight_gradient(partial, parts, plan.sizes, plan.rows, terms, dweight.reshape(-1))
 
 

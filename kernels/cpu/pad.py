@@ -180,7 +180,7 @@ def _folded(spec: Pad, dy: Array) -> Callable[[Array], Array]:
     shape, begin, sources, lines = _fold_plan(spec)
     planes, nbytes = size // (lines * shape[3] * shape[7]), dy.nbytes + size * dy.itemsize
     if str(dy.dtype) in HALF_TYPES:
-        in_tiles = chunked(planes, HALF_TILE_FACTOR * nbytes)
+        in_tiles = chunked(planes, HALF_TILE_FACTOR * nbytes, python=True)
 
         def tile(source: Array, result: Array, start: int, stop: int) -> None:
             narrow, wide = source[start:stop].reshape(-1), np.empty(result[start:stop].size, np.float32)

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from cnnlayers.backends import run_chunks
+from cnnlayers import backends
 
 from .convert import convert
 from .vectors import as_bits
 
 Array = Any
 
-CHUNK_BYTES = 2_400_000  # bytes that a chunk reads and writes, about; starting a smaller one costs more than it gains
+CHUNK_BYTES = 2_400_000  # bytes that a chunk reads and writes, about: Python needs 50 µs to start one in a thread
+# Compiled code needs 1 µs for that: fewer bytes make more chunks, up to FEW_CHUNKS. To wake a thread takes 50 µs.
+SMALL_CHUNK_BYTES, FEW_CHUNKS, WAKING_CHUNKS = 128 << 10, 16, 4
 HALF_TYPES = ("float16", "bfloat16")
 HALF_TILE_FACTOR = 6  # bytes counted for each byte of a half type: a tile's float32 copies then fit the L2 cache
 
@@ -46,43 +48,68 @@ def to_lanes(array: Array) -> Array:
 
 
 @functools.cache
-def _waiter() -> Callable[[Array], Any] | None:
-    """The compiled loop in which a thread waits for the others; None where there is none.
-
-    Waking a sleeping thread takes half as long as a chunk, so threads poll for a short time first."""
+def _compiled_waits() -> int | None:
+    """Let threads wait in compiled code, from now on, on systems that have `sched_yield`. The board's place with the
+    number of helpers that do, or None."""
     if not hasattr(os, "sched_yield"):
         return None
-    from .wait import wait_until_done
+    from .sharing import AWAKE, serve, wait_until_done
 
-    if not hasattr(wait_until_done, "py_func"):  # with NUMBA_DISABLE_JIT nothing is compiled
-        return None
     wait_until_done(np.ones(1, np.int64))  # compile now, not during a later call
-    return wait_until_done
+    serve(np.zeros(backends.BOARD, np.int64), -1)
+    backends.wait_in(backends.Waits(serve, wait_until_done))
+    return AWAKE
 
 
-def chunked(units: int, nbytes: int, *, least: int = 1, unit: int = 1, end: int | None = None) -> Callable[..., None]:
-    """A function that calls `run(*arguments, start, stop)`, of its own arguments `(run, *arguments)`, on chunks of
-    `units`, in parallel.
+def _share(run: Any, edges: Array, lengths: tuple[int, ...], arguments: tuple[Any, ...]) -> int:
+    """Call `run(*arguments, start, stop, *workspaces)` of a kernel on chunks from each number of `edges` to the next,
+    on this thread and on the helpers that are awake. If there are many chunks, helpers are woken, too. 1 if the kernel
+    raised an exception."""
+    board, helpers = backends.board(), min(len(edges), backends.num_threads() + 1) - 2
+    if helpers > 0 and len(edges) > WAKING_CHUNKS:
+        place = _compiled_waits()
+        if place is not None and board[place] < helpers:
+            backends.wake(helpers - int(board[place]))
+    failed: int = run.shared(board, edges, lengths, *arguments)
+    return failed
+
+
+def chunked(
+    units: int, nbytes: int, *, least: int = 1, unit: int = 1, end: int | None = None, python: bool = False
+) -> Callable[..., None]:
+    """A function that calls `run(*arguments, start, stop, *workspaces)`, of its own arguments `(run, *arguments,
+    workspace)`, on chunks of `units`, in parallel.
 
     nbytes: bytes that all units read and write together. least: units in a chunk, at least. unit: what one unit counts
-    in start and stop, the last one up to `end`."""
-    number = max(1, min(units // least, round(nbytes / CHUNK_BYTES)))
+    in start and stop, the last one up to `end`. python: `run` is no kernel, but a function of Python. workspace: the
+    lengths of the workspaces, flat arrays of the first argument's dtype with any content; () by default."""
+    most = nbytes / CHUNK_BYTES if python else max(nbytes / CHUNK_BYTES, min(FEW_CHUNKS, nbytes / SMALL_CHUNK_BYTES))
+    number = max(1, min(units // least, round(most)))
     edges = [unit * (units * i // number) for i in range(number)] + [unit * units if end is None else end]
-    start, stop = edges[0], edges[-1]
+    table = np.array(edges, np.int64)
 
-    def in_one(run: Callable[..., Any], *arguments: Any) -> None:
-        if start < stop:
-            run(*arguments, start, stop)
+    def in_chunks(run: Callable[..., Any], *arguments: Any, workspace: tuple[int, ...] = ()) -> None:
+        def call(i: int) -> None:
+            if workspace:
+                with backends.workspace(arguments[0].dtype, *((length,) for length in workspace)) as arrays:
+                    run(*arguments, edges[i], edges[i + 1], *arrays)
+            else:
+                run(*arguments, edges[i], edges[i + 1])
 
-    def in_chunks(run: Callable[..., Any], *arguments: Any) -> None:
-        run_chunks(lambda i: run(*arguments, edges[i], edges[i + 1]), range(number), _waiter())
+        if edges[0] >= edges[-1]:
+            return
+        if hasattr(run, "shared") and not _share(run, table, workspace, arguments):
+            return
+        if backends.num_threads() > 1:
+            _compiled_waits()
+        backends.run_chunks(call, range(number))  # the kernel's exception is raised again
 
-    return in_one if number == 1 else in_chunks
+    return in_chunks
 
 
 def parallel_chunks(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int = 1) -> None:
-    """Call `run(start, stop)` on chunks of `units`, in parallel, as `chunked` says."""
-    chunked(units, nbytes, least=least)(run)
+    """Call `run(start, stop)`, a function of Python, on chunks of `units`, in parallel, as `chunked` says."""
+    chunked(units, nbytes, least=least, python=True)(run)
 
 
 def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
@@ -114,7 +141,7 @@ def over_planes(
             in_chunks(run, *map(flat, inputs), *map(flat, outputs), *arguments)
 
         return run_as_they_are
-    in_tiles = chunked(planes, HALF_TILE_FACTOR * nbytes)
+    in_tiles = chunked(planes, HALF_TILE_FACTOR * nbytes, python=True)
 
     def run_in_tiles(run: Any, inputs: tuple[Array, ...], outputs: tuple[Array, ...], *arguments: Any) -> None:
         arrays = [*inputs, *outputs]

@@ -41,7 +41,7 @@ def _extreme(sign: str) -> Any:
     return intrinsic(extreme)
 
 
-def _new_array(context: Any, builder: Any, array: Any, shape: Any) -> tuple[Any, Any, Any]:
+def new_array(context: Any, builder: Any, array: Any, shape: Any) -> tuple[Any, Any, Any]:
     """A new array, its address, and its number of bytes. shape: an integer or a tuple of them."""
     lengths = cgutils.unpack_tuple(builder, shape) if isinstance(shape.type, ir.ArrayType) else [shape]
     size = I64(context.get_abi_sizeof(context.get_data_type(array.dtype)))
@@ -56,7 +56,7 @@ def _new_array(context: Any, builder: Any, array: Any, shape: Any) -> tuple[Any,
 
 
 def _types(shape: Any, dtype: Any) -> tuple[Any, Any]:
-    """The types of an array and of its shape as `_new_array` takes it."""
+    """The types of an array and of its shape as `new_array` takes it."""
     ndim = len(shape) if isinstance(shape, types.BaseTuple) else 1
     element = getattr(dtype, "dtype", None)  # of x.dtype, or of np.int64
     if not isinstance(element, types.Number):
@@ -72,7 +72,7 @@ def _filled(clear: bool) -> Any:
         array, lengths = _types(shape, types.DType(types.float64) if dtype is None else dtype)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            value, data, nbytes = _new_array(context, builder, array, arguments[0])
+            value, data, nbytes = new_array(context, builder, array, arguments[0])
             if clear:
                 cgutils.memset(builder, data, nbytes, 0)
             return value
@@ -87,7 +87,7 @@ def _full(typing: Any, shape: Any, number: Any, dtype: Any = None) -> Any:
     array, lengths = _types(shape, types.DType(number) if dtype is None else dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value, data, nbytes = _new_array(context, builder, array, arguments[0])
+        value, data, nbytes = new_array(context, builder, array, arguments[0])
         size = I64(context.get_abi_sizeof(arguments[1].type))
         with cgutils.for_range(builder, builder.udiv(nbytes, size)) as loop:
             builder.store(arguments[1], builder.gep(data, [loop.index]))
