@@ -238,7 +238,7 @@ def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
     if kernel.stem == "pad":
         return whole, True
     if kernel.stem == "pad_rows":
-        return False, whole
+        return False, whole if kernel.template == "pad_rows" else numbers[1] * kernel.itemsize == 16
     return whole, whole and kernel.template not in STORES_SUMS
 
 

@@ -40,7 +40,6 @@ from .window import (
 
 Array = Any
 MAX_HALF_DIVISOR = 2**16  # of sums of halves in avg_pool_tiled.cu
-WARPS = 8  # of a long plane
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -155,7 +154,8 @@ class _Call:
         """A kernel of avg_pool_tiled.cu: a thread a pack of `cells` cells, in the rows of y or the tiles of x."""
         (offset, integer), (h, w) = self.offsets, self.window.axes
         packs, rows = w.length // cells, h.out if self.forward else -(-h.length // h.stride)
-        lines = -(-rows // 2) if (h.kernel, h.stride) == (3, 1) else rows  # avg_pool_tiled.cu's ROWS
+        many = self.element == "__half" and offset == "unsigned"
+        lines = -(-rows // ((4 if many else 2) if (h.kernel, h.stride) == (3, 1) else 1))  # avg_pool_tiled.cu's ROWS
         threads = planes(self.window) * lines * packs
         heights = np.int32(h.length), np.int32(h.out)
         sizes = (self.real, integer(threads), integer(packs), *heights, *divisor(packs), *divisor(lines))
@@ -164,17 +164,18 @@ class _Call:
         return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), BLOCK, sizes)
 
     def whole_planes(self, aligned_to: int) -> Launch:
-        """A kernel of avg_pool_planes.cu; the array of whole planes is aligned to so many bytes. Long planes get a
-        block each."""
+        """A kernel of avg_pool_planes.cu; the array of whole planes is aligned to so many bytes. A plane gets so
+        many warps that most of a thread's loads are needed."""
         offset, integer = self.offsets
         number, size, itemsize = planes(self.window), math.prod(self.window.kernel), int(self.dtype.itemsize)
         cells = PACK_BYTES // itemsize
         while size % cells or cells * itemsize > aligned_to:
             cells //= 2
-        warps = WARPS if size // cells >= 32 * WARPS else 1
+        packs, at_once = size // cells, 8 if cells < 4 else 32 // cells  # avg_pool_planes.cu's U
+        warps = next((w for w in (8, 4, 2) if packs >= 16 * w * at_once), 1)
         kind = "sum_planes" if self.forward else "fill_planes"
         instance = instance_name(kind, self.element, cells, warps, offset)
-        sizes = (self.real, integer(number), np.int32(size // cells))
+        sizes = (self.real, integer(number), np.int32(packs))
         return Launch("avg_pool_planes", instance, grid_size(self.b, 32 * warps * number), BLOCK, sizes)
 
     def general(self, sizes: list[np.int32]) -> Launch:

@@ -14,17 +14,23 @@
 // Source    the portable code in functional/avg_pool.py; the tests compare these kernels with it.
 #include "common.cuh"
 
-// Sums over the divisor. Of half precision they are 0 or not small, and launchers check that the divisor is an integer below
-// 2**16: then the product with the reciprocal, corrected by what it leaves, is the quotient to the last bit.
+// Sums over the divisor, to the last bit. For 16-bit types launchers check that the divisor is an integer below 2**16: then
+// __half's sums, 0 or not small, times the reciprocal are corrected by what the product leaves, and __nv_bfloat16's are
+// multiplied in double, which rounds to the right float, since no quotient is near the middle of two floats.
 template <typename T> struct Quotients {
   using A = typename Sum<T>::type;
+  static constexpr bool Half = sizeof(T) == 2 && Infinity<T>::value == 0x7c00;
   A divisor, reciprocal;
+  double wide;
 
-  __device__ __forceinline__ explicit Quotients(A divisor) : divisor(divisor), reciprocal(quotient(A(1), divisor)) {}
+  __device__ __forceinline__ explicit Quotients(A divisor)
+      : divisor(divisor), reciprocal(quotient(A(1), divisor)), wide(1.0 / divisor) {}
   __device__ __forceinline__ A operator()(A sum) const {
-    if constexpr (sizeof(T) == 2 && Infinity<T>::value == 0x7c00) {
-      const A near = sum * reciprocal, exact = __fmaf_rn(__fmaf_rn(-near, divisor, sum), reciprocal, near);
-      return fabsf(sum) < A(1e38) ? exact : near;  // infinity and NaN leave NaN
+    if constexpr (Half) {
+      const A near = sum * reciprocal, rest = fmaxf(__fmaf_rn(-near, divisor, sum), -3e38f);  // not NaN, where near is infinite
+      return __fmaf_rn(rest, reciprocal, near);
+    } else if constexpr (sizeof(T) == 2) {
+      return __double2float_rn(double(sum) * wide);
     } else {
       return divisor == A(1) ? sum : quotient(sum, divisor);
     }
@@ -48,14 +54,15 @@ template <typename T, int C, int Before, int N> struct Cells {
   }
 };
 
-// Rows of windows, or of tiles, of a thread: two share the rows that they load.
-template <int K, int S> constexpr int ROWS = K == 3 && S == 1 ? 2 : 1;
+// Rows of windows, or of tiles, of a thread: they share the rows that they load. As many as registers are left for.
+template <typename T, int K, int S, typename I>
+constexpr int ROWS = K > S && S == 1 ? (Quotients<T>::Half && sizeof(I) == 4 ? 4 : 2) : 1;
 
 // n = planes * lines * row with lines = ceil(oh / ROWS).
 template <typename T, int K, int S, int C, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool_tiled(const T* __restrict__ x, Pack<T, C / S>* __restrict__ y,
     typename Sum<T>::type divisor, I n, I row, int h, int oh, DIVISOR(row), DIVISOR(lines)) {
-  constexpr int V = C / S, P = (K - S + 1) / 2, N = C + K - S, R = ROWS<K, S>;
+  constexpr int V = C / S, P = (K - S + 1) / 2, N = C + K - S, R = ROWS<T, K, S, I>;
   using A = typename Sum<T>::type;
   const Divisor<I> by_row = LOAD_DIVISOR(row, row), by_lines = LOAD_DIVISOR(lines, I((oh + R - 1) / R));
   const Quotients<T> quotients(divisor);
@@ -96,7 +103,7 @@ __global__ void __launch_bounds__(256, 4) sum_pool_tiled(const T* __restrict__ x
 template <typename T, int K, int S, int C, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool_tiled_backward(const T* __restrict__ dy, Pack<T, C>* __restrict__ dx,
     typename Sum<T>::type divisor, I n, I row, int h, int oh, DIVISOR(row), DIVISOR(lines)) {
-  constexpr int V = C / S, P = (K - S + 1) / 2, R = ROWS<K, S>;
+  constexpr int V = C / S, P = (K - S + 1) / 2, R = ROWS<T, K, S, I>;
   constexpr int Before = (K - 1 - P) / S, Behind = (S - 1 + P) / S;  // windows of neighbouring tiles that reach into this one
   constexpr int N = Before + V + Behind;
   using A = typename Sum<T>::type;

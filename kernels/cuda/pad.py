@@ -34,6 +34,7 @@ Axis = tuple[int, int, int, int, int]  # pad.cu's: length, out, offset, front, b
 WORD = {1: "unsigned char", 2: "unsigned short", 4: "unsigned", 8: "unsigned long long"}
 STEP = {"constant": 0, "edge": 0, "reflect": -1, "symmetric": -1, "wrap": 1}
 FILL = 2  # pad_rows.cu's: in place of the step of a constant
+MAX_SUMS = 8  # that a thread adds up at a time: registers are left for no more
 MAX_LENGTH = 2**30  # pad.cu's ints hold twice an axis
 MISSING = (1, 1, 0, 0, 0)
 
@@ -137,6 +138,7 @@ def _rows(b: Backend, mode: str, dtype: Any, axes: list[Axis], copies: bool, sha
         instance = instance_name("pad_rows", WORD[size], pack, FILL if mode == "constant" else STEP[mode], index)
         threads = -(-count // pack)
     else:
+        pack = min(pack, MAX_SUMS)
         width, lengths[0] = lengths[0], -(-lengths[0] // pack)
         kinds = (pack, math.gcd(width, pack), STEP[mode], axes[0] != MISSING)
         instance = instance_name("pad_rows_backward", _element(b, dtype), *kinds, index)
@@ -145,11 +147,14 @@ def _rows(b: Backend, mode: str, dtype: Any, axes: list[Axis], copies: bool, sha
 
 
 def _elements(
-    b: Backend, dtype: Any, axes: list[Axis], inner: int, copies: bool, shapes: Shapes, element_bytes: int
+    b: Backend, dtype: Any, axes: list[Axis], inner: int, copies: bool, shapes: Shapes, aligned_to: int
 ) -> Kernel:
     """Of pad.cu."""
-    size = int(dtype.itemsize)
-    sizes = [math.prod(shape) * size // element_bytes for shape in shapes]
+    size, counts = int(dtype.itemsize), [math.prod(shape) for shape in shapes]
+    few = size == 1 or offset_types(*counts)[0] != "unsigned"
+    widest = PACK_BYTES if copies else size * (MAX_SUMS // 2 if few else MAX_SUMS)
+    element_bytes = _element_bytes(inner * size, size, min(aligned_to, widest))
+    sizes = [count * size // element_bytes for count in counts]
     inner = inner * size // element_bytes
     lengths = [inner, *(axis[1 if copies else 0] for axis in reversed(axes))]
     index, offset = offset_types(*sizes)
@@ -158,7 +163,7 @@ def _elements(
         instance = instance_name("pad_forward", WORD[word], element_bytes // word, index)
     else:
         instance = instance_name("pad_backward", _element(b, dtype), element_bytes // size, index)
-    threads = -(-math.prod(shapes[1]) * size // PACK_BYTES)
+    threads = -(-counts[1] * size // PACK_BYTES)
     return instance, threads, [*map(offset, (*sizes, inner)), *itertools.chain.from_iterable(map(divisor, lengths))]
 
 
