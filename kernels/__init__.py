@@ -98,6 +98,7 @@ CUDA = {
     "layer_norm_backward": _steps("layer_norm rms_norm", ("_backward",)),
     "local_response_norm": _steps("local_response_norm"),
     "activations": ("relu", *_steps("relu leaky_relu gelu sigmoid tanh dropout")),
+    "softmax": _steps("softmax"),
     "cross_entropy": _steps("softmax_cross_entropy"),
     "im2col": ("im2col", "col2im"),
     "matmul": ("matmul",),

@@ -169,6 +169,9 @@ def _single_launches() -> Iterator[Call]:
         yield Call(op, (2, 3, 40), args)
         yield Call(op, (2, 3, 7), args, {}, FEW)  # an element behind the last pack
     yield Call("dropout", (2, 3, 40), (0.5,), {**TRAIN, "rng": 0})
+    for shape in ((9, 64), (9, 2000), (2, 20, 5, 8)):
+        yield Call("softmax", shape)
+        yield Call("softmax", (*shape[:-1], 7), (), {}, FEW)  # packs of one
     for classes in (10, 2000):
         yield Call("softmax_cross_entropy", (40, classes), (), {}, FLOATS if classes == 10 else FEW)
     for size in (5, 50):

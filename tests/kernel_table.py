@@ -81,6 +81,8 @@ def _prices() -> Iterator[Price]:
     for op in ("relu", "gelu", "dropout"):
         call = Call(op, (2, 4, 56, 56), (), {**TRAIN, "rng": 0} if op == "dropout" else {}, few)
         yield Price(call, dict.fromkeys(("forward", "backward"), (ONCE, ONCE)))
+    for shape in ((64, 1024), (4, 16, 16, 32)):
+        yield Price(Call("softmax", shape, (), {}, few), dict.fromkeys(("forward", "backward"), (ONCE, ONCE)))
     yield Price(
         Call("softmax_cross_entropy", (256, 500), (), {}, few), {"forward": (ONCE, 2.9), "backward": (ONCE, 1.45)}
     )

@@ -154,7 +154,7 @@ POOLS = ("avg_pool", "avg_pool_tiled", "avg_pool_planes")
 STEMS = {  # the sources that an op's launchers may take; those of norms otherwise
     **dict.fromkeys(("max_pool", "adaptive_max_pool"), ("max_pool", "max_pool_tiled")),
     **dict.fromkeys(("avg_pool", "sum_pool", "adaptive_avg_pool"), POOLS),
-    **{stem: (stem,) for stem in ("max_unpool", "lp_pool", "local_response_norm")},
+    **{stem: (stem,) for stem in ("max_unpool", "lp_pool", "local_response_norm", "softmax")},
     "pad": ("pad", "pad_rows"),
     **dict.fromkeys(("relu", "leaky_relu", "gelu", "sigmoid", "tanh", "dropout"), ("activations",)),
     "conv": ("im2col",),
@@ -201,6 +201,7 @@ def runs() -> tuple[Run, ...]:
         _trio("conv", (2, 9, 8, 12), (8, 12, 3, 3), None, 2, 1, 2, **LAST),
         *(_trio(op, (5, 7, 11)) for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh")),
         _trio("dropout", (5, 7, 11), training=True, rng=1),
+        *(_trio("softmax", shape) for shape in ((9, 10), (3, 700), (2, 9001), (2, 33, 24), (1, 300, 9))),
         _trio("softmax_cross_entropy", (300, 5)),
         _trio("softmax_cross_entropy", (7, 2)),
         _trio("softmax_cross_entropy", (40, 1100)),

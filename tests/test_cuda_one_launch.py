@@ -1,4 +1,5 @@
-"""Activations, dropout, the cross-entropy, local response norm and Lp pooling on the emulator: one launch a pass.
+"""Activations, dropout, softmax, the cross-entropy, local response norm and Lp pooling on the emulator: one launch each
+pass.
 
 Their answers: test_elementwise_kernels.py.
 """
@@ -52,7 +53,9 @@ def test_one_launch_a_pass_and_the_same_bits_in_any_order(
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("op", ["relu", "leaky_relu", "gelu", "sigmoid", "tanh", "local_response_norm", "lp_pool"])
+@pytest.mark.parametrize(
+    "op", ["relu", "leaky_relu", "gelu", "sigmoid", "tanh", "softmax", "local_response_norm", "lp_pool"]
+)
 def test_inference_is_one_launch(cupy: Any, op: str) -> None:
     x, args = cupy.asarray(np.ones((2, 3, 4), "float32")), (2,) if op in ("local_response_norm", "lp_pool") else ()
     with standin_cuda.emulating() as made:

@@ -36,11 +36,12 @@ template <typename I> struct ColumnIndex {
   __device__ __forceinline__ I operator()(unsigned j) const { return first + I(j) * columns; }
 };
 
-// Each of M / V packs of values summed over the threads of a block that have the same column. `workspace`: blockDim.x packs.
-template <int V, int M, typename A>
-__device__ __forceinline__ void sum_columns(A (&values)[M], unsigned width, Pack<A, V>* workspace) {
+// Each of M / V packs of values reduced over the threads of a block that have the same column. `workspace`: blockDim.x packs.
+template <int V, int M, typename A, typename Operation>
+__device__ __forceinline__ void reduce_columns(
+    A (&values)[M], const Operation& operation, unsigned width, Pack<A, V>* workspace) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  A* sums = reinterpret_cast<A*>(workspace);
+  A* results = reinterpret_cast<A*>(workspace);
 #pragma unroll
   for (int m = 0; m < M; m += V) {
     Pack<A, V> pack;
@@ -48,21 +49,25 @@ __device__ __forceinline__ void sum_columns(A (&values)[M], unsigned width, Pack
     for (int v = 0; v < V; ++v) {
       pack.v[v] = values[m + v];
       for (unsigned offset = 16; offset >= width; offset >>= 1)
-        pack.v[v] += __shfl_xor_sync(0xffffffffu, pack.v[v], int(offset));
+        pack.v[v] = operation(pack.v[v], __shfl_xor_sync(0xffffffffu, pack.v[v], int(offset)));
     }
-    __syncthreads();  // other warps may still read an earlier sum
+    __syncthreads();  // other warps may still read earlier results
     if (lane < width) workspace[warp * width + lane] = pack;
     __syncthreads();
     for (unsigned c = threadIdx.x; c < width * V; c += blockDim.x) {
-      A sum = sums[c];
-      for (unsigned w = 1; w < warps; ++w) sum += sums[w * width * V + c];
-      sums[c] = sum;
+      A result = results[c];
+      for (unsigned w = 1; w < warps; ++w) result = operation(result, results[w * width * V + c]);
+      results[c] = result;
     }
     __syncthreads();
     pack = workspace[threadIdx.x % width];
 #pragma unroll
     for (int v = 0; v < V; ++v) values[m + v] = pack.v[v];
   }
+}
+template <int V, int M, typename A>
+__device__ __forceinline__ void sum_columns(A (&values)[M], unsigned width, Pack<A, V>* workspace) {
+  reduce_columns(values, Add<A>(), width, workspace);
 }
 
 // The first row of a part, widened: one value of each channel, to be subtracted from the others (compute_statistics).

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(512, 1) norm_backward(ARRAYS, NUMBERS, int lan
   A sum[2] = {0, 0};
   x_tile.each_with(
       dy_tile, [&](unsigned, const auto& x_pack, const auto& dy_pack) { add_products(sum, x_pack, dy_pack, shift); });
-  sum_team<Mapping == WARP>(sum, lanes);
+  reduce_team<Mapping == WARP>(sum, Add<A>(), lanes);
   const A sum_dy = sum[0], sum_dy_xhat = (sum[1] - m.delta * sum_dy) * m.rstd;
   if (active && lane == 0) {
     if (rows > period) sums[row] = {double(sum_dy), double(sum_dy_xhat)};

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(512, 1) norm_forward(ARRAYS, STATS_PARAMS, NUM
       gammas, betas, flags, row, length, period, LOAD_DIVISOR(channel_packs, channel_packs));
   const A pivot[1] = {Centred && active ? widen(x[at(0)].v[0]) : A(0)}, cells = A(packs) * V;
   A shift[1], delta[1], squares[1];
-  const auto sum_over_team = [&](auto& v) { sum_team<Mapping == WARP>(v, lanes); };
+  const auto sum_over_team = [&](auto& v) { reduce_team<Mapping == WARP>(v, Add<A>(), lanes); };
   compute_statistics<Centred, V>(tile, cells, pivot, sum_over_team, shift, delta, squares);
   const A var = squares[0] / cells;
   const Moments<A> m{shift[0], delta[0], A(1) / sqrt(var + A(eps))};

@@ -39,32 +39,50 @@ template <typename I> struct RowIndex {
   }
 };
 
-// Each of N values summed over teams of `lanes` threads.
-template <int N, typename A> __device__ __forceinline__ void sum_lanes(A (&v)[N], int lanes = 32) {
+// Operations of a reduction, and what leaves every value as it is.
+template <typename A> struct Add {
+  static __device__ __forceinline__ A identity() { return A(0); }
+  __device__ __forceinline__ A operator()(A a, A b) const { return a + b; }
+};
+template <typename A> struct Largest {  // NaNs are left out
+  static __device__ __forceinline__ A identity() { return lowest<A>(); }
+  __device__ __forceinline__ A operator()(A a, A b) const { return b > a ? b : a; }
+};
+
+// Each of N values reduced over teams of `lanes` threads.
+template <int N, typename A, typename Operation>
+__device__ __forceinline__ void reduce_lanes(A (&v)[N], const Operation& operation, int lanes = 32) {
   for (int offset = lanes >> 1; offset > 0; offset >>= 1)
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
+    for (int i = 0; i < N; ++i) v[i] = operation(v[i], __shfl_xor_sync(0xffffffffu, v[i], offset));
 }
 
-// Each of N values summed over the block, whose threads are a multiple of 32.
-template <int N, typename A> __device__ __forceinline__ void sum_block(A (&v)[N]) {
+// Each of N values reduced over the block, whose threads are a multiple of 32.
+template <int N, typename A, typename Operation>
+__device__ __forceinline__ void reduce_block(A (&v)[N], const Operation& operation) {
   __shared__ A warps[N][32];
   const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) >> 5, number = int(blockDim.x) >> 5;
-  sum_lanes(v);
-  __syncthreads();  // other warps may still read an earlier sum
+  reduce_lanes(v, operation);
+  __syncthreads();  // other warps may still read earlier results
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < N; ++i) warps[i][warp] = v[i];
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = lane < number ? warps[i][lane] : A(0);
-  sum_lanes(v);
+  for (int i = 0; i < N; ++i) v[i] = lane < number ? warps[i][lane] : Operation::identity();
+  reduce_lanes(v, operation);
 }
 
-template <bool Lanes, int N, typename A> __device__ __forceinline__ void sum_team(A (&v)[N], int lanes) {
-  if constexpr (Lanes) sum_lanes(v, lanes);
-  else sum_block(v);
+template <bool Lanes, int N, typename A, typename Operation>
+__device__ __forceinline__ void reduce_team(A (&v)[N], const Operation& operation, int lanes) {
+  if constexpr (Lanes) reduce_lanes(v, operation, lanes);
+  else reduce_block(v, operation);
 }
+
+template <int N, typename A> __device__ __forceinline__ void sum_lanes(A (&v)[N], int lanes = 32) {
+  reduce_lanes(v, Add<A>(), lanes);
+}
+template <int N, typename A> __device__ __forceinline__ void sum_block(A (&v)[N]) { reduce_block(v, Add<A>()); }
 
 // The packs of a row that one thread of a team works on, at most R, in registers.
 template <typename T, int V, int R> struct RowTile {

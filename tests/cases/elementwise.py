@@ -1,5 +1,5 @@
-"""Activations, dropout, the cross-entropy, local response norm and Lp pooling, whose kernels take one launch a pass (Lp
-pooling above 16 taps two).
+"""Activations, dropout, softmax, the cross-entropy, local response norm and Lp pooling, whose kernels take one launch a
+pass (Lp pooling above 16 taps two).
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ ACTIVATIONS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("tanh", (), {}),
     ("dropout", (0.3,), TRAIN),
 ]
-SOFTMAX = [("softmax", (axis,), {}) for axis in (-1, 0, 1)]  # a CPU kernel alone
+SOFTMAX = [("softmax", (axis,), {}) for axis in (-1, 0, 1)]
 SHAPES = [(1, 1), (5, 7, 3), (3, 16), (2, 3, 47), (2, 901), (0, 4)]
 # op, x's shape, arguments, options
 CALLS: list[tuple[str, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = [
     *((op, (3, 7, 5), args, options) for op, args, options in ACTIVATIONS),
+    ("softmax", (9, 10), (-1,), {}),  # lanes of a warp a row
+    ("softmax", (3, 700), (-1,), {}),  # a block a row
+    ("softmax", (2, 9001), (1,), {}),  # in several turns
+    ("softmax", (3, 7, 5), (1,), {}),
+    ("softmax", (2, 33, 8, 12), (1,), {}),
+    ("softmax", (1, 300, 9), (1,), {}),  # columns in several turns
     ("softmax_cross_entropy", (5, 10), (), {}),
     ("softmax_cross_entropy", (300, 3), (), {}),  # several blocks
     ("softmax_cross_entropy", (3, 1500), (), {}),  # a block a row
