@@ -12,7 +12,7 @@ from cnnlayers.specs.norm import Norm, Rows, batch_rows
 from .arrays import Array, cast
 from .call_plan import CallPlan, Context, inference_of, on_device, plan_of
 from .checks import check_parameter
-from .norm import checked_eps, norm_backend, norm_backward, norm_forward, norm_of, norm_plan, single_values_error
+from .norm import checked_eps, norm_backend, norm_backward, norm_forward, norm_plan, single_values_error
 from .norm_math import Statistics, forward_with_computed_stats, forward_with_running_stats, reciprocal_std
 
 NEEDS_TWO_VALUES = "batch statistics need two; training=False uses the running ones"
@@ -96,8 +96,10 @@ def _batch_norm_plan(
     rows = batch_rows(layout(tuple(x.shape), data_format, least=0), checked_eps(eps))
     training, unbiased, momentum = flag(training, "training"), flag(unbiased, "unbiased"), real(momentum, "momentum")
     _check_running(b, rows, running_mean, running_var)
-    norm = norm_of(
+    plan = norm_plan(
+        "batch_norm",
         b,
+        x,
         rows,
         gamma,
         beta,
@@ -109,7 +111,7 @@ def _batch_norm_plan(
     )
     if comm is None and training and rows.count == 1 and rows.parameter != (0,):
         raise single_values_error(rows, "channel in training", NEEDS_TWO_VALUES)
-    return norm_plan("batch_norm", b, x, norm)
+    return plan
 
 
 @on_device

@@ -15,7 +15,6 @@ from .norm import (
     norm_backend,
     norm_backward,
     norm_forward,
-    norm_of,
     norm_plan,
     single_values_error,
 )
@@ -29,7 +28,7 @@ def _group_norm_plan(
     rows = group_rows(lay, grouped(lay.channels, num_groups), checked_eps(eps))
     if rows.count == 1 and 0 not in rows.shape:
         raise single_values_error(rows, "group", "take fewer groups")
-    return norm_plan("group_norm", b, x, norm_of(b, rows, gamma, beta))
+    return norm_plan("group_norm", b, x, rows, gamma, beta)
 
 
 @on_device
@@ -126,7 +125,7 @@ def _instance_norm_plan(x: Array, gamma: Array | None, beta: Array | None, eps: 
     rows = instance_rows(layout(tuple(x.shape), data_format, least=0), checked_eps(eps))
     if rows.count == 1 and 0 not in rows.shape:
         raise single_values_error(rows, "instance", "it needs two spatial cells or more")
-    return norm_plan("instance_norm", b, x, norm_of(b, rows, gamma, beta))
+    return norm_plan("instance_norm", b, x, rows, gamma, beta)
 
 
 @on_device

@@ -9,14 +9,14 @@ from cnnlayers.specs.norm import trailing_rows
 
 from .arrays import Array, accumulator_dtype
 from .call_plan import CallPlan, Context, inference_of, on_device, plan_of
-from .norm import checked_eps, forward_saving_stats, norm_backend, norm_backward, norm_forward, norm_of, norm_plan
+from .norm import checked_eps, forward_saving_stats, norm_backend, norm_backward, norm_forward, norm_plan
 
 
 def _layer_norm_plan(x: Array, gamma: Array | None, beta: Array | None, normalized_shape: Any, eps: Any) -> CallPlan:
     b = norm_backend(x, gamma=gamma, beta=beta)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), checked_eps(eps))
-    return norm_plan("layer_norm", b, x, norm_of(b, rows, gamma, beta))
+    return norm_plan("layer_norm", b, x, rows, gamma, beta)
 
 
 @on_device
@@ -100,7 +100,7 @@ def _rms_norm_plan(x: Array, gamma: Array | None, normalized_shape: Any, eps: An
     small = checked_eps(float(b.xp.finfo(accumulator_dtype(b, x.dtype)).eps) if eps is None else eps)
     shape = tuple(x.shape)
     rows = trailing_rows(shape, trailing(shape, normalized_shape), small, centred=False)
-    return norm_plan("rms_norm", b, x, norm_of(b, rows, gamma, None))
+    return norm_plan("rms_norm", b, x, rows, gamma, None)
 
 
 @on_device

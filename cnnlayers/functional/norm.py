@@ -20,7 +20,7 @@ from typing import Any
 
 from cnnlayers.backends import Backend
 from cnnlayers.specs.arguments import real
-from cnnlayers.specs.norm import Norm, Rows
+from cnnlayers.specs.norm import Norm, Rows, norm_of
 
 from .arrays import Array, cast
 from .call_plan import CallPlan, Context, check_backward
@@ -47,13 +47,6 @@ def single_values_error(rows: Rows, row: str, remedy: str) -> ValueError:
     return ValueError(f"x must have more than one value per {row}, got shape {rows.shape}: {remedy}")
 
 
-def norm_of(b: Backend, rows: Rows, gamma: Array | None, beta: Array | None, **more: Any) -> Norm:
-    """The norm, once its parameters are known to have the right shape and a floating dtype."""
-    check_parameter(b, gamma, "gamma", rows.parameter)
-    check_parameter(b, beta, "beta", rows.parameter)
-    return Norm(rows, None if gamma is None else gamma.dtype, None if beta is None else beta.dtype, **more)
-
-
 def forward_saving_stats(
     b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None
 ) -> tuple[Array, Array | None, Array]:
@@ -62,8 +55,14 @@ def forward_saving_stats(
     return y, stats.mean, stats.rstd
 
 
-def norm_plan(op: str, b: Backend, x: Array, norm: Norm) -> CallPlan:
-    return CallPlan(op, b, x.dtype, norm.rows.shape, norm)
+def norm_plan(
+    op: str, b: Backend, x: Array, rows: Rows, gamma: Array | None, beta: Array | None, **more: Any
+) -> CallPlan:
+    """The plan of a norm, once its parameters are known to have the right shape and a floating dtype. `more`: fields of
+    `Norm` that are batch norm's."""
+    check_parameter(b, gamma, "gamma", rows.parameter)
+    check_parameter(b, beta, "beta", rows.parameter)
+    return CallPlan(op, b, x.dtype, rows.shape, norm_of(rows, gamma, beta, **more))
 
 
 def norm_forward(

@@ -62,6 +62,12 @@ class Norm:
     unbiased: bool = True
 
 
+def norm_of(rows: Rows, gamma: Any, beta: Any = None, **more: Any) -> Norm:
+    """The norm with these parameters, arrays or None, of which their dtypes count; `more`: its other fields."""
+    gamma_dtype, beta_dtype = (None if p is None else p.dtype for p in (gamma, beta))
+    return Norm(rows, gamma_dtype, beta_dtype, **more)
+
+
 def batch_rows(lay: Layout, eps: float) -> Rows:
     """A row is a channel, over all samples."""
     axes = tuple(a for a in range(len(lay.shape)) if a != lay.channel)

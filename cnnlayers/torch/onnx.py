@@ -14,24 +14,8 @@ import numpy as np
 
 from cnnlayers.specs import conv_window
 
-from .onnx_windows import (
-    Shape,
-    Value,
-    adaptive_avg_pool,
-    adaptive_max_pool,
-    avg_pool,
-    constant,
-    geometry,
-    in_channels_first,
-    lp_pool,
-    max_pool,
-    opset,
-    pad,
-    refuse,
-    scalar,
-    static_shape,
-    sum_pool,
-)
+from . import onnx_windows
+from .onnx_windows import Shape, Value, constant, geometry, in_channels_first, opset, refuse, scalar, static_shape
 from .ops.library import OPS
 from .ops.windows import one_or_all, sides
 
@@ -210,7 +194,7 @@ def gelu(x: Value, approximate: str) -> Value:
 
 
 TRANSLATED = (
-    *(max_pool, avg_pool, sum_pool, lp_pool, adaptive_avg_pool, adaptive_max_pool, pad),
+    *onnx_windows.TRANSLATED,
     *(batch_norm, instance_norm, group_norm, layer_norm, rms_norm, local_response_norm),
     *(conv, conv_transpose, linear, relu, leaky_relu, sigmoid, tanh, softmax, gelu),
 )

@@ -189,3 +189,6 @@ def _gathered(x: Value, shape: Shape, pairs: Sequence[tuple[int, int]], mode: An
         if not np.array_equal(cells, np.arange(length)):
             x = opset().Gather(x, constant(cells.astype("int64")), axis=axis)
     return x
+
+
+TRANSLATED = (max_pool, avg_pool, sum_pool, lp_pool, adaptive_avg_pool, adaptive_max_pool, pad)

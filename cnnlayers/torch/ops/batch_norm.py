@@ -9,11 +9,11 @@ import torch
 
 from cnnlayers import functional as F
 from cnnlayers.specs.arguments import DataFormat, layout
-from cnnlayers.specs.norm import Norm, Rows, batch_rows
+from cnnlayers.specs.norm import Rows, batch_rows, norm_of
 
 from .batching import LOOP, Rule
 from .library import Op, context, dtype_holder
-from .norms import fake_gradients, norm_of, statistics_shape
+from .norms import fake_gradients, statistics_shape
 from .windows import FORMAT
 
 Shape = Sequence[int]
@@ -63,9 +63,7 @@ def _backward(
 ) -> Any:
     training, momentum, eps, unbiased, communicator, data_format = options
     more = {"comm": _communicators.get(communicator), "use_running_stats": use_running_stats, "training": training}
-    norm: Norm = norm_of(
-        _rows(dy.shape, eps, data_format), gamma, beta_like, **more, momentum=momentum, unbiased=unbiased
-    )
+    norm = norm_of(_rows(dy.shape, eps, data_format), gamma, beta_like, **more, momentum=momentum, unbiased=unbiased)
     return F.batch_norm_backward(dy, context("batch_norm", dy, norm, x=x, mean=mean, rstd=rstd, gamma=gamma))
 
 

@@ -15,7 +15,7 @@ import torch
 from cnnlayers import functional as F
 from cnnlayers.functional.local_response_norm import Response
 from cnnlayers.specs.arguments import DataFormat, grouped, integer, layout, trailing
-from cnnlayers.specs.norm import Norm, Rows, group_rows, instance_rows, trailing_rows
+from cnnlayers.specs.norm import Rows, group_rows, instance_rows, norm_of, trailing_rows
 
 from .batching import LOOP, Rule
 from .library import Op, context, dtype_holder
@@ -27,11 +27,6 @@ Shape = Sequence[int]
 def statistics_shape(rows: Rows) -> Shape:
     """The shape of a statistics group's numbers."""
     return tuple(1 if axis in rows.axes else n for axis, n in enumerate(rows.view))
-
-
-def norm_of(rows: Rows, gamma: Any, beta_like: Any = None, **more: Any) -> Norm:
-    gamma_dtype, beta_dtype = (None if p is None else p.dtype for p in (gamma, beta_like))
-    return Norm(rows, gamma_dtype, beta_dtype, **more)
 
 
 def fake_gradients(rows: Rows, dy: torch.Tensor, *parameters: Any) -> Any:
