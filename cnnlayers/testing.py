@@ -356,11 +356,8 @@ class _LayerCase:
         for array, point in zip(arrays[1:], points[1:], strict=True):
             array[...] = copy_of(point, array)
         rest = [copy_of(a, a) for a in self.args[1:]]
-        return (
-            layer,
-            arrays,
-            first_of(layer.forward(arrays[0], *rest, **{k: copy_of(v, v) for k, v in self.options.items()})),
-        )
+        options = {name: copy_of(value, value) for name, value in self.options.items()}
+        return layer, arrays, first_of(layer.forward(arrays[0], *rest, **options))
 
     def value(self, points: Sequence[Host]) -> Host:
         return as_float64(self._forward(points)[2])

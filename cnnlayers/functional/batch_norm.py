@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cnnlayers import backends
@@ -43,7 +44,7 @@ def _checked_comm(comm: Any) -> Any:
     return comm
 
 
-def _update_running_stats(b: Backend, norm: Norm, running: tuple[Array, Array], stats: Statistics) -> None:
+def _update_running_stats(b: Backend, norm: Norm, running: Sequence[Array], stats: Statistics) -> None:
     """Update running mean and variance in place by a batch's."""
     var = stats.var * (stats.n / (stats.n - 1)) if norm.unbiased and stats.n > 1 else stats.var
     for old, new in zip(running, (stats.mean, var), strict=True):
@@ -52,50 +53,34 @@ def _update_running_stats(b: Backend, norm: Norm, running: tuple[Array, Array], 
 
 
 def _batch_norm_forward(
-    b: Backend,
-    norm: Norm,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
+    b: Backend, norm: Norm, x: Array, gamma: Array | None, beta: Array | None, *running: Array
 ) -> tuple[Array, Array | None, Array]:
-    """y, mean and rstd by the batch's statistics, the running ones updated where there are any, or by the running ones
-    where `norm.use_running_stats`."""
+    """y, mean and rstd by the batch's statistics, the running mean and variance updated unless they are None; or by
+    these where `norm.use_running_stats`."""
     rows = norm.rows
     if norm.use_running_stats:
         # Copies: the context must not follow later updates in place.
-        mean, var = (
-            b.xp.asarray(b.xp.reshape(r, rows.parameter_view), dtype=b.xp.float64, copy=True)
-            for r in (running_mean, running_var)
-        )
+        mean, var = (b.xp.asarray(b.xp.reshape(r, rows.parameter_view), dtype=b.xp.float64, copy=True) for r in running)
         rstd = reciprocal_std(b, var, rows.eps)
         return forward_with_running_stats(b, norm, x, gamma, beta, mean, rstd), mean, rstd
     y, stats = forward_with_computed_stats(b, norm, x, gamma, beta)
     if norm.training and stats.n == 1 and rows.parameter != (0,):  # only now is the count over all ranks known
         raise single_values_error(rows, "channel over all ranks in training", NEEDS_TWO_VALUES)
-    if norm.training and running_mean is not None and stats.n:
-        _update_running_stats(b, norm, (running_mean, running_var), stats)
+    if norm.training and running[0] is not None and stats.n:
+        _update_running_stats(b, norm, running, stats)
     return y, stats.mean, stats.rstd
 
 
 def _batch_norm_plan(
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    running_mean: Array | None,
-    running_var: Array | None,
-    training: Any,
-    momentum: Any,
-    eps: Any,
-    unbiased: Any,
-    comm: Any,
-    data_format: Any,
+    x: Array, gamma: Array | None, beta: Array | None, mean: Array | None, var: Array | None, *options: Any
 ) -> CallPlan:
-    b = norm_backend(x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
+    """The plan of a batch norm. mean, var: the running ones; options: training, momentum, eps, unbiased, comm and
+    data_format."""
+    training, momentum, eps, unbiased, comm, data_format = options
+    b = norm_backend(x, gamma=gamma, beta=beta, running_mean=mean, running_var=var)
     rows = batch_rows(layout(tuple(x.shape), data_format, least=0), checked_eps(eps))
     training, unbiased, momentum = flag(training, "training"), flag(unbiased, "unbiased"), real(momentum, "momentum")
-    _check_running(b, rows, running_mean, running_var)
+    _check_running(b, rows, mean, var)
     plan = norm_plan(
         "batch_norm",
         b,
@@ -104,7 +89,7 @@ def _batch_norm_plan(
         gamma,
         beta,
         comm=_checked_comm(comm),
-        use_running_stats=running_mean is not None and not training,
+        use_running_stats=mean is not None and not training,
         training=training,
         momentum=momentum,
         unbiased=unbiased,

@@ -247,24 +247,15 @@ def _conv_transpose_backward(
         return dx, weight_gradient(b, spec, *_in_compute_dtype(b, "weight_gradient", spec, x, weight, dy, x))
 
 
-def _conv_transpose_plan(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    dilation: Any,
-    groups: Any,
-    data_format: Any,
-) -> CallPlan:
+def _conv_transpose_plan(x: Array, weight: Array, bias: Array | None, *options: Any) -> CallPlan:
+    """The plan of a transposed convolution. options: stride, padding, output_padding, dilation, groups, data_format."""
+    stride, padding, output_padding, dilation, groups, data_format = options
     b = _checked_backend(x, weight, bias)
     groups = integer(groups, "groups", 1)
     kernel = _weight_shape(tuple(x.shape), tuple(weight.shape), groups, data_format, channel_axis=0)
     filters = weight.shape[1] * groups
-    window = transposed_window(
-        tuple(x.shape), kernel, stride, padding, output_padding, dilation, data_format, channels=filters
-    )
+    moves = stride, padding, output_padding, dilation
+    window = transposed_window(tuple(x.shape), kernel, *moves, data_format, channels=filters)
     spec = interned(Conv(window, weight.shape[0], groups))
     check_shape(bias, "bias", (filters,))
     return CallPlan("conv_transpose", b, x.dtype, window.layout.shape, spec)
