@@ -3,7 +3,7 @@
 Rules of the family: the weight is (F, C/groups, *k), for a transposed convolution (C, F/groups, *k), in both data
 formats. Cells outside x count as 0. Sums are kept in float32 (float64 for float64), and parameters are cast to that.
 On the CPU, with compiled kernels, direct loops compute most convolutions, with the same bits on every CPU. Those
-of long sums, and the gradients of large weights, take columns and BLAS (`direct_steps` in specs/conv.py). 3×3 ones of
+of long sums take columns and BLAS (`form_of` in conv_form.py chooses). 3×3 ones of
 float32 with stride 1 and large weights take Winograd's form: faster, and exact to at most 5e-6 of the largest result
 instead of 7e-7. `kernels.winograd("off")`, or the variable CNNLAYERS_WINOGRAD=off, switches Winograd's form off. Where
 it would carry a NaN or an infinity to other cells, another form computes the result.
@@ -31,6 +31,7 @@ from .blas import single_threaded_blas
 from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
 from .checks import check_shape, check_weighted, common_backend
 from .complex_arrays import cast_gradient, conjugate, run_weighted, run_weighted_backward
+from .conv_form import form_of
 from .correlation import correlate, correlate_adjoint, multiplies_halves, weight_gradient
 
 
@@ -71,10 +72,11 @@ def _in_compute_dtype(
     return cast(b, first, dtype), cast(b, second, dtype)
 
 
-def _blas_for(b: Backend, spec: Conv) -> contextlib.AbstractContextManager[None]:
+def _blas_for(b: Backend, spec: Conv, dtype: Any) -> contextlib.AbstractContextManager[None]:
     """A block with BLAS on one thread for both steps of a backward. Direct loops do not use BLAS, and get a block that
     does nothing: switching BLAS takes a tenth of a small call's time."""
-    return contextlib.nullcontext() if len(spec.direct_steps) == 3 else single_threaded_blas(b)
+    direct = all(form_of(b, spec, accumulator_dtype(b, dtype), step) == "direct" for step in spec.terms)
+    return contextlib.nullcontext() if direct else single_threaded_blas(b)
 
 
 def _bias(b: Backend, x: Array, bias: Array | None) -> Array | None:
@@ -107,7 +109,7 @@ def _conv_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array |
 def _conv_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
-    with _blas_for(b, spec):
+    with _blas_for(b, spec, x.dtype):
         dx = (
             correlate_adjoint(b, spec, *_in_compute_dtype(b, "correlate_adjoint", spec, x, weight, dy, weight))
             if needs_dx
@@ -242,7 +244,7 @@ def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bia
 def _conv_transpose_backward(
     b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
 ) -> tuple[Array | None, Array]:
-    with _blas_for(b, spec):
+    with _blas_for(b, spec, x.dtype):
         dx = correlate(b, spec, *_in_compute_dtype(b, "correlate", spec, x, weight, dy, weight)) if needs_dx else None
         return dx, weight_gradient(b, spec, *_in_compute_dtype(b, "weight_gradient", spec, x, weight, dy, x))
 

@@ -12,14 +12,11 @@ from .arguments import Shape, cached, layout, pairs, sizes
 from .windows import Axis, Window, check_has_cells, effective, padding_of, window_of
 
 LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transforms cost more than they save
-# Numbers in a group's weight, at most, for which Winograd's form is not faster than direct loops where it fits (3×3
-# kernels: more from about 48 channels and filters on).
-DIRECT_WEIGHT = 20_000
-DIRECT_GRADIENT = 40_000  # the same, for a weight's gradient by direct loops: that of a larger one takes columns
-DIRECT_WEIGHT_BY_CELLS = 300_000  # for channels last and for small maps: at most, for all three functions
-SMALL_MAP = 64  # windows
-LEAST_BY_CELLS = 16  # channels and filters of a group on small maps
-DIRECT_TERMS = 2048  # of a sum, at most: it is in the array's dtype
+# Numbers in a group's weight, at most, for which direct loops are as fast as Winograd's form where it fits, and for a
+# weight's gradient (3×3 kernels have more from about 48 channels and filters on, and from 68).
+DIRECT_WEIGHT, DIRECT_GRADIENT = 20_000, 40_000
+SMALL_MAP = 64  # windows, at most: Winograd's tiles then cover many cells that are none
+DIRECT_TERMS = 2048  # of a sum in float32, at most
 LEAST_RUN = 16  # channels that are neighbours in memory: fewer are not worth copying together
 ALL = slice(None)
 
@@ -89,32 +86,21 @@ class Conv:
         return fits and not self.last and min(self.weight_shape[1:3]) >= LEAST_WINOGRAD
 
     @functools.cached_property
+    def weight_size(self) -> int:
+        """Numbers in a group's weight."""
+        return math.prod(self.weight_shape[1:])
+
+    @functools.cached_property
     def small_map(self) -> bool:
-        """Whether vectors of windows would have many empty lanes, and vectors of filters few."""
-        return math.prod(self.window.out_lengths) <= SMALL_MAP and min(self.weight_shape[1:3]) >= LEAST_BY_CELLS
+        return math.prod(self.window.out_lengths) <= SMALL_MAP
 
     @functools.cached_property
-    def small_weight(self) -> bool:
-        return math.prod(self.weight_shape[1:]) <= DIRECT_WEIGHT
-
-    @functools.cached_property
-    def direct_steps(self) -> frozenset[str]:
-        """The functions of correlation.py that direct loops compute: those whose sums are short enough for float32.
-        A weight above DIRECT_GRADIENT: no direct gradient; above DIRECT_WEIGHT, where Winograd's form fits: no direct
-        loops at all. With channels last or small maps, where vectors go over filters (*by cells*), a weight up to
-        DIRECT_WEIGHT_BY_CELLS is small enough for all three, and a larger one has none.
-        """
+    def terms(self) -> dict[str, int]:
+        """The longest sum in the array's dtype of each function of correlation.py. (Direct loops add up the sums of a
+        weight's gradient in float64.)"""
         _, filters, channels, taps = self.weight_shape
         overlap = math.prod(a.overlap for a in self.window.axes)
-        terms = {"correlate": channels * taps, "correlate_adjoint": filters * overlap, "weight_gradient": 0}
-        steps = {step for step, number in terms.items() if number <= DIRECT_TERMS}
-        if self.small_weight:
-            return frozenset(steps)
-        if self.last or self.small_map:
-            return frozenset(steps if filters * channels * taps <= DIRECT_WEIGHT_BY_CELLS else ())
-        if self.winograd:
-            return frozenset()
-        return frozenset(steps if filters * channels * taps <= DIRECT_GRADIENT else steps - {"weight_gradient"})
+        return {"correlate": channels * taps, "correlate_adjoint": filters * overlap, "weight_gradient": 0}
 
     @functools.cached_property
     def flops(self) -> float:

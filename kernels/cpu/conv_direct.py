@@ -33,6 +33,10 @@ Array = Any
 PARTS = 16  # partial sums of a weight's gradient, at most
 PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
 LEAST_FILTERS = 8  # for vectors of filters: those of fewer have too many empty lanes
+LEAST_TERMS = 80  # of a sum, for vectors of filters: to transpose the results takes as long as 10 terms
+# Channels whose cells make vectors of windows half as fast: they come from the second-level cache.
+CACHED_CHANNELS = 400
+PHASE_CHANNELS = 128  # the same where a stride's phases of the target make vectors of filters slow
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
 
 
@@ -133,10 +137,27 @@ def _refuse_data(name: str) -> NoReturn:
     )
 
 
+@backends.planned
 def _by_filters(spec: Any, step: str) -> bool:
-    """Whether the loops have vectors of filters. For channels last the other loops take 2 to 10 times as long."""
-    groups, filters, channels, _ = spec.weight_shape
+    """Whether vectors go over filters (16 of one window), not over windows (16 of one filter).
+
+    For the weight's gradient they do from 8 filters on: 1.2 to 3 times as fast. Else those over windows have empty
+    lanes between rows, and take longer where the cells of all channels do not fit the first-level cache; those over
+    filters have empty lanes if 16 does not divide the filters, their results are transposed, and the phases of a
+    stride's adjoint make them up to 5 times as slow."""
+    groups, filters, channels, taps = spec.weight_shape
     if groups > 1 and filters == channels == 1:
         return bool(spec.last)
-    targets = channels if step == "correlate_adjoint" else filters
-    return bool(targets >= LEAST_FILTERS and (spec.last or (spec.small_map and not spec.small_weight)))
+    if step == "weight_gradient" or spec.last:
+        return bool((channels if step == "correlate_adjoint" else filters) >= LEAST_FILTERS)
+    if step == "correlate_adjoint":
+        filters, channels = channels, filters
+    lanes_of_filters = filters / (-(-filters // LANES) * LANES)
+    if step == "correlate_adjoint" and any(a.stride > 1 for a in spec.window.axes):
+        return bool(lanes_of_filters > 0.9 and channels > PHASE_CHANNELS)
+    row = spec.window.axes[-1]
+    windows, cells, zeros = row.out, row.length / row.stride, row.before
+    if step == "correlate_adjoint":
+        windows, cells, zeros = row.length, row.out, (row.kernel - 1) * row.dilation - row.before
+    lanes_of_windows = windows / max(windows, cells + zeros) - channels / CACHED_CHANNELS - 0.1
+    return bool(channels * taps >= LEAST_TERMS and lanes_of_filters > lanes_of_windows)

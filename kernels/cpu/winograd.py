@@ -3,7 +3,7 @@
 It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group. Its
 results are a little less exact than a matrix product's: the largest error is about 2e-6 of the largest result, up to
 5e-6 with hundreds of channels (a product: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
-im2col and BLAS, which float64 uses for these shapes (`form_of` tries direct loops first).
+direct loops, which float64 and small weights always use (`form_of` chooses), or columns for long sums.
 
 A cell that is not finite would change its complete tile. So if a result is not finite, the launcher raises
 `UnsuitableData`, and im2col with BLAS computes the call: NaN and infinities stay where the definition has them.
@@ -48,7 +48,7 @@ G_BOTH_AXES = np.kron(G, G).astype(f4)
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
-    """Why no kernel here serves this call, or None. `Conv.winograd` has checked the shape before."""
+    """Why no kernel here serves this call, or None. `form_of` has checked the shape before."""
     return None if all(a is None or a.dtype == f4 for a in arrays) else f"{step} is for float32"
 
 
@@ -121,7 +121,7 @@ def _check_finite(results: Any) -> None:
     if not np.isfinite(results).all():
         raise UnsuitableData(
             "a result of Winograd's form is NaN or infinite, from the data or an overflow, and so is its whole tile;"
-            " kernels.winograd('off') selects im2col and BLAS"
+            " kernels.winograd('off') selects another form"
         )
 
 
