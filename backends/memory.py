@@ -1,9 +1,10 @@
 """Memory: how much there is, and buffers that are used again for large results and temporary arrays (workspaces).
 
 Fresh pages cost a page fault and a clearing each: for a large array as much time as many an op takes. The allocator of
-the C library gives an array of more than 32 MB back to the system as soon as it is freed. So a large result is a view
-of a buffer that goes to a free list when the last array that views it is gone. A workspace goes there when its block
-ends. A buffer starts at a cache line, so kernels can store past the caches.
+the C library gives an array of more than 32 MB back to the system as soon as it is freed, and the memory of smaller
+ones when a few of them are free: a training step of a small network then has 1,200 page faults.
+So a large result is a view of a buffer that goes to a free list when the last array that views it is gone. A workspace
+goes there when its block ends. A buffer starts at a cache line, so kernels can store past the caches.
 
 The free list keeps half a gigabyte at most, and no more than a thirty-second of the machine's memory. The buffers that
 have waited longest are freed first.
@@ -22,7 +23,8 @@ from typing import Any
 
 import numpy
 
-LEAST_RESULT = 12 << 20  # bytes of the smallest result in a buffer; kernels store such results past the caches
+LEAST_RESULT = 1 << 20  # bytes of the smallest result in a buffer: to take one needs 8 µs
+MOST_BUFFERS = 64  # that the free list keeps: more take too long to look through
 LEAST_WORKSPACE = 1 << 16  # bytes of the smallest workspace
 MOST_WORKSPACE = 32 << 20  # bytes of the largest workspace that is kept
 ALIGNMENT = 64  # bytes: a cache line
@@ -92,7 +94,7 @@ class _FreeList:
 
     def give(self, buffer: Any) -> None:
         """Keep a buffer that nothing views any more."""
-        while self.buffers and self.nbytes() + buffer.nbytes > LIMIT:
+        while self.buffers and (len(self.buffers) >= MOST_BUFFERS or self.nbytes() + buffer.nbytes > LIMIT):
             for oldest in list(self.buffers)[:1]:
                 self.buffers.pop(oldest, None)
         if buffer.nbytes <= LIMIT:
@@ -107,6 +109,8 @@ _free = _FreeList()
 
 class _Owner:
     """A buffer's owner while arrays view it: each refers to this, so it lives as long as the last of them."""
+
+    __slots__ = ("__array_interface__", "buffer")
 
     def __init__(self, buffer: Any) -> None:
         self.buffer = buffer

@@ -99,6 +99,14 @@ def test_the_free_list_is_bounded_and_the_oldest_goes_first() -> None:
     assert kept() == [700, 800]
 
 
+def test_the_free_list_has_few_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_BUFFERS", 3)
+    arrays = [backends.result((100 + n,), "uint8") for n in range(5)]
+    while arrays:
+        del arrays[0]
+    assert kept() == [102, 103, 104]
+
+
 def test_small_ones_are_the_allocators() -> None:
     a = backends.result((99,), "uint8")
     assert a.flags.owndata

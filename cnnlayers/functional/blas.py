@@ -26,9 +26,7 @@ from .arrays import Array, cast
 
 T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least, if there are more than two
-TWO_CHUNKS_FLOPS = (
-    6_000_000  # of a product in two chunks, at least: 60 µs, a third of which Python needs for the second
-)
+TWO_CHUNKS_FLOPS = 16_000_000  # of a product in two chunks, at least: 160 µs, a third of which Python needs
 # A convolution by columns of no more runs on one thread. Direct loops have a number of their own, in
 # kernels/cpu/conv_direct.py: a chunk of theirs costs no call of Python or BLAS.
 MIN_PARALLEL_FLOPS = 8_000_000
@@ -175,7 +173,8 @@ def _jobs(x: Array, w: Array, y: Array, plus: Array | None) -> list[tuple[Array,
     parts = min(MOST_CHUNKS, max(int(flops / CHUNK_FLOPS), 2 if flops >= TWO_CHUNKS_FLOPS else 1))
     if parts < 2:
         return [(x, w, y, plus)]
-    x, w = (numpy.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:])) for a in (x, w))
+    if y.ndim > 2:
+        x, w = (numpy.broadcast_to(a, (*y.shape[:-2], *a.shape[-2:])) for a in (x, w))
     plus = None if plus is None else numpy.broadcast_to(plus, y.shape)
     stacks: list[Any] = [(...,)] if y.ndim == 2 else [(cut, ...) for cut in split_evenly(y.shape[0], parts)]
     jobs = []
