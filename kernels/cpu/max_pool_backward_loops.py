@@ -68,15 +68,20 @@ def backward_simple(
     row_extent = last + offsets[offsets.size - 1] + 1  # cells from the start of a row to the end of its last window
     past_caches = stored_past_caches(dx) and size * dx.itemsize <= PLANE_BYTES
     target = np.empty(size, dx.dtype) if past_caches else dx
+    cleared, limit = start * size, stop * size
     for plane in range(start, stop):
-        origin = 0 if past_caches else plane * size
-        cleared, end = origin, origin + size
+        origin = plane * size
+        if past_caches:
+            origin, cleared, limit = 0, 0, size
+        od, oh = 0, -1
         for row in range(window_rows):
-            od, oh = row // out_h, row % out_h
+            oh += 1
+            if oh == out_h:
+                oh, od = 0, od + 1
             begin = origin + (d[0, od] * height + h[0, oh]) * length
-            needed = begin + row_extent if row + 1 < window_rows else end
+            needed = begin + row_extent if row + 1 < window_rows else origin + size
             if needed > cleared:
-                until = min(max(needed, cleared + CLEAR_AHEAD), end)
+                until = min(max(needed, cleared + CLEAR_AHEAD), limit)
                 for i in range(U(cleared), U(until)):
                     target[i] = 0
                 cleared = until

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .past_caches import copy_past_caches, stored_past_caches
+from .vectors import LANES, copy_lanes, fence
 
 Array = Any
 U = np.uintp
+BLOCK = 4096  # elements that are computed in the L1 cache before they are stored past the caches, about
 
 
 @kernel()
@@ -28,37 +31,52 @@ def pad_rows(
     `border`: the cells w in the padding; `border_sources`: their widths[w]."""
     in_d, in_h, in_w, out_w, low, high, first, inner = shape
     out_d, out_h = len(depths), len(heights)
-    size = U(inner)
-    row, out_row, inner_start, inner_end = U(in_w) * size, U(out_w) * size, U(low) * size, U(high) * size
+    size, row, out_row, copied = U(inner), U(in_w * inner), out_w * inner, (high - low) * inner
     h, d, plane = start % out_h, start // out_h % out_d, start // (out_h * out_d)
-    to = U(start) * out_row
-    for _ in range(start, stop):
-        if depths[d] < 0 or heights[h] < 0:
-            for i in range(to, to + out_row):
-                y[i] = fill
-        else:
-            at = U((plane * in_d + depths[d]) * in_h + heights[h]) * row
-            source = at + U(first) * size
-            for i in range(inner_end - inner_start):
-                y[to + inner_start + i] = x[source + i]
-            for k in range(U(border.size)):
-                cell, begin = to + U(border[k]) * size, at + U(border_sources[k]) * size
-                if inner == 1:
-                    y[cell] = fill if border_sources[k] < 0 else x[begin]
-                elif border_sources[k] < 0:
-                    for i in range(size):
-                        y[cell + i] = fill
-                else:
-                    for i in range(size):
-                        y[cell + i] = x[begin + i]
-        to += out_row
-        h += 1
-        if h == out_h:
-            h = 0
-            d += 1
-            if d == out_d:
-                d = 0
-                plane += 1
+    past_caches = stored_past_caches(y)
+    block = max(1, BLOCK // out_row) if past_caches else stop - start
+    target = np.empty(block * out_row, y.dtype) if past_caches else y
+    for begin in range(start, stop, block):
+        rows, origin = min(block, stop - begin), 0 if past_caches else begin * out_row
+        for to in range(U(origin), U(origin + rows * out_row), U(out_row)):
+            if depths[d] < 0 or heights[h] < 0:
+                for i in range(to, to + U(out_row)):
+                    target[i] = fill
+            else:
+                at = U((plane * in_d + depths[d]) * in_h + heights[h]) * row
+                _copy(target, to + U(low) * size, x, at + U(first) * size, copied)
+                for k in range(U(border.size)):
+                    cell, source = to + U(border[k]) * size, at + U(border_sources[k]) * size
+                    if border_sources[k] >= 0:
+                        for i in range(size):
+                            target[cell + i] = x[source + i]
+                    else:
+                        for i in range(size):
+                            target[cell + i] = fill
+            h += 1
+            if h == out_h:
+                h = 0
+                d += 1
+                if d == out_d:
+                    d = 0
+                    plane += 1
+        if past_caches:
+            copy_past_caches(target, y, begin * out_row, rows * out_row)
+    if past_caches:
+        fence()
+
+
+@kernel(inlined=True)
+def _copy(y: Array, to: Any, x: Array, at: Any, number: int) -> None:
+    """Copy neighbours; the last vector may overlap the one before."""
+    if number >= LANES:
+        last = U(number - LANES)
+        for i in range(U(0), last, U(LANES)):
+            copy_lanes(y, to + i, x, at + i)
+        copy_lanes(y, to + last, x, at + last)
+    else:
+        for i in range(U(max(0, number))):
+            y[to + i] = x[at + i]
 
 
 @kernel()

@@ -138,7 +138,7 @@ def _narrow(builder: Any, name: str, kind: str, value: Any, every_bit: bool = Fa
     return builder.select(is_nan_mask(builder, value), builder.trunc(nan, vector_of(I16)), rounded)
 
 
-_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 
 def _make_load(doc: str, kind_of: Any, partial: bool, every_bit: bool = False) -> Any:
@@ -165,7 +165,7 @@ def _make_load(doc: str, kind_of: Any, partial: bool, every_bit: bool = False) -
     return intrinsic(function)
 
 
-_TO_INT = dict.fromkeys(_INTEGERS, "int32")
+_TO_INT = dict.fromkeys(INTEGERS, "int32")
 load = _make_load("16 neighbours, from any element on: load(array, index).", LANES_OF_ARRAY, False)
 load_first = _make_load("The first lanes, the others 0: load_first(array, index, count).", LANES_OF_ARRAY, True)
 load_int = _make_load("16 integers as int32, from an array of any integers.", _TO_INT, False)
@@ -228,7 +228,7 @@ def gather(typing: Any, array: Any, places: Any, mask: Any) -> Any:
 
 def _check_store(array: Any, value: Any) -> str:
     kind = getattr(value, "kind", None)
-    allowed = _INTEGERS if kind == "int32" else tuple(n for n, k in LANES_OF_ARRAY.items() if k == kind)
+    allowed = INTEGERS if kind == "int32" else tuple(n for n, k in LANES_OF_ARRAY.items() if k == kind)
     return str(check_array(array, allowed))
 
 

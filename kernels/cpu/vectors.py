@@ -27,6 +27,7 @@ from llvmlite import ir
 from numba import types
 
 from .vector_memory import (
+    INTEGERS,
     LANES_OF_ARRAY,
     address,
     as_bits,
@@ -72,8 +73,8 @@ from .vector_types import (
 )
 
 __all__ = [
-    "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "div", "equal",
-    "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "gather", "integers", "interleave_high",
+    "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "copy_lanes", "div",
+    "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "gather", "integers", "interleave_high",
     "interleave_low", "is_nan", "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_every_bit",
     "load_first", "load_first_every_bit", "load_int", "load_int_first", "load_strided", "maximum", "minimum", "mul",
     "odds", "reverse", "select", "shift_left", "shift_right", "slide", "square_root", "store", "store_bits",
@@ -252,26 +253,35 @@ def as_lanes_of(typing: Any, array: Any, x: Any) -> Any:
     return TYPES[kind](array, x), lambda context, builder, signature, arguments: _convert(kind)(builder, arguments[1])
 
 
-@intrinsic
-def stream_copy(typing: Any, y: Any, to: Any, x: Any, at: Any) -> Any:
-    """Copy 16 elements of an array of the same dtype as they are, past the caches (`stream`)."""
-    check_array(y, tuple(LANES_OF_ARRAY))
-    if x.dtype != y.dtype:
-        raise TypeError(f"stream_copy takes two arrays of one dtype; got {y} and {x}")
+def _make_copy(doc: str, past_caches: bool) -> Any:
+    """An intrinsic (y, to, x, at) for arrays of one dtype."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector = vector_of(context.get_data_type(y.dtype))
-        places = zip((y, x), arguments[::2], arguments[1::2], strict=True)
-        count, size = ir.Constant(I64, LANES), y.dtype.bitwidth // 8
-        target, source = (
-            builder.bitcast(address(context, builder, kind, array, i, count), vector.as_pointer())
-            for kind, array, i in places
-        )
-        written = builder.store(builder.load(source, align=size), target, align=min(64, LANES * size))
-        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
-        return context.get_dummy_value()
+    def copy(typing: Any, y: Any, to: Any, x: Any, at: Any) -> Any:
+        check_array(y, (*LANES_OF_ARRAY, *INTEGERS))
+        if x.dtype != y.dtype:
+            raise TypeError(f"only cells of the same dtype can be copied; got {y} and {x}")
 
-    return types.void(y, types.int64, x, types.int64), generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            vector, size = vector_of(context.get_data_type(y.dtype)), y.dtype.bitwidth // 8
+            target, source = (
+                address(context, builder, kind, array, i, ir.Constant(I64, LANES))
+                for kind, array, i in ((y, *arguments[:2]), (x, *arguments[2:]))
+            )
+            value = builder.load(builder.bitcast(source, vector.as_pointer()), align=size)
+            align = min(64, LANES * size) if past_caches else size
+            written = builder.store(value, builder.bitcast(target, vector.as_pointer()), align=align)
+            if past_caches:
+                written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+            return context.get_dummy_value()
+
+        return types.void(y, types.int64, x, types.int64), generate
+
+    copy.__doc__ = doc
+    return intrinsic(copy)
+
+
+copy_lanes = _make_copy("Copy 16 cells as they are.", False)
+stream_copy = _make_copy("`copy_lanes` past the caches (`stream`).", True)
 
 
 @intrinsic
