@@ -63,8 +63,8 @@ def _backends() -> Iterator[str]:
         selected = ""
         yield f"none is selected: {error}"
     for name, reason in backends.available().items():
-        said = "usable" if reason is None else f"cannot be used: {reason}"
-        yield f"{name:<8}{said}{', selected' if name == selected else ''}"
+        state = "usable" if reason is None else f"cannot be used: {reason}"
+        yield f"{name:<8}{state}{', selected' if name == selected else ''}"
 
 
 def _devices() -> Iterator[str]:
@@ -92,8 +92,8 @@ def _threads() -> str:
 
 def _blas() -> list[str]:
     found = [lib for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
-    said = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads" for lib in found]
-    return said or ["NumPy's own, unknown to threadpoolctl"]
+    rows = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads" for lib in found]
+    return rows or ["NumPy's own, unknown to threadpoolctl"]
 
 
 def _setting(read: Callable[[], str]) -> str:
@@ -120,8 +120,8 @@ def _kernels() -> Iterator[str]:
             yield from (f"{name:<8}none, {reason}" for reason in missing)
             yield f"{'':<8}Array code serves until then: {COST}"
             continue
-        said = ", ".join(sorted(ops)) or "none: every op runs as portable array code"
-        yield from textwrap.wrap(f"{name:<8}{said}", WIDTH, subsequent_indent=" " * 8)
+        served = ", ".join(sorted(ops)) or "none: every op runs as portable array code"
+        yield from textwrap.wrap(f"{name:<8}{served}", WIDTH, subsequent_indent=" " * 8)
     if "cnnlayers.kernels.cpu.jit" not in reasons:
         stored = f"not stored: {reasons[code]}" if code in reasons else f"stored in {directory()}"
         yield f"compiled code is {stored}{'' if code in reasons else ' (CNNLAYERS_CACHE_DIR sets it)'}"
@@ -141,18 +141,18 @@ for name in sys.argv[1:]:
 
 
 def _reasons(needed: set[str]) -> dict[str, str]:
-    """Why kinds of kernels cannot run here, by the module that says so; of those that can there is nothing. One process
-    is asked, because these modules import what they ask for."""
-    said: dict[str, str | None] = dict.fromkeys(needed, "which could not be found out: its import ends Python")
+    """The reasons why kinds of kernels cannot run here, by the module whose `unavailable` gives one; kinds that can run
+    are left out. Another process imports these modules, because they import what they look for."""
+    answers: dict[str, str | None] = dict.fromkeys(needed, "which could not be found out: its import ends Python")
     try:
         # -P: else -c looks in the working directory first, as we may not; in a clone that is a part of the package.
         here = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
         asked = [sys.executable, *here, "-c", _PROBE, *sorted(needed, reverse=True)]
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
-        said.update(json.loads(line) for line in found.splitlines() if line.startswith("["))
+        output = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
+        answers.update(json.loads(line) for line in output.splitlines() if line.startswith("["))
     except (OSError, subprocess.TimeoutExpired) as error:
-        said = dict.fromkeys(needed, f"which could not be found out ({type(error).__name__})")
-    return {name: reason for name, reason in said.items() if reason}
+        answers = dict.fromkeys(needed, f"which could not be found out ({type(error).__name__})")
+    return {name: reason for name, reason in answers.items() if reason}
 
 
 def _extras() -> Iterator[str]:

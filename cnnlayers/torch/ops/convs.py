@@ -28,8 +28,8 @@ def _register(op: str, options: str, call: Callable[..., Any], spec: Callable[..
         return x.new_empty(spec(tuple(x.shape), tuple(weight.shape), *given)[0])
 
     def backward(dy: Any, x: Any, weight: Any, bias_like: Any, needs_dx: bool, *given: Any) -> Any:
-        y_shape, held = spec(tuple(x.shape), tuple(weight.shape), *given)
-        ctx = context(op, x, held(), y_shape, x=x, weight=weight, bias=bias_like)
+        y_shape, context_spec = spec(tuple(x.shape), tuple(weight.shape), *given)
+        ctx = context(op, x, context_spec(), y_shape, x=x, weight=weight, bias=bias_like)
         return getattr(F, f"{op}_backward")(dy, ctx, needs_dx=needs_dx)
 
     def fake_backward(

@@ -57,11 +57,11 @@ def register(op: str, options: str, call: Callable[..., Any], spec: Callable[...
     """
 
     def backward(dy: Any, x_or_shape: Any, *given: Any) -> Any:
-        y_shape, held = spec(tuple(x_or_shape.shape if saved else x_or_shape), *given)
+        y_shape, context_spec = spec(tuple(x_or_shape.shape if saved else x_or_shape), *given)
         if saved:
-            ctx = context(op, x_or_shape, held(x_or_shape), y_shape, x=x_or_shape)
+            ctx = context(op, x_or_shape, context_spec(x_or_shape), y_shape, x=x_or_shape)
         else:
-            ctx = context(op, dy, held, y_shape)
+            ctx = context(op, dy, context_spec, y_shape)
         return getattr(F, f"{op}_backward")(dy, ctx)
 
     def fake_backward(dy: torch.Tensor, x_or_shape: Any, *given: Any) -> torch.Tensor:
