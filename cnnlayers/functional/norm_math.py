@@ -29,7 +29,7 @@ from cnnlayers.specs.norm import Norm, Rows
 
 from .arrays import Array, accumulator_dtype, cast
 
-SHORT_ROW = 1024  # products along the last axis are summed in their own dtype up to this many cells
+MAX_CELLS_IN_OWN_DTYPE = 1024  # products along the last axis are summed in their own dtype up to this many cells
 Centred: TypeAlias = tuple[Array, Array | None]  # (x - shift, delta); (x, None) in RMS norm
 
 
@@ -50,11 +50,11 @@ def float64_sum_keepdims(b: Backend, a: Array, axes: Shape) -> Array:
 
 
 def sum_products_keepdims(b: Backend, a: Array, axes: Shape) -> Array:
-    """`float64_sum_keepdims` of products. Along a last axis of at most SHORT_ROW cells the sum is in the products' own
-    dtype, which is several times as fast; over the other axes it is in float64."""
+    """`float64_sum_keepdims` of products. Along a last axis of at most MAX_CELLS_IN_OWN_DTYPE cells the sum is in the
+    products' own dtype, which is several times as fast; over the other axes it is in float64."""
     last = a.ndim - 1
     together = b.name != "numpy" or a.strides[last] == a.itemsize  # else NumPy adds one after another
-    if last in axes and a.shape[last] <= SHORT_ROW and together:
+    if last in axes and a.shape[last] <= MAX_CELLS_IN_OWN_DTYPE and together:
         a = b.xp.sum(a, axis=last, keepdims=True)
     return float64_sum_keepdims(b, a, axes)
 

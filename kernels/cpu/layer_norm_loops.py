@@ -1,4 +1,4 @@
-"""Loops of the norms with a parameter for each cell of a row: layer and RMS norm, on vectors.
+"""Loops of the backward of norms with a parameter for each cell of a row: layer and RMS norm, on vectors.
 
 Group and instance norm with very short channels use them too, with the parameters of channels repeated.
 
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .norm_blocks import ROOMS, finish_variance, row_moments
-from .norm_loops import RUN_CELLS, sum_of_squares
+from .norm_loops import RUN_CELLS
 from .past_caches import stored_past_caches
 from .vectors import (
     LANES,
@@ -37,42 +36,6 @@ from .vectors import (
 
 Array = Any
 BATCH_ROWS = 8  # rows whose part of dgamma and dbeta is summed in registers
-
-
-@kernel()
-def per_cell_forward(
-    x: Array, y: Array, gamma: Array, beta: Array, mean: Array, rstd: Array, eps: float, centred: bool, cells: int,
-    start: int, stop: int,
-) -> None:  # fmt: skip
-    """y and the statistics of rows start to stop, each of `cells` cells. Not `centred`: the mean counts as 0 (RMS)."""
-    past_caches, room = stored_past_caches(y) and cells % LANES == 0, np.full(ROOMS, lane(broadcast(x, 0.0), 0))
-    for low in range(start, stop, LANES):
-        high = min(low + LANES, stop)
-        if centred:
-            row_moments(x, mean, rstd, room, cells, 1, cells, low, high)
-        else:
-            for r in range(low, high):
-                mean[r], rstd[r] = 0.0, sum_of_squares(x, r * cells, cells)
-        finish_variance(rstd, rstd, cells, eps, low, high)
-        for r in range(low, high):
-            at, parameter_start = r * cells, r * cells % gamma.size
-            shift, scale = broadcast(x, mean[r]), broadcast(x, rstd[r])
-            offset = broadcast(x, (np.float64(lane(shift, 0)) - mean[r]) * rstd[r])
-            whole = cells - cells % LANES
-            for j in range(0, whole, LANES):
-                xhat = fma(sub(load(x, at + j), shift), scale, offset)
-                value = fma(xhat, load(gamma, parameter_start + j), load(beta, parameter_start + j))
-                if past_caches:
-                    stream(y, at + j, value)
-                else:
-                    store(y, at + j, value)
-            if whole < cells:
-                count, j = cells - whole, parameter_start + whole
-                xhat = fma(sub(load_first(x, at + whole, count), shift), scale, offset)
-                last = fma(xhat, load_first(gamma, j, count), load_first(beta, j, count))
-                store_first(y, at + whole, last, count)
-    if past_caches:
-        fence()
 
 
 @kernel()

@@ -23,6 +23,7 @@ from . import layer_norm_loops, norm_blocks, norm_factors
 from .norm_arguments import accumulator, gradient, parameter, refuses
 from .norm_layout import ChannelLayout, for_each_layout, pieces_of
 from .parallel import chunked, flat, prepared, to_lanes
+from .row_sums import SHORT_ROW
 
 __all__ = [
     "batch_norm_backward",
@@ -154,11 +155,12 @@ def per_cell_backward(
 def _in_blocks(layout: ChannelLayout, size: int, dtype: Any, block: int) -> Callable[..., tuple[Array, Array]]:
     arguments = (*layout.block_arguments, block)
     in_chunks = chunked(-(-layout.rows // block), 3 * size * dtype.itemsize)
+    loop = norm_blocks.make_backward(not layout.across_samples and layout.length <= SHORT_ROW)
     shape = 2, layout.rows * arguments[1] // (layout.groups * layout.group_size), layout.groups * layout.group_size
 
     def run(*arrays: Array) -> tuple[Array, Array]:
         sums = np.empty(shape)
-        in_chunks(norm_blocks.blocks_backward, *arrays, *sums.reshape(2, -1), *arguments)
+        in_chunks(loop, *arrays, *sums.reshape(2, -1), *arguments)
         sum_dy, sum_dy_xhat = sums[:, 0] if shape[1] == 1 else sums.sum(axis=1)
         return sum_dy_xhat, sum_dy
 

@@ -4,8 +4,8 @@ A row is a statistics group. Which loops serve:
 
 | rows                                                            | loops                                             |
 | --------------------------------------------------------------- | ------------------------------------------------- |
-| layer and RMS norm; group norm with very short channels         | `per_cell_forward`, row by row                    |
-| small arrays; many rows that fit a core's cache                 | `blocks_forward`, some rows at a time             |
+| layer and RMS norm; group norm with very short channels         | `make_forward` of norm_blocks                     |
+| small arrays; many rows that fit a core's cache                 | the same, without parameters per cell             |
 | all others                                                      | `moments` of pieces, then `scale_shift`           |
 
 Half types are computed in float32, and converted when they are loaded and stored."""
@@ -20,10 +20,12 @@ import numpy as np
 
 from cnnlayers import backends
 
-from . import layer_norm_loops, norm_blocks, norm_factors, norm_loops
+from . import norm_blocks, norm_factors, norm_loops
 from .norm_arguments import accumulator, parameter, refuses, row_shape
 from .norm_layout import ChannelLayout, Pieces, for_each_layout, pieces_of
 from .parallel import chunked, prepared, to_lanes
+from .row_sums import SHORT_ROW
+from .vectors import LANES
 
 __all__ = [
     "batch_norm_forward",
@@ -120,12 +122,13 @@ def per_cell_forward(
     cells.
 
     gamma and beta have x's compute dtype; their length is a multiple of `count`, and after it they start again."""
-    rows = size // count
-    in_chunks = chunked(rows, 2 * size * dtype.itemsize)
+    rows, block = size // count, LANES
+    in_chunks, arguments = chunked(-(-rows // block), 2 * size * dtype.itemsize), (eps, 1, 1, count, block)
+    loop = norm_blocks.make_forward(centred and count <= SHORT_ROW, centred, True)
 
     def run(x: Array, y: Array, gamma: Array, beta: Array) -> tuple[Array, Array]:
         mean, rstd = np.empty(rows), np.empty(rows)
-        in_chunks(layer_norm_loops.per_cell_forward, x, y, gamma, beta, mean, rstd, eps, centred, count)
+        in_chunks(loop, x, y, gamma, beta, mean, rstd, rstd, *arguments)
         return mean, rstd
 
     return run
@@ -159,9 +162,11 @@ def _of_layout(
         return cell_by_cell
     if block:
         in_chunks, arguments = chunked(-(-layout.rows // block), nbytes), (eps, *layout.block_arguments, block)
+        short = not layout.across_samples and rows.count <= SHORT_ROW
+        loop = norm_blocks.make_forward(short, True, False)
 
         def fill(x: Array, y: Array, gamma: Array, beta: Array, *statistics: Array) -> None:
-            in_chunks(norm_blocks.blocks_forward, x, y, gamma, beta, *statistics, *arguments)
+            in_chunks(loop, x, y, gamma, beta, *statistics, *arguments)
 
     else:
         fill = _in_pieces(pieces_of(layout, dtype.itemsize), nbytes, dtype, eps)

@@ -45,74 +45,38 @@ RUN_CELLS = 4096
 # `segments` segments of `length` cells, `stride` cells apart, from cell `first` on. A run is a part of one segment, or
 # some whole ones.
 @kernel(allocates=False)
-def _sum_of_large(x: Array, first: int, segments: int, stride: int, length: int) -> float:
-    """The sum of a run whose cells may be too large to be added lane by lane."""
-    sum_, small = broadcast(x, 0.0), broadcast(x, 1.0 / RUN_CELLS)
-    for k in range(segments):
-        start = first + k * stride
-        for i in range(start, start + length, LANES):
-            sum_ = fma(load_first(x, i, start + length - i), small, sum_)
-    whole: float = RUN_CELLS * total(sum_)
-    return whole
-
-
-@kernel(allocates=False)
-def _run_sum(x: Array, first: int, segments: int, stride: int, length: int) -> float:
-    """The sum of a run."""
-    s0 = s1 = s2 = s3 = broadcast(x, 0.0)
-    for k in range(segments):
-        i = first + k * stride
-        stop = i + length
-        while i + 4 * LANES <= stop:
-            s0, s1 = add(s0, load(x, i)), add(s1, load(x, i + LANES))
-            s2, s3 = add(s2, load(x, i + 2 * LANES)), add(s3, load(x, i + 3 * LANES))
-            i += 4 * LANES
-        while i + LANES <= stop:
-            s0 = add(s0, load(x, i))
-            i += LANES
-        if i < stop:
-            s1 = add(s1, load_first(x, i, stop - i))
-    sum_: float = total(add(add(s0, s1), add(s2, s3)))
-    return sum_ if np.isfinite(sum_) else _sum_of_large(x, first, segments, stride, length)
-
-
-@kernel(allocates=False)
-def _run_squares(
-    x: Array, first: int, segments: int, stride: int, length: int, mean: float
-) -> tuple[float, float, float]:
-    """The sums of x - shift and of its square over a run; shift: the mean as x's lanes round it."""
-    shift = broadcast(x, mean)
-    s0 = s1 = q0 = q1 = broadcast(x, 0.0)
-    for k in range(segments):
-        i = first + k * stride
-        stop = i + length
-        while i + 2 * LANES <= stop:
-            d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
-            s0, s1, q0, q1 = add(s0, d0), add(s1, d1), fma(d0, d0, q0), fma(d1, d1, q1)
-            i += 2 * LANES
-        while i < stop:
-            count = min(LANES, stop - i)
-            d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), broadcast(x, 0.0))
-            s0, q0 = add(s0, d0), fma(d0, d0, q0)
-            i += LANES
-    return np.float64(lane(shift, 0)), total(add(s0, s1)), total(add(q0, q1))
-
-
-@kernel(allocates=False)
 def segment_moments(x: Array, first: int, segments: int, stride: int, length: int) -> tuple[float, float]:
     """The mean of some segments, and the sum of squares about it (Chan, Golub and LeVeque 1979)."""
-    mean, squares, cells, per_run = 0.0, 0.0, 0, max(1, RUN_CELLS // length)
+    mean, squares, cells, per_run, zero = 0.0, 0.0, 0.0, max(1, RUN_CELLS // length), broadcast(x, 0.0)
     for k in range(0, segments, per_run):
-        number = min(per_run, segments - k)
-        for i in range(0, length, RUN_CELLS):
-            run, part = first + k * stride + i, min(RUN_CELLS, length - i)
-            n = number * part
-            run_mean = _run_sum(x, run, number, stride, part) / n
-            shift, rest, run_squares = _run_squares(x, run, number, stride, part, run_mean)
-            if np.isfinite(rest):
+        for c in range(0, length, RUN_CELLS):
+            start, part = first + k * stride + c, min(RUN_CELLS, length - c)
+            end, n = start + min(per_run, segments - k) * stride, 1.0 * min(per_run, segments - k) * part
+            # Cells are divided before they are added, because their sum may be too large.
+            small, s0, s1, q0, q1 = broadcast(x, 1.0 / n), zero, zero, zero, zero
+            for at in range(start, end, stride):
+                i, stop = at, at + part
+                while i + 2 * LANES <= stop:
+                    s0, s1, i = fma(load(x, i), small, s0), fma(load(x, i + LANES), small, s1), i + 2 * LANES
+                while i < stop:
+                    s0, i = fma(load_first(x, i, min(LANES, stop - i)), small, s0), i + LANES
+            shift = broadcast(x, total(add(s0, s1)))
+            s0 = s1 = zero
+            for at in range(start, end, stride):
+                i, stop = at, at + part
+                while i + 2 * LANES <= stop:
+                    d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
+                    s0, s1, q0, q1 = add(s0, d0), add(s1, d1), fma(d0, d0, q0), fma(d1, d1, q1)
+                    i += 2 * LANES
+                while i < stop:
+                    count = min(LANES, stop - i)
+                    d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), zero)
+                    s0, q0, i = add(s0, d0), fma(d0, d0, q0), i + LANES
+            rest, run_squares, run_mean = total(add(s0, s1)), total(add(q0, q1)), 1.0 * lane(shift, 0)
+            if rest - rest == 0.0:  # finite
                 run_squares -= rest * rest / n
-                run_mean = shift + rest / n
-            distance = run_mean - mean if cells else 0.0
+                run_mean += rest / n
+            distance = run_mean - mean if cells > 0.0 else 0.0
             squares += run_squares + distance * distance * cells * n / (cells + n)
             mean = (mean * cells + run_mean * n) / (cells + n)
             cells += n
@@ -123,8 +87,15 @@ def segment_moments(x: Array, first: int, segments: int, stride: int, length: in
 def sum_of_squares(x: Array, first: int, length: int) -> float:
     """The sum of x**2 over some contiguous cells."""
     squares = 0.0
-    for i in range(0, length, RUN_CELLS):
-        squares += _run_squares(x, first + i, 1, 0, min(RUN_CELLS, length - i), 0.0)[2]
+    for run in range(first, first + length, RUN_CELLS):
+        i, stop, q0, q1 = run, min(run + RUN_CELLS, first + length), broadcast(x, 0.0), broadcast(x, 0.0)
+        while i + 2 * LANES <= stop:
+            x0, x1 = load(x, i), load(x, i + LANES)
+            q0, q1, i = fma(x0, x0, q0), fma(x1, x1, q1), i + 2 * LANES
+        while i < stop:
+            x0 = load_first(x, i, min(LANES, stop - i))
+            q0, i = fma(x0, x0, q0), i + LANES
+        squares += total(add(q0, q1))
     return squares
 
 
@@ -158,13 +129,7 @@ def segment_gradient_sums(
 
 
 # ------------------------------------------------------------------------------------------- results of segments
-@kernel(allocates=False)
-def _first_line(start: int, stop: int, past_caches: bool) -> int:
-    """The first of the cells start to stop from which on whole vectors are stored; past the caches, only whole cache
-    lines can be."""
-    return min(stop, start + -start % LANES) if past_caches else start
-
-
+# Past the caches only whole cache lines are stored; the cells before the first and after the last take the caches.
 @kernel(allocates=False)
 def scale_shift_segments(
     x: Array, y: Array, first: int, segments: int, stride: int, length: int,
@@ -174,7 +139,7 @@ def scale_shift_segments(
     shifts, scales, offsets = broadcast(x, shift), broadcast(x, scale), broadcast(x, offset)
     for start in range(first, first + segments * stride, stride):
         stop = start + length
-        line = _first_line(start, stop, past_caches)
+        line = min(stop, start + -start % LANES) if past_caches else start
         whole = stop - (stop - line) % LANES
         for i in range(line, whole, LANES):
             value = fma(sub(load(x, i), shifts), scales, offsets)
@@ -198,7 +163,7 @@ def input_gradient_segments(
     x_factors, constants = broadcast(x, -x_factor), broadcast(x, -constant)
     for start in range(first, first + segments * stride, stride):
         stop = start + length
-        line = _first_line(start, stop, past_caches)
+        line = min(stop, start + -start % LANES) if past_caches else start
         whole = stop - (stop - line) % LANES
         for i in range(line, whole, LANES):
             rest = fma(sub(load(x, i), shifts), x_factors, constants)
@@ -227,7 +192,7 @@ def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, sta
     """The mean of each piece from start to stop, and the sum of squares about it."""
     for u in range(start, stop):
         _, first, end = piece_bounds(u, length, pieces)
-        mean[u], squares[u] = segment_moments(x, first, 1, 0, end - first)
+        mean[u], squares[u] = segment_moments(x, first, 1, length, end - first)
 
 
 @kernel(allocates=False)
@@ -240,7 +205,7 @@ def gradient_sums(
     for u in range(start, stop):
         segment, first, end = piece_bounds(u, length, pieces)
         sum_dy[u], sum_dy_shifted[u] = segment_gradient_sums(
-            dy, x, first, 1, 0, end - first, shift[segment % shift.size]
+            dy, x, first, 1, length, end - first, shift[segment % shift.size]
         )
 
 

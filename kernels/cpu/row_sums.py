@@ -36,7 +36,7 @@ def lane_sums(x: Array, first: Any, number: Any) -> Vector:
 
 
 @kernel(allocates=False)
-def totals(sums: Array, at: int) -> Vector:
+def totals(sums: Array, at: Any) -> Vector:
     """The sums of the lanes of 16 vectors, stored from `at` on; these are overwritten."""
     width = LANES
     while width > 1:
@@ -48,7 +48,7 @@ def totals(sums: Array, at: int) -> Vector:
 
 
 @kernel(allocates=False)
-def largest(values: Array, at: int) -> Vector:
+def largest(values: Array, at: Any) -> Vector:
     """The largest lanes of 16 vectors, stored from `at` on; these are overwritten."""
     width = LANES
     while width > 1:
