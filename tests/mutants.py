@@ -325,6 +325,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("im2col.cu", "bound", "v < run && i + v < end"): "the same thread stores the right value in its next run",
     ("max_pool.cu", "bound", "tap < argmax"): "no two lanes have one tap",
     ("norm_backward.cu", "bound", "j < end; j += K * step"): ONE_TURN_MORE,
+    ("softmax.cu", "bound", "begin < size; begin += turn"): ONE_TURN_MORE,
     ("row_reduce.cuh", "bound", "return b < a ? b : a"): "of equal numbers either will do",
     ("pad.cu", "bound", "i < n_y; i +="): ONE_TURN_MORE,
     ("pad.cu", "bound", "i < n_x; i +="): ONE_TURN_MORE,

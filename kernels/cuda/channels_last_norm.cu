@@ -118,18 +118,29 @@ __global__ void __launch_bounds__(128) channels_last_finish(const Pair* __restri
 
 // y from known mean and rstd. One range of columns and a part of its depth a block.
 template <typename T, int V, typename I>
-__global__ void __launch_bounds__(256, 3) channels_last_apply(ARRAYS, const double* __restrict__ means,
+__global__ void __launch_bounds__(256, 4) channels_last_apply(ARRAYS, const double* __restrict__ means,
     const double* __restrict__ rstds, int flags, SHAPE, unsigned group_channels, unsigned parts) {
   using A = typename Sum<T>::type;
+  __shared__ A shared_terms[3][256];  // of the block's channels, of which a thread computes one
   const ColumnBlock block(gridDim.x - 1 - blockIdx.x, parts, width, depth, columns);
+  const unsigned own = (block.column - block.tx) * V + threadIdx.x;
+  if (threadIdx.x < width * V && own < columns * V) {
+    const I row = I(block.sample) * (columns * V / group_channels) + own / group_channels;
+    const ScaleShift<A> terms = scale_shift_of(gammas, betas, flags, own, moments_of<A>(means[row], rstds[row]));
+    shared_terms[0][threadIdx.x] = terms.shift;
+    shared_terms[1][threadIdx.x] = terms.scale;
+    shared_terms[2][threadIdx.x] = terms.offset;
+  }
+  __syncthreads();
   if (!block.size) return;
   const ColumnIndex<I> at(block, depth, columns);
   ScaleShift<A> scale_shifts[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const unsigned channel = block.column * V + v;
-    const I row = I(block.sample) * (columns * V / group_channels) + channel / group_channels;
-    scale_shifts[v] = scale_shift_of(gammas, betas, flags, channel, moments_of<A>(means[row], rstds[row]));
+    const unsigned c = block.tx * V + v;
+    scale_shifts[v].shift = shared_terms[0][c];
+    scale_shifts[v].scale = shared_terms[1][c];
+    scale_shifts[v].offset = shared_terms[2][c];
   }
 #pragma unroll 4
   for (unsigned j = block.ty; j < block.size; j += block.step) {

@@ -124,18 +124,32 @@ template <typename T, int V, typename I>
 __global__ void __launch_bounds__(256, 2)
     channels_last_backward_apply(ARRAYS, const Pair* __restrict__ group_sums, SHAPE, unsigned group_channels, unsigned parts) {
   using A = typename Sum<T>::type;
+  __shared__ A shared_terms[5][256];  // of the block's channels, of which a thread computes one
   const ColumnBlock block(gridDim.x - 1 - blockIdx.x, parts, width, depth, columns);
+  const unsigned own = (block.column - block.tx) * V + threadIdx.x;
+  if (threadIdx.x < width * V && own < columns * V) {
+    const I statistic = I(block.sample) * (columns * V / group_channels) + own / group_channels;
+    const NormGradient<A> terms(moments_of<A>(means[statistic], rstds[statistic]), A(group_sums[statistic].v[0]),
+        A(group_sums[statistic].v[1]), A(group_channels) * A(depth));
+    shared_terms[0][threadIdx.x] = terms.shift;
+    shared_terms[1][threadIdx.x] = terms.rstd;
+    shared_terms[2][threadIdx.x] = terms.slope;
+    shared_terms[3][threadIdx.x] = terms.offset;
+    shared_terms[4][threadIdx.x] = gamma_of<A>(gammas, flags, own);
+  }
+  __syncthreads();
   if (!block.size) return;
   const ColumnIndex<I> at(block, depth, columns);
   NormGradient<A> gradient[V];
   A gamma[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const unsigned channel = block.column * V + v;
-    const I statistic = I(block.sample) * (columns * V / group_channels) + channel / group_channels;
-    gamma[v] = gamma_of<A>(gammas, flags, channel);
-    gradient[v] = {moments_of<A>(means[statistic], rstds[statistic]), A(group_sums[statistic].v[0]),
-        A(group_sums[statistic].v[1]), A(group_channels) * A(depth)};
+    const unsigned c = block.tx * V + v;
+    gradient[v].shift = shared_terms[0][c];
+    gradient[v].rstd = shared_terms[1][c];
+    gradient[v].slope = shared_terms[2][c];
+    gradient[v].offset = shared_terms[3][c];
+    gamma[v] = shared_terms[4][c];
   }
 #pragma unroll 2
   for (unsigned j = block.ty; j < block.size; j += block.step) {
