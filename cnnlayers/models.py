@@ -108,8 +108,13 @@ class _Renamed(Sequential):
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         for place, layer in super().walk():
-            old = next((old for old in self._names if place.startswith(old)), "")
-            yield prefix + self._names.get(old, "") + place[len(old) :], layer
+            yield prefix + self._renamed(place), layer
+
+    @classmethod
+    @functools.lru_cache(maxsize=1024)  # an optimiser's step asks for all names
+    def _renamed(cls, place: str) -> str:
+        old = next((old for old in cls._names if place.startswith(old)), "")
+        return cls._names.get(old, "") + place[len(old) :]
 
 
 class _PaddedShortcut(Layer):
