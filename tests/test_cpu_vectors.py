@@ -549,28 +549,23 @@ def test_a_tile_is_sums_of_products(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["maps_by_taps", "one_map_by_taps"])
-def test_a_tile_of_a_weights_gradient_is_sums_of_products(name: str, dtype: str) -> None:
+def test_a_tile_of_a_weights_gradient_is_sums_of_products(dtype: str) -> None:
     from cnnlayers.kernels.cpu import vector_tiles as tiles
 
-    tile, rng = getattr(tiles, name), np.random.default_rng(0)
-    rows, taps = (tiles.MAPS, tiles.TAPS) if name == "maps_by_taps" else (1, tiles.TAPS_OF_ONE_MAP)
-    count, pitch, between = 2, 2 * N + 3, N * taps + 5
+    rng, count = np.random.default_rng(0), 2
     maps, sheets = (rng.standard_normal(n).astype(dtype) for n in (400, 400))
     places, offsets = rng.integers(0, 150, 5), rng.integers(0, 200, 9)
-    sums = np.full(rows * between + 7, 7.0, dtype)
+    sums = np.full(N * tiles.TAPS + 7, 7.0, dtype)
 
     @njit
-    def run(maps: Any, pitch: int, sheets: Any, places: Any, offsets: Any, count: int, sums: Any, between: int) -> None:
-        tile(maps, 3, pitch, sheets, places, 1, offsets, 2, count, sums, 1, between)
+    def run(maps: Any, sheets: Any, places: Any, offsets: Any, count: int, sums: Any) -> None:
+        tiles.map_by_taps(maps, 3, sheets, places, 1, offsets, 2, count, sums, 1)
 
-    run(maps, pitch, sheets, places, offsets, count, sums, between)
+    run(maps, sheets, places, offsets, count, sums)
     expected = np.full(len(sums), 7.0, dtype)
-    for i in range(rows):
-        for j in range(taps):
-            for k in range(count):
-                seen = sheets[places[1 + k] + offsets[2 + j] :][:N]
-                expected[1 + between * i + N * j :][:N] += maps[3 + pitch * i + N * k :][:N] * seen
+    for j in range(tiles.TAPS):
+        for k in range(count):
+            expected[1 + N * j :][:N] += maps[3 + N * k :][:N] * sheets[places[1 + k] + offsets[2 + j] :][:N]
     np.testing.assert_allclose(sums, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
 
 

@@ -25,7 +25,7 @@ from . import conv_direct_loops as loops
 from . import conv_filter_vectors as filter_vectors
 from .conv_direct_plan import Plan, plan_of
 from .parallel import chunked, flat
-from .vector_tiles import MAPS, PACKED
+from .vector_tiles import PACKED
 from .vectors import LANES
 
 Array = Any
@@ -70,10 +70,9 @@ def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> 
         return dweight
     plan = plan_of(spec, "weight_gradient", image.itemsize)
     filters, taps = int(plan.sizes[loops.FILTERS]), math.prod(spec.weight_shape[2:])
-    padded = -(-filters // MAPS) * MAPS
     parts = _parts(plan, spec, PARTS)
     partial = np.zeros((parts, spec.groups, filters, taps))
-    lengths = plan.sheets * plan.sheet, padded * LANES * len(plan.places), LANES * padded * len(plan.offsets)
+    lengths = plan.sheets * plan.sheet, filters * LANES * len(plan.places), filters * LANES * len(plan.offsets)
     arrays = flat(image), flat(maps), partial.reshape(-1), plan.sizes, *plan.tables, plan.offsets, taps
     in_chunks = chunked(parts * spec.groups, _nbytes(spec, image, maps))
     in_chunks(loops.weight_gradient, *arrays, parts, workspace=lengths)

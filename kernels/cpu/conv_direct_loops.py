@@ -23,7 +23,6 @@ import numpy as np
 
 from .jit import kernel
 from .vector_tiles import (
-    MAPS,
     PACKED,
     PIECE_AT,
     PIECE_CELLS,
@@ -35,14 +34,12 @@ from .vector_tiles import (
     ROWS,
     STRIP,
     TAPS,
-    TAPS_OF_ONE_MAP,
     WIDTH,
     filters_by_windows,
     half_as_many_filters_by_windows,
-    maps_by_taps,
+    map_by_taps,
     one_filter_by_rows,
     one_filter_by_windows,
-    one_map_by_taps,
 )
 from .vectors import (
     LANES,
@@ -317,17 +314,10 @@ def _add_products(
     sums: Array,
 ) -> None:  # fmt: skip
     """Add the products of all maps at `count` vectors of windows, from places[p] on, and all taps' cells to sums."""
-    f, between = 0, LANES * len(offsets)
-    while f < filters:
-        m, to = f * pitch + p * LANES, f * between
-        if filters - f > MAPS // 2:
-            for k in range(0, taps, TAPS):
-                maps_by_taps(maps, m, pitch, sheets, places, p, offsets, k, count, sums, to + LANES * k, between)
-            f += MAPS
-        else:
-            for k in range(0, taps, TAPS_OF_ONE_MAP):
-                one_map_by_taps(maps, m, pitch, sheets, places, p, offsets, k, count, sums, to + LANES * k, between)
-            f += 1
+    for f in range(filters):
+        for k in range(0, taps, TAPS):
+            to = (f * len(offsets) + k) * LANES
+            map_by_taps(maps, f * pitch + p * LANES, sheets, places, p, offsets, k, count, sums, to)
 
 
 @kernel(allocates=False)
@@ -348,7 +338,7 @@ def weight_gradient(
     """The partial sums `start` to `stop` of the weight's gradient (parts, groups, filters, taps), which are in float64.
 
     A part is a range of the units of one group. taps: of all channels; `offsets` has more, for complete tiles. packed:
-    the maps as vectors of windows, for a multiple of `MAPS` filters."""
+    the maps as vectors of windows."""
     filters, pitch = sizes[FILTERS], len(places) * LANES
     units = -(-sizes[SAMPLES] // sizes[BATCH]) * sizes[BANDS]
     _zero(sheets, 0, len(sheets))

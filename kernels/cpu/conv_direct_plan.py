@@ -17,7 +17,7 @@ import numpy as np
 
 from cnnlayers import backends
 
-from .vector_tiles import PACKED, STRIP, TAPS, TAPS_OF_ONE_MAP
+from .vector_tiles import PACKED, STRIP, TAPS
 from .vectors import LANES
 
 Array = Any
@@ -211,7 +211,7 @@ def plan_of(spec: Any, step: str, itemsize: int) -> Plan:
     source_strides, target_strides = _strides(spec, groups * channels, source), _strides(spec, groups * filters, target)
     outputs, offsets, taps = _offsets(axes, kernel, pitches, sheet, channels, groups * packed)
     if step == "weight_gradient":  # for complete tiles
-        offsets += offsets[-1:] * max(-len(offsets) % TAPS, -len(offsets) % TAPS_OF_ONE_MAP)
+        offsets += offsets[-1:] * (-len(offsets) % TAPS)
     target_step = axes[2].target_step * target_strides[2]
     in_pairs = target_step == axes[2].target_step == 2
     one_filter = step != "weight_gradient" and filters == 1

@@ -35,8 +35,7 @@ WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 PACKED = 8  # filters whose weights are neighbours in memory
 ROWS, WIDTH = (8, 3) if WIDE else (4, 1)  # filters and vectors of windows of a tile
 STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: twice WIDTH vectors, or a multiple
-MAPS, TAPS = 8 if WIDE else 2, 3  # of a tile of a weight's gradient
-TAPS_OF_ONE_MAP = 5  # of a tile of one map
+TAPS = 5  # of a tile of a weight's gradient
 # Windows and vectors of filters of a tile, by the bytes of a number.
 WINDOWS_BY_FILTERS = {4: (8, 2), 8: (8, 1)} if WIDE else {4: (6, 1), 8: (3, 1)}
 
@@ -136,19 +135,24 @@ def _make_filters_by_windows(rows: int, width: int) -> Any:
                 context, builder, signature, arguments
             )
             starts = [places.number(_plus(builder, p, j)) for j in range(width)]
+            at_once = rows if cells.size == 4 else -(-rows // 2)  # a vector of float64 takes twice as many registers
 
-            def start(i: int, j: int) -> Any:
-                return fill(builder, biases.number(_plus(builder, b, i)))
+            for row in range(0, rows, at_once):
 
-            def factors(k: Any) -> tuple[list[Any], list[Any]]:
-                here, offset = _plus(builder, w, k, PACKED), terms.number(builder.add(first, k))
-                vectors = [cells.vector(builder.add(place, offset)) for place in starts]
-                return [fill(builder, weights.number(_plus(builder, here, i))) for i in range(rows)], vectors
+                def start(i: int, j: int, row: int = row) -> Any:
+                    return fill(builder, biases.number(_plus(builder, b, row + i)))
 
-            def finish(i: int, j: int, total: Any) -> None:
-                results.store(_plus(builder, _plus(builder, to, pitch, i), LANES, j), total)
+                def factors(k: Any, row: int = row) -> tuple[list[Any], list[Any]]:
+                    here, offset = _plus(builder, w, k, PACKED), terms.number(builder.add(first, k))
+                    vectors = [cells.vector(builder.add(place, offset)) for place in starts]
+                    return [
+                        fill(builder, weights.number(_plus(builder, here, row + i))) for i in range(at_once)
+                    ], vectors
 
-            _emit(builder, cells.vector_type, (rows, width), count, start, factors, finish)
+                def finish(i: int, j: int, total: Any, row: int = row) -> None:
+                    results.store(_plus(builder, _plus(builder, to, pitch, row + i), LANES, j), total)
+
+                _emit(builder, cells.vector_type, (at_once, width), count, start, factors, finish)
             return context.get_dummy_value()
 
         i = types.int64
@@ -196,44 +200,39 @@ def one_filter_by_rows(
     return types.void(weight, i, bias, i, sheets, offsets, i, i, pieces, i, i, target, i), generate
 
 
-def _make_maps_by_taps(rows: int, width: int) -> Any:
-    @intrinsic
-    def maps_by_taps(
-        typing: Any, maps: Any, m: Any, pitch: Any, sheets: Any, places: Any, p: Any, offsets: Any, first: Any,
-        count: Any, sums: Any, to: Any, between: Any,
-    ) -> Any:  # fmt: skip
-        """Add to the vector of sums at to + between * i + LANES * j the products of the vectors
-        maps[m + pitch * i + LANES * k] and sheets[places[p + k] + offsets[first + j]], for the maps i and the taps j of
-        a tile, and `count` vectors k."""
-        for array in (maps, sheets, sums):
-            check_array(array, FLOATS)
+@intrinsic
+def map_by_taps(
+    typing: Any, maps: Any, m: Any, sheets: Any, places: Any, p: Any, offsets: Any, first: Any, count: Any, sums: Any,
+    to: Any,
+) -> Any:  # fmt: skip
+    """Add to the vectors of sums at to + LANES * j the products of the vectors maps[m + LANES * k] and
+    sheets[places[p + k] + offsets[first + j]], for the taps j of a tile, and `count` vectors k."""
+    for array in (maps, sheets, sums):
+        check_array(array, FLOATS)
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            map_cells, m, pitch, cells, places, p, taps, first, count, results, to, between = _arguments(
-                context, builder, signature, arguments
-            )
-            across = [taps.number(_plus(builder, first, j)) for j in range(width)]
-            down = [_plus(builder, m, pitch, i) for i in range(rows)]
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        map_cells, m, cells, places, p, taps, first, count, results, to = _arguments(
+            context, builder, signature, arguments
+        )
+        offsets_of_taps = [taps.number(_plus(builder, first, j)) for j in range(TAPS)]
 
-            def start(i: int, j: int) -> Any:
-                return ir.Constant(cells.vector_type, None)
+        def start(i: int, j: int) -> Any:
+            return ir.Constant(cells.vector_type, None)
 
-            def factors(k: Any) -> tuple[list[Any], list[Any]]:
-                place = places.number(builder.add(p, k))
-                columns = [cells.vector(builder.add(place, offset)) for offset in across]
-                return [map_cells.vector(_plus(builder, start, k, LANES)) for start in down], columns
+        def factors(k: Any) -> tuple[list[Any], list[Any]]:
+            place = places.number(builder.add(p, k))
+            columns = [cells.vector(builder.add(place, offset)) for offset in offsets_of_taps]
+            return [map_cells.vector(_plus(builder, m, k, LANES))], columns
 
-            def finish(i: int, j: int, total: Any) -> None:
-                index = _plus(builder, _plus(builder, to, between, i), LANES, j)
-                results.store(index, builder.fadd(results.vector(index), total))
+        def finish(i: int, j: int, total: Any) -> None:
+            index = _plus(builder, to, LANES, j)
+            results.store(index, builder.fadd(results.vector(index), total))
 
-            _emit(builder, cells.vector_type, (rows, width), count, start, factors, finish)
-            return context.get_dummy_value()
+        _emit(builder, cells.vector_type, (1, TAPS), count, start, factors, finish)
+        return context.get_dummy_value()
 
-        i = types.int64
-        return types.void(maps, i, i, sheets, places, i, offsets, i, i, sums, i, i), generate
-
-    return maps_by_taps
+    i = types.int64
+    return types.void(maps, i, sheets, places, i, offsets, i, i, sums, i), generate
 
 
 def _make_windows_by_filters(width: int, depthwise: bool) -> Any:
@@ -315,6 +314,5 @@ def transpose(
 filters_by_windows = _make_filters_by_windows(ROWS, WIDTH)
 half_as_many_filters_by_windows = _make_filters_by_windows(ROWS // 2, 2 * WIDTH)
 one_filter_by_windows = _make_filters_by_windows(1, STRIP // LANES)
-maps_by_taps, one_map_by_taps = _make_maps_by_taps(MAPS, TAPS), _make_maps_by_taps(1, TAPS_OF_ONE_MAP)
 windows_by_two_vectors, windows_by_one_vector = _make_windows_by_filters(2, False), _make_windows_by_filters(1, False)
 windows_by_channels = _make_windows_by_filters(1, True)
