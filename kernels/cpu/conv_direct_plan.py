@@ -106,8 +106,8 @@ def copies_of(
             continue
         z, y = (np.array(cells, np.int64) for cells in inside)
         z = z[:, None]
-        lines = (z0 + z * axes[0].step) * axes[1].length + y0 + y * axes[1].step
-        source = (lines * axes[2].length + x0 + x.start * axes[2].step) * cell
+        source_rows = (z0 + z * axes[0].step) * axes[1].length + y0 + y * axes[1].step
+        source = (source_rows * axes[2].length + x0 + x.start * axes[2].step) * cell
         to = (z * pitches[1] + y) * pitches[2] + x.start + phase * sheet
         rows.append(np.stack([source.ravel(), to.ravel(), np.full(source.size, len(x))], axis=1))
     return np.concatenate([np.empty((0, 3), np.int64), *rows])
@@ -200,11 +200,11 @@ def plan_of(spec: Any, step: str, itemsize: int) -> Plan:
     sources = math.prod(len(a.starts) for a in axes)
     sheets = channels * sources
     packed = -(-filters // PACKED) * PACKED
-    beside = filters if step == "weight_gradient" else 0
-    batch, band_axis, band, pitches = _cut(spec, groups, axes, (sheets + beside) * itemsize)
+    packed_maps = filters if step == "weight_gradient" else 0  # they are in the cache too
+    batch, band_axis, band, pitches = _cut(spec, groups, axes, (sheets + packed_maps) * itemsize)
     reach = (axes[0].reach * pitches[1] + axes[1].reach) * pitches[2] + axes[2].reach
-    lines = (batch * math.prod(pitches) + reach + LANES) // LANES + 1  # a vector has lanes after the last window
-    sheet = (lines + 1 - lines % 2) * LANES  # an odd number of cache lines: sheets then use all sets of a cache
+    vectors = (batch * math.prod(pitches) + reach + LANES) // LANES + 1  # a vector has lanes after the last window
+    sheet = (vectors + 1 - vectors % 2) * LANES  # an odd number of cache lines: sheets then use all sets of a cache
     bands = -(-axes[band_axis].windows // band)
     samples = spec.window.layout.shape[0]
     source, target = (math.prod(x) for x in ([a.length for a in axes], [a.target_length for a in axes]))

@@ -24,7 +24,11 @@ f4, U = np.float32, np.uint64  # unsigned offsets need no test for negative ones
 
 SMALL_POINT, LARGE_POINT = f4(0.5**0.5), f4(2**0.5)  # the absolute values of the points
 TILE, PATCH = 4, 6  # windows of a tile, and cells of its patch, along an axis
-WORK_FLOATS = 42  # workspace for each tile: results between the two axes' transforms
+OVERLAP = PATCH - TILE  # columns of a patch that are also the next one's first
+# Workspace for each tile: results between the two axes' transforms (6 rows of 4 cells, or 4 of 6), the last columns of
+# a strip, and the columns of one row of patches.
+BETWEEN_FLOATS = PATCH * TILE
+WORK_FLOATS = BETWEEN_FLOATS + OVERLAP * PATCH + PATCH
 # Entries of `sizes`. STRIPS: in a sample. TILES: in a strip.
 CHANNELS, HEIGHT, WIDTH, TOP, LEFT, STRIPS, TILES = range(7)
 
@@ -124,7 +128,7 @@ def _join_phases(s: Array, at: int, pitch: int, d: Array, bias: float, n: int) -
 def _input_rows(image: Array, plane: int, strip: int, sizes: Array, rows: Array) -> None:
     """Copy the six padded rows under a strip of one channel; `rows` already has zeros on both sides of them."""
     height, width, left = sizes[HEIGHT], sizes[WIDTH], sizes[LEFT]
-    pitch = TILE * sizes[TILES] + 2
+    pitch = TILE * sizes[TILES] + OVERLAP
     first = max(0, left)
     n = max(0, min(width + left, pitch) - first)
     for k in range(PATCH):
@@ -146,70 +150,70 @@ def transform_inputs(
     n, wide = strips * tiles, TILE * tiles
     # Workspace: rows transformed vertically (6, strips, 4 a tile); the last two columns of the last tile of each strip
     # (2, 6, strips); the six columns of the tiles of one such row (6, n).
-    last_columns = 24 * n
-    phases = last_columns + 12 * strips
-    _zero(rows, 0, PATCH * (wide + 2))
+    last_columns, pitch = BETWEEN_FLOATS * n, wide + OVERLAP
+    phases = last_columns + OVERLAP * PATCH * strips
+    _zero(rows, 0, PATCH * pitch)
     for c in range(start, stop):
         for r in range(strips):
             plane = ((strip + r) // sizes[STRIPS] * channels + c) * sizes[HEIGHT]
             _input_rows(image, plane, strip + r, sizes, rows)
-            _input_transform(rows, 0, wide + 2, work, r * wide, 4 * n, wide)
-            _input_transform(rows, wide, wide + 2, work, last_columns + r, strips, 1)
-            _input_transform(rows, wide + 1, wide + 2, work, last_columns + 6 * strips + r, strips, 1)
+            _input_transform(rows, 0, pitch, work, r * wide, TILE * n, wide)
+            _input_transform(rows, wide, pitch, work, last_columns + r, strips, 1)
+            _input_transform(rows, wide + 1, pitch, work, last_columns + PATCH * strips + r, strips, 1)
         for a in range(PATCH):
-            _split_phases(work, 4 * n * a, work, phases, n, n)
+            _split_phases(work, TILE * n * a, work, phases, n, n)
             # A tile's fifth and sixth column are the next one's first two.
             _copy(work, phases + 4 * n, work, phases + 1, n - 1)
             _copy(work, phases + 5 * n, work, phases + n + 1, n - 1)
             for r in range(strips):
                 work[phases + 4 * n + r * tiles + tiles - 1] = work[last_columns + a * strips + r]
-                work[phases + 5 * n + r * tiles + tiles - 1] = work[last_columns + (6 + a) * strips + r]
-            _input_transform(work, phases, n, to, (6 * a * channels + c) * n, channels * n, n)
+                work[phases + 5 * n + r * tiles + tiles - 1] = work[last_columns + (PATCH + a) * strips + r]
+            _input_transform(work, phases, n, to, (PATCH * a * channels + c) * n, channels * n, n)
 
 
 @kernel()
 def transform_outputs(
-    products: Array, maps: Array, bias: Array, sizes: Array, strip: int, strips: int, work: Array, line: Array
+    products: Array, maps: Array, bias: Array, sizes: Array, strip: int, strips: int, work: Array, rows: Array
 ) -> Any:
     """A^T m A of (36, channels, tiles), plus the bias, to the maps. Returns 0, or NaN if a number is not finite.
 
-    `line`: workspace for a row of each strip, 4 cells a tile."""
+    `rows`: workspace for a row of each strip, 4 cells a tile."""
     channels, height, width, tiles = sizes[CHANNELS], sizes[HEIGHT], sizes[WIDTH], sizes[TILES]
     n, check = strips * tiles, f4(0)
-    phases = 24 * n
+    phases = BETWEEN_FLOATS * n
     for c in range(channels):
         for b in range(PATCH):
-            _output_transform(products, (b * channels + c) * n, 6 * channels * n, work, b * n, 6 * n, n)
+            _output_transform(products, (b * channels + c) * n, PATCH * channels * n, work, b * n, PATCH * n, n)
         for a in range(TILE):
-            _output_transform(work, 6 * a * n, n, work, phases, n, n)
-            check += _join_phases(work, phases, n, line, bias[c], n)
+            _output_transform(work, PATCH * a * n, n, work, phases, n, n)
+            check += _join_phases(work, phases, n, rows, bias[c], n)
             for r in range(strips):
                 y = TILE * ((strip + r) % sizes[STRIPS]) + a
                 if y < height:
                     plane = ((strip + r) // sizes[STRIPS] * channels + c) * height
-                    _copy(maps, (plane + y) * width, line, r * TILE * tiles, width)
+                    _copy(maps, (plane + y) * width, rows, r * TILE * tiles, width)
     return check
 
 
 @kernel()
 def transform_gradients(
-    maps: Array, to: Array, sizes: Array, strip: int, strips: int, start: int, stop: int, work: Array, line: Array
+    maps: Array, to: Array, sizes: Array, strip: int, strips: int, start: int, stop: int, work: Array, rows: Array
 ) -> None:
     """A dy A^T of the tiles of some strips, channels `start` to `stop`, to (36, channels, tiles)."""
     channels, height, width, tiles = sizes[CHANNELS], sizes[HEIGHT], sizes[WIDTH], sizes[TILES]
     n, wide = strips * tiles, TILE * tiles
-    phases = 24 * n
-    _zero(line, 0, strips * wide)
+    phases = BETWEEN_FLOATS * n
+    _zero(rows, 0, strips * wide)
     for c in range(start, stop):
         for a in range(TILE):
             for r in range(strips):
                 y = TILE * ((strip + r) % sizes[STRIPS]) + a
                 if y < height:
                     plane = ((strip + r) // sizes[STRIPS] * channels + c) * height
-                    _copy(line, r * wide, maps, (plane + y) * width, width)
+                    _copy(rows, r * wide, maps, (plane + y) * width, width)
                 else:
-                    _zero(line, r * wide, width)
-            _split_phases(line, 0, work, phases, n, n)
-            _gradient_transform(work, phases, n, work, 6 * a * n, n, n)
+                    _zero(rows, r * wide, width)
+            _split_phases(rows, 0, work, phases, n, n)
+            _gradient_transform(work, phases, n, work, PATCH * a * n, n, n)
         for b in range(PATCH):
-            _gradient_transform(work, b * n, 6 * n, to, (b * channels + c) * n, 6 * channels * n, n)
+            _gradient_transform(work, b * n, PATCH * n, to, (b * channels + c) * n, PATCH * channels * n, n)
