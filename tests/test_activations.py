@@ -113,6 +113,32 @@ def test_softmax_of_a_long_axis_sums_to_one() -> None:
     assert abs(float(np.sum(y, dtype=np.float64)) - 1.0) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((37, 21), 1),
+        ((18, 16), -1),
+        ((3, 9000), 1),
+        ((40, 3), 0),
+        ((2, 40, 300), 1),
+        ((3, 5, 17, 19), 1),
+        ((2, 3000, 20), 1),
+    ],
+)
+def test_softmax_along_axes_of_many_lengths(impl: Impl, shape: tuple[int, ...], axis: int) -> None:
+    """Rows are computed 16 at a time, or up to 256 neighbours together; with a NaN or an infinity a row is NaN."""
+    rng = np.random.default_rng(3)
+    x, dy = 4.0 * rng.standard_normal(shape), rng.standard_normal(shape)
+    x[(0,) * len(shape)], x[(-1,) * len(shape)] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(x - x.max(axis, keepdims=True))
+    y = powers / powers.sum(axis, keepdims=True)
+    dx = y * (dy - (dy * y).sum(axis, keepdims=True))
+    found = trio("softmax", impl.array(x.astype("float32")), impl.array(dy.astype("float32")), axis)
+    for ours, expected in zip(found, (y, dx), strict=True):
+        np.testing.assert_allclose(impl.numpy(ours), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 2e-15), ("float32", 1e-6)])
 def test_erfc_is_the_standard_librarys(dtype: str, rtol: float) -> None:
     edge = np.array([0.46875, 4.0, 27.5, 26.5, 9.0])

@@ -121,6 +121,7 @@ LAYOUTS = {
     "one segment": Case("batch_norm", (1, 1, 601), options=TRAIN),
     "blocks of channels": Case("batch_norm", (3, 19, 5, 7), options=TRAIN),
     "blocks of long segments": Case("batch_norm", (2, 17, 2500), options=TRAIN),
+    "runs of many samples": Case("batch_norm", (600, 2, 5, 5), options=TRAIN),
     "short segments": Case("batch_norm", (37, 6, 2), options=TRAIN),
     "columns": Case("batch_norm", (70, 80), options=TRAIN),
     "folded columns": Case("batch_norm", (8, 4, 5, 3), options=TRAIN | LAST),
@@ -128,8 +129,9 @@ LAYOUTS = {
     "running statistics": Case("batch_norm", (3, 6, 5, 7), options=RUNNING),
     "running statistics, channels last": Case("batch_norm", (3, 5, 7, 6), options=RUNNING | LAST),
     "running statistics, no spatial axis": Case("batch_norm", (9, 6), options=RUNNING),
-    "cached rows": Case("group_norm", (5, 12, 5, 5), (4,)),
-    "few rows": Case("group_norm", (2, 6, 4, 5), (2,)),
+    "cached rows": Case("group_norm", (5, 12, 8, 9), (4,)),
+    "few rows": Case("group_norm", (2, 6, 7, 11), (2,)),
+    "groups of middling channels": Case("group_norm", (5, 12, 5, 5), (4,)),
     "groups of short channels": Case("group_norm", (20, 6, 3), (2,)),
     "flat groups": Case("group_norm", (3, 8), (2,)),
     "groups of columns": Case("group_norm", (3, 4, 5, 6), (2,), LAST),
@@ -275,6 +277,7 @@ def many_pieces() -> Iterator[list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(norm_layout, "PIECE_BYTES", 64)
         patch.setattr(norm_layout, "CACHED_ROW_BYTES", 300)
+        patch.setattr(norm_layout, "MAX_LINE_CELLS", 0)
         patch.setattr(parallel, "CHUNK_BYTES", 500)
         yield []
 
