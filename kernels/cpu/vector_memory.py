@@ -204,28 +204,6 @@ def _gathered(builder: Any, array: Any, element: Any, pointer: Any, places: Any,
     return call(builder, name, vector, pointers, ir.Constant(I32, size), mask, ir.Constant(vector, None))
 
 
-@intrinsic
-def gather(typing: Any, array: Any, places: Any, mask: Any) -> Any:
-    """The elements at `places` (int32), where the mask holds; the other lanes 0."""
-    name = check_array(array, tuple(LANES_OF_ARRAY))
-    if places != TYPES["int32"] or mask != MASK:
-        raise TypeError(f"gather takes an array, places of int32 and a mask; got {array}, {places} and {mask}")
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        where, places, mask = arguments
-        view = context.make_array(array)(context, builder, where)
-        wide = builder.sext(places, vector_of(I64))
-        if context.enable_boundscheck:
-            inside = builder.icmp_unsigned("<", wide, fill(builder, view.nitems))
-            outside = builder.bitcast(builder.and_(mask, builder.not_(inside)), I16)
-            with builder.if_then(builder.icmp_unsigned("!=", outside, ir.Constant(I16, 0)), likely=False):
-                context.call_conv.return_user_exc(builder, IndexError, ("a vector goes outside of its array",))
-        element = context.get_data_type(array.dtype)
-        return _widen(builder, name, _gathered(builder, array, element, view.data, wide, mask))
-
-    return TYPES[LANES_OF_ARRAY[name]](array, places, mask), generate
-
-
 def _check_store(array: Any, value: Any) -> str:
     kind = getattr(value, "kind", None)
     allowed = INTEGERS if kind == "int32" else tuple(n for n, k in LANES_OF_ARRAY.items() if k == kind)

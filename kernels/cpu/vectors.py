@@ -33,7 +33,6 @@ from .vector_memory import (
     as_bits,
     check_array,
     fence,
-    gather,
     load,
     load_bits,
     load_every_bit,
@@ -74,12 +73,12 @@ from .vector_types import (
 
 __all__ = [
     "LANES", "absolute", "add", "any_lane", "as_bits", "bit_and", "bit_not", "bit_or", "broadcast", "copy_lanes", "div",
-    "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "gather", "integers", "interleave_high",
-    "interleave_low", "is_nan", "lane", "lane_numbers", "less", "less_equal", "load", "load_bits", "load_every_bit",
-    "load_first", "load_first_every_bit", "load_int", "load_int_first", "load_strided", "maximum", "minimum", "mul",
-    "odds", "reverse", "select", "shift_left", "shift_right", "slide", "square_root", "store", "store_bits",
+    "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "integers", "interleave_high",
+    "interleave_low", "is_nan", "lane", "less", "less_equal", "load", "load_bits", "load_every_bit",
+    "load_first", "load_first_every_bit", "load_int", "load_int_first", "load_strided", "maximum", "mul",
+    "odds", "select", "slide", "square_root", "store", "store_bits",
     "store_every_bit", "store_first", "store_first_every_bit", "stream", "stream_copy", "sub",
-    "to_float32", "to_float64", "total",
+    "to_float64", "total",
 ]  # fmt: skip
 
 
@@ -103,16 +102,6 @@ def integers(typing: Any, i: Any) -> Any:
         return fill(builder, arguments[0])
 
     return INT(types.int32), generate
-
-
-@intrinsic
-def lane_numbers(typing: Any) -> Any:
-    """0, 1, …, 15."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return ir.Constant(vector_of(I32), list(range(LANES)))
-
-    return INT(), generate
 
 
 @intrinsic
@@ -216,23 +205,15 @@ exceeds = _operation(
 bit_and = _operation(_BITS, None, 2, "x & y", lambda builder, x, y: builder.and_(x, y))
 bit_or = _operation(_BITS, None, 2, "x | y", lambda builder, x, y: builder.or_(x, y))
 bit_not = _operation(_BITS, None, 1, "~x", lambda builder, x: builder.not_(x))
-shift_left = _operation(("int32",), None, 2, "x << y", lambda builder, x, y: builder.shl(x, y))
-shift_right = _operation(("int32",), None, 2, "x >> y, with zeros from above", lambda builder, x, y: builder.lshr(x, y))
 maximum = _operation(
     _NUMBERS, None, 2, "y where it is larger than x or the first NaN, else x",
     lambda builder, x, y: builder.select(replaces_mask(builder, ">", y, x), y, x),
-)  # fmt: skip
-minimum = _operation(
-    _NUMBERS, None, 2, "y where it is smaller than x or the first NaN, else x",
-    lambda builder, x, y: builder.select(replaces_mask(builder, "<", y, x), y, x),
 )  # fmt: skip
 evens = _operation(_NUMBERS, None, 2, "lanes 0, 2, 4, … of x and y joined", _joined(range(0, 2 * LANES, 2)))
 odds = _operation(_NUMBERS, None, 2, "lanes 1, 3, 5, … of x and y joined", _joined(range(1, 2 * LANES, 2)))
 _PAIRS = [lane for pair in zip(range(LANES), range(LANES, 2 * LANES), strict=True) for lane in pair]
 interleave_low = _operation(_NUMBERS, None, 2, "x0, y0, x1, y1, …, x7, y7", _joined(_PAIRS[:LANES]))
 interleave_high = _operation(_NUMBERS, None, 2, "x8, y8, …, x15, y15", _joined(_PAIRS[LANES:]))
-reverse = _operation(_NUMBERS, None, 1, "the lanes from the last to the first", _joined(range(LANES - 1, -1, -1)))
-to_float32 = _operation(_NUMBERS, "float32", 1, "as float32", _convert("float32"))
 to_float64 = _operation(_NUMBERS, "float64", 1, "as float64", _convert("float64"))
 
 
