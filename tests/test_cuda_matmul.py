@@ -82,7 +82,7 @@ def test_what_cublas_does_not_take_is_refused(cupy: Any) -> None:
 
 def test_the_stand_in_finds_wrong_steps_and_ends(cupy: Any) -> None:
     a = cupy.asarray(np.ones((4, 4), "float32"))
-    one, zero = (f.ctypes.data for f in launchers.FACTORS["float32"])
+    one, zero = launchers.ADDRESSES["float32"]
     for step, number, said in ((3, 1, "leading dimension of 3 for 4"), (4, 2, "EXECUTION_FAILED")):
         with pytest.raises(standin_cublas.CUBLASError, match=said):
             cupy.cuda.cublas.gemmStridedBatchedEx(

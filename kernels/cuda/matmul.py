@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 Array = Any
@@ -18,7 +17,8 @@ TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # CUDA's num
 IN_FLOAT, IN_DOUBLE = 68, 70  # cuBLAS's of the types it computes in; float32 without TF32
 DEFAULT = -1  # cuBLAS chooses the algorithm, by shapes alone
 LIMIT = 2**31  # cuBLAS counts rows, columns and steps by ints
-FACTORS = {dtype: (np.ones(1, dtype), np.zeros(1, dtype)) for dtype in ("float32", "float64")}
+FACTORS = {dtype: np.array([1, 0], dtype) for dtype in ("float32", "float64")}
+ADDRESSES = {dtype: (a.ctypes.data, a.ctypes.data + a.itemsize) for dtype, a in FACTORS.items()}  # of one and zero
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def matmul(b: Backend, spec: None, x: Array, w: Array) -> Array:
         product[...] = 0
         return product
     x, w = _readable(b, x), _readable(b, w)
-    if len(batch) == 1 and x.ndim == w.ndim == 3 and x.shape[0] == w.shape[0]:
+    if len(batch) <= 1:
         _stack(b, x, w, product)
         return product
     y = product.reshape((*(1,) * (2 - len(batch)), *product.shape))
@@ -75,15 +75,16 @@ def _order(a: Array) -> tuple[bool, int] | None:
 
 
 def _stack(b: Backend, x: Array, w: Array, y: Array) -> None:
-    """y[i] = x[i] @ w[i]. cuBLAS stores by columns: to it the product is y's transpose, of w's and x's."""
-    number, m, n = y.shape
+    """y[i] = x[i] @ w[i]; one matrix serves all i. cuBLAS stores by columns: to it the product is y's transpose, of w's
+    and x's."""
+    *number, m, n = y.shape
     (x_turned, x_step), (w_turned, w_step), (_, y_step) = (_order(a) or (False, 0) for a in (x, w, y))
     double = y.dtype == np.float64
-    one, zero = (a.ctypes.data for a in FACTORS["float64" if double else "float32"])
-    kinds = [TYPES[backends.dtype_name(b, a)] for a in (w, x, y)]
-    apart = [a.strides[0] // a.dtype.itemsize for a in (w, x, y)]
+    one, zero = ADDRESSES["float64" if double else "float32"]
+    kinds = [TYPES[_name(a.dtype)] for a in (w, x, y)]
+    apart = [0 if a.ndim == 2 or a.shape[0] == 1 else a.strides[0] // a.dtype.itemsize for a in (w, x, y)]
     b.xp.cuda.cublas.gemmStridedBatchedEx(
         b.xp.cuda.device.get_cublas_handle(), int(w_turned), int(x_turned), n, m, x.shape[-1], one,
         w.data.ptr, kinds[0], w_step, apart[0], x.data.ptr, kinds[1], x_step, apart[1], zero,
-        y.data.ptr, kinds[2], y_step, apart[2], number, IN_DOUBLE if double else IN_FLOAT, DEFAULT,
+        y.data.ptr, kinds[2], y_step, apart[2], number[0] if number else 1, IN_DOUBLE if double else IN_FLOAT, DEFAULT,
     )  # fmt: skip

@@ -84,19 +84,24 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     """The last line of `make kernels`: geometric means, and the lowest."""
     if not verdicts:
         return "0 launches"
-    said = []
-    for name in ("bound", "guess"):
-        shares = [getattr(v, name) for v in verdicts]
-        mean = math.exp(sum(map(math.log, shares)) / len(shares))
-        said.append(f"{name} {mean:.2f} (lowest {min(shares):.2f})")
+    names = ("bound", "guess")
+    lowest = [min(getattr(v, name) for v in verdicts) for name in names]
+    said = [f"{n} {mean:.2f} (lowest {least:.2f})" for n, mean, least in zip(names, means(verdicts), lowest, strict=True)]
     return f"{len(verdicts)} launches: {', '.join(said)}"
+
+
+def means(verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    """The geometric means of the bounds and of the guesses."""
+    logs = [(math.log(v.bound), math.log(v.guess)) for v in verdicts]
+    bound, guess = (math.exp(sum(column) / len(column)) for column in zip(*logs, strict=True))
+    return bound, guess
 
 
 def _job(job: tuple[Call, str, Device]) -> list[Verdict]:
     return judged(*job)
 
 
-def _all(calls: Iterable[Call], device: Device) -> Iterator[tuple[Call, str, list[Verdict]]]:
+def all_judged(calls: Iterable[Call], device: Device = H200) -> Iterator[tuple[Call, str, list[Verdict]]]:
     """The verdicts of all calls, several at a time."""
     jobs = [(call, dtype, device) for call in calls for dtype in call.dtypes]
     with ProcessPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
@@ -160,7 +165,7 @@ def write_predictions(path: Path = PREDICTED) -> int:
     """Work out the benchmark's main cases; gives the number of rows."""
     wanted = [(case, call) for case in cases.GPU_MAIN if (call := call_of(case))]
     rows, made_on = [], commit()
-    for (case, _), (_, _, found) in zip(wanted, _all([call for _, call in wanted], H200), strict=True):
+    for (case, _), (_, _, found) in zip(wanted, all_judged([call for _, call in wanted]), strict=True):
         rows += [made for part in case.parts if (made := prediction(case, found, part))]
     note = "Predictions from sm_90 machine code for an H200, by tests/sass. No GPU has run it."
     path.write_text(json.dumps({"note": note, "commit": made_on, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
@@ -172,7 +177,7 @@ def print_table(words: Sequence[str] = (), device: Device = H200, lines: int = 0
     print(f"Predictions for {device.name}, by sm_90 code. Shares are of a copy's bandwidth.\n")
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     counted: list[Verdict] = []
-    for call, dtype, found in _all([c for c in CALLS if not words or any(w in str(c) for w in words)], device):
+    for call, dtype, found in all_judged([c for c in CALLS if not words or any(w in str(c) for w in words)], device):
         for v in found:
             if v.memory >= SHORTEST:
                 counted.append(v)
