@@ -194,6 +194,8 @@ def runs() -> tuple[Run, ...]:
         *(_trio("pad", (2, 3, 5, 7), ((3, -1), (-2, 1)), mode) for mode in ("constant", "edge", "reflect")),
         _trio("pad", (2, 3, 5, 8), ((1, 0), (0, -1)), "edge"),
         _trio("pad", (1, 2, 6, 12), ((-1, 0), (1, 0)), "wrap"),
+        *(_trio("pad", (2, 3, 5, 7), (rows, (1, 0)), "reflect") for rows in ((0, 0), (0, 1))),  # nothing after a row
+        _trio("pad", (1, 2, 3, 8), ((0, 0), (4, 1)), "symmetric"),  # a pack of its own for each border
         _trio("pad", (2, 3, 4, 5, 4), 1, "reflect"),
         _trio("pad", (2, 5, 7, 8), 2, "reflect", **LAST),
         _trio("pad", (1, 3, 5, 3), 1, "constant", **LAST),

@@ -86,7 +86,9 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         return "0 launches"
     names = ("bound", "guess")
     lowest = [min(getattr(v, name) for v in verdicts) for name in names]
-    said = [f"{n} {mean:.2f} (lowest {least:.2f})" for n, mean, least in zip(names, means(verdicts), lowest, strict=True)]
+    said = [
+        f"{n} {mean:.2f} (lowest {least:.2f})" for n, mean, least in zip(names, means(verdicts), lowest, strict=True)
+    ]
     return f"{len(verdicts)} launches: {', '.join(said)}"
 
 
