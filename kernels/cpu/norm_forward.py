@@ -93,12 +93,12 @@ def layer_norm_forward(
     if not x.size:
         return lambda x, gamma, beta: _empty(norm, x)[:3]
     of_gamma, of_beta = parameter(1.0, rows.parameter, dtype), parameter(0.0, rows.parameter, dtype)
-    per_cell = per_cell_forward(x.size, x.dtype, rows.eps, rows.centred, rows.count)
+    fill, number = _per_cell(x.size, x.dtype, rows), x.size // rows.count
     new = backends.new_result(x.shape, x.dtype)
 
     def run(x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Array | None, Array]:
-        y = new()
-        mean, rstd = per_cell(to_lanes(x), to_lanes(y), of_gamma(gamma), of_beta(beta))
+        y, mean, rstd = new(), np.empty(number), np.empty(number)
+        fill(to_lanes(x), to_lanes(y), of_gamma(gamma), of_beta(beta), mean, rstd, rstd)
         return y, mean.reshape(shape) if rows.centred else None, rstd.reshape(shape)
 
     return run
@@ -115,23 +115,14 @@ def _empty(norm: Any, x: Array) -> tuple[Array, Array | None, Array, Array]:
 
 
 # ------------------------------------------------------------------------------------------------- parameters per cell
-def per_cell_forward(
-    size: int, dtype: Any, eps: float, centred: bool, count: int
-) -> Callable[[Array, Array, Array, Array], tuple[Array, Array]]:
-    """A function of x and y, flat, and of gamma and beta that fills y, and gives mean and rstd of rows of `count`
-    cells.
+def _per_cell(size: int, dtype: Any, rows: Any) -> Callable[..., None]:
+    """A function of x and y, flat, gamma, beta, mean, var and rstd that fills y and the statistics.
 
-    gamma and beta have x's compute dtype; their length is a multiple of `count`, and after it they start again."""
-    rows, block = size // count, LANES
-    in_chunks, arguments = chunked(-(-rows // block), 2 * size * dtype.itemsize), (eps, 1, 1, count, block)
-    loop = norm_blocks.make_forward(centred and count <= SHORT_ROW, centred, True)
-
-    def run(x: Array, y: Array, gamma: Array, beta: Array) -> tuple[Array, Array]:
-        mean, rstd = np.empty(rows), np.empty(rows)
-        in_chunks(loop, x, y, gamma, beta, mean, rstd, rstd, *arguments)
-        return mean, rstd
-
-    return run
+    gamma and beta have x's compute dtype; their length is a multiple of a row's, and after it they start again."""
+    blocks, arguments = -(-(size // rows.count) // LANES), (rows.eps, 1, 1, rows.count, LANES)
+    in_chunks = chunked(blocks, 2 * size * dtype.itemsize)
+    loop = norm_blocks.make_forward(rows.centred and rows.count <= SHORT_ROW, rows.centred, True)
+    return lambda *arrays: in_chunks(loop, *arrays, *arguments)
 
 
 # ---------------------------------------------------------------------------------------------- parameters per channel
@@ -151,16 +142,13 @@ def _of_layout(
     of_gamma, of_beta = parameter(1.0, rows.parameter, np.float64), parameter(0.0, rows.parameter, np.float64)
     nbytes, block, eps = 2 * size * dtype.itemsize, layout.rows_per_block(dtype.itemsize), rows.eps
     if layout.parameters_per_cell:
-        per_cell, wide = per_cell_forward(size, dtype, eps, True, rows.count), accumulator(dtype)
+        per_cell, wide, repeats = _per_cell(size, dtype, rows), accumulator(dtype), layout.length
 
-        def cell_by_cell(x: Array, gamma: Array | None, beta: Array | None) -> tuple[Array, Array, Array, Array]:
-            flat_y, y = new()
-            both = (np.repeat(p.astype(wide), layout.length) for p in (of_gamma(gamma), of_beta(beta)))
-            mean, rstd = (s.reshape(shape) for s in per_cell(source_of(x), flat_y, *both))
-            return y, mean, rstd, rstd  # no var: batch norm alone needs it, and never comes here
+        def fill(x: Array, y: Array, gamma: Array, beta: Array, *statistics: Array) -> None:
+            repeated = (np.repeat(p.astype(wide), repeats) for p in (gamma, beta))
+            per_cell(x, y, *repeated, *statistics)
 
-        return cell_by_cell
-    if block:
+    elif block:
         in_chunks, arguments = chunked(-(-layout.rows // block), nbytes), (eps, *layout.block_arguments, block)
         short = not layout.across_samples and rows.count <= SHORT_ROW
         loop = norm_blocks.make_forward(short, True, False)

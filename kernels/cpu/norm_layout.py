@@ -60,16 +60,11 @@ class ChannelLayout:
         repeated = self.short_segments or (self.group_size > 1 and self.length <= MAX_REPEATS)
         return repeated and not self.channels_last and not self.across_samples
 
-    @property
-    def segments_per_row(self) -> int:
-        """Segments of a row. A segment is one channel of one sample."""
-        return self.samples if self.across_samples else self.group_size
-
     def rows_per_block(self, itemsize: int) -> int:
         """Rows that go through all steps together, from the sums to the result, because they fit a core's cache.
 
         All rows of a small array. 0 if rows are larger, stored otherwise or too few for all threads."""
-        row = self.segments_per_row * self.length * itemsize
+        row = math.prod(self.block_arguments) * itemsize
         if self.channels_last or (self.short_segments and self.across_samples):
             return 0
         if self.rows * row <= PIECE_BYTES:
@@ -80,7 +75,7 @@ class ChannelLayout:
 
     @property
     def block_arguments(self) -> tuple[int, int, int]:
-        """How many samples a row extends over, its segments in each, and their cells (`blocks_forward`)."""
+        """How many samples a row extends over, its segments in each, and their cells (norm_blocks.py)."""
         return (self.samples, 1, self.length) if self.across_samples else (1, self.group_size, self.length)
 
     @property
