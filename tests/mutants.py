@@ -321,6 +321,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("avg_pool_planes.cu", "bound", "for (int p = t; p < packs"): ONE_TURN_MORE,
     ("avg_pool_planes.cu", "bound", "first < n; first +="): ONE_TURN_MORE,
     ("channels_last_norm_backward.cu", "bound", "j < block.size; j += K * block.step"): ONE_TURN_MORE,
+    ("channels_last_norm.cu", "bound", "has_channel = "): "numbers of one channel more, which nobody reads",
+    ("channels_last_norm_backward.cu", "bound", "has_channel = "): "numbers of one channel more, which nobody reads",
     ("cross_entropy.cu", "bound", "first < rows; first +="): ONE_TURN_MORE,
     ("cross_entropy.cu", "bound", "return nan ?"): "no two threads have one position",
     ("im2col.cu", "bound", "begin < n; begin +="): ONE_TURN_MORE,

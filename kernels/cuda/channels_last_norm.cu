@@ -124,7 +124,8 @@ __global__ void __launch_bounds__(256, 4) channels_last_apply(ARRAYS, const doub
   __shared__ A shared_terms[3][256];  // of the block's channels, of which a thread computes one
   const ColumnBlock block(gridDim.x - 1 - blockIdx.x, parts, width, depth, columns);
   const unsigned own = (block.column - block.tx) * V + threadIdx.x;
-  if (threadIdx.x < width * V && own < columns * V) {
+  const bool has_channel = threadIdx.x < width * V;
+  if (has_channel && own < columns * V) {
     const I row = I(block.sample) * (columns * V / group_channels) + own / group_channels;
     const ScaleShift<A> terms = scale_shift_of(gammas, betas, flags, own, moments_of<A>(means[row], rstds[row]));
     shared_terms[0][threadIdx.x] = terms.shift;

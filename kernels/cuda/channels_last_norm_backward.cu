@@ -127,7 +127,8 @@ __global__ void __launch_bounds__(256, 2)
   __shared__ A shared_terms[5][256];  // of the block's channels, of which a thread computes one
   const ColumnBlock block(gridDim.x - 1 - blockIdx.x, parts, width, depth, columns);
   const unsigned own = (block.column - block.tx) * V + threadIdx.x;
-  if (threadIdx.x < width * V && own < columns * V) {
+  const bool has_channel = threadIdx.x < width * V;
+  if (has_channel && own < columns * V) {
     const I statistic = I(block.sample) * (columns * V / group_channels) + own / group_channels;
     const NormGradient<A> terms(moments_of<A>(means[statistic], rstds[statistic]), A(group_sums[statistic].v[0]),
         A(group_sums[statistic].v[1]), A(group_channels) * A(depth));

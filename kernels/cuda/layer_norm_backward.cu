@@ -206,23 +206,28 @@ __global__ void __launch_bounds__(256, 3) layer_norm_apply(ARRAYS, const Pair* _
   out[I((rows + Depth - 1) / Depth) * length] = dbeta;
 }
 
-// Sums down the columns of both halves of (2, blocks, length). A block has 32 columns; each of its 8 warps sums every eighth
-// row.
+// Sums down the columns of both halves of (2, blocks, length). A block has 32 columns; each of its 32 warps sums every 32nd
+// row, eight of them loaded at a time.
 template <typename A, typename I>
-__global__ void __launch_bounds__(256) reduce_parameter_gradients(const A* __restrict__ columns, void* __restrict__ dgamma,
+__global__ void __launch_bounds__(1024) reduce_parameter_gradients(const A* __restrict__ columns, void* __restrict__ dgamma,
     void* __restrict__ dbeta, int flags, unsigned blocks, unsigned length) {
-  __shared__ double warps[8][32];
+  __shared__ double warps[32][32];
   const unsigned width = (length + 31) / 32, is_beta = blockIdx.x / width, warp = threadIdx.x / 32;
   const unsigned j = blockIdx.x % width * 32 + threadIdx.x % 32;
   if (!(flags & (is_beta ? DBETA : DGAMMA))) return;
   double sum = 0.0;
-#pragma unroll 4
-  for (unsigned k = warp; k < blocks; k += 8)
-    if (j < length) sum += double(columns[(I(is_beta) * blocks + k) * length + j]);
+  for (unsigned k = warp; k < blocks; k += 8 * 32) {
+    A values[8];
+#pragma unroll
+    for (unsigned r = 0; r < 8; ++r)
+      values[r] = j < length && k + r * 32 < blocks ? columns[(I(is_beta) * blocks + k + r * 32) * length + j] : A(0);
+#pragma unroll
+    for (int r = 0; r < 8; ++r) sum += double(values[r]);
+  }
   warps[warp][threadIdx.x % 32] = sum;
   __syncthreads();
   if (warp == 0 && j < length) {
-    for (unsigned k = 1; k < 8; ++k) sum += warps[k][threadIdx.x];
+    for (unsigned k = 1; k < 32; ++k) sum += warps[k][threadIdx.x];
     static_cast<A*>(is_beta ? dbeta : dgamma)[j] = A(sum);
   }
 }

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(512, 1) norm_forward(ARRAYS, STATS_PARAMS, NUM
   const unsigned step = Mapping == WARP ? lanes : blockDim.x, packs = segments * length;
   const unsigned row = blockIdx.x * (blockDim.x / step) + threadIdx.x / step;
   const bool active = row < rows;
-  const RowIndex<I> at{rows, row, LOAD_DIVISOR(length, length)};
+  const RowIndex<I, ParameterMode == PER_ROW> at{rows, row, LOAD_DIVISOR(length, length)};
   RowTile<T, V, R> tile(threadIdx.x % step, step, active ? packs : 0u);
   tile.load(x, at, 0);
   RowScaleShift<T, V, ParameterMode> apply_scale_shift(
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(512, 2) norm_apply(
     }
   }
   __syncthreads();
-  const RowIndex<I> at{rows, row, LOAD_DIVISOR(length, length)};
+  const RowIndex<I, ParameterMode == PER_ROW> at{rows, row, LOAD_DIVISOR(length, length)};
   RowScaleShift<T, V, ParameterMode> apply_scale_shift(
       gammas, betas, flags, row, length, period, LOAD_DIVISOR(channel_packs, channel_packs));
   apply_scale_shift.set(shared_statistics[0]);

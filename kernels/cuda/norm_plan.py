@@ -203,7 +203,8 @@ def _row_plan(device: Device, shape: RowLayout, pack: int, most: int) -> LaunchP
     rows, packs = shape.rows, shape.segments * shape.cells // pack
     many = rows >= 4 * device.multiprocessors
     if packs <= 64 or (packs <= 32 * most and many):
-        return LaunchPlan("warp", rows, packs, pack, most, WARP_THREADS, lanes_of(packs))
+        lanes = lanes_of(packs)
+        return LaunchPlan("warp", rows, packs, pack, _register_packs(packs, lanes, most), WARP_THREADS, lanes)
     if packs > most * device.threads:
         return _two_launches(device, shape, pack, most)
     # Small blocks where rows are many: a multiprocessor holds several. Else many threads, each with few packs.

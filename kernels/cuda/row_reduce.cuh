@@ -29,11 +29,13 @@ using Pair = Pack<double, 2>;  // a block's result: mean and sum of squared devi
 __device__ __forceinline__ unsigned min_unsigned(unsigned a, unsigned b) { return b < a ? b : a; }
 
 // The offset of pack j of a row, in packs, as type I. There are fewer than 2**31 rows, and fewer than 2**31 packs in a row.
-template <typename I> struct RowIndex {
+// Segmented: there may be several segments.
+template <typename I, bool Segmented = true> struct RowIndex {
   unsigned rows, row;
   Divisor<unsigned> length;
 
   __device__ __forceinline__ I operator()(unsigned j) const {
+    if constexpr (!Segmented) return I(row) * length.number + j;
     const unsigned segment = length.quotient(j);
     return (I(segment) * rows + row) * length.number + (j - segment * length.number);
   }
