@@ -62,7 +62,11 @@ note("softmax", "softmax", (5, 77, 9))
 note("softmax of rows", "softmax", (50, 77))
 note("max pool", "max_pool", (3, 4, 20, 21), 3, 2, 1)
 note("average pool", "avg_pool", (3, 4, 20, 21), 3, 2, 1)
+note("average pool, stride 1", "avg_pool", (3, 4, 20, 21), 3, 1, 1, count_include_pad=False)
+note("average pool, stride 3", "avg_pool", (3, 4, 20, 21), 3, 3, 1)
+note("average pool of many channels last", "avg_pool", (3, 9, 11, 70), 3, 2, 1, count_include_pad=False, **last)
 note("adaptive average pool", "adaptive_avg_pool", (3, 4, 20, 70), 3)
+note("adaptive max pool", "adaptive_max_pool", (3, 4, 14, 14), 6)
 for p in (1.0, 2.0, 3.0, 2.5):
     note(f"lp pool {p}", "lp_pool", (3, 4, 20, 21), 3, p, 2, 1)
 def weights(*shape):
@@ -106,4 +110,4 @@ def _has_avx512() -> bool:
 def test_avx2_and_avx512_give_the_same_bits(tmp_path: Path) -> None:
     narrow, wide = (hashes(cpu, threads, tmp_path) for cpu, threads in zip(TARGETS.values(), ("1", "3"), strict=True))
     assert [name for name in narrow if narrow[name] != wide[name]] == []
-    assert len(narrow) == 66
+    assert len(narrow) == 74
