@@ -595,8 +595,8 @@ def test_a_tile_of_one_filter_is_stored_in_rows(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["windows_by_two_vectors", "windows_by_one_vector", "windows_by_channels"])
-@pytest.mark.parametrize("direct", [True, False])
-def test_a_tile_of_vectors_of_filters_is_sums_of_products(direct: bool, name: str, dtype: str) -> None:
+@pytest.mark.parametrize(("direct", "more"), [(True, False), (False, False), (False, True)])
+def test_a_tile_of_vectors_of_filters_is_sums_of_products(direct: bool, more: bool, name: str, dtype: str) -> None:
     from cnnlayers.kernels.cpu import vector_tiles as tiles
 
     tile, rng, width = getattr(tiles, name), np.random.default_rng(0), 2 if "two" in name else 1
@@ -609,11 +609,14 @@ def test_a_tile_of_vectors_of_filters_is_sums_of_products(direct: bool, name: st
     @njit
     def run(
         sheet: Any, starts: Any, offsets: Any, count: int, weight: Any, second: int, bias: Any, target: Any,
-        targets: Any, out: Any, direct: bool,
+        targets: Any, out: Any, direct: bool, more: bool,
     ) -> None:  # fmt: skip
-        tile(sheet, starts, 3, 11, offsets, 4, count, weight, 2, second, bias, 1, target, targets, 6, out, 5, direct)
+        tile(
+            sheet, starts, 3, 11, offsets, 4, count, weight, 2, second, bias, 1, target, targets, 6, out, 5, direct,
+            more,
+        )  # fmt: skip
 
-    run(sheet, starts, offsets, count, weight, second, bias, target, targets, out, direct)
+    run(sheet, starts, offsets, count, weight, second, bias, target, targets, out, direct, more)
     expected = np.full(shape, 7.0, dtype)
     for i in range(windows):
         for j in range(width):
@@ -622,7 +625,8 @@ def test_a_tile_of_vectors_of_filters_is_sums_of_products(direct: bool, name: st
             ]
             terms = [seen[k] * weight[2 + second * j + N * k :][:N] for k in range(count)]
             at = 6 + targets[3 + i] if direct else 5 + N * width * i
-            expected[at + N * j :][:N] = bias[1 + N * j :][:N] + np.sum(terms, axis=0)
+            before = expected[at + N * j :][:N] if more else bias[1 + N * j :][:N]
+            expected[at + N * j :][:N] = before + np.sum(terms, axis=0)
     untouched = out if direct else target
     assert (untouched == 7.0).all()
     np.testing.assert_allclose(

@@ -92,10 +92,11 @@ def _parts(plan: Plan, spec: Any, most: int) -> int:
 
 def _run(step: str, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
     """Compute the target of "correlate" or "correlate_adjoint". weight: (groups, filters, channels, taps)."""
-    _check_finite(weight, "weight")
     if _by_filters(spec, step):
-        filter_vectors.run(spec, step, source, weight, bias, target, _nbytes(spec, source, target))
+        if not filter_vectors.correlate(spec, step, source, weight, bias, target, _nbytes(spec, source, target)):
+            _refuse_data("weight")
         return
+    _check_finite(weight, "weight")
     plan, weight = plan_of(spec, step, source.itemsize), weight if step == "correlate" else weight.swapaxes(1, 2)
     biases = np.zeros(weight.shape[:2], source.dtype) if bias is None else bias.reshape(weight.shape[:2])
     packed = np.concatenate([_packed(weight[..., taps]) for taps in plan.taps])

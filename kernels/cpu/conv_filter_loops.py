@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .vector_memory import load_strided
 from .vector_tiles import (
     WINDOWS_BY_FILTERS,
     transpose,
@@ -26,20 +25,21 @@ from .vector_tiles import (
     windows_by_one_vector,
     windows_by_two_vectors,
 )
-from .vectors import LANES, add, load, load_first, store, store_first, to_float64
+from .vectors import LANES, add, broadcast, load, load_first, store, store_first, sub, to_float64, total
 
 Array = Any
 Kernel = Any
 U = np.uint64  # unsigned offsets need no test for negative ones
-TERMS = 256  # of a sum in float32, at most; the sums of these are in float64
+TERMS = 256  # of a sum of a weight's gradient in float32, at most; the sums of these are in float64
+MOST_TERMS = 512  # of other sums, at most; longer ones are added up from such parts
 RESULTS = 48  # windows whose results are held together: a multiple of the windows of every tile, and of LANES
 
 # Columns of `axes`. LENGTH: the source's cells. FIRST: the source's cell in cell 0 of the sheet. STEP: the source's
 # cells from one of the sheet's to the next. BAND: the source's cells from one band to the next. EXTENT: of the sheet.
 LENGTH, FIRST, STEP, BAND, EXTENT = range(5)
 # Columns of `phases`. WINDOW: where the phase's windows begin in `places`. NUMBER, LAST: windows of a sample (of a
-# band), and of the last band. TERM: its first offset. COUNT: its offsets. WEIGHT: where its weights begin.
-WINDOW, NUMBER, LAST, TERM, COUNT, WEIGHT = range(6)
+# band), and of the last band. TERM: its first offset. COUNT: its offsets.
+WINDOW, NUMBER, LAST, TERM, COUNT = range(5)
 # Entries of `sizes`. A stride: elements from one to the next.
 SAMPLES, GROUPS, CHANNELS, FILTERS, BATCH, BANDS = range(6)
 SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_CELL, TARGET_SAMPLE, TARGET_CHANNEL, TARGET_BAND = range(6, 12)
@@ -121,37 +121,44 @@ def _run_of(targets: Array, q: int, end: int) -> int:
 
 # ------------------------------------------------------------------------------------------------------------ the loops
 @kernel()
-def pack(
-    weight: Array, group: int, filter_stride: int, sizes: Array, rows: Array, phases: Array, packed: Array
-) -> None:  # fmt: skip
-    """Copy a weight's numbers to (phases, groups, blocks of 16 filters, k, 16). group: elements from one group to the
-    next; filter_stride: from one filter to the next; rows: the element of each k of a filter."""
-    filters, blocks = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES
-    for phase in range(len(phases)):
-        first, count = phases[phase, TERM], phases[phase, COUNT]
-        for block in range(sizes[GROUPS] * blocks):
-            f, to = block % blocks * LANES, phases[phase, WEIGHT] + block * count * LANES
-            at = block // blocks * group + f * filter_stride
-            for k in range(count):
-                lanes = load_strided(weight, at + rows[first + k], filter_stride, min(LANES, filters - f))
-                store(packed, to + k * LANES, lanes)
+def pack(weight: Array, strides: Array, sizes: Array, slots: Array, terms: int, packed: Array) -> bool:
+    """Copy a weight's numbers to (groups, blocks of 16 filters, k, 16), with `terms` k. Returns whether all are finite.
+
+    strides: elements from one group, filter and row to the next. slots: the k of each element of the rows, or -1."""
+    filters, blocks, (rows, columns) = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES, slots.shape
+    block, zeros = np.zeros(LANES * LANES, weight.dtype), broadcast(weight, 0)
+    for b in range(sizes[GROUPS] * blocks):
+        f = b % blocks * LANES
+        for row in range(rows):
+            at = b // blocks * strides[0] + f * strides[1] + row * strides[2]
+            for i in range(0, columns, LANES):
+                transpose(weight, at + i, strides[1], filters - f, columns - i, block, 0, LANES)
+                for j in range(min(LANES, columns - i)):
+                    numbers, k = load(block, j * LANES), slots[row, i + j]
+                    zeros = add(zeros, sub(numbers, numbers))
+                    if k >= 0:
+                        store(packed, (b * terms + k) * LANES, numbers)
+    finite: bool = total(zeros) == 0.0
+    return finite
 
 
 @kernel(allocates=False)
 def _store_results(
-    out: Array, vectors: int, target: Array, targets: Array, q: int, end: int, to: int, by_channel: int, filters: int
-) -> None:
+    out: Array, at: int, vectors: int, target: Array, targets: Array, q: int, end: int, to: int, by_channel: int,
+    filters: int,
+) -> None:  # fmt: skip
     """Copy the results of windows q to end, each `vectors` vectors of filters, to the target."""
-    if by_channel == 1:
-        for i in range(end - q):
-            _copy(out, i * vectors * LANES, target, to + targets[q + i], filters)
-        return
     i = 0
     while q + i < end:
-        run = _run_of(targets, q + i, end)
-        for f in range(0, filters, LANES):
-            here, there = (i * vectors) * LANES + f, to + targets[q + i] + f * by_channel
-            transpose(out, here, vectors * LANES, run, filters - f, target, there, by_channel)
+        run, here, there = 1, at + i * vectors * LANES, to + targets[q + i]
+        if by_channel == 1:
+            _copy(out, here, target, there, filters)
+        else:
+            run = _run_of(targets, q + i, end)
+            for f in range(0, filters, LANES):
+                transpose(
+                    out, here + f, vectors * LANES, run, filters - f, target, there + f * by_channel, by_channel
+                )  # fmt: skip
         i += run
 
 
@@ -170,6 +177,7 @@ def make_correlate(depthwise: bool, itemsize: int) -> Kernel:
     ) -> None:  # fmt: skip
         channels, filters, by_channel = sizes[CHANNELS], sizes[FILTERS], sizes[TARGET_CHANNEL]
         groups, bands, blocks = sizes[GROUPS], sizes[BANDS], (filters + LANES - 1) // LANES
+        terms, second = len(weight) // (groups * blocks * LANES), len(weight) // (groups * blocks)
         out = np.empty(RESULTS * 2 * LANES, source.dtype)
         for unit in range(start, stop):
             group, band, n = unit % groups, unit // groups % bands, unit // (groups * bands) * sizes[BATCH]
@@ -178,40 +186,43 @@ def make_correlate(depthwise: bool, itemsize: int) -> Kernel:
             _fill(source, base, samples, band, axes, sizes, sheet)
             base = n * sizes[TARGET_SAMPLE] + band * sizes[TARGET_BAND] + group * filters * by_channel
             for phase in range(len(phases)):
-                window, count = phases[phase, WINDOW], phases[phase, COUNT]
+                window, first, count = phases[phase, WINDOW], phases[phase, TERM], phases[phase, COUNT]
                 number = phases[phase, LAST if band == bands - 1 else NUMBER]
-                end, second, block = window + samples * number, count * LANES, 0
+                end, block = window + samples * number, 0
+                parts = max(1, -(-count // MOST_TERMS))
                 while block < blocks:
                     vectors = 2 if pairs and block + 1 < blocks else 1
                     f, b = block * LANES, (group * blocks + block) * LANES
-                    w, to = phases[phase, WEIGHT] + b * count, base + f * by_channel
+                    w, to = b * terms + first * LANES, base + f * by_channel
                     here = min(vectors * LANES, filters - f)
+                    copies = parts == 1 and by_channel == 1 and here == vectors * LANES
                     for q in range(window, end, RESULTS):
                         last = min(q + RESULTS, end)
-                        for p in range(q, last, rows):
-                            direct = by_channel == 1 and here == vectors * LANES and p + rows <= last
-                            at = 0 if by_channel == 1 else (p - q) * vectors * LANES
-                            if depthwise:
-                                windows_by_channels(
-                                    sheet, places, p, f, offsets, phases[phase, TERM], count, weight, w, second, bias,
-                                    b, target, targets, to, out, at, direct,
-                                )  # fmt: skip
-                            elif pairs and vectors == 2:
-                                windows_by_two_vectors(
-                                    sheet, places, p, 0, offsets, phases[phase, TERM], count, weight, w, second, bias,
-                                    b, target, targets, to, out, at, direct,
-                                )  # fmt: skip
-                            else:
-                                windows_by_one_vector(
-                                    sheet, places, p, 0, offsets, phases[phase, TERM], count, weight, w, second, bias,
-                                    b, target, targets, to, out, at, direct,
-                                )  # fmt: skip
-                            if by_channel == 1 and not direct:
-                                _store_results(
-                                    out, vectors, target, targets, p, min(p + rows, last), to, by_channel, here
-                                )  # fmt: skip
-                        if by_channel != 1:
-                            _store_results(out, vectors, target, targets, q, last, to, by_channel, here)
+                        for part in range(parts):
+                            k, stop_k = count * part // parts, count * (part + 1) // parts
+                            v, term = w + k * LANES, first + k
+                            for p in range(q, last, rows):
+                                direct = copies and p + rows <= last
+                                at = (p - q) * vectors * LANES
+                                if depthwise:
+                                    windows_by_channels(
+                                        sheet, places, p, f, offsets, term, stop_k - k, weight, v, second, bias, b,
+                                        target, targets, to, out, at, direct, k > 0,
+                                    )  # fmt: skip
+                                elif pairs and vectors == 2:
+                                    windows_by_two_vectors(
+                                        sheet, places, p, 0, offsets, term, stop_k - k, weight, v, second, bias, b,
+                                        target, targets, to, out, at, direct, k > 0,
+                                    )  # fmt: skip
+                                else:
+                                    windows_by_one_vector(
+                                        sheet, places, p, 0, offsets, term, stop_k - k, weight, v, second, bias, b,
+                                        target, targets, to, out, at, direct, k > 0,
+                                    )  # fmt: skip
+                        done = (last - q) // rows * rows if copies else 0
+                        _store_results(
+                            out, done * vectors * LANES, vectors, target, targets, q + done, last, to, by_channel, here
+                        )  # fmt: skip
                     block += vectors
 
     return correlate
@@ -250,6 +261,7 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
         groups, bands, blocks, terms = sizes[GROUPS], sizes[BANDS], (filters + LANES - 1) // LANES, phases[0, COUNT]
         units, pitch = -(-sizes[SAMPLES] // sizes[BATCH]) * bands, len(cells) // blocks
         out, zeros = np.empty(rows * 2 * LANES, image.dtype), np.zeros(2 * LANES, image.dtype)
+        _zero(cells, 0, len(cells))  # also the lanes of missing filters: garbage may be slow to multiply
         for job in range(start, stop):
             part, group = job // groups, job % groups
             for unit in range(units * part // parts, units * (part + 1) // parts):
@@ -269,17 +281,17 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
                             if depthwise:
                                 windows_by_channels(
                                     sheet, offsets, k, f, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
-                                    out, 0, False,
+                                    out, 0, False, False,
                                 )  # fmt: skip
                             elif pairs and vectors == 2:
                                 windows_by_two_vectors(
                                     sheet, offsets, k, 0, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
-                                    out, 0, False,
+                                    out, 0, False, False,
                                 )  # fmt: skip
                             else:
                                 windows_by_one_vector(
                                     sheet, offsets, k, 0, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
-                                    out, 0, False,
+                                    out, 0, False, False,
                                 )  # fmt: skip
                             for j in range(vectors):
                                 to = ((job * blocks + block + j) * terms + k) * LANES
@@ -292,21 +304,21 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
 
 
 @kernel()
-def finish_weight_gradient(partial: Array, parts: int, sizes: Array, rows: Array, terms: int, dweight: Array) -> bool:
-    """Add up the parts, and store the sums in the weight's order: rows[k] is the element of k of a filter, which has
-    `terms` elements. Returns whether all are finite."""
-    filters, blocks, finite = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES, True
-    lanes, size = np.empty(LANES, np.float64), len(partial) // parts
-    for block in range(sizes[GROUPS] * blocks):
-        f = block % blocks * LANES
-        to = (block // blocks * filters + f) * terms
-        for k in range(terms):
-            at = (block * terms + k) * LANES
-            sums = load(partial, at)
-            for part in range(1, parts):
-                sums = add(sums, load(partial, at + part * size))
-            store(lanes, 0, sums)
-            for i in range(min(LANES, filters - f)):
-                finite = finite and lanes[i] - lanes[i] == 0.0
-                dweight[to + i * terms + rows[k]] = lanes[i]
+def finish_weight_gradient(partial: Array, parts: int, sizes: Array, slots: Array, dweight: Array) -> bool:
+    """Add up the parts, and store the sums in the weight's order. Returns whether all are finite. slots: as of `pack`,
+    with one row."""
+    filters, blocks, terms = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES, slots.shape[1]
+    block, size, zeros = np.empty(LANES * LANES, np.float64), len(partial) // parts, broadcast(partial, 0)
+    for b in range(sizes[GROUPS] * blocks):
+        f, to = b % blocks * LANES, (b // blocks * filters + b % blocks * LANES) * terms
+        for i in range(0, terms, LANES):
+            for k in range(min(LANES, terms - i)):
+                at = (b * terms + slots[0, i + k]) * LANES
+                sums = load(partial, at)
+                for part in range(1, parts):
+                    sums = add(sums, load(partial, at + part * size))
+                store(block, k * LANES, sums)
+                zeros = add(zeros, sub(sums, sums))
+            transpose(block, 0, LANES, terms - i, filters - f, dweight, to + i, terms)
+    finite: bool = total(zeros) == 0.0
     return finite

@@ -14,7 +14,7 @@ import numpy as np
 from cnnlayers import backends
 
 from . import conv_filter_loops as loops
-from .conv_filter_loops import COUNT, FILTERS, GROUPS, TERM, WEIGHT
+from .conv_filter_loops import COUNT, FILTERS, GROUPS, TERM
 from .parallel import chunked, flat
 from .vectors import LANES
 
@@ -22,7 +22,7 @@ Array = Any
 
 SHEET_BYTES = 512 << 10  # of a unit's sheet, about: it should stay in the second-level cache of a core
 MOST_WINDOWS = 16 * 1024  # of a unit
-LEAST_WINDOWS = 96  # of a unit, if samples are smaller: a last tile that is not full then costs little
+LEAST_WINDOWS = 192  # of a unit, if there are so many: each unit reads all weights, which may be in a slow cache
 UNITS = 16  # at least, if there are so many samples: work for several threads
 MIN_PARALLEL_FLOPS = 16_000_000  # of a call whose samples are cut into bands for several threads, at least
 PARTS = 16  # partial sums of a weight's gradient, at most
@@ -32,22 +32,22 @@ PARTIAL_BYTES = 8 << 20  # of the partial sums together, at most, if there are m
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the loops are given besides their arrays (conv_filter_loops.py explains the tables). `rows`: for each offset
-    the element of a filter's weight. `units`: their number. `sheet`: elements of a sheet. `windows`: of a unit, at
-    most. `weight_strides`: elements of a weight from one group and filter to the next."""
+    """What the loops are given besides their arrays (conv_filter_loops.py explains the tables). `terms`: of all phases'
+    sums. `units`: their number. `sheet`: elements of a sheet. `windows`: of a unit, at most."""
 
     sizes: Array
     axes: Array
     phases: Array
     offsets: Array
-    rows: Array
     places: Array
     targets: Array
+    slots: Array
+    weight_strides: Array
+    terms: int
     units: int
     sheet: int
     windows: int
     depthwise: bool
-    weight_strides: tuple[int, int]
 
     @property
     def tables(self) -> tuple[Array, ...]:
@@ -59,25 +59,30 @@ class _Plan:
         return -(-int(self.sizes[FILTERS]) // LANES)
 
 
-def run(spec: Any, step: str, source: Array, weight: Array, bias: Array | None, target: Array, nbytes: int) -> None:
-    """Compute the target of "correlate" or "correlate_adjoint". nbytes: as conv_direct.py gives it."""
+def correlate(
+    spec: Any, step: str, source: Array, weight: Array, bias: Array | None, target: Array, nbytes: int
+) -> bool:
+    """Compute the target of "correlate" or "correlate_adjoint", unless the weight is not finite: then return False.
+    nbytes: as conv_direct.py gives it."""
     plan = plan_of(spec, step, source.itemsize)
     groups, filters, blocks = int(plan.sizes[GROUPS]), int(plan.sizes[FILTERS]), plan.blocks
     biases = np.zeros((groups, blocks * LANES), source.dtype)
     if bias is not None:
         biases[:, :filters] = bias.reshape(groups, filters)
-    correlate = loops.make_correlate(plan.depthwise, source.itemsize)
-    with backends.workspace(source.dtype, (groups * blocks * len(plan.rows) * LANES,)) as (packed,):
-        loops.pack(flat(weight), *plan.weight_strides, plan.sizes, plan.rows, plan.phases, packed)
+    loop = loops.make_correlate(plan.depthwise, source.itemsize)
+    with backends.workspace(source.dtype, (groups * blocks * plan.terms * LANES,)) as (packed,):
+        if not loops.pack(flat(weight), plan.weight_strides, plan.sizes, plan.slots, plan.terms, packed):
+            return False
         arrays = flat(source), packed, flat(biases), flat(target)
-        chunked(plan.units, nbytes)(correlate, *arrays, *plan.tables, workspace=(plan.sheet,))
+        chunked(plan.units, nbytes)(loop, *arrays, *plan.tables, workspace=(plan.sheet,))
+    return True
 
 
 def weight_gradient(spec: Any, image: Array, maps: Array, nbytes: int) -> tuple[Array, bool]:
     """The weight's gradient, and whether it is finite."""
     plan = plan_of(spec, "weight_gradient", image.itemsize)
-    groups, blocks, terms = int(plan.sizes[GROUPS]), plan.blocks, int(plan.phases[0, COUNT])
-    size = groups * blocks * terms * LANES
+    groups, blocks = int(plan.sizes[GROUPS]), plan.blocks
+    size = groups * blocks * plan.terms * LANES
     most = min(PARTS, max(2, PARTIAL_BYTES // (8 * size)))
     windows = spec.window.layout.shape[0] * math.prod(spec.window.out_lengths)
     parts = max(1, min(most, plan.units // groups, windows // PART_WINDOWS))
@@ -87,7 +92,7 @@ def weight_gradient(spec: Any, image: Array, maps: Array, nbytes: int) -> tuple[
     partial = np.zeros(parts * size)
     arrays, lengths = (flat(image), flat(maps), partial), (plan.sheet, plan.windows * blocks * LANES)
     chunked(parts * groups, nbytes)(gradient, *arrays, *plan.tables, parts, workspace=lengths)
-    return dweight, loops.finish_weight_gradient(partial, parts, plan.sizes, plan.rows, terms, dweight.reshape(-1))
+    return dweight, loops.finish_weight_gradient(partial, parts, plan.sizes, plan.slots, dweight.reshape(-1))
 
 
 # ---------------------------------------------------------------------------------------------------------------- plans
@@ -146,11 +151,11 @@ def _axes(spec: Any, step: str) -> tuple[int, list[_Axis]]:
 def plan_of(spec: Any, step: str, itemsize: int) -> _Plan:
     """The plan for one of the three functions."""
     groups, filters, channels, taps = spec.weight_shape
-    weight_strides, depthwise = (channels * taps, taps), groups > 1 and filters == channels == 1
-    if depthwise:  # one group, whose k are the taps
-        groups, filters, channels, weight_strides = 1, groups, groups, (taps, 0)
+    weight_strides, depthwise = [filters * channels * taps, channels * taps, 0], groups > 1 and filters == channels == 1
+    if depthwise:  # one group, and each tap has one term
+        groups, filters, channels = 1, groups, groups
     elif step == "correlate_adjoint":
-        filters, channels, weight_strides = channels, filters, weight_strides[::-1]
+        filters, channels, weight_strides = channels, filters, [weight_strides[0], taps, weight_strides[1]]
     samples, axes = _axes(spec, step)
     cut = _cut(axes, samples, groups, channels * itemsize, 2 * filters * channels * taps)
     lengths, targets = [a.length for a in axes], [a.target_length for a in axes]
@@ -164,23 +169,25 @@ def plan_of(spec: Any, step: str, itemsize: int) -> _Plan:
     for i, a in enumerate(axes):
         table.append([a.length, min(a.offsets), a.unit, cut.band * a.step if i == cut.axis else 0, cut.extents[i]])
     phases, tap_cells, tap_numbers, places, ends = _phases(axes, cut, strides)
-    within = np.arange(1 if depthwise else channels)
-    phases[:, [TERM, COUNT]] *= len(within)
-    phases[:, WEIGHT] = phases[:, TERM] * groups * -(-filters // LANES) * LANES
-    taps_of_kernel = np.arange(taps).reshape([1] * (3 - spec.ndim) + list(spec.window.kernel))
+    terms = 1 if depthwise else channels
+    phases[:, [TERM, COUNT]] *= terms
+    kernel = [1] * (3 - spec.ndim) + list(spec.window.kernel)
+    slots, numbers = np.full(terms * taps, -1), np.ravel_multi_index(tuple(tap_numbers), kernel)
+    slots[np.add.outer(numbers, np.arange(terms) * taps)] = np.arange(len(numbers) * terms).reshape(-1, terms)
     return _Plan(
         np.array(sizes, np.int64),
         np.array(table, np.int64),
         phases,
-        _padded(np.add.outer(tap_cells * channels, within).ravel()),
-        np.add.outer(taps_of_kernel[tuple(tap_numbers)], within * weight_strides[1]).ravel(),
+        _padded(np.add.outer(tap_cells * channels, np.arange(terms)).ravel()),
         _padded(places * channels),
         _padded(ends),
+        slots.reshape((terms, taps) if step == "correlate_adjoint" else (1, -1)),
+        np.array(weight_strides, np.int64),
+        len(numbers) * terms,
         -(-samples // cut.batch) * cut.bands * groups,
         cut.batch * math.prod(cut.extents) * channels + LANES,
         cut.batch * math.prod(cut.windows),
         depthwise,
-        (filters * channels * taps, weight_strides[0]),
     )
 
 
@@ -203,7 +210,7 @@ def _phases(axes: list[_Axis], cut: _Cut, target_strides: list[int]) -> tuple[Ar
         last = [max(0, n - (cut.bands - 1) * cut.band) if i == cut.axis else n for i, n in enumerate(numbers)]
         n, *q = np.indices((cut.batch, *map(min, numbers, cut.windows))).reshape(4, -1)
         row = [sum(len(p) for p in places), len(n) // cut.batch, math.prod(last), len(tap_cells)]
-        phases.append([*row, math.prod(len(r) for r in reads), 0])
+        phases.append([*row, math.prod(len(r) for r in reads)])
         places.append(_dot([n, *(i * (a.step // a.unit) for i, a in zip(q, axes, strict=True))], strides))
         cells = [i * a.target_step + r for i, a, r in zip(q, axes, origin, strict=True)]
         targets.append(_dot([n, *cells], target_strides))
@@ -239,6 +246,7 @@ def _cut(axes: list[_Axis], samples: int, groups: int, cell_bytes: int, flops: i
     band, most = axes[axis].windows, min(SHEET_BYTES // cell_bytes // cells, MOST_WINDOWS // windows, samples)
     batch = min(most, max(-(-samples * groups // UNITS), -(-LEAST_WINDOWS // windows)))
     least = 1 if samples * groups * windows * flops < MIN_PARALLEL_FLOPS else -(-UNITS // (samples * groups))
+    least = max(1, min(least, windows // LEAST_WINDOWS))
     if batch < 1 or (batch == 1 and least > 1):
         a, others = axes[axis], cells // axes[axis].extent(axes[axis].windows)
         room = max(1, (SHEET_BYTES // cell_bytes // others - a.extent(1)) * a.unit // a.step + 1)

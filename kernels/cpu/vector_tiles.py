@@ -93,12 +93,12 @@ def _arguments(context: Any, builder: Any, signature: Any, arguments: Any) -> li
 
 def _emit(
     builder: Any, vector: Any, shape: tuple[int, int], count: Any, start: Callable[[int, int], Any],
-    factors: Callable[[Any], tuple[list[Any], list[Any]]], finish: Callable[[int, int, Any], None],
-) -> None:  # fmt: skip
-    """The loop of a tile of (rows, columns) of vectors: sums over k < count of products.
+    factors: Callable[[Any], tuple[list[Any], list[Any]]],
+) -> list[tuple[int, int, Any]]:  # fmt: skip
+    """The loop of a tile of (rows, columns) of vectors: row, column and the sum over k < count of products.
 
     start: from row and column to the vector that a sum starts with. factors: from k to the vectors of the rows and of
-    the columns, which are multiplied. finish: takes row, column and the sum."""
+    the columns, which are multiplied."""
     name, places = f"llvm.fma.v{LANES}{suffix(vector.element)}", {}
     for i in range(shape[0]):
         for j in range(shape[1]):
@@ -108,8 +108,7 @@ def _emit(
         rows, columns = factors(loop.index)
         for (i, j), place in places.items():
             builder.store(call(builder, name, vector, rows[i], columns[j], builder.load(place)), place)
-    for (i, j), place in places.items():
-        finish(i, j, builder.load(place))
+    return [(i, j, builder.load(place)) for (i, j), place in places.items()]
 
 
 def _plus(builder: Any, index: Any, step: Any, times: int = 1) -> Any:
@@ -152,7 +151,8 @@ def _make_filters_by_windows(rows: int, width: int) -> Any:
                 def finish(i: int, j: int, total: Any, row: int = row) -> None:
                     results.store(_plus(builder, _plus(builder, to, pitch, row + i), LANES, j), total)
 
-                _emit(builder, cells.vector_type, (at_once, width), count, start, factors, finish)
+                for found in _emit(builder, cells.vector_type, (at_once, width), count, start, factors):
+                    finish(*found)
             return context.get_dummy_value()
 
         i = types.int64
@@ -193,7 +193,8 @@ def one_filter_by_rows(
             results.store_first(at, total, pieces.number(_plus(builder, rows[j], PIECE_CELLS)))
 
         start = fill(builder, biases.number(b))
-        _emit(builder, cells.vector_type, (1, PIECES), count, lambda i, j: start, factors, finish)
+        for found in _emit(builder, cells.vector_type, (1, PIECES), count, lambda i, j: start, factors):
+            finish(*found)
         return context.get_dummy_value()
 
     i = types.int64
@@ -228,7 +229,8 @@ def map_by_taps(
             index = _plus(builder, to, LANES, j)
             results.store(index, builder.fadd(results.vector(index), total))
 
-        _emit(builder, cells.vector_type, (1, TAPS), count, start, factors, finish)
+        for found in _emit(builder, cells.vector_type, (1, TAPS), count, start, factors):
+            finish(*found)
         return context.get_dummy_value()
 
     i = types.int64
@@ -240,12 +242,14 @@ def _make_windows_by_filters(width: int, depthwise: bool) -> Any:
     def windows_by_filters(
         typing: Any, sheet: Any, starts: Any, q: Any, shift: Any, offsets: Any, first: Any, count: Any, weight: Any,
         w: Any, second: Any, bias: Any, b: Any, target: Any, targets: Any, to: Any, out: Any, at: Any, direct: Any,
+        more: Any,
     ) -> Any:  # fmt: skip
         """The sums bias[b + LANES * j] + the sum over k < count of sheet[starts[q + i] + shift + offsets[first + k]] *
         weight[w + second * j + LANES * k], for the windows i of a tile and vectors j of filters.
 
         If `depthwise`, a window has a vector of cells for these filters. The vectors of a window are stored from
-        target[to + targets[q + i]] on if `direct`, else from out[at + LANES * width * i] on."""
+        target[to + targets[q + i]] on if `direct`, else from out[at + LANES * width * i] on. If `more`, they have no
+        bias, and are added to what is in `out`."""
         for array in (sheet, weight, bias, target, out):
             check_array(array, FLOATS)
         rows = WINDOWS_BY_FILTERS[sheet.dtype.bitwidth // 8][0]
@@ -253,11 +257,12 @@ def _make_windows_by_filters(width: int, depthwise: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             arrays = _arguments(context, builder, signature, arguments)
             cells, rows_at, q, shift, terms, first, count, weights, w, second, biases, b, *ends = arrays
-            results, places, to, beside, at, direct = ends
+            results, places, to, beside, at, direct, more = ends
             bases = [builder.add(shift, rows_at.number(_plus(builder, q, i))) for i in range(rows)]
 
             def start(i: int, j: int) -> Any:
-                return biases.vector(_plus(builder, b, LANES, j))
+                bias = biases.vector(_plus(builder, b, LANES, j))
+                return builder.select(more, ir.Constant(bias.type, None), bias)
 
             def factors(k: Any) -> tuple[list[Any], list[Any]]:
                 here, offset = _plus(builder, w, k, LANES), terms.number(builder.add(first, k))
@@ -265,19 +270,23 @@ def _make_windows_by_filters(width: int, depthwise: bool) -> Any:
                 seen = [builder.add(base, offset) for base in bases]
                 return [cells.vector(x) if depthwise else fill(builder, cells.number(x)) for x in seen], columns
 
-            def finish(i: int, j: int, total: Any) -> None:
-                lanes = builder.select(direct, ir.Constant(I64, LANES), ir.Constant(I64, 0))
-                place = _plus(builder, builder.add(to, places.number(_plus(builder, q, i))), LANES, j)
-                inside = results.pointer(place, lanes)
-                outside = beside.pointer(_plus(builder, at, LANES * (width * i + j)), LANES)
-                results.store_at(builder.select(direct, inside, outside), total)
-
-            _emit(builder, cells.vector_type, (rows, width), count, start, factors, finish)
+            sums = _emit(builder, cells.vector_type, (rows, width), count, start, factors)
+            buffer = {(i, j): _plus(builder, at, LANES * (width * i + j)) for i, j, _ in sums}
+            with builder.if_else(more) as (then, otherwise):
+                with then:
+                    for i, j, total in sums:
+                        beside.store(buffer[i, j], builder.fadd(beside.vector(buffer[i, j]), total))
+                with otherwise:
+                    lanes = builder.select(direct, ir.Constant(I64, LANES), ir.Constant(I64, 0))
+                    for i, j, total in sums:
+                        place = _plus(builder, builder.add(to, places.number(_plus(builder, q, i))), LANES, j)
+                        pointer = results.pointer(place, lanes), beside.pointer(buffer[i, j], LANES)
+                        results.store_at(builder.select(direct, *pointer), total)
             return context.get_dummy_value()
 
         i = types.int64
         indices = (starts, i, i, offsets, i, i)
-        results = (target, targets, i, out, i, types.boolean)
+        results = (target, targets, i, out, i, types.boolean, types.boolean)
         return types.void(sheet, *indices, weight, i, i, bias, i, *results), generate
 
     return windows_by_filters
@@ -287,24 +296,31 @@ def _make_windows_by_filters(width: int, depthwise: bool) -> Any:
 def transpose(
     typing: Any, source: Any, at: Any, pitch: Any, rows: Any, columns: Any, target: Any, to: Any, between: Any
 ) -> Any:
-    """target[to + between * j + i] = source[at + pitch * i + j], for i < rows and j < columns, up to 16 each."""
+    """target[to + between * j + i] = source[at + pitch * i + j], for i < rows and j < columns, up to 16 each.
+
+    The source may have float64 for a target of float32."""
     for array in (source, target):
         check_array(array, FLOATS)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values, at, pitch, rows, columns, results, to, between = _arguments(context, builder, signature, arguments)
 
-        def lanes(i: int, rows: Any, columns: Any) -> Any:
-            """Of row i."""
-            inside = builder.icmp_signed(">", rows, ir.Constant(I64, i))
-            return builder.select(inside, columns, ir.Constant(I64, 0))
+        def line(first: Any, between: Any, i: int, number: Any, lanes: Any) -> tuple[Any, Any]:
+            """Where line i of `number` begins, and its lanes. A line that is not there has none, at the first one's
+            place: the CPU takes hundreds of cycles for lanes that it leaves out in memory that is not mapped."""
+            inside, zero = builder.icmp_signed(">", number, ir.Constant(I64, i)), ir.Constant(I64, 0)
+            place = builder.select(inside, _plus(builder, first, between, i), first)
+            return place, builder.select(inside, lanes, zero)
 
-        vectors = [values.first(_plus(builder, at, pitch, i), lanes(i, rows, columns)) for i in range(LANES)]
+        vectors = [values.first(*line(at, pitch, i, rows, columns)) for i in range(LANES)]
         for _ in range(4):  # lane l of vector i goes to place 16 i + l of 256, whose eight bits are turned by one
             pairs = [interleave(builder, vectors[i], vectors[i + LANES // 2]) for i in range(LANES // 2)]
             vectors = [vector for pair in pairs for vector in pair]
+        if values.size > results.size:
+            vectors = [builder.fptrunc(vector, results.vector_type) for vector in vectors]
         for j, vector in enumerate(vectors):
-            results.store_first(_plus(builder, to, between, j), vector, lanes(j, columns, rows))
+            place, lanes = line(to, between, j, columns, rows)
+            results.store_first(place, vector, lanes)
         return context.get_dummy_value()
 
     i = types.int64
