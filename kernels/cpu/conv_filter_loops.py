@@ -230,10 +230,12 @@ def make_correlate(depthwise: bool, itemsize: int) -> Kernel:
 
 @kernel(allocates=False)
 def _pack_maps(
-    maps: Array, base: int, targets: Array, number: int, by_channel: int, filters: int, cells: Array, pitch: int
-) -> None:
-    """Copy the maps at some windows to (blocks of 16 filters, windows, 16). pitch: elements of a block."""
-    for f in range(0, filters, LANES):
+    maps: Array, base: int, targets: Array, number: int, by_channel: int, first: int, filters: int, cells: Array,
+    pitch: int,
+) -> None:  # fmt: skip
+    """Copy the maps of filters from `first` on at some windows to (blocks of 16 filters, windows, 16). pitch: elements
+    of a block."""
+    for f in range(first, filters, LANES):
         q, to = 0, f // LANES * pitch
         if by_channel == 1:
             for q in range(number):
@@ -247,15 +249,16 @@ def _pack_maps(
 
 @functools.cache
 def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
-    """The kernel for the partial sums `start` to `stop` of the weight's gradient (parts, groups, blocks of 16 filters,
-    k, 16), which are in float64 and begin as zeros. A part is a range of the units of one group."""
+    """The kernel for partial sums of the weight's gradient (parts, groups, blocks of 16 filters, k, 16), which are in
+    float64 and begin as zeros. A part is a range of the units. Jobs `start` to `stop` are of (parts, groups, shares); a
+    share is a range of the blocks."""
     rows, width = WINDOWS_BY_FILTERS[itemsize]
     pairs = width == 2 and not depthwise
 
     @kernel()
     def weight_gradient(
         image: Array, maps: Array, partial: Array, sizes: Array, axes: Array, phases: Array, offsets: Array,
-        places: Array, targets: Array, parts: int, start: int, stop: int, sheet: Array, cells: Array,
+        places: Array, targets: Array, parts: int, shares: int, start: int, stop: int, sheet: Array, cells: Array,
     ) -> None:  # fmt: skip
         channels, filters, by_channel = sizes[CHANNELS], sizes[FILTERS], sizes[TARGET_CHANNEL]
         groups, bands, blocks, terms = sizes[GROUPS], sizes[BANDS], (filters + LANES - 1) // LANES, phases[0, COUNT]
@@ -263,7 +266,8 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
         out, zeros = np.empty(rows * 2 * LANES, image.dtype), np.zeros(2 * LANES, image.dtype)
         _zero(cells, 0, len(cells))  # also the lanes of missing filters: garbage may be slow to multiply
         for job in range(start, stop):
-            part, group = job // groups, job % groups
+            part, group, share = job // shares // groups, job // shares % groups, job % shares
+            first_block, last_block = blocks * share // shares, blocks * (share + 1) // shares
             for unit in range(units * part // parts, units * (part + 1) // parts):
                 band, n = unit % bands, unit // bands * sizes[BATCH]
                 samples = min(sizes[BATCH], sizes[SAMPLES] - n)
@@ -271,11 +275,12 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
                 _fill(image, base, samples, band, axes, sizes, sheet)
                 base = n * sizes[TARGET_SAMPLE] + band * sizes[TARGET_BAND] + group * filters * by_channel
                 number = samples * phases[0, LAST if band == bands - 1 else NUMBER]
-                _pack_maps(maps, base, targets, number, by_channel, filters, cells, pitch)
+                last = min(filters, last_block * LANES)
+                _pack_maps(maps, base, targets, number, by_channel, first_block * LANES, last, cells, pitch)
                 for q in range(0, number, TERMS):
-                    count, block = min(TERMS, number - q), 0
-                    while block < blocks:
-                        vectors = 2 if pairs and block + 1 < blocks else 1
+                    count, block = min(TERMS, number - q), first_block
+                    while block < last_block:
+                        vectors = 2 if pairs and block + 1 < last_block else 1
                         w, f = block * pitch + q * LANES, block * LANES
                         for k in range(0, terms, rows):
                             if depthwise:
@@ -294,7 +299,7 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
                                     out, 0, False, False,
                                 )  # fmt: skip
                             for j in range(vectors):
-                                to = ((job * blocks + block + j) * terms + k) * LANES
+                                to = ((job // shares * blocks + block + j) * terms + k) * LANES
                                 for i in range(min(rows, terms - k)):
                                     sums = to_float64(load(out, (i * vectors + j) * LANES))
                                     store(partial, to + i * LANES, add(load(partial, to + i * LANES), sums))
@@ -314,9 +319,9 @@ def finish_weight_gradient(partial: Array, parts: int, sizes: Array, slots: Arra
         for i in range(0, terms, LANES):
             for k in range(min(LANES, terms - i)):
                 at = (b * terms + slots[0, i + k]) * LANES
-                sums = load(partial, at)
+                sums = load_first(partial, at, filters - f)  # lanes without a filter may have anything
                 for part in range(1, parts):
-                    sums = add(sums, load(partial, at + part * size))
+                    sums = add(sums, load_first(partial, at + part * size, filters - f))
                 store(block, k * LANES, sums)
                 zeros = add(zeros, sub(sums, sums))
             transpose(block, 0, LANES, terms - i, filters - f, dweight, to + i, terms)

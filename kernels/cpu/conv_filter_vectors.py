@@ -27,7 +27,8 @@ UNITS = 16  # at least, if there are so many samples: work for several threads
 MIN_PARALLEL_FLOPS = 16_000_000  # of a call whose samples are cut into bands for several threads, at least
 PARTS = 16  # partial sums of a weight's gradient, at most
 PART_WINDOWS = 1500  # of a partial sum, at least
-PARTIAL_BYTES = 8 << 20  # of the partial sums together, at most, if there are more than two
+PARTIAL_BYTES = 8 << 20  # of the partial sums together, at most, if there are several
+SHARES = 8  # of the filters, for several threads, where there is one partial sum
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def weight_gradient(spec: Any, image: Array, maps: Array, nbytes: int) -> tuple[
     plan = plan_of(spec, "weight_gradient", image.itemsize)
     groups, blocks = int(plan.sizes[GROUPS]), plan.blocks
     size = groups * blocks * plan.terms * LANES
-    most = min(PARTS, max(2, PARTIAL_BYTES // (8 * size)))
+    most = PARTIAL_BYTES // (8 * size)
+    shares = 1 if most > 1 else max(1, min(SHARES, blocks // 4))
+    most = max(1 if shares > 1 else 2, min(PARTS, most))
     windows = spec.window.layout.shape[0] * math.prod(spec.window.out_lengths)
     parts = max(1, min(most, plan.units // groups, windows // PART_WINDOWS))
     parts = 1 << (parts.bit_length() - 1)
@@ -91,7 +94,7 @@ def weight_gradient(spec: Any, image: Array, maps: Array, nbytes: int) -> tuple[
     dweight = np.empty((spec.filters, spec.weight_shape[2], *spec.window.kernel), image.dtype)
     partial = np.zeros(parts * size)
     arrays, lengths = (flat(image), flat(maps), partial), (plan.sheet, plan.windows * blocks * LANES)
-    chunked(parts * groups, nbytes)(gradient, *arrays, *plan.tables, parts, workspace=lengths)
+    chunked(parts * groups * shares, nbytes)(gradient, *arrays, *plan.tables, parts, shares, workspace=lengths)
     return dweight, loops.finish_weight_gradient(partial, parts, plan.sizes, plan.slots, dweight.reshape(-1))
 
 

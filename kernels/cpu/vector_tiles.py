@@ -309,6 +309,7 @@ def transpose(
             """Where line i of `number` begins, and its lanes. A line that is not there has none, at the first one's
             place: the CPU takes hundreds of cycles for lanes that it leaves out in memory that is not mapped."""
             inside, zero = builder.icmp_signed(">", number, ir.Constant(I64, i)), ir.Constant(I64, 0)
+            lanes = call(builder, "llvm.smin.i64", I64, lanes, ir.Constant(I64, LANES))
             place = builder.select(inside, _plus(builder, first, between, i), first)
             return place, builder.select(inside, lanes, zero)
 
