@@ -4,7 +4,7 @@
 | --- | --- |
 | layer and RMS norm | layer_norm_loops.per_cell_backward: dx and the parameters' partial sums, row by row |
 | group and instance norm of short segments | the same, with gamma repeated for each cell |
-| rows that fit a core's cache | norm_blocks.blocks_backward: sums and dx of some rows together |
+| rows that fit a core's cache | the kernel of norm_blocks.make_backward: sums and dx of some rows together |
 | other rows, statistics computed from x | gradient_sums, then input_gradient, of norm_loops or channels_last_norm |
 | running statistics | gradient_sums, then scale_shift, of the same two |
 """
@@ -129,7 +129,7 @@ def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., tu
 def per_cell_backward(
     size: int, dtype: Any, rows: Any, parameters: int
 ) -> Callable[[Array, Array, Array, Array, Array | None, Array], tuple[Array, Array]]:
-    """A function of dy, x and dx, flat, gamma as in `per_cell_forward`, mean and rstd that fills dx, and gives dgamma
+    """A function of dy, x and dx, flat, gamma with numbers for each cell, mean and rstd that fills dx, and gives dgamma
     and dbeta. mean None: it is 0. parameters: the length of gamma."""
     partial_sums = max(1, min(MAX_PARTIAL_SUMS, size // parameters // MIN_ROWS_PER_PARAMETER))
     in_chunks, shape = chunked(partial_sums, 3 * size * dtype.itemsize), (2, partial_sums, parameters)
