@@ -257,14 +257,27 @@ def compare(got: np.ndarray, wanted: np.ndarray, tolerance: float, kernel: str) 
 BITS = [
     Call("max_pool", (1, 2, 10, 16), (2,)),
     Call("max_pool", (1, 2, 9, 16), (3, 2, 1)),
+    Call("max_pool", (1, 2, 9, 16), (3, 1, 1), {"ties": "split"}),
+    Call("max_pool", (1, 2, 9, 13), (3, 2, 1), {"return_indices": True}),
+    Call("max_pool", (1, 1, 3, 40), ((3, 40),)),
     Call("max_pool", (2, 9, 9, 3), (3, 2, 1), {**LAST, "ties": "all"}),
+    Call("adaptive_max_pool", (1, 2, 7, 9), (3,)),
     Call("avg_pool", (1, 2, 9, 16), (3, 1, 1)),
     Call("avg_pool", (1, 2, 10, 16), (2,)),
     Call("avg_pool", (1, 2, 9, 13), (3, 2, 1)),
+    Call("avg_pool", (2, 9, 9, 3), (3, 2, 1), LAST),
+    Call("sum_pool", (1, 2, 9, 40), ((9, 40),)),
     Call("adaptive_avg_pool", (1, 2, 9, 40), (1,)),
+    Call("adaptive_avg_pool", (1, 2, 7, 9), (3,)),
     Call("pad", (1, 2, 9, 12), (1, "constant")),
     Call("pad", (1, 2, 9, 12), (1, "reflect")),
+    Call("pad", (1, 2, 9, 13), (3, "edge")),
+    Call("pad", (1, 2, 5, 24), (2, "wrap")),
+    Call("pad", (1, 2, 4, 5, 12), (1, "reflect")),
+    Call("pad", (2, 2, 60), (5, "symmetric")),
     Call("pad", (2, 2, 20, 40), (2, "symmetric")),
+    Call("pad", (1, 6, 7, 8), (2, "reflect"), LAST),
+    Call("pad", (1, 6, 7, 3), (1, "edge"), LAST),
     Call("max_unpool", (1, 2, 4, 6), (2,)),
     *(Call(op, (2, 3, width)) for op in ("relu", "leaky_relu") for width in (40, 7)),
     Call("dropout", (2, 3, 40), (0.5,), {**TRAIN, "rng": 0}),
@@ -388,21 +401,32 @@ def test_machine_code_of_every_kernel_runs(stem: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
-# The least bound of any launch, at 32×64×56² in half precision: what the machine code allows whatever the memory does.
-LEAST_BOUND = {
-    "max_pool": 0.95, "avg_pool": 0.9, "adaptive_avg_pool": 0.85, "pad": 0.83, "batch_norm": 0.95, "group_norm": 0.6,
-    "max_unpool": 0.95, "layer_norm": 0.95, "rms_norm": 0.95,
-}  # fmt: skip
-SMALLER = [c for c in table.CALLS if 112 not in c.shape and c.args != ((8192,),)]
+# The least bound and guess of a launch and of the geometric means, over the streaming operations at 32×64×112² and
+# 32×64×56² in float16 and float32; and the launches that have less, with what they have at least.
+GOAL, MEANS = (0.85, 0.6), (0.95, 0.85)
+STREAMING = [c for c in table.CALLS if len(c.shape) == 4]
+BELOW: dict[tuple[str, str], tuple[float, float]] = {
+    ("group_norm_backward<float, 4, 4, unsigned>", "group_norm((32, 64, 56, 56), 32)"): (0.85, 0.53),
+    ("group_norm_backward<__half, 8, 4, unsigned>", "group_norm((32, 64, 56, 56), 32)"): (0.85, 0.46),
+}
 
 
 @disassembled
-@pytest.mark.sample(2)
-@pytest.mark.parametrize("call", SMALLER, ids=str)
-def test_bounds(call: Call) -> None:
-    found = table.judged(call, "float16")
-    assert found
-    for v in found:
-        assert v.kernel.spills == 0
-        if v.memory >= table.SHORTEST:
-            assert v.bound >= LEAST_BOUND[call.op], (v.launch.kernel, v.bound, v.pipe)
+def test_streaming_launches_reach_the_goal() -> None:
+    counted, below, missed = [], set(), []
+    for call, dtype, found in table.all_judged(STREAMING):
+        assert found, call
+        for v in found:
+            assert v.kernel.spills == 0
+            if v.memory < table.SHORTEST:
+                continue
+            key = v.launch.kernel, str(call)
+            least = BELOW.get(key, GOAL)
+            counted.append(v)
+            if v.bound < GOAL[0] or v.guess < GOAL[1]:
+                below.add(key)
+            if v.bound < least[0] or v.guess < least[1]:
+                missed.append((*key, dtype, round(v.bound, 3), round(v.guess, 3)))
+    assert not missed
+    assert below == set(BELOW), "launches that reach the goal are not listed"
+    assert all(mean >= least for mean, least in zip(table.means(counted), MEANS, strict=True)), table.summary(counted)
