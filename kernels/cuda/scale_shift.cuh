@@ -125,10 +125,11 @@ template <int N, typename A, bool Centred> struct RunningMoments {
   template <int K, typename T, int V>
   __device__ __forceinline__ void add(const Pack<T, V> (&packs)[K], unsigned number) {
     if (Centred && cells == 0) {
+      constexpr int FIRST = N == 1 && K > 2 ? 2 : K;  // packs that are enough for it
       A mean[N] = {};
-      const A inverse = A(N) / (A(number) * V);
+      const A inverse = A(N) / (A(min_unsigned(number, FIRST)) * V);
 #pragma unroll
-      for (int k = 0; k < K; ++k)
+      for (int k = 0; k < FIRST; ++k)
         if (k < number)
 #pragma unroll
           for (int v = 0; v < V; ++v) mean[v % N] += (widen(packs[k].v[v]) - widen(packs[0].v[v % N])) * inverse;
