@@ -86,8 +86,10 @@ class _FreeList:
 
     def take(self, nbytes: int) -> Any:
         """The latest buffer of this size, or a new one."""
-        for number, buffer in reversed(list(self.buffers.items())):
-            if buffer.nbytes == nbytes and self.buffers.pop(number, None) is not None:
+        # A list of items would make tuples: the collection of garbage may begin there, and give buffers meanwhile.
+        for number in reversed(list(self.buffers)):
+            buffer = self.buffers.get(number)
+            if buffer is not None and buffer.nbytes == nbytes and self.buffers.pop(number, None) is not None:
                 return buffer
         memory = numpy.empty(nbytes + ALIGNMENT, numpy.uint8)
         return memory[-memory.ctypes.data % ALIGNMENT :][:nbytes]

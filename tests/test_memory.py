@@ -149,6 +149,21 @@ def test_many_threads_at_once() -> None:
     assert sum(kept()) <= 2_000
 
 
+def test_garbage_may_be_collected_at_any_moment() -> None:
+    class Cycle:
+        def __init__(self, size: int) -> None:
+            self.own, self.array = self, backends.result((size,), "float32")
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(7)
+    try:
+        for i in range(3000):
+            Cycle(25 + i % 13)
+            backends.result((20 + i % 40,), "float32")  # a collection in here gives buffers
+    finally:
+        gc.set_threshold(*threshold)
+
+
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the system does not tell its memory")
 def test_a_part_of_the_machines_memory() -> None:
     assert 2**20 < memory._machine() < 2**50
