@@ -405,10 +405,7 @@ def test_machine_code_of_every_kernel_runs(stem: str) -> None:
 # 32×64×56² in float16 and float32; and the launches that have less, with what they have at least.
 GOAL, MEANS = (0.85, 0.6), (0.95, 0.85)
 STREAMING = [c for c in table.CALLS if len(c.shape) == 4]
-BELOW: dict[tuple[str, str], tuple[float, float]] = {
-    ("group_norm_backward<float, 4, 4, unsigned>", "group_norm((32, 64, 56, 56), 32)"): (0.85, 0.53),
-    ("group_norm_backward<__half, 8, 4, unsigned>", "group_norm((32, 64, 56, 56), 32)"): (0.85, 0.46),
-}
+BELOW: dict[tuple[str, str], tuple[float, float]] = {}
 
 
 @disassembled

@@ -80,7 +80,7 @@ template <typename I> struct ChannelRuns {
 
 // A group of channels a block. `slots`: the slots of a group, a multiple of 32.
 template <typename T, int V, int R, typename I>
-__global__ void __launch_bounds__(512, 1) group_norm_backward(
+__global__ void __launch_bounds__(512, 2) group_norm_backward(
     ARRAYS, NUMBERS, int lanes, unsigned slots, unsigned lane_bits, DIVISOR(runs)) {
   using A = typename Sum<T>::type;
   extern __shared__ __align__(16) unsigned char shared_memory[];

@@ -193,7 +193,7 @@ def make_plan(
     if use_running_stats:
         return _stream_plan(shape, pack)
     if group > 1:
-        return _group_plan(device, shape, pack, most, group, 2 * max(4, ITEMSIZE[dtype]))
+        return _group_plan(device, shape, pack, most // 2, group, 2 * max(4, ITEMSIZE[dtype]))
     return _row_plan(device, shape, pack, most)
 
 
@@ -222,12 +222,11 @@ def _group_plan(device: Device, shape: RowLayout, pack: int, most: int, channels
     length = shape.cells // pack
     lanes = next(n for n in (32, 16, 8, 4, 2, 1) if 4 * (-length % n) <= length)  # at most a quarter is unused
     slots = -(-channels * -(-length // lanes) * lanes // 32) * 32
-    threads = threads_of(slots, max(1, most // 2), device.threads)
+    threads = threads_of(slots, most, device.threads)
     shared = slots // lanes * sum_bytes
     if slots > most * threads or shared > DYNAMIC_SMEM:
         return _two_launches(device, shape, pack, 4)
-    register_packs = _register_packs(slots, threads, most)
-    return LaunchPlan("group", shape.rows // channels, slots, pack, register_packs, threads, lanes, shared=shared)
+    return LaunchPlan("group", shape.rows // channels, slots, pack, most, threads, lanes, shared=shared)
 
 
 def _two_launches(device: Device, shape: RowLayout, pack: int, register_packs: int) -> LaunchPlan:
