@@ -171,15 +171,19 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     if channels >= LANES and overlap <= (MAX_OVERLAP if power in ("", "absolute", "square") else 1):
         by_cell = loops.make_sums_by_cell(4 if channels >= 4 * LANES else 1, backward, power)
         return LoopPlan(shape, by_cell, (np.empty(0, dtype), *common, most_rows), rows, weight)
+    counts = np.empty(0, np.int64)
     stride, offsets, layout = _line(axes[2], channels, backward)
     if not stride:
-        common = (sizes, (*ranges[:2], _element_ranges(ranges[2], channels)), *common[2:])
-    arguments = (np.empty(0, dtype), *common, offsets, (*layout, most_rows, max(1, min(8, LINE_ELEMENTS // layout[1]))))
+        cells = _element_ranges(ranges[2], channels)
+        common = (sizes, (*ranges[:2], cells), *common[2:])
+        offsets, counts, layout = _places(cells, sizes[2] * channels, steps[2] * channels, channels)
+    layout = (*layout, most_rows, max(1, min(8, LINE_ELEMENTS // layout[1])))
+    arguments = (np.empty(0, dtype), *common, offsets, counts, layout)
     return LoopPlan(shape, loops.make_sums(stride, backward, power), arguments, rows, weight)
 
 
 def _line(axis: AnyAxis, channels: int, backward: bool) -> tuple[int, Array, tuple[int, int, int]]:
-    """`stride`, `offsets`, and `before`, `size` and `number` of `make_sums`."""
+    """`stride`, `offsets`, and `before`, `size` and `number` of `make_sums`; without offsets where stride is 0."""
     cells, results = (axis.out, axis.length) if backward else (axis.length, axis.out)
     if isinstance(axis, Axis) and axis.stride <= (2 if channels == 1 else 1):
         taps, groups = np.arange(axis.kernel) * axis.dilation, 1
@@ -196,7 +200,7 @@ def _line(axis: AnyAxis, channels: int, backward: bool) -> tuple[int, Array, tup
         size = (max(reach, before + cells) + apart) * channels + (2 * apart + 1) * LANES
         if size <= 4 * (cells + results) * channels + 16 * LANES:
             return axis.stride, offsets * channels, (before * channels, size, number)
-    return 0, np.empty(0, np.int64), (0, max(cells, results) * channels + LANES, 0)
+    return 0, np.empty(0, np.int64), (0, 0, 0)
 
 
 def _element_ranges(ranges: Array, channels: int) -> Array:
@@ -204,6 +208,17 @@ def _element_ranges(ranges: Array, channels: int) -> Array:
     first, number = np.repeat(ranges.astype(np.int64), channels, axis=1)
     first = first * channels + np.tile(np.arange(channels), ranges.shape[1])
     return np.stack([first, number])
+
+
+def _places(cells: Array, row: int, step: int, channels: int) -> tuple[Array, Array, tuple[int, int, int]]:
+    """`offsets`, `counts`, and `before`, `size` and `number` of `make_sums` for any windows along a row of x."""
+    counts, count_of = np.unique(cells[1], return_inverse=True)
+    most, number, elements = int(cells[1].max(initial=0)), int(cells[0].max(initial=0)) + LANES, cells.shape[1]
+    number -= number % LANES
+    of_window = min(most, LANES) / 3 if channels == 1 else most * -(-channels // LANES)  # additions of vectors
+    if elements // max(channels, 1) * of_window < number // LANES * most:  # fewer than for all places
+        return counts[:0], counts[:0], (0, max(row, elements) + LANES, 0)
+    return count_of * number + cells[0], counts, (0, max(number + most * step, elements, row) + LANES, number)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches

@@ -86,7 +86,8 @@ def make_sums(stride: int, backward: bool, power: str = "") -> Kernel:
 
     The sums of the rows under a row of y are a line with zeros around it, from element `before` of `size` on. stride:
     1 or 2 for windows of one size so far apart, whose taps are at `offsets` of the line; backward with 2 has the first
-    `number` offsets for the even cells of a row, and the others for the odd ones. 0: any windows, one after another.
+    `number` offsets for the even cells of a row, and the others for the odd ones. 0: any windows. With `counts` they
+    are summed by `_sum_places` (`number`: of places), else one after another.
 
     `together` rows of y are computed together: what has just been stored cannot be loaded at another place until it is
     in the cache. Those that see the same rows of x have one line. `most_rows`: of x under a row of y."""
@@ -105,24 +106,19 @@ def make_sums(stride: int, backward: bool, power: str = "") -> Kernel:
             acc = add(acc, raised(value, line, exponent))
         return acc
 
-    @kernel()
-    def window_sums(
-        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
-        offsets: Array, layout: Any, start: int, stop: int,
+    @kernel(allocates=False)  # so that no references are counted in its loops
+    def sum_windows(
+        x: Array, y: Array, rooms: Any, past_caches: bool, sizes: Any, ranges: Any, steps: Any, divisors: Any,
+        exponent: float, offsets: Array, counts: Array, layout: Any, start: int, stop: int,
     ) -> None:  # fmt: skip
-        out_d, out_h, channels, h, one = sizes[3], sizes[4], sizes[6], ranges[1], total.dtype.type(1)
-        before, size, number, most_rows, together = layout
-        row, out_row = U(sizes[2] * channels), sizes[5] * channels
+        lines, results, sums, row_at, row_divisors, line_of, divisor_of, target = rooms
+        out_d, out_h, channels, h, one = sizes[3], sizes[4], sizes[6], ranges[1], lines.dtype.type(1)
+        before, size, number, _, together = layout
+        row, out_row, line = U(sizes[2] * channels), sizes[5] * channels, 0
         varies_d, varies_h, varies_w = divisors[0].size > 1, divisors[1].size > 1, divisors[2].size > 1
-        lines, row_at = np.zeros(together * size, total.dtype), np.empty(most_rows, np.int64)
-        row_divisors = np.empty(most_rows if backward and (varies_d or varies_h) else 0, total.dtype)
-        cells = np.empty(size if stride == 0 else 0, total.dtype)
-        line_of, divisor_of, line = np.empty(together, np.int64), np.ones(together, total.dtype), 0
-        past_caches = stored_past_caches(y)
-        target = np.empty(together * out_row, y.dtype) if past_caches else y
         plane, od, oh = start // (out_d * out_h), start // out_h % out_d, start % out_h - 1
         for first in range(start, stop, together):
-            rows_of_y = min(together, stop - first)
+            rows_of_y, new = min(together, stop - first), 0
             for i in range(rows_of_y):
                 oh += 1
                 if oh == out_h:
@@ -134,10 +130,9 @@ def make_sums(stride: int, backward: bool, power: str = "") -> Kernel:
                 if first + i > start and oh > 0 and h[0, oh] == h[0, oh - 1] and h[1, oh] == h[1, oh - 1]:
                     line_of[i] = line
                     continue
-                line = (line + size) % (together * size)
+                line, new = (line + size) % (together * size), new + 1
                 line_of[i] = line
                 rows = _rows_under(row_at, row_divisors, plane, od, oh, sizes, ranges, steps, divisors)
-                sums, to = (cells, U(0)) if stride == 0 else (lines, U(line + before))
                 for c in range(U(0), row, U(LANES)):
                     if c + U(LANES) <= row:
                         acc = sum_rows(x, lines, row_at, row_divisors, rows, c, U(LANES), exponent)
@@ -147,9 +142,12 @@ def make_sums(stride: int, backward: bool, power: str = "") -> Kernel:
                         acc = div(acc, load(divisors[2], c))
                     elif backward and divisors[2][0] != one:
                         acc = div(acc, broadcast(lines, divisors[2][0]))
-                    store(sums, to + c, acc)
-                if stride == 0:
-                    _sum_cells(cells, lines, line, ranges[2], steps[2] * channels)
+                    store(lines, U(line + before) + c, acc)
+                if stride == 0 and counts.size == 0:
+                    _sum_cells(lines, results, line, ranges[2], steps[2] * channels, channels)
+            for i in range(new if stride == 0 and counts.size > 0 else 0):
+                at = (line + (together - i) * size) % (together * size)
+                _sum_places(lines, sums, results, at, counts, number, steps[2] * channels, offsets)
             origin = 0 if past_caches else first * out_row
             end = origin + rows_of_y * out_row
             for i in range(rows_of_y):
@@ -165,7 +163,7 @@ def make_sums(stride: int, backward: bool, power: str = "") -> Kernel:
                 divisor = divisor_of[i] * (one if varies_w or backward else divisors[2][0])
                 for o in range(0, out_row, LANES):
                     if stride == 0:
-                        acc = load(lines, line_at + U(o))
+                        acc = load(results, line_at + U(o))
                     else:
                         acc = _sum_taps(lines, offsets, line_at + U(o * stride), U(0), U(offsets.size), stride)
                     if not backward:
@@ -180,24 +178,66 @@ def make_sums(stride: int, backward: bool, power: str = "") -> Kernel:
         if past_caches:
             fence()
 
+    @kernel()
+    def window_sums(
+        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
+        offsets: Array, counts: Array, layout: Any, start: int, stop: int,
+    ) -> None:  # fmt: skip
+        _, size, number, most_rows, together = layout
+        lines = np.zeros(together * size, total.dtype)
+        results = np.zeros(together * size if stride == 0 else 0, total.dtype)
+        sums = np.empty(counts.size * number, total.dtype)
+        of_rows = backward and (divisors[0].size > 1 or divisors[1].size > 1)
+        row_at, row_divisors = np.empty(most_rows, np.int64), np.empty(most_rows if of_rows else 0, total.dtype)
+        line_of, divisor_of = np.empty(together, np.int64), np.ones(together, total.dtype)
+        past_caches = stored_past_caches(y)
+        target = np.empty(together * sizes[5] * sizes[6], y.dtype) if past_caches else y
+        rooms = (lines, results, sums, row_at, row_divisors, line_of, divisor_of, target)
+        sum_windows(
+            x, y, rooms, past_caches, sizes, ranges, steps, divisors, exponent, offsets, counts, layout, start, stop
+        )
+
     return window_sums
 
 
 @kernel(inlined=True)
-def _sum_cells(line: Array, result: Array, to: int, cells: Array, step: int) -> None:
-    """The sums of the windows along a row, one after another: gathering 16 cells takes longer than 16 loads on many
-    CPUs. cells: the first one of each window, and their number."""
-    for o in range(U(cells.shape[1])):
-        first, number, sum_ = np.int64(cells[0, o]), np.int64(cells[1, o]), line.dtype.type(0)
-        if step == 1 and number >= 2 * LANES:
-            acc = broadcast(line, 0)
+def _sum_places(
+    lines: Array, sums: Array, results: Array, line: int, counts: Array, number: int, step: int, offsets: Array
+) -> None:
+    """The sums of the windows along a row: of some cells from each of the first `number` places on, 16 places at a
+    time. `counts`: of a window's cells, from few to many. A window's sum is at one of the `offsets` of these."""
+    for c in range(U(0), U(number), U(LANES)):
+        acc, taps = broadcast(lines, 0), U(0)
+        for k in range(counts.size):
+            for t in range(taps, U(counts[k])):
+                acc = add(acc, load(lines, U(line) + c + t * U(step)))
+            store(sums, U(k * number) + c, acc)
+            taps = U(counts[k])
+    for o in range(U(offsets.size)):
+        results[U(line) + o] = sums[U(offsets[o])]
+
+
+@kernel(inlined=True)
+def _sum_cells(lines: Array, results: Array, line: int, cells: Array, step: int, channels: int) -> None:
+    """The sums of the windows along a row, one after another. `cells` has the first element and their number."""
+    for o in range(0, cells.shape[1], channels):
+        first, number, to = line + cells[0, o], cells[1, o], line + o
+        if step == 1 and number >= LANES:
+            acc = broadcast(lines, 0)
             for i in range(first, first + number, LANES):
-                acc = add(acc, load_until(line, i, first + number))
-            sum_ = line.dtype.type(sum_of_lanes(acc))
+                acc = add(acc, load_until(lines, i, first + number))
+            results[U(to)] = sum_of_lanes(acc)
+        elif channels == 1:
+            sum_ = lines.dtype.type(0)
+            for t in range(number):
+                sum_ += lines[U(first + t * step)]
+            results[U(to)] = sum_
         else:
-            for i in range(number):
-                sum_ += line[U(first + i * step)]
-        result[U(to) + o] = sum_
+            for c in range(0, channels, LANES):  # past the end, where the next window comes
+                acc = broadcast(lines, 0)
+                for t in range(number):
+                    acc = add(acc, load(lines, first + c + t * step))
+                store(results, to + c, acc)
 
 
 @functools.cache
