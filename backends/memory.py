@@ -6,8 +6,8 @@ ones when a few of them are free: a training step of a small network then has 1,
 So a large result is a view of a buffer that goes to a free list when the last array that views it is gone. A workspace
 goes there when its block ends. A buffer starts at a cache line, so kernels can store past the caches.
 
-The free list keeps half a gigabyte at most, and no more than a thirty-second of the machine's memory. The buffers that
-have waited longest are freed first.
+The free list keeps half a gigabyte at most, and no more than a thirty-second of the machine's (or the container's)
+memory. The buffers that have waited longest are freed first.
 """
 
 from __future__ import annotations
@@ -29,21 +29,25 @@ LEAST_WORKSPACE = 1 << 16  # bytes of the smallest workspace
 MOST_WORKSPACE = 32 << 20  # bytes of the largest workspace that is kept
 ALIGNMENT = 64  # bytes: a cache line
 
-
-def _machine() -> int:
-    """Bytes of the machine's memory; where the system does not say, 4 GB."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30
-
-
 # Of a container: limit, use, statistics, and there the part of the use that is files' pages, which the system gives
 # back when memory is needed. Control groups 2, then 1.
 _GROUPS = [
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 ]
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def _machine(group: Path = _GROUP) -> int:
+    """Bytes of the machine's memory, or of the container's where that has less; where the system does not say, 4 GB."""
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):
+        found = [4 << 30]
+    for limit, *_ in _GROUPS:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"
+            found.append(int((group / limit).read_text()))
+    return min(found)
 
 
 def _group_available(group: Path, limit: str, use: str, statistics: str, files: str) -> int:
@@ -63,14 +67,14 @@ def available_memory() -> int | None:
                 found.append(int(line.split()[1]) * 1024)
     for names in _GROUPS:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is "max"
-            found.append(_group_available(Path("/sys/fs/cgroup"), *names))
+            found.append(_group_available(_GROUP, *names))
     if not found:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(found, default=None)
 
 
-LIMIT = min(512 << 20, _machine() // 32)  # a container may have far less memory than its machine
+LIMIT = min(512 << 20, _machine() // 32)
 
 
 class _FreeList:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +168,15 @@ def test_garbage_may_be_collected_at_any_moment() -> None:
 @pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the system does not tell its memory")
 def test_a_part_of_the_machines_memory() -> None:
     assert 2**20 < memory._machine() < 2**50
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_a_containers_memory_counts_where_it_has_less_than_its_machine(name: str, tmp_path: Path) -> None:
+    machine, file = memory._machine(tmp_path), tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    for text, expected in (("67108864\n", 64 << 20), ("max\n", machine), (f"{2**63 - 4096}\n", machine)):
+        file.write_text(text)
+        assert memory._machine(tmp_path) == expected
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
