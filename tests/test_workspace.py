@@ -127,3 +127,12 @@ def test_a_workspace_is_bounded_whatever_the_batch(trio: Trio) -> None:
 def test_a_copy_of_x_would_be_noticed() -> None:
     x, _, _ = Trio("relu", PLANES).run(16)
     assert _workspace(lambda: np.maximum(x, 0).copy()) > SMALL + x.nbytes / SUMS
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_softmax_along_a_long_axis_keeps_few_exponentials() -> None:
+    """Whole vectors of them would take 128 MB here, sixteen times what x takes."""
+    x = np.zeros((1, 1_000_000, 2), np.float32)
+    assert np.allclose(F.softmax(x, 1), 1e-6)
+    for count in (10_000, 1_000_000):
+        assert _workspace(lambda a=x[:, :count]: F.softmax(a, 1)) <= (4 << 20) + SMALL

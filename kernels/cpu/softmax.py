@@ -46,6 +46,7 @@ Vector = Any
 TOPS = LANES * LANES  # elements: 16 vectors
 ROW_POWERS = 4096  # exponentials that stay in the first cache
 POWERS = 32_768  # in the second
+MOST_POWERS = 1 << 20  # in memory: 4 MB of float32 a thread
 MAX_WIDTH = 256  # rows
 
 
@@ -167,8 +168,10 @@ def _unit(u: int, count: int, inner: int, width: int) -> tuple[int, int]:
 
 @kernel()
 def softmax_columns(x: Array, y: Array, count: int, inner: int, width: int, start: int, stop: int) -> None:
-    """Softmax of units start to stop."""
-    powers, tops, sums = _workspace(x, count * width), _workspace(x, width), np.zeros(width)
+    """Softmax of units start to stop. Exponentials that `MOST_POWERS` has no room for are computed twice."""
+    saved = count * width <= MOST_POWERS
+    powers, scales = _workspace(x, count * width if saved else 0), _workspace(x, width)
+    tops, sums = _workspace(x, width), np.zeros(width)
     for u in range(start, stop):
         first, cells = _unit(u, count, inner, width)
         for c in range(0, cells, LANES):
@@ -182,14 +185,17 @@ def softmax_columns(x: Array, y: Array, count: int, inner: int, width: int, star
             at = first + k * inner
             for c in range(0, cells, LANES):
                 power = exp(sub(read(x, at + c, at + cells), load(tops, c)))
-                store(powers, k * width + c, power)
+                if saved:
+                    store(powers, k * width + c, power)
                 store(sums, c, add(load(sums, c), to_float64(power)))
         for c in range(0, cells, LANES):
-            store(tops, c, lanes_like(x, div(broadcast(sums, 1.0), load(sums, c))))
+            store(scales, c, lanes_like(x, div(broadcast(sums, 1.0), load(sums, c))))
         for k in range(count):
             at = first + k * inner
             for c in range(0, cells, LANES):
-                write(y, at + c, mul(load(powers, k * width + c), load(tops, c)), at + cells)
+                power = read(x, at + c, at + cells)
+                power = load(powers, k * width + c) if saved else exp(sub(power, load(tops, c)))
+                write(y, at + c, mul(power, load(scales, c)), at + cells)
 
 
 @kernel()
