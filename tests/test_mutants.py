@@ -25,8 +25,8 @@ def test_a_mutant_is_noticed(mutant: mutants.Mutant) -> None:
 @emulated
 @pytest.mark.parametrize("index", [0, 1])
 def test_both_barriers_of_a_blocks_sum_are_needed(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first, where a block adds up one tile after another without any other barrier: RMS norm in two launches."""
-    monkeypatch.setattr(mutants, "runs", lambda: [run for run in runs if run.name == "rms in long parts"])
+    """The first, where a block adds up one thing after another without any other barrier: layer norm's moments."""
+    monkeypatch.setattr(mutants, "runs", lambda: [run for run in runs if run.name == "layer in two launches"])
     barriers = [m for m in mutants.every() if (m.file, m.rule) == ("row_reduce.cuh", "barrier")]
     assert len(barriers) == 2
     assert mutants.noticed(barriers[index])
