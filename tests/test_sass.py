@@ -402,28 +402,27 @@ def test_machine_code_of_every_kernel_runs(stem: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ the table
 # The least bound and guess of a launch and of the geometric means, over the streaming operations at 32×64×112² and
-# 32×64×56² in float16 and float32; and the launches that have less, with what they have at least.
-GOAL, MEANS = (0.85, 0.6), (0.95, 0.85)
-STREAMING = [c for c in table.CALLS if len(c.shape) == 4]
-BELOW: dict[tuple[str, str], tuple[float, float]] = {}
+# 32×64×56², and layer norm of 768 cells, in float16 and float32. The bound is what the machine code allows whatever the
+# memory does.
+LEAST_BOUND = {
+    "max_pool": 0.95, "avg_pool": 0.9, "adaptive_avg_pool": 0.85, "pad": 0.85, "batch_norm": 0.95, "group_norm": 0.85,
+    "max_unpool": 0.95, "layer_norm": 0.95,
+}  # fmt: skip
+LEAST_GUESS, MEANS = 0.6, (0.95, 0.85)
+STREAMING = [c for c in table.CALLS if c.args != ((8192,),)]
 
 
 @disassembled
 def test_streaming_launches_reach_the_goal() -> None:
-    counted, below, missed = [], set(), []
+    counted, missed = [], []
     for call, dtype, found in table.all_judged(STREAMING):
         assert found, call
         for v in found:
             assert v.kernel.spills == 0
             if v.memory < table.SHORTEST:
                 continue
-            key = v.launch.kernel, str(call)
-            least = BELOW.get(key, GOAL)
             counted.append(v)
-            if v.bound < GOAL[0] or v.guess < GOAL[1]:
-                below.add(key)
-            if v.bound < least[0] or v.guess < least[1]:
-                missed.append((*key, dtype, round(v.bound, 3), round(v.guess, 3)))
+            if v.bound < LEAST_BOUND[call.op] or v.guess < LEAST_GUESS:
+                missed.append((v.launch.kernel, str(call), dtype, round(v.bound, 3), round(v.guess, 3)))
     assert not missed
-    assert below == set(BELOW), "launches that reach the goal are not listed"
     assert all(mean >= least for mean, least in zip(table.means(counted), MEANS, strict=True)), table.summary(counted)
