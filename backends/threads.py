@@ -385,7 +385,7 @@ def board() -> numpy.ndarray:
 
 
 def wake(number: int) -> None:
-    """Let so many more helpers, of those that are asleep, look at the board."""
+    """Wake `number` sleeping helpers, so that they look at the board."""
     if _state.pool.runs.empty():
         _state.pool.call(_Wake(), number)
 

@@ -141,8 +141,8 @@ for name in sys.argv[1:]:
 
 
 def _reasons(needed: set[str]) -> dict[str, str]:
-    """The reasons why kinds of kernels cannot run here, by the module whose `unavailable` gives one; kinds that can run
-    are left out. Another process imports these modules, because they import what they look for."""
+    """Why each kind of kernels cannot run here, by its module. Kinds that can run are left out. Another process
+    imports these modules, because they import what they look for."""
     answers: dict[str, str | None] = dict.fromkeys(needed, "which could not be found out: its import ends Python")
     try:
         # -P: else -c looks in the working directory first, as we may not; in a clone that is a part of the package.

@@ -32,6 +32,7 @@ def itemsize(b: Backend, array: Array) -> int:
 
 @functools.cache
 def bytes_of_dtype(name: str) -> int:
+    """Bytes of an element of the dtype of this name."""
     return 1 if name == "bool" else int("".join(c for c in name if c.isdigit())) // 8
 
 
@@ -45,7 +46,7 @@ def select(b: Backend, condition: Array, x: Array, y: Array) -> Array:
     if b.name == "cupy" and backends.dtype_name(b, x) == "bfloat16":  # CuPy 14's where would give float32
         bits = b.xp.uint16
         return b.xp.where(condition, x.view(bits), y.view(bits)).view(x.dtype)
-    if b.name == "numpy" and condition.ndim:  # whose where takes a branch for each element, and often guesses wrong
+    if b.name == "numpy" and condition.ndim:  # NumPy's where is slow: it branches for each element
         bits = f"u{x.dtype.itemsize}"
         chosen, other = x.view(bits), y.view(bits)
         ones = b.xp.negative(condition.view("u1").astype(bits))
@@ -71,18 +72,18 @@ def is_complex(b: Backend, dtype: Any) -> bool:
 
 
 def accumulator_dtype(b: Backend, dtype: Any) -> Any:
-    """The dtype sums are kept in for arrays of `dtype`: float64 for float64, float32 for every other floating dtype."""
+    """The dtype of sums of arrays of `dtype`: float64 for float64, float32 for every other floating dtype."""
     return b.xp.float64 if dtype == b.xp.float64 else b.xp.float32
 
 
 def sum_dtype(b: Backend, number: int, dtype: Any) -> Any:
-    """The dtype in which so many values of a floating dtype are added up, one after another."""
+    """The dtype for a sum of `number` values of a floating dtype, added one after another."""
     return dtype if number <= SHORT_SUM else b.xp.float64
 
 
 def sum_widely(b: Backend, dy: Array, number: int) -> Array:
-    """A gradient in the dtype in which backward adds up to so many of its values, one after another, at a cell: float64
-    (or complex128) for more than LONG_SUM, for portable code and kernels alike."""
+    """A gradient in the dtype for sums of up to `number` of its values at one cell: float64 (or complex128) for more
+    than LONG_SUM values. Portable code and kernels use the same dtype."""
     if number <= LONG_SUM or not (is_float(b, dy.dtype) or is_complex(b, dy.dtype)):
         return dy
     return cast(b, dy, b.xp.float64 if is_float(b, dy.dtype) else b.xp.complex128)

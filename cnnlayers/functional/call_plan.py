@@ -135,7 +135,7 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays kept alive for backward; an array that is kept twice counts once."""
+        """Bytes of the arrays saved for backward; an array saved under two names counts once."""
         kept = {id(a): a for a in self.arrays.values() if a is not None}
         return sum(int(a.size) * itemsize(self.plan.backend, a) for a in kept.values())
 
@@ -203,7 +203,8 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def inference_of(forward: Callable[P, tuple[Any, Context]]) -> Callable[P, Any]:
-    """The inference form of an op whose forward saves nothing that costs: the same call, without the context."""
+    """The inference function of an op: it calls `forward` and drops the context. For ops that compute nothing extra for
+    backward."""
 
     name = forward.__name__.removesuffix("_forward")
 

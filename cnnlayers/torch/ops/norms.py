@@ -114,7 +114,7 @@ def _register(
 
 
 def _for_all(rule: Rule, outputs: int) -> Rule:
-    """The rule, for so many outputs."""
+    """The rule for an op with this number of outputs."""
     return Rule(rule.samples, (0,) * outputs, rule.stacked)
 
 
