@@ -1,37 +1,58 @@
 """The loops of padding and of its backward, over rows of y (of dx) from `start` to `stop`.
 
-Arrays are flat: (planes, depth, height, width, elements of a cell); `inner` elements make a cell of the last axis.
-Forward looks up, along each axis, which cell of x a cell of y copies. Backward looks up which cells of dy a cell of dx
-sums, in order. Along the last axis, cells `low` to `high` are copied in one piece: the tables leave them out.
-
-Inner loops index complete arrays with unsigned offsets, so that the compiler can vectorise them."""
+Arrays are flat: (planes, depth, height, elements of a row). Tables say, for each axis but the last, which row of x a
+row of y copies, or which rows of dy a row of dx sums. Within a row they have places of elements."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from .jit import kernel
 from .past_caches import copy_past_caches, stored_past_caches
-from .vectors import LANES, copy_lanes, fence
+from .vectors import (
+    LANES,
+    as_lanes_of,
+    copy_lanes,
+    fence,
+    load_every_bit,
+    load_first_every_bit,
+    store_every_bit,
+    store_first_every_bit,
+)
 
 Array = Any
+Kernel = Any
 U = np.uintp
 BLOCK = 4096  # elements that are computed in the L1 cache before they are stored past the caches, about
 
 
+@kernel(inlined=True)
+def _copy(y: Array, to: Any, x: Array, at: Any, number: Any, step: Any) -> None:
+    """Copy neighbours; the last vector may overlap the one before. step: 0 to copy the same 16 elements again."""
+    if number >= U(LANES):
+        last = number - U(LANES)
+        for i in range(U(0), last, U(LANES)):
+            copy_lanes(y, to + i, x, at + i * step)
+        copy_lanes(y, to + last, x, at + last * step)
+    else:
+        for i in range(number):
+            y[to + i] = x[at + i * step]
+
+
 @kernel()
 def pad_rows(
-    x: Array, y: Array, fill: Any, shape: Any, depths: Array, heights: Array, border: Array, border_sources: Array,
+    x: Array, y: Array, fill: Array, shape: Any, depths: Array, heights: Array, runs: Array, singles: Array,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """y[d, h, w] = x[depths[d], heights[h], widths[w]], or `fill` if one of these is -1.
+    """Row (d, h) of y copies row (depths[d], heights[h]) of x, or is all `fill` (16 of it) if one of these is -1.
 
-    `border`: the cells w in the padding; `border_sources`: their widths[w]."""
-    in_d, in_h, in_w, out_w, low, high, first, inner = shape
-    out_d, out_h = len(depths), len(heights)
-    size, row, out_row, copied = U(inner), U(in_w * inner), out_w * inner, (high - low) * inner
+    `runs` of elements in a row: the place in y, that in x or -1 for `fill`, and the number. `singles`: the first two.
+    """
+    in_d, in_h, in_row, out_row = shape
+    out_d, out_h = depths.size, heights.size
     h, d, plane = start % out_h, start // out_h % out_d, start // (out_h * out_d)
     past_caches = stored_past_caches(y)
     block = max(1, BLOCK // out_row) if past_caches else stop - start
@@ -40,100 +61,93 @@ def pad_rows(
         rows, origin = min(block, stop - begin), 0 if past_caches else begin * out_row
         for to in range(U(origin), U(origin + rows * out_row), U(out_row)):
             if depths[d] < 0 or heights[h] < 0:
-                for i in range(to, to + U(out_row)):
-                    target[i] = fill
+                _copy(target, to, fill, U(0), U(out_row), U(0))
             else:
-                at = U((plane * in_d + depths[d]) * in_h + heights[h]) * row
-                _copy(target, to + U(low) * size, x, at + U(first) * size, copied)
-                for k in range(U(border.size)):
-                    cell, source = to + U(border[k]) * size, at + U(border_sources[k]) * size
-                    if border_sources[k] >= 0:
-                        for i in range(size):
-                            target[cell + i] = x[source + i]
+                at = U(((plane * in_d + depths[d]) * in_h + heights[h]) * in_row)
+                for k in range(U(0), U(runs.size), U(3)):
+                    if runs[k + U(1)] < 0:
+                        _copy(target, to + U(runs[k]), fill, U(0), U(runs[k + U(2)]), U(0))
                     else:
-                        for i in range(size):
-                            target[cell + i] = fill
+                        _copy(target, to + U(runs[k]), x, at + U(runs[k + U(1)]), U(runs[k + U(2)]), U(1))
+                for k in range(U(0), U(singles.size), U(2)):
+                    source = singles[k + U(1)]
+                    target[to + U(singles[k])] = fill[0] if source < 0 else x[at + U(source)]
             h += 1
             if h == out_h:
-                h = 0
-                d += 1
+                h, d = 0, d + 1
                 if d == out_d:
-                    d = 0
-                    plane += 1
+                    d, plane = 0, plane + 1
         if past_caches:
             copy_past_caches(target, y, begin * out_row, rows * out_row)
     if past_caches:
         fence()
 
 
-@kernel(inlined=True)
-def _copy(y: Array, to: Any, x: Array, at: Any, number: int) -> None:
-    """Copy neighbours; the last vector may overlap the one before."""
-    if number >= LANES:
-        last = U(number - LANES)
-        for i in range(U(0), last, U(LANES)):
-            copy_lanes(y, to + i, x, at + i)
-        copy_lanes(y, to + last, x, at + last)
-    else:
-        for i in range(U(max(0, number))):
-            y[to + i] = x[at + i]
+@kernel(allocates=False)
+def _convert(x: Array, at: Any, y: Array, to: Any, number: Any) -> None:
+    """Copy neighbours between half types and float32."""
+    for i in range(U(0), number, U(LANES)):
+        if i + U(LANES) <= number:
+            store_every_bit(y, to + i, as_lanes_of(y, load_every_bit(x, at + i)))
+        else:
+            value = as_lanes_of(y, load_first_every_bit(x, at + i, number - i))
+            store_first_every_bit(y, to + i, value, number - i)
 
 
-@kernel()
-def fold_rows(
-    dy: Array, dx: Array, shape: Any, begin: Any, sources: Any, start: int, stop: int,
-) -> None:  # fmt: skip
-    """dx[d, h, w]: the sum over its depths of the sums over its heights of the sums over its widths, in the order of
-    `sources`.
+@functools.cache
+def make_fold_rows(half: bool) -> Kernel:
+    """The kernel of the backward; half: of half types, which are summed in float32. The dtype of sums is `total`'s.
 
-    -1 stands for a cell of zeros, and comes only first in a list."""
-    out_d, out_h, out_w, length, low, high, first, inner = shape
-    depth, height = len(begin[0]) - 1, len(begin[1]) - 1
-    size = U(inner)
-    row, out_row = U(length) * size, U(out_w) * size
-    depth_sum = np.empty(row, dy.dtype)  # the sum for a depth after the first one
-    zero = dy.dtype.type(0)
-    h, d, plane = start % height, start // height % depth, start // (height * depth)
-    for unit in range(start, stop):
-        for i in range(begin[0][d], begin[0][d + 1]):
-            into, to = (dx, U(unit) * row) if i == begin[0][d] else (depth_sum, U(0))
-            for j in range(begin[1][h], begin[1][h + 1]):
-                od, oh, add = sources[0][i], sources[1][j], j > begin[1][h]
-                if od < 0 or oh < 0:
-                    for c in range(row):
-                        into[to + c] = zero
-                    continue
-                at = U((plane * out_d + od) * out_h + oh) * out_row
-                from_inner, to_inner = at + U(first) * size, to + U(low) * size
-                if add:
-                    for c in range(U(high - low) * size):
-                        into[to_inner + c] += dy[from_inner + c]
-                else:
-                    for c in range(U(high - low) * size):
-                        into[to_inner + c] = dy[from_inner + c]
-                # Cells that the padding repeats or the crop removed; the tables leave out those from low to high.
-                for begin_w, end_w, left_out in ((U(0), U(low), U(0)), (U(high), U(length), U(high - low))):
-                    for w in range(begin_w, end_w):
-                        k0, k1 = U(begin[2][w - left_out]), U(begin[2][w - left_out + U(1)])
-                        if inner == 1:
-                            sum_ = zero if sources[2][k0] < 0 else dy[at + U(sources[2][k0])]
-                            for k in range(k0 + U(1), k1):
-                                sum_ += dy[at + U(sources[2][k])]
-                            into[to + w] = into[to + w] + sum_ if add else sum_
-                        else:
-                            for c in range(size):
-                                sum_ = zero if sources[2][k0] < 0 else dy[at + U(sources[2][k0]) * size + c]
-                                for k in range(k0 + U(1), k1):
-                                    sum_ += dy[at + U(sources[2][k]) * size + c]
-                                cell = to + w * size + c
-                                into[cell] = into[cell] + sum_ if add else sum_
-            if i > begin[0][d]:
-                for c in range(row):
-                    dx[U(unit) * row + c] += depth_sum[c]
-        h += 1
-        if h == height:
-            h = 0
-            d += 1
-            if d == depth:
-                d = 0
-                plane += 1
+    Row (d, h) of dx is the sum over its depths of the sums over its heights of folded rows of dy, in the order of
+    `sources`; `begin` has the first source of each. -1, which comes only first, stands for zeros. A row of dy is folded
+    as a `line`, whose cropped elements are 0: pairs of `terms` are a place in it, and the place that is added to it."""
+
+    @kernel()
+    def fold_rows(
+        dy: Array, dx: Array, total: Array, shape: Any, begin: Any, sources: Any, terms: Array, start: int, stop: int
+    ) -> None:
+        out_d, out_h, cropped, out_row, size, first, row = shape
+        height, depth = begin[1].size - 1, begin[0].size - 1
+        h, d, plane = start % height, start // height % depth, start // (height * depth)
+        line, sums = np.zeros(size, total.dtype), np.zeros(2 * row, total.dtype)
+        for unit in range(start, stop):
+            if half:
+                result, base = sums, U(row)
+            else:
+                result, base = dx, U(unit * row)
+            for i in range(begin[0][d], begin[0][d + 1]):
+                into, to = (result, base) if i == begin[0][d] else (sums, U(0))
+                for j in range(begin[1][h], begin[1][h + 1]):
+                    od, oh, at = sources[0][i], sources[1][j], U(first)
+                    if od < 0 or oh < 0:
+                        for c in range(U(row)):
+                            into[to + c] = 0
+                        continue
+                    if half:
+                        _convert(dy, U(((plane * out_d + od) * out_h + oh) * out_row), line, U(cropped), U(out_row))
+                    else:
+                        _copy(line, U(cropped), dy, U(((plane * out_d + od) * out_h + oh) * out_row), U(out_row), U(1))
+                    for c in range(U(cropped)):
+                        line[c] = 0
+                    for c in range(U(cropped + out_row), U(size)):
+                        line[c] = 0
+                    for k in range(U(0), U(terms.size), U(2)):
+                        line[U(terms[k])] += line[U(terms[k + U(1)])]
+                    if j > begin[1][h]:
+                        for c in range(U(row)):
+                            into[to + c] += line[at + c]
+                    else:
+                        for c in range(U(row)):
+                            into[to + c] = line[at + c]
+                if i > begin[0][d]:
+                    for c in range(U(row)):
+                        result[base + c] += sums[c]
+            if half:
+                _convert(result, base, dx, U(unit * row), U(row))
+            h += 1
+            if h == height:
+                h, d = 0, d + 1
+                if d == depth:
+                    d, plane = 0, plane + 1
+
+    return fold_rows
