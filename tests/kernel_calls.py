@@ -101,6 +101,9 @@ def _pools() -> Iterator[Call]:
     for width, window in itertools.product((56, 30, 31), ((2,), (3, 2, 1), (3, 1, 1))):
         for ties in ("first", "all") if width == 56 else ("first",):
             yield Call("max_pool", (2, 2, 30, width), window, {"ties": ties}, FLOATS if width == 56 else FEW)
+    for window in ((2,), (3, 2, 1), (3, 1, 1)):
+        yield Call("max_pool", (2, 6, 8, 16), window, LAST)
+        yield Call("avg_pool", (2, 6, 8, 16), window, LAST)
     yield Call("max_pool", (2, 2, 9, 9), (3,), {"return_indices": True}, whole)
     yield Call("max_pool", (2, 9, 9, 3), (3, 2, 1), {**LAST, "ties": "all"}, whole)
     for side in (40, 300):  # a warp a window; uint16 and uint32 to tell its taps

@@ -10,7 +10,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import backends, specs
 from cnnlayers.kernels.cuda import avg_pool as launchers
-from cnnlayers.kernels.cuda.window import pack_cells
+from cnnlayers.kernels.cuda.window import tile_of
 from cnnlayers.specs import Average
 
 from . import portable, standin_cuda
@@ -42,17 +42,23 @@ def test_windows_that_packs_hold_are_tiled(emulator: Impl, data_format: str, rng
     for pool in CASES:
         x, given = ordered(rng.standard_normal((2, 3, *pool.lengths)), data_format), options(pool)
         window = portable.sum_pool_forward(x, **given, data_format=data_format)[1].spec
-        kernel = "sum_pool_tiled" if pack_cells(window, x.dtype.itemsize) else "sum_pool"
+        kernel = "sum_pool_tiled" if tile_of(window, x.dtype.itemsize, 16) else "sum_pool"
         assert check(emulator, "sum_pool", x, **given, data_format=data_format) == {kernel, f"{kernel}_backward"}
 
 
 TILES = [((2,), {}), ((3, 2, 1), {}), ((3, 1, 1), {}), ((2,), {"ceil_mode": True})]
 
 
+@FORMATS
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("args", "given"), TILES, ids=str)
 def test_tiles_give_the_bits_of_the_general_kernels(
-    cupy: Any, monkeypatch: pytest.MonkeyPatch, dtype: str, args: tuple[int, ...], given: dict[str, Any]
+    cupy: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    args: tuple[int, ...],
+    given: dict[str, Any],
+    data_format: str,
 ) -> None:
     """In ceil mode a sum: of an average the windows' counts differ."""
     forward, backward = (
@@ -60,16 +66,16 @@ def test_tiles_give_the_bits_of_the_general_kernels(
     )
     rng = np.random.default_rng(0)
     for h, w in ((7, 16), (8, 8), (2, 24), (3, 4)):
-        x = rng.standard_normal((2, 3, h, w)).astype(numpy_dtype(dtype))
+        x = rng.standard_normal((2, 12 if data_format == "channels_last" else 3, h, w)).astype(numpy_dtype(dtype))
         x[0, 0, 0, :2], x[0, 1, -1, -1], x[1, 2, 0, 0] = -0.0, np.nan, np.inf
-        found = []
+        x, found = ordered(x, data_format), []
         for general in (False, True):
             with monkeypatch.context() as patch, standin_cuda.emulating() as made:
                 backends.PLANS.clear()
                 if general:
-                    patch.setattr(launchers, "aligned_pack_cells", lambda *a: 0)
+                    patch.setattr(launchers, "tile_of", lambda *a: None)
                     patch.setattr(launchers, "is_plane", lambda window: False)
-                y, ctx = forward(cupy.asarray(x), *args, **given)
+                y, ctx = forward(cupy.asarray(x), *args, **given, data_format=data_format)
                 found.append((y.get().tobytes(), backward(y, ctx).get().tobytes()))
             names = {launch.name.partition("<")[0] for launch in made}
             assert general == (names == {"sum_pool", "sum_pool_backward"}), names

@@ -14,7 +14,7 @@ from cnnlayers import specs
 from cnnlayers.kernels.cuda import max_pool as launchers
 
 from . import simt, standin_cuda
-from .cases.arrays import drawn, line, ordered, rivals
+from .cases.arrays import FORMATS, drawn, line, ordered, rivals
 from .cases.max_pool import TIES
 from .implementations import FLOATS, Impl, agree, numpy_dtype, on_emulator
 
@@ -38,19 +38,22 @@ TILES = [(2, 2, 0), (3, 1, 1), (3, 2, 1)]
 
 
 @pytest.mark.sample(6)
+@FORMATS
 @pytest.mark.parametrize(("kernel", "stride", "pad"), TILES)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_windows_that_the_compiler_knows(
-    emulator: Impl, dtype: str, kernel: int, stride: int, pad: int, rng: np.random.Generator
+    emulator: Impl, dtype: str, kernel: int, stride: int, pad: int, data_format: str, rng: np.random.Generator
 ) -> None:
+    channels, width = (2 * FULL[dtype], 6) if data_format == "channels_last" else (2, 3 * FULL[dtype])
     for number, height in enumerate((kernel, 4, 5, 7)):
         for after in range(min(pad + 2, kernel)):  # below; at the right, windows must be as many as packs hold
-            x = rivals(rng, (2, 2, height, 3 * FULL[dtype]), numpy_dtype(dtype))
+            x = ordered(rivals(rng, (2, channels, height, width), numpy_dtype(dtype)), data_format)
             given = {
                 "kernel_size": kernel,
                 "stride": stride,
                 "padding": ((pad, after), pad),
                 "ceil_mode": stride == kernel,
+                "data_format": data_format,
             }
             with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
                 for ties in TIES if dtype in ("float32", "float16") else ("first",):

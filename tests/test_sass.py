@@ -359,8 +359,8 @@ def test_a_wrong_instruction_would_show(monkeypatch: pytest.MonkeyPatch) -> None
 
     def wrong(stem: str, name: str, text: str | None = None) -> Any:
         source = launches.compiler.source(stem)
-        assert source.count("best.v[v] = values[c];") == 1
-        return right(stem, name, source.replace("best.v[v] = values[c];", "best.v[v] = values[0];"))
+        assert source.count("best.v[m] = values[c];") == 1
+        return right(stem, name, source.replace("best.v[m] = values[c];", "best.v[m] = values[0];"))
 
     monkeypatch.setitem(globals(), "build", wrong)
     with pytest.raises(compiler.KernelError, match="max_pool_tiled"):

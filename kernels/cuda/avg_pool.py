@@ -27,7 +27,7 @@ from .launch import (
     offset_types,
 )
 from .window import (
-    aligned_pack_cells,
+    Tile,
     axes,
     axes_of,
     inner,
@@ -35,6 +35,7 @@ from .window import (
     is_plane,
     is_wide,
     planes,
+    tile_of,
     too_large,
 )
 
@@ -114,9 +115,9 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int) -> Pass
     call = _Call(b, window, dtype, divisor, forward)
     if divisor is not None:
         narrow = () if forward else ((aligned_to, dtype.itemsize),)
-        cells = aligned_pack_cells(window, dtype.itemsize, aligned_to if forward else PACK_BYTES, *narrow)
-        if cells and (dtype.itemsize > 2 or abs(divisor) < MAX_HALF_DIVISOR):
-            return Pass(call.tiled(cells), shape)
+        tile = tile_of(window, dtype.itemsize, aligned_to if forward else PACK_BYTES, *narrow)
+        if tile and (dtype.itemsize > 2 or abs(divisor) < MAX_HALF_DIVISOR):
+            return Pass(call.tiled(tile), shape)
         if _whole_planes(window):
             return Pass(call.whole_planes(aligned_to if forward else PACK_BYTES), shape)
     return Pass(call.general([*axes(window), *_bounds(window, include_pad)]), shape)
@@ -150,18 +151,20 @@ class _Call:
     def offsets(self) -> tuple[str, Any]:
         return offset_types(math.prod(self.window.layout.shape), math.prod(self.window.out_shape))
 
-    def tiled(self, cells: int) -> Launch:
-        """A kernel of avg_pool_tiled.cu: a thread a pack of `cells` cells, in the rows of y or the tiles of x."""
+    def tiled(self, tile: Tile) -> Launch:
+        """A kernel of avg_pool_tiled.cu: a thread a pack of cells, in the rows of y or the tiles of x."""
         (offset, integer), (h, w) = self.offsets, self.window.axes
-        packs, rows = w.length // cells, h.out if self.forward else -(-h.length // h.stride)
+        rows = h.out if self.forward else -(-h.length // h.stride)
         many = self.element == "__half" and offset == "unsigned"
-        lines = -(-rows // ((4 if many else 2) if (h.kernel, h.stride) == (3, 1) else 1))  # avg_pool_tiled.cu's ROWS
-        threads = planes(self.window) * lines * packs
+        shared = tile.channels == 1 and (h.kernel, h.stride) == (3, 1)
+        lines = -(-rows // ((4 if many else 2) if shared else 1))  # avg_pool_tiled.cu's ROWS
+        threads = tile.planes * lines * tile.row * tile.inner
         heights = np.int32(h.length), np.int32(h.out)
-        sizes = (self.real, integer(threads), integer(packs), *heights, *divisor(packs), *divisor(lines))
+        sizes = (self.real, integer(threads), integer(tile.row), *heights, integer(tile.inner))
+        divisors = (*divisor(tile.row), *divisor(lines), *divisor(tile.inner))
         kind = "sum_pool_tiled" if self.forward else "sum_pool_tiled_backward"
-        instance = instance_name(kind, self.element, w.kernel, w.stride, cells, offset)
-        return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), BLOCK, sizes)
+        instance = instance_name(kind, self.element, w.kernel, w.stride, tile.cells, offset, *tile.shape)
+        return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), BLOCK, (*sizes, *divisors))
 
     def whole_planes(self, aligned_to: int) -> Launch:
         """A kernel of avg_pool_planes.cu; the array of whole planes is aligned to so many bytes. A plane gets so

@@ -1,8 +1,8 @@
 """Launchers of max_pool.cu and max_pool_tiled.cu: max pooling and its adaptive form, called as the portable code is.
 
-max_pool_tiled.cu takes planes, channels first, two spatial axes, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, no
-dilation and (kernel - stride + 1) // 2 cells of padding before, if rows are whole aligned packs with a window for each
-stride. All other windows, integers, and calls that return indices go to max_pool.cu.
+max_pool_tiled.cu takes two spatial axes, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, no dilation and
+(kernel - stride + 1) // 2 cells of padding before, if rows have a window for each stride and rows (with channels last:
+cells) are whole aligned packs. All other windows, integers, and calls that return indices go to max_pool.cu.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .launch import (
     grid_size,
     offset_types,
 )
-from .window import aligned_pack_cells, axes, inner, is_adaptive, is_wide, planes, too_large
+from .window import Tile, axes, inner, is_adaptive, is_wide, tile_of, too_large
 
 Array = Any
 ARGMAX, TIES, INDICES = 1, 2, 4  # max_pool.cu's Save
@@ -92,18 +92,11 @@ def _disjoint(window: Any) -> bool:
     return not is_adaptive(window) and all(axis.disjoint for axis in window.axes)
 
 
-def _forward_kernel(
-    window: Any, element: str, saved: str, offset: str, pack_cells: int, ties: str | None
-) -> tuple[str, str]:
-    """The stem and name of the kernel. `pack_cells`: cells of a pack of max_pool_tiled.cu, 0 where it does not serve;
-    `ties`: None to save nothing."""
-    if pack_cells:
-        w = window.axes[1]
-        shape = (w.kernel, w.stride, pack_cells, _save_flags(ties))
-        return "max_pool_tiled", instance_name("max_pool_tiled", element, *shape, offset)
-    return "max_pool", instance_name(
-        "max_pool_wide" if _warp_per_window(window, ties) else "max_pool", element, saved, offset
-    )
+def _tiled(window: Any, kernel: str, element: str, offset: str, tile: Tile, ties: str | None) -> tuple[str, str]:
+    """The stem and name of a kernel of max_pool_tiled.cu."""
+    w = window.axes[1]
+    shape = (w.kernel, w.stride, tile.cells, _save_flags(ties))
+    return "max_pool_tiled", instance_name(kernel, element, *shape, offset, *tile.shape)
 
 
 def _save_flags(ties: str | None) -> int:
@@ -114,17 +107,6 @@ def _save_flags(ties: str | None) -> int:
 def _warp_per_window(window: Any, ties: str | None) -> bool:
     """Whether one warp computes one window."""
     return is_wide(window) and ties in (None, "first")
-
-
-def _backward_kernel(window: Any, element: str, saved: str, offset: str, pack_cells: int, ties: str) -> tuple[str, str]:
-    """The stem and name of the backward kernel; arguments as `_forward_kernel`'s."""
-    if pack_cells:
-        w = window.axes[1]
-        shape = (w.kernel, w.stride, pack_cells, _save_flags(ties))
-        return "max_pool_tiled", instance_name("max_pool_tiled_backward", element, *shape, offset)
-    return "max_pool", instance_name(
-        "max_pool_scatter" if _uses_scatter(window) else "max_pool_gather", element, saved, offset
-    )
 
 
 def _uses_scatter(window: Any) -> bool:
@@ -152,17 +134,18 @@ def _make_forward(
     if not math.prod(y):
         return Forward(None, y, shape, getattr(b.xp, saved_dtype))
     offset, integer = offset_types(x_size, math.prod(y), math.prod(shape))
-    tiled = name in backends.FLOATS and not return_indices
-    pack_cells = aligned_pack_cells(window, dtype.itemsize, aligned_to) if tiled else 0
-    kernel = _forward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype], offset, pack_cells, ties)
+    element, floats = CUDA_TYPE[name], name in backends.FLOATS and not return_indices
+    tile = tile_of(window, dtype.itemsize, aligned_to) if floats else None
     scalars: tuple[Any, ...]
-    if pack_cells:
-        h, packs_per_row = window.axes[0], window.layout.shape[-1] // pack_cells
-        threads = planes(window) * h.out * packs_per_row
-        heights = np.int32(h.length), np.int32(h.out)
-        scalars = (integer(threads), integer(packs_per_row), *heights, *divisor(packs_per_row), *divisor(h.out))
+    if tile:
+        h = window.axes[0]
+        kernel = _tiled(window, "max_pool_tiled", element, offset, tile, ties)
+        threads = tile.planes * h.out * tile.row * tile.inner
+        numbers = (integer(threads), integer(tile.row), np.int32(h.length), np.int32(h.out), integer(tile.inner))
+        scalars = (*numbers, *divisor(tile.row), *divisor(h.out), *divisor(tile.inner))
     else:
         warp, number = _warp_per_window(window, ties), math.prod(y)
+        kernel = "max_pool", instance_name(f"max_pool{'_wide' * warp}", element, CUDA_TYPE[saved_dtype], offset)
         threads = number * (32 if warp else 1)
         save = np.int32(_save_flags(ties) | (INDICES if return_indices else 0))
         scalars = (save, integer(number), integer(inner(window)), *axes(window, line=warp))
@@ -187,24 +170,29 @@ def _make_backward(
         return Pass(None, dx)
     offset, integer = offset_types(number, windows, math.prod(shape))
     narrow = (dy_aligned, dtype.itemsize), (saved_aligned, saved_dtype.itemsize)
-    pack_cells = aligned_pack_cells(window, dtype.itemsize, PACK_BYTES, *narrow) if name in backends.FLOATS else 0
-    kernel = _backward_kernel(window, CUDA_TYPE[name], CUDA_TYPE[saved_dtype.name], offset, pack_cells, ties)
+    tile = tile_of(window, dtype.itemsize, PACK_BYTES, *narrow) if name in backends.FLOATS else None
     rule = np.int32(TIE_RULE[ties])
     scalars: tuple[Any, ...]
-    if pack_cells:
-        h, packs_per_row = window.axes[0], dx[-1] // pack_cells
+    if tile:
+        h = window.axes[0]
+        kernel = _tiled(window, "max_pool_tiled_backward", CUDA_TYPE[name], offset, tile, ties)
         tile_rows = -(-h.length // h.stride)
-        threads, in_all = (planes(window) * rows * packs_per_row for rows in (tile_rows, h.out))
-        counts = (integer(threads), integer(in_all), integer(packs_per_row))
+        threads, in_all = (tile.planes * rows * tile.row * tile.inner for rows in (tile_rows, h.out))
+        numbers = (np.int32(ties == "split"), integer(threads), integer(in_all), integer(tile.row))
         heights = map(np.int32, (h.length, tile_rows, h.out))
-        scalars = (np.int32(ties == "split"), *counts, *heights, *divisor(packs_per_row), *divisor(tile_rows))
-    elif _uses_scatter(window):
-        threads = windows
-        scalars = (rule, integer(threads), integer(inner(window)), *axes(window))
+        divisors = (*divisor(tile.row), *divisor(tile_rows), *divisor(tile.inner))
+        scalars = (*numbers, *heights, integer(tile.inner), *divisors)
     else:
-        threads = number
-        counts = (integer(threads), integer(windows), integer(inner(window)))
-        scalars = (rule, np.int32(_disjoint(window)), *counts, *axes(window))
+        scatter = _uses_scatter(window)
+        kind = "max_pool_scatter" if scatter else "max_pool_gather"
+        kernel = "max_pool", instance_name(kind, CUDA_TYPE[name], CUDA_TYPE[saved_dtype.name], offset)
+        threads = windows if scatter else number
+        counts = (integer(threads), integer(inner(window)), *axes(window))
+        scalars = (
+            (rule, *counts)
+            if scatter
+            else (rule, np.int32(_disjoint(window)), counts[0], integer(windows), *counts[1:])
+        )
     return Pass(Launch(*kernel, grid_size(b, threads), BLOCK, scalars), dx)
 
 

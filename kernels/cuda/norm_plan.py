@@ -28,7 +28,7 @@ STREAM_PACKS = 4  # packs that a thread of such a block processes
 MAX_PARTS = 256  # of a row in two launches: every block of the second reads the results of all blocks of the first
 DYNAMIC_SMEM = 32 * 1024  # the most bytes of dynamic shared memory; with the static ones a launch may have 48 KB
 # Packs of x that a thread has in registers at most; bfloat16 has fewer because nvcc stores its values widened.
-REGISTER_PACKS = {"float16": 8, "bfloat16": 6, "float32": 8, "float64": 8}
+REGISTER_PACKS = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 8}
 # Packs of x, and as many of dy.
 REGISTER_PACKS_BACKWARD = {"float16": 8, "bfloat16": 5, "float32": 8, "float64": 7}
 FEW_PACKS = 4  # packs in registers, of each array, where no more are needed: then more blocks are resident

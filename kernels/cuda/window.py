@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,31 +65,43 @@ def is_plane(window: Any) -> bool:
     return not is_adaptive(window) and all(a.out == 1 and a.whole and a.kernel == a.length for a in window.axes)
 
 
-def pack_cells(window: Any, itemsize: int) -> int:
-    """Cells of a pack of the tiled kernels, at most 16 bytes; 0 if they do not serve these windows."""
-    if is_adaptive(window) or len(window.axes) != 2 or window.layout.channel != 1:
-        return 0
+class Tile(NamedTuple):
+    """How the tiled kernels divide an array: packs of `cells` cells (C) with `channels` channels each (L), one of
+    which is 1; `inner` packs of channels a cell, `row` packs of cells a row, rows of `planes` planes."""
+
+    cells: int
+    channels: int
+    inner: int
+    row: int
+    planes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The template argument L: left out where it is 1."""
+        return (self.channels,) if self.channels > 1 else ()
+
+
+def tile_of(window: Any, itemsize: int, wide: int, *narrow: tuple[int, int]) -> Tile | None:
+    """The widest packs, at most 16 bytes, that are aligned in an array of cells that is aligned to `wide` bytes, and in
+    arrays of windows of (alignment, itemsize). None if the tiled kernels do not serve these windows. New arrays need
+    not be named: they always are aligned."""
+    if is_adaptive(window) or len(window.axes) != 2:
+        return None
     h, w = window.axes
     same = (h.kernel, h.stride, h.dilation, h.before) == (w.kernel, w.stride, 1, w.before) and w.dilation == 1
     fits = w.before == (w.kernel - w.stride + 1) // 2 and w.out * w.stride == w.length
     if not (same and fits and (w.kernel, w.stride) in TILED_WINDOWS):
-        return 0
-    cells = PACK_BYTES // itemsize
-    while w.length % cells:
-        cells //= 2
-    return cells if cells > 1 else 0
-
-
-def aligned_pack_cells(window: Any, itemsize: int, wide: int, *narrow: tuple[int, int]) -> int:
-    """`pack_cells`, reduced until packs are aligned: those of cells in an array that is aligned to `wide` bytes,
-    those of windows in arrays of (alignment, itemsize). New arrays need not be named: they always are."""
-    cells = pack_cells(window, itemsize)
-    while cells > 1:
-        windows = cells // window.axes[1].stride
-        if cells * itemsize <= wide and all(windows * size <= aligned_to for aligned_to, size in narrow):
-            return cells
-        cells //= 2
-    return 0
+        return None
+    channels = inner(window)
+    size, extent = PACK_BYTES // itemsize, channels if channels > 1 else w.length
+    cells = 1 if channels > 1 else w.stride  # of a pack of windows
+    while extent % size or size * itemsize > wide or any(size // cells * n > aligned for aligned, n in narrow):
+        size //= 2
+    if size == 1:
+        return None
+    if channels > 1:
+        return Tile(w.stride, size, channels // size, w.out, int(window.layout.shape[0]))
+    return Tile(size, 1, 1, w.length // size, planes(window))
 
 
 def planes(window: Any) -> int:
