@@ -83,7 +83,7 @@ CPU = {
     "rectifiers": ("relu", *_steps("relu leaky_relu")),
     "elementwise": _steps("gelu sigmoid tanh"),
     "softmax": (*_steps("softmax"), "softmax_statistics", "scaled_exponentials"),
-    "im2col": ("im2col", "col2im", "channel_sums"),
+    "channel_sums": ("channel_sums",),
     "conv_direct": tuple(f"direct_{step}" for step in CONVOLUTION),
     "winograd": tuple(f"winograd_{step}" for step in CONVOLUTION),
 }

@@ -11,9 +11,9 @@ How: the image's cells under a block of taps are gathered into columns, and one 
 several of them add to is added up in a fixed order, so the bits do not depend on the number of threads. With one
 channel a group the taps are multiplied and added elementwise; a 1×1 kernel is a matrix product on the array as it lies.
 
-Kernels may serve: for the moving of cells ("im2col", "col2im"), on CuPy for matrix products ("matmul", by `blas`), or
-for a whole function: on the CPU direct loops and Winograd's form for 3×3 kernels, on CuPy cuDNN, where it is installed
-and has an engine. conv_form.py chooses.
+Kernels may serve: on CuPy for the moving of cells ("im2col", "col2im") and for matrix products ("matmul", by `blas`),
+or for a whole function: on the CPU direct loops and Winograd's form for 3×3 kernels, on CuPy cuDNN, where it is
+installed and has an engine. conv_form.py chooses.
 
 All arrays of a call have one dtype. Loops run over tiles and taps. Sums over tiles, over more than SHORT_SUM blocks of
 taps and over more than LONG_SUM windows of a cell are kept in float64; matrix products see to their own (`blas`).

@@ -16,8 +16,6 @@ LEAST_WINOGRAD = 16  # channels and filters of a group: with fewer the transform
 # weight's gradient (3×3 kernels have more from about 48 channels and filters on, and from 68).
 DIRECT_WEIGHT, DIRECT_GRADIENT = 20_000, 40_000
 SMALL_MAP = 64  # windows, at most: Winograd's tiles then cover many cells that are none
-DIRECT_TERMS = 2048  # of a sum in float32, at most, of fewer filters than LEAST_FILTERS
-LEAST_FILTERS = 8  # for vectors of filters, which add up long sums from parts: those of fewer have too many empty lanes
 DIRECT_POINTWISE = 16  # filters, at least, for which direct loops compute a 1×1 kernel
 LEAST_RUN = 16  # channels that are neighbours in memory: fewer are not worth copying together
 ALL = slice(None)

@@ -20,7 +20,6 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
-from cnnlayers.specs.conv import DIRECT_TERMS, LEAST_FILTERS
 
 from . import conv_direct_loops as loops
 from . import conv_filter_vectors as filter_vectors
@@ -33,6 +32,8 @@ Array = Any
 
 PARTS = 16  # partial sums of a weight's gradient, at most
 PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
+LONG_SUM = 2048  # terms in float32, at most, for vectors of windows; those of filters add up long sums from parts
+LEAST_FILTERS = 8  # of a weight's gradient, 1×1 kernels and channels last: vectors of fewer have too many empty lanes
 LEAST_TERMS = 80  # of a sum, for vectors of filters: to transpose the results takes as long as 10 terms
 # Channels whose cells make vectors of windows half as fast: they come from the second-level cache.
 CACHED_CHANNELS = 400
@@ -144,11 +145,14 @@ def _by_filters(spec: Any, step: str) -> bool:
     For the weight's gradient they do from 8 filters on: 1.2 to 3 times as fast. Else those over windows have empty
     lanes between rows, and take longer where the cells of all channels do not fit the first-level cache; those over
     filters have empty lanes if 16 does not divide the filters, their results are transposed, and the phases of a
-    stride's adjoint make them up to 5 times as slow. Those over filters also serve 1×1 kernels, and long sums."""
+    stride's adjoint make them up to 5 times as slow. Those over filters also serve 1×1 kernels, and long sums (of 1
+    to 4 filters 1.2 to 4 times as fast as columns and BLAS)."""
     groups, filters, channels, taps = spec.weight_shape
     if groups > 1 and filters == channels == 1:
         return bool(spec.last)
-    if step == "weight_gradient" or spec.last or spec.pointwise or spec.terms[step] > DIRECT_TERMS:
+    if spec.terms[step] > LONG_SUM:
+        return True
+    if step == "weight_gradient" or spec.last or spec.pointwise:
         return bool(spec.targets(step) >= LEAST_FILTERS)
     if step == "correlate_adjoint":
         filters, channels = channels, filters
