@@ -346,19 +346,18 @@ def test_masks_conversions_and_constants() -> None:
 
 
 @pytest.mark.parametrize("name", FLOATS)
-def test_loads_a_stride_apart(name: str) -> None:
-    load_strided, store, as_lanes_of = v.load_strided, v.store, v.as_lanes_of
+def test_loads_of_any_elements(name: str) -> None:
+    gather, store, as_lanes_of = v.gather, v.store, v.as_lanes_of
 
     @njit
-    def kernel(x: Any, out: Any, at: int, stride: int, count: int) -> None:
-        store(out, 0, as_lanes_of(out, load_strided(x, at, stride, count)))
+    def kernel(x: Any, out: Any, at: int, table: Any, first: int) -> None:
+        store(out, 0, as_lanes_of(out, gather(x, at, table, first)))
 
-    x = floats(name, 120)
-    for at, stride, count in ((3, 7, 16), (0, 1, 5), (119, 9, 1), (50, 30, 0), (112, 1, 8)):
-        out, expected = np.ones(N, np.float64), np.zeros(N)
-        expected[:count] = x[at : at + stride * count : stride]
-        kernel(v.as_bits(x), out, at, stride, count)
-        np.testing.assert_array_equal(out, expected)
+    rng, x = np.random.default_rng(0), floats(name, 120)
+    for at, first in ((0, 0), (7, 3), (100, 20)):
+        out, table = np.ones(N, np.float64), rng.integers(-at, 120 - at, 40).astype(np.int32)
+        kernel(v.as_bits(x), out, at, table, first)
+        np.testing.assert_array_equal(out, x[at + table[first : first + N]].astype(np.float64))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "uint64"])
