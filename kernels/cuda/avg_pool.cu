@@ -70,11 +70,11 @@ __device__ __forceinline__ typename Sum<T>::type window_sum(
 
 template <typename T, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool(
-    const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, I inner, AXES, BOUNDS) {
-  LOAD_AXES
+    const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, INNER, AXES, BOUNDS) {
+  LOAD_AXES LOAD_INNER
   using S = typename Sum<T>::type;
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     const S sum = window_sum(x, at, inner, d, h, w, 0, 1);
     y[i] = narrow<T>(quotient(sum, counted ? COUNT(at.z, at.r, at.c) : divisor));
   }
@@ -83,12 +83,12 @@ __global__ void __launch_bounds__(256, 4) sum_pool(
 // blockDim.x is a multiple of 32.
 template <typename T, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool_wide(
-    const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, I inner, AXES, BOUNDS) {
-  LOAD_AXES
+    const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, INNER, AXES, BOUNDS) {
+  LOAD_AXES LOAD_INNER
   using S = typename Sum<T>::type;
   const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
   for (I i = I(blockIdx.x) * warps + threadIdx.x / 32; i < n; i += I(gridDim.x) * warps) {
-    const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     S sum = window_sum(x, at, inner, d, h, w, lane, 32);
 #pragma unroll
     for (int by = 16; by; by /= 2) sum = plus(sum, __shfl_xor_sync(0xffffffffu, sum, by));
@@ -99,12 +99,12 @@ __global__ void __launch_bounds__(256, 4) sum_pool_wide(
 // n cells of dx.
 template <typename T, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool_backward(
-    const T* __restrict__ dy, T* __restrict__ dx, typename Sum<T>::type divisor, int counted, I n, I inner, AXES, BOUNDS) {
-  LOAD_AXES
+    const T* __restrict__ dy, T* __restrict__ dx, typename Sum<T>::type divisor, int counted, I n, INNER, AXES, BOUNDS) {
+  LOAD_AXES LOAD_INNER
   using S = typename Sum<T>::type;
   const I windows = I(d.out) * I(h.out) * I(w.out);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const Place<I> at = place_of(i, d.length, h.length, w.length, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     LongSum<S> gathered;
     each_window(d, h, w, at.z, at.r, at.c, [&](int, int oz, int oy, int ox) {
       const S g = widen(dy[element(at, windows, (I(oz) * I(h.out) + I(oy)) * I(w.out) + I(ox), inner)]);

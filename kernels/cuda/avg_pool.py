@@ -31,6 +31,7 @@ from .window import (
     axes,
     axes_of,
     inner,
+    inner_of,
     is_adaptive,
     is_plane,
     is_wide,
@@ -120,7 +121,7 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int) -> Pass
             return Pass(call.tiled(tile), shape)
         if _whole_planes(window):
             return Pass(call.whole_planes(aligned_to if forward else PACK_BYTES), shape)
-    return Pass(call.general([*axes(window), *_bounds(window, include_pad)]), shape)
+    return Pass(call.general([*axes(window, of_cells=not forward), *_bounds(window, include_pad)]), shape)
 
 
 def _whole_planes(window: Any) -> bool:
@@ -187,7 +188,7 @@ class _Call:
         wide = self.forward and is_wide(self.window)
         kind = "sum_pool_wide" if wide else "sum_pool" if self.forward else "sum_pool_backward"
         number = math.prod(self.window.out_shape if self.forward else self.window.layout.shape)
-        counts = (self.real, np.int32(self.divisor is None), integer(number), integer(inner(self.window)))
+        counts = (self.real, np.int32(self.divisor is None), integer(number), *inner_of(self.window, integer))
         instance = instance_name(kind, self.element, offset)
         grid = grid_size(self.b, number * (32 if wide else 1))
         return Launch("avg_pool", instance, grid, BLOCK, (*counts, *sizes))

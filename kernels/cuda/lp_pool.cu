@@ -66,13 +66,13 @@ __device__ __forceinline__ double signed_as(double v, double x) { return x < 0.0
 // n windows; R is T or, for the norms that lp_pool_gather reads, double. blockDim.x is a multiple of 32.
 template <typename T, typename R, int L, typename I>
 __global__ void __launch_bounds__(256, 2)
-    lp_pool(const T* __restrict__ x, R* __restrict__ y, I n, I inner, double p, int scaled, AXES) {
-  LOAD_AXES
+    lp_pool(const T* __restrict__ x, R* __restrict__ y, I n, INNER, double p, int scaled, AXES) {
+  LOAD_AXES LOAD_INNER
   const Power power = {p, scaled != 0};
   const I cells = I(d.length) * I(h.length) * I(w.length), teams = blockDim.x / L;
   const int lane = int(threadIdx.x) % L;
   for (I i = I(blockIdx.x) * teams + threadIdx.x / L; i < n; i += I(gridDim.x) * teams) {
-    const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     const T* const plane = x + at.outer * cells * inner + at.channel;
     const double norm = norm_of<L>(plane, inner, d, h, w, at.z, at.r, at.c, lane, power);
     if (lane == 0) y[i] = rounded<R>(norm);
@@ -85,13 +85,13 @@ __device__ __forceinline__ int first_cell(const Axis& a, int o) { return o == 0 
 // n windows, disjoint and without dilation.
 template <typename T, int L, typename I>
 __global__ void __launch_bounds__(256, 2) lp_pool_scatter(const T* __restrict__ dy, const T* __restrict__ x, T* __restrict__ dx,
-    I n, I inner, double p, int scaled, AXES) {
-  LOAD_AXES
+    I n, INNER, double p, int scaled, AXES) {
+  LOAD_AXES LOAD_INNER
   const Power power = {p, scaled != 0};
   const I cells = I(d.length) * I(h.length) * I(w.length), teams = blockDim.x / L;
   const int lane = int(threadIdx.x) % L;
   for (I i = I(blockIdx.x) * teams + threadIdx.x / L; i < n; i += I(gridDim.x) * teams) {
-    const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     const I corner = at.outer * cells * inner + at.channel;
     const double norm = norm_of<L>(x + corner, inner, d, h, w, at.z, at.r, at.c, lane, power);
     const double g = widen(dy[i]);
@@ -113,12 +113,12 @@ __global__ void __launch_bounds__(256, 2) lp_pool_scatter(const T* __restrict__ 
 // n cells.
 template <typename T, typename I>
 __global__ void __launch_bounds__(256, 2) lp_pool_gather(const T* __restrict__ dy, const T* __restrict__ x,
-    const double* __restrict__ norms, T* __restrict__ dx, I n, I inner, double p, int scaled, AXES) {
-  LOAD_AXES
+    const double* __restrict__ norms, T* __restrict__ dx, I n, INNER, double p, int scaled, AXES) {
+  LOAD_AXES LOAD_INNER
   const Power power = {p, scaled != 0};
   const I cells = I(d.length) * I(h.length) * I(w.length), windows = I(d.out) * I(h.out) * I(w.out);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const Place<I> at = place_of(i, d.length, h.length, w.length, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     const T* const plane = x + at.outer * cells * inner + at.channel;
     const double v = widen(x[i]), size = fabs(v);
     double sum = 0.0;

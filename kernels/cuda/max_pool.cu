@@ -23,12 +23,12 @@ enum TieRule { FIRST = 0, ALL = 1, SPLIT = 2 };   // which of the equal maxima g
 
 template <typename T, typename A, typename I>
 __global__ void __launch_bounds__(256, 4) max_pool(const T* __restrict__ x, T* __restrict__ y, A* __restrict__ saved,
-    long long* __restrict__ indices, int save, I n, I inner, AXES) {
-  LOAD_AXES
+    long long* __restrict__ indices, int save, I n, INNER, AXES) {
+  LOAD_AXES LOAD_INNER
   const I plane = I(d.length) * I(h.length) * I(w.length);
   const int taps = d.kernel * h.kernel * w.kernel;
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     T best = lowest<T>();
     auto best_rank = rank(best);
     bool found = false;
@@ -63,12 +63,12 @@ __global__ void __launch_bounds__(256, 4) max_pool(const T* __restrict__ x, T* _
 // The same without tie bits. blockDim.x is a multiple of 32.
 template <typename T, typename A, typename I>
 __global__ void __launch_bounds__(256, 4) max_pool_wide(const T* __restrict__ x, T* __restrict__ y, A* __restrict__ saved,
-    long long* __restrict__ indices, int save, I n, I inner, AXES) {
-  LOAD_AXES
+    long long* __restrict__ indices, int save, I n, INNER, AXES) {
+  LOAD_AXES LOAD_INNER
   const I plane = I(d.length) * I(h.length) * I(w.length);
   const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32, no_tap = d.kernel * h.kernel * w.kernel;
   for (I i = I(blockIdx.x) * warps + threadIdx.x / 32; i < n; i += I(gridDim.x) * warps) {
-    const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     T best = lowest<T>();
     auto best_rank = rank(best) + 0;  // + 0 makes it an int at least, which a shuffle can move
     int argmax = no_tap;
@@ -125,12 +125,12 @@ __device__ __forceinline__ typename Sum<T>::type tap_gradient(
 // n outputs.
 template <typename T, typename A, typename I>
 __global__ void __launch_bounds__(256, 4) max_pool_scatter(
-    const T* __restrict__ dy, const A* __restrict__ saved, T* __restrict__ dx, int tie_rule, I n, I inner, AXES) {
-  LOAD_AXES
+    const T* __restrict__ dy, const A* __restrict__ saved, T* __restrict__ dx, int tie_rule, I n, INNER, AXES) {
+  LOAD_AXES LOAD_INNER
   const I plane = I(d.length) * I(h.length) * I(w.length);
   const int taps = d.kernel * h.kernel * w.kernel;
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const Place<I> at = place_of(i, d.out, h.out, w.out, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     const T g = narrow<T>(tap_gradient(dy, saved, tie_rule, n, i, taps));
     const int end_z = at.z == d.out - 1 ? d.length : d.start(at.z + 1);
     const int end_r = at.r == h.out - 1 ? h.length : h.start(at.r + 1);
@@ -149,13 +149,13 @@ __global__ void __launch_bounds__(256, 4) max_pool_scatter(
 // n cells of dx, m outputs. Disjoint windows give a cell one gradient: it is copied, so that -0 stays -0.
 template <typename T, typename A, typename I>
 __global__ void __launch_bounds__(256, 4) max_pool_gather(const T* __restrict__ dy, const A* __restrict__ saved,
-    T* __restrict__ dx, int tie_rule, int disjoint, I n, I m, I inner, AXES) {
-  LOAD_AXES
+    T* __restrict__ dx, int tie_rule, int disjoint, I n, I m, INNER, AXES) {
+  LOAD_AXES LOAD_INNER
   using S = typename Sum<T>::type;
   const I windows = I(d.out) * I(h.out) * I(w.out);
   const int taps = d.kernel * h.kernel * w.kernel;
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const Place<I> at = place_of(i, d.length, h.length, w.length, inner);
+    const Place<I> at = place_of(i, d, h, w, by_inner);
     S sum = 0;
     each_window(d, h, w, at.z, at.r, at.c, [&](int tap, int oz, int oy, int ox) {
       const I o = element(at, windows, (I(oz) * I(h.out) + I(oy)) * I(w.out) + I(ox), inner);

@@ -28,7 +28,7 @@ from .launch import (
     grid_size,
     offset_types,
 )
-from .window import Tile, axes, inner, is_adaptive, is_wide, tile_of, too_large
+from .window import Tile, axes, inner_of, is_adaptive, is_wide, tile_of, too_large
 
 Array = Any
 ARGMAX, TIES, INDICES = 1, 2, 4  # max_pool.cu's Save
@@ -148,7 +148,7 @@ def _make_forward(
         kernel = "max_pool", instance_name(f"max_pool{'_wide' * warp}", element, CUDA_TYPE[saved_dtype], offset)
         threads = number * (32 if warp else 1)
         save = np.int32(_save_flags(ties) | (INDICES if return_indices else 0))
-        scalars = (save, integer(number), integer(inner(window)), *axes(window, line=warp))
+        scalars = (save, integer(number), *inner_of(window, integer), *axes(window, line=warp))
     launch = Launch(*kernel, grid_size(b, threads), BLOCK, scalars)
     return Forward(launch, y, shape, getattr(b.xp, saved_dtype))
 
@@ -187,12 +187,8 @@ def _make_backward(
         kind = "max_pool_scatter" if scatter else "max_pool_gather"
         kernel = "max_pool", instance_name(kind, CUDA_TYPE[name], CUDA_TYPE[saved_dtype.name], offset)
         threads = windows if scatter else number
-        counts = (integer(threads), integer(inner(window)), *axes(window))
-        scalars = (
-            (rule, *counts)
-            if scatter
-            else (rule, np.int32(_disjoint(window)), counts[0], integer(windows), *counts[1:])
-        )
+        counts = (integer(threads),) if scatter else (np.int32(_disjoint(window)), integer(threads), integer(windows))
+        scalars = (rule, *counts, *inner_of(window, integer), *axes(window, of_cells=not scatter))
     return Pass(Launch(*kernel, grid_size(b, threads), BLOCK, scalars), dx)
 
 

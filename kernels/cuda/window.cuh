@@ -14,6 +14,7 @@ struct Span {  // one window on one axis: the first tap inside the input, the ce
 
 struct Axis {
   int length, out, kernel, stride, dilation, before;
+  Divisor<unsigned> by_stride, by_places;  // places: the cells or windows that threads are numbered by
 
   __device__ __forceinline__ int cell(int o, int tap) const { return o * stride + tap * dilation - before; }  // not adaptive
   __device__ __forceinline__ bool contains(int i) const { return i >= 0 && i < length; }
@@ -33,10 +34,10 @@ struct Axis {
   __device__ __forceinline__ int first(int cell) const {
     if (!stride) return int(static_cast<long long>(cell) * out / length);
     const int behind = cell + before - dilation * (kernel - 1);
-    return behind > 0 ? (behind - 1) / stride + 1 : 0;
+    return behind > 0 ? int(by_stride.quotient(unsigned(behind - 1))) + 1 : 0;
   }
   __device__ __forceinline__ int last(int cell) const {
-    return stride ? min(out - 1, (cell + before) / stride)
+    return stride ? min(out - 1, int(by_stride.quotient(unsigned(cell + before))))
                   : int((static_cast<long long>(cell + 1) * out + length - 1) / length) - 1;
   }
   // The tap of window o that reads a cell at or after the window's start; -1 if none does.
@@ -49,9 +50,13 @@ struct Axis {
     return by < kernel ? by : -1;
   }
 };
-#define AXIS(a) int a##_length, int a##_out, int a##_kernel, int a##_stride, int a##_dilation, int a##_before
+#define AXIS(a) \
+  int a##_length, int a##_out, int a##_kernel, int a##_stride, int a##_dilation, int a##_before, DIVISOR(a##_stride), \
+      unsigned a##_number, DIVISOR(a##_places)
 #define AXES AXIS(d), AXIS(h), AXIS(w)
-#define LOAD_AXIS(a) const Axis a = {a##_length, a##_out, a##_kernel, a##_stride, a##_dilation, a##_before};
+#define LOAD_AXIS(a) \
+  const Axis a = {a##_length, a##_out, a##_kernel, a##_stride, a##_dilation, a##_before, \
+      LOAD_DIVISOR(a##_stride, unsigned(a##_stride)), LOAD_DIVISOR(a##_places, a##_number)};
 #define LOAD_AXES LOAD_AXIS(d) LOAD_AXIS(h) LOAD_AXIS(w)
 
 template <typename I> struct Place {  // the coordinates of an element in (outer, D, H, W, inner)
@@ -60,11 +65,18 @@ template <typename I> struct Place {  // the coordinates of an element in (outer
   I channel;  // the position on the inner axis: 0 with channels first
 };
 
-template <typename I> __device__ __forceinline__ Place<I> place_of(I i, int depth, int height, int width, I inner) {
-  const I columns = i / inner, rows = columns / I(width), planes = rows / I(height), outer = planes / I(depth);
-  return {outer, int(planes - outer * I(depth)), int(rows - planes * I(height)), int(columns - rows * I(width)),
-      i - columns * inner};
+template <typename I>
+__device__ __forceinline__ Place<I> place_of(I i, const Axis& d, const Axis& h, const Axis& w, const Divisor<I>& inner) {
+  const auto quotient = [](I number, const Divisor<unsigned>& by) {
+    return Divisor<I>{by.number, by.multiplier, by.shift}.quotient(number);
+  };
+  const I columns = inner.number > 1 ? inner.quotient(i) : i, rows = quotient(columns, w.by_places),
+          planes = quotient(rows, h.by_places), outer = d.by_places.number > 1 ? quotient(planes, d.by_places) : planes;
+  return {outer, int(planes - outer * d.by_places.number), int(rows - planes * h.by_places.number),
+      int(columns - rows * w.by_places.number), i - columns * inner.number};
 }
+#define INNER I inner, DIVISOR(inner)
+#define LOAD_INNER const Divisor<I> by_inner = LOAD_DIVISOR(inner, inner);
 
 // The offset of an element of (outer, D, H, W, inner), given its flat position in a spatial plane of `plane` cells.
 template <typename I> __device__ __forceinline__ I element(const Place<I>& at, I plane, I flat, I inner) {

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .launch import PACK_BYTES
+from .launch import PACK_BYTES, divisor
 
 # window.cuh computes with twice an axis's padded length, as ints.
 MAX_LENGTH = 2**30
 WIDE_ROW = 32  # the fewest taps of a row for which one warp computes one window
 TILED_WINDOWS = ((2, 2), (3, 1), (3, 2))  # (kernel, stride) that the tiled kernels are compiled for
-MISSING = (1, 1, 1, 1, 1, 0)  # AXIS of a missing axis
+MISSING = (1, 1, 1, 1, 1, 0)  # the sizes of a missing axis
 
 
 def axes_of(window: Any) -> tuple[Any, ...]:
@@ -21,14 +21,24 @@ def axes_of(window: Any) -> tuple[Any, ...]:
     return (None,) * (3 - len(window.axes)) + tuple(window.axes)
 
 
-def axes(window: Any, *, line: bool = False) -> list[np.int32]:
-    """The arguments AXES of window.cuh, AXIS for each axis. `line`: a window that is its whole plane becomes one
-    of a single axis, since its cells and taps are in the same order."""
+def axes(window: Any, *, of_cells: bool = False, line: bool = False) -> list[Any]:
+    """The arguments AXES of window.cuh, AXIS for each axis. `of_cells`: threads are numbered by cells, not windows;
+    `line`: a window that is its whole plane becomes one of a single axis, since its cells and taps are in the same
+    order."""
     sizes = [_axis(axis) for axis in axes_of(window)]
     if line and is_plane(window):
         cells = math.prod(window.kernel)
         sizes = [MISSING, MISSING, (cells, 1, cells, 1, 1, 0)]
-    return [np.int32(size) for axis in sizes for size in axis]
+    found: list[Any] = []
+    for axis in sizes:
+        places = axis[0 if of_cells else 1]
+        found += [*map(np.int32, axis), *divisor(max(1, axis[3])), np.uint32(places), *divisor(places)]
+    return found
+
+
+def inner_of(window: Any, integer: Any) -> tuple[Any, ...]:
+    """The arguments INNER of window.cuh; `integer`: the type of offsets."""
+    return integer(inner(window)), *divisor(inner(window))
 
 
 def is_wide(window: Any) -> bool:
