@@ -115,6 +115,7 @@ def _pools() -> Iterator[Call]:
     for shape in ((2, 3, 64, 64), (2, 3, 7, 7)):
         yield Call("adaptive_avg_pool", shape, (1,))
     yield Call("adaptive_avg_pool", (2, 9, 40, 3), (1,), LAST, FEW)
+    yield Call("adaptive_avg_pool", (2, 9, 40, 16), (1,), LAST)
     yield Call("sum_pool", (2, 3, 40), (40,))  # a warp a window: rows, not planes
     yield Call("avg_pool", (2, 3, 9, 40), ((3, 35),), {}, FEW)
     for op in ("avg_pool", "sum_pool"):

@@ -235,7 +235,7 @@ def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
         return whole and not back, whole and (back or numbers[1] == 1)
     if kernel.stem == "avg_pool_planes":
         whole = numbers[0] * kernel.itemsize == 16
-        return whole and kernel.template == "sum_planes", whole and kernel.template == "fill_planes"
+        return whole and kernel.template != "fill_planes", whole and kernel.template.startswith("fill_")
     whole = numbers[0] * kernel.itemsize == 16
     if kernel.stem == "im2col":
         runs = "true" in kernel.arguments

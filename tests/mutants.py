@@ -186,6 +186,11 @@ def runs() -> tuple[Run, ...]:
         _trio("avg_pool", (2, 3, 9, 16), 3, 1, 1),  # two rows a thread, of an odd number
         _trio("adaptive_avg_pool", (2, 3, 13, 9), 4),
         _trio("adaptive_avg_pool", (3, 3, 7, 7), 1),
+        _trio("adaptive_avg_pool", (2, 9, 9, 36), 1, **LAST),
+        _trio("max_pool", (2, 9, 6, 8), 3, 2, 1, **LAST),
+        _trio("max_pool", (2, 9, 6, 8), 2, dtype="float16", ceil_mode=True, **LAST),
+        _trio("max_pool", (2, 5, 6, 8), 3, 1, 1, ties="all", **LAST),
+        _trio("avg_pool", (2, 9, 6, 8), 3, 2, 1, **LAST),
         _trio("adaptive_avg_pool", (6, 6, 34, 34), 1),
         _trio("sum_pool", (3, 3, 40), 40),
         _trio("sum_pool", (3, 3, 90), 40, 13),
@@ -319,6 +324,7 @@ ONE_TURN_MORE = "a turn more, in which nothing is in bounds"
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("avg_pool_planes.cu", "bound", "for (int p = t; p < packs"): ONE_TURN_MORE,
     ("avg_pool_planes.cu", "bound", "first < n; first +="): ONE_TURN_MORE,
+    ("avg_pool_planes.cu", "bound", "j < block.size; j += U * block.step"): ONE_TURN_MORE,
     ("channels_last_norm_backward.cu", "bound", "j < block.size; j += K * block.step"): ONE_TURN_MORE,
     ("channels_last_norm.cu", "bound", "has_channel = "): "numbers of one channel more, which nobody reads",
     ("channels_last_norm_backward.cu", "bound", "has_channel = "): "numbers of one channel more, which nobody reads",

@@ -90,6 +90,10 @@ def test_a_window_of_the_whole_plane(emulator: Impl, dtype: str) -> None:
         x = rng.standard_normal(shape).astype(numpy_dtype(dtype))
         assert check(emulator, "adaptive_avg_pool", x, 1) == {"sum_planes", "fill_planes"}
         assert check(emulator, "sum_pool", x, shape[2:]) == {"sum_planes", "fill_planes"}
+    for shape in ((2, 7, 7, 24), (3, 40, 5), (1, 20, 30, 3), (2, 9, 9, 300)):  # columns
+        x = rng.standard_normal(shape).astype(numpy_dtype(dtype))
+        ran = check(emulator, "adaptive_avg_pool", x, 1, data_format="channels_last")
+        assert ran == {"pool_columns", "fill_columns"}
     view = emulator.array(rng.standard_normal(2 * 64 + 1).astype(numpy_dtype(dtype)))[1:].reshape(
         2, 1, 8, 8
     )  # not aligned

@@ -26,6 +26,7 @@ from .launch import (
     grid_size,
     offset_types,
 )
+from .norm_plan import THREADS, device_of, lanes_of
 from .window import (
     Tile,
     axes,
@@ -119,14 +120,11 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int) -> Pass
         tile = tile_of(window, dtype.itemsize, aligned_to if forward else PACK_BYTES, *narrow)
         if tile and (dtype.itemsize > 2 or abs(divisor) < MAX_HALF_DIVISOR):
             return Pass(call.tiled(tile), shape)
-        if _whole_planes(window):
+        if is_plane(window):
+            if inner(window) > 1:
+                return Pass(call.whole_columns(aligned_to), shape)
             return Pass(call.whole_planes(aligned_to if forward else PACK_BYTES), shape)
     return Pass(call.general([*axes(window, of_cells=not forward), *_bounds(window, include_pad)]), shape)
-
-
-def _whole_planes(window: Any) -> bool:
-    """Whether avg_pool_planes.cu serves these windows."""
-    return is_plane(window) and inner(window) == 1
 
 
 @dataclass(frozen=True)
@@ -181,6 +179,26 @@ class _Call:
         instance = instance_name(kind, self.element, cells, warps, offset)
         sizes = (self.real, integer(number), np.int32(packs))
         return Launch("avg_pool_planes", instance, grid_size(self.b, 32 * warps * number), BLOCK, sizes)
+
+    def whole_columns(self, aligned_to: int) -> Launch:
+        """The same where channels are the last axis."""
+        offset, integer = self.offsets
+        shape, channels, itemsize = self.window.layout.shape, inner(self.window), int(self.dtype.itemsize)
+        pack = PACK_BYTES // itemsize
+        while channels % pack or pack * itemsize > aligned_to:
+            pack //= 2
+        samples, columns, depth = int(shape[0]), channels // pack, math.prod(self.window.kernel)
+        if self.forward:
+            width = lanes_of(columns)
+            while width > 8 and samples * -(-columns // width) < 2 * device_of(self.b).multiprocessors:
+                width //= 2  # 8 packs are 128 bytes
+            instance = instance_name("pool_columns", self.element, pack, offset)
+            sizes = (self.real, *map(np.uint32, (depth, columns, width)))
+            return Launch("avg_pool_planes", instance, samples * -(-columns // width), THREADS, sizes)
+        threads, plane = samples * depth * columns, depth * columns
+        counts = (self.real, *map(integer, (threads, columns, plane)), *divisor(columns), *divisor(plane))
+        instance = instance_name("fill_columns", self.element, pack, offset)
+        return Launch("avg_pool_planes", instance, grid_size(self.b, threads), BLOCK, counts)
 
     def general(self, sizes: list[np.int32]) -> Launch:
         """A kernel of avg_pool.cu; `sizes`: its AXES and BOUNDS."""
