@@ -16,10 +16,11 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 
 from .jit import kernel
 from .substitutes import new_array
-from .vector_types import I8, I32, I64, call, intrinsic
+from .vector_types import I8, I32, I64, call, operation
 
 Array = Any
 Kernel = Any
@@ -48,48 +49,43 @@ def _function_type(context: Any) -> Any:
     return context.call_conv.get_function_type(types.int64, (types.voidptr, types.int64, types.int64))
 
 
-def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    board = context.make_array(signature.args[0])(context, builder, arguments[0])
-    return builder.gep(board.data, [arguments[1]])
+def _changed(how: str) -> Any:
+    """The operation `(board, place, number)` that changes a number in one step, and gives what was there before."""
 
+    def change(board: Any, place: Any, number: Any) -> Any:
+        def emit(context: Any, builder: Any, board: Any, place: Any, number: Any) -> Any:
+            return builder.atomic_rmw(how, board.pointer(place, 1), number, "seq_cst")
 
-def _changed(operation: str) -> Any:
-    """An intrinsic `(board, place, number)` that changes a number in one step, and gives what was there before."""
+        return types.int64(board, types.int64, types.int64), emit
 
-    def change(typing: Any, board: Any, place: Any, number: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            at = _place(context, builder, signature, arguments)
-            return builder.atomic_rmw(operation, at, arguments[2], "seq_cst")
-
-        return types.int64(board, types.int64, types.int64), generate
-
-    return intrinsic(change)
+    return operation(change)
 
 
 exchange, fetch_add = _changed("xchg"), _changed("add")
 
 
-@intrinsic
-def look(typing: Any, board: Any, place: Any) -> Any:
+@operation
+def look(board: Any, place: Any) -> Any:
     """The number at a place, as other threads have written it last."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_place(context, builder, signature, arguments), "seq_cst", 8)
+    def emit(context: Any, builder: Any, board: Any, place: Any) -> Any:
+        return builder.load_atomic(board.pointer(place, 1), "seq_cst", 8)
 
-    return types.int64(board, types.int64), generate
+    return types.int64(board, types.int64), emit
 
 
-@intrinsic
-def chunk_function(typing: Any, body: Any, lengths: Any, arguments: Any) -> Any:
+@operation
+def chunk_function(body: Any, lengths: Any, arguments: Any) -> Any:
     """The addresses of a compiled function that computes a chunk with a kernel, and of what it reads: `lengths` and
     `arguments`, in the memory of the function that this is in. See `shared`."""
-    chunk = types.int64, types.int64
     workspaces = [types.Array(arguments[0].dtype, 1, "C")] * len(lengths)
-    called = body.get_call_type(typing, (*arguments.types, *chunk, *workspaces), {})
+    chunk = types.int64, types.int64
+    called = body.get_call_type(cpu_target.typing_context, (*arguments.types, *chunk, *workspaces), {})
 
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        given = context.make_tuple(builder, types.Tuple(signature.args[1:]), values[1:])
-        memory = cgutils.alloca_once_value(builder, given)
+    def emit(context: Any, builder: Any, _: Any, *values: Any) -> Any:
+        memory = cgutils.alloca_once_value(
+            builder, context.make_tuple(builder, types.Tuple((lengths, arguments)), values)
+        )
         function = ir.Function(builder.module, _function_type(context), f"{builder.function.name}.chunk")
         function.linkage = "internal"
         function.attributes.add("noinline")
@@ -97,66 +93,60 @@ def chunk_function(typing: Any, body: Any, lengths: Any, arguments: Any) -> Any:
         inside = ir.IRBuilder(function.append_basic_block())
         packed = inside.load(inside.bitcast(address, memory.type))
         sizes, numbers = (cgutils.unpack_tuple(inside, inside.extract_value(packed, i)) for i in range(2))
-        numbers += [start, stop]
         made = [new_array(context, inside, *pair)[0] for pair in zip(workspaces, sizes, strict=True)]
         part = body.dispatcher.overloads[called.args]
         context.add_linking_libs([part.library])
-        status, _ = context.call_internal_no_propagate(inside, part.fndesc, called, numbers + made)
+        status, _ = context.call_internal_no_propagate(inside, part.fndesc, called, [*numbers, start, stop, *made])
         for array, value in zip(workspaces, made, strict=True):
             context.nrt.decref(inside, array, value)
         with cgutils.if_unlikely(inside, status.is_error):
             context.call_conv.return_status_propagate(inside, status)
         context.call_conv.return_value(inside, I64(0))
         pair = [builder.ptrtoint(pointer, I64) for pointer in (function, memory)]
-        return context.make_tuple(builder, signature.return_type, pair)
+        return context.make_tuple(builder, types.UniTuple(types.int64, 2), pair)
 
-    return types.UniTuple(types.int64, 2)(body, lengths, arguments), generate
+    return types.UniTuple(types.int64, 2)(body, lengths, arguments), emit
 
 
-@intrinsic
-def compute_chunk(typing: Any, function: Any, arguments: Any, start: Any, stop: Any) -> Any:
-    """Call a function of `chunk_function`; 1 if the kernel raised an exception."""
+@operation
+def compute_chunk(*arguments: Any) -> Any:
+    """Call a function of `chunk_function`: (function, arguments, start, stop); 1 if the kernel raised an exception."""
 
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer = builder.inttoptr(values[0], _function_type(context).as_pointer())
-        address = builder.inttoptr(values[1], I8.as_pointer())
+    def emit(context: Any, builder: Any, function: Any, address: Any, *chunk: Any) -> Any:
+        pointer = builder.inttoptr(function, _function_type(context).as_pointer())
         outcome = [cgutils.alloca_once(builder, argument.pointee) for argument in pointer.type.pointee.args[:2]]
-        code = builder.call(pointer, [*outcome, address, *values[2:]])
+        code = builder.call(pointer, [*outcome, builder.inttoptr(address, I8.as_pointer()), *chunk])
         return builder.zext(builder.icmp_signed(">", code, code.type(0)), I64)
 
-    return types.int64(types.int64, types.int64, types.int64, types.int64), generate
+    return types.int64(*[types.int64] * 4), emit
 
 
-@intrinsic
-def address_of(typing: Any, array: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ptrtoint(context.make_array(signature.args[0])(context, builder, arguments[0]).data, I64)
-
-    return types.int64(array), generate
+@operation
+def address_of(array: Any) -> Any:
+    return types.int64(array), lambda context, builder, array: builder.ptrtoint(array.pointer(I64(0), 0), I64)
 
 
-@intrinsic
-def number_at(typing: Any, address: Any, index: Any) -> Any:
+@operation
+def number_at(address: Any, index: Any) -> Any:
     """An int64 of an array, by the array's address."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(builder.gep(builder.inttoptr(arguments[0], I64.as_pointer()), [arguments[1]]))
+    def emit(context: Any, builder: Any, address: Any, index: Any) -> Any:
+        return builder.load(builder.gep(builder.inttoptr(address, I64.as_pointer()), [index]))
 
-    return types.int64(types.int64, types.int64), generate
+    return types.int64(types.int64, types.int64), emit
 
 
-@intrinsic
-def pause(typing: Any) -> Any:
+@operation
+def pause() -> Any:
     """Do nothing for a few cycles, in which the core can work for another thread."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def emit(context: Any, builder: Any) -> None:
         if platform.machine() in ("x86_64", "AMD64"):
             call(builder, "llvm.x86.sse2.pause", ir.VoidType())
         elif platform.machine() in ("aarch64", "arm64"):
             call(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1))  # "yield"
-        return context.get_dummy_value()
 
-    return types.void(), generate
+    return types.void(), emit
 
 
 @kernel(allocates=False)

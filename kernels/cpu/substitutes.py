@@ -5,6 +5,7 @@ same, but arrays are aligned to cache lines, their sizes are not checked, and `m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,91 +14,81 @@ from numba import types
 from numba.core import cgutils
 from numba.core import ir as numba_ir
 from numba.core.compiler_machinery import FunctionPass, register_pass
-from numba.extending import intrinsic
+from numba.core.registry import cpu_target
 from numba.np.arrayobj import populate_array
 
-I64 = ir.IntType(64)
+from .vector_types import I64, operation
+
 CACHE_LINE = 64
 
 
 def _extreme(sign: str) -> Any:
-    """The intrinsic that gives the second of two numbers if it is less (or greater) than the first, else the first."""
+    """The operation that gives the second of two numbers if it is less (or greater) than the first, else the first."""
 
-    def extreme(typing: Any, first: Any, second: Any) -> Any:
-        kind = typing.unify_types(first, second)
+    def extreme(first: Any, second: Any) -> Any:
+        kind = cpu_target.typing_context.unify_types(first, second)
         if not isinstance(kind, types.Integer | types.Float):
             raise TypeError(f"min and max take two numbers in kernels; got {first} and {second}")
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            x, y = arguments
-            if isinstance(kind, types.Float):
-                replaces = builder.fcmp_ordered(sign, y, x)
-            else:
-                replaces = (builder.icmp_signed if kind.signed else builder.icmp_unsigned)(sign, y, x)
-            return builder.select(replaces, y, x)
+        def emit(context: Any, builder: Any, x: Any, y: Any) -> Any:
+            floats, signed = isinstance(kind, types.Float), getattr(kind, "signed", True)
+            compare = builder.fcmp_ordered if floats else builder.icmp_signed if signed else builder.icmp_unsigned
+            return builder.select(compare(sign, y, x), y, x)
 
-        return kind(kind, kind), generate
+        return kind(kind, kind), emit
 
-    return intrinsic(extreme)
+    return operation(extreme)
 
 
 def new_array(context: Any, builder: Any, array: Any, shape: Any) -> tuple[Any, Any, Any]:
-    """A new array, its address, and its number of bytes. shape: an integer or a tuple of them."""
+    """A new array, its address, and its number of elements. shape: an integer or a tuple of them."""
     lengths = cgutils.unpack_tuple(builder, shape) if isinstance(shape.type, ir.ArrayType) else [shape]
     size = I64(context.get_abi_sizeof(context.get_data_type(array.dtype)))
-    strides = [size]
+    strides, number = [size], I64(1)
     for length in reversed(lengths):
         strides.insert(0, builder.mul(strides[0], length))
+        number = builder.mul(number, length)
     memory = context.nrt.meminfo_alloc_aligned(builder, strides[0], CACHE_LINE)
     data = builder.bitcast(context.nrt.meminfo_data(builder, memory), context.get_data_type(array.dtype).as_pointer())
     view = context.make_array(array)(context, builder)
     populate_array(view, data, lengths, strides[1:], size, memory)
-    return view._getvalue(), data, strides[0]
+    return view._getvalue(), data, number
 
 
-def _types(shape: Any, dtype: Any) -> tuple[Any, Any]:
-    """The types of an array and of its shape as `new_array` takes it."""
-    ndim = len(shape) if isinstance(shape, types.BaseTuple) else 1
-    element = getattr(dtype, "dtype", None)  # of x.dtype, or of np.int64
-    if not isinstance(element, types.Number):
-        raise TypeError(f"np.empty, np.zeros and np.full take a dtype of numbers in kernels; got {dtype}")
-    lengths = types.UniTuple(types.int64, ndim) if isinstance(shape, types.BaseTuple) else types.int64
-    return types.Array(element, ndim, "C"), lengths
+def _new(fill: Callable[..., None], numbers: int = 0) -> Any:
+    """The operation `(shape, *numbers, dtype)` that makes an array. The dtype is by default that of the number, or
+    float64. fill: `(builder, address, count, *numbers)` sets the elements."""
 
+    def new(shape: Any, *others: Any) -> Any:
+        default = types.DType(types.unliteral(others[0])) if numbers else types.DType(types.float64)
+        element = getattr((*others, default)[numbers], "dtype", None)  # of x.dtype, or of np.int64
+        if not isinstance(element, types.Number):
+            raise TypeError(f"np.empty, np.zeros and np.full take a dtype of numbers in kernels; got {others}")
+        lengths = types.UniTuple(types.int64, len(shape)) if isinstance(shape, types.BaseTuple) else types.int64
+        array = types.Array(element, len(shape) if isinstance(shape, types.BaseTuple) else 1, "C")
 
-def _filled(clear: bool) -> Any:
-    """np.zeros if `clear`, else np.empty."""
-
-    def new(typing: Any, shape: Any, dtype: Any = None) -> Any:
-        array, lengths = _types(shape, types.DType(types.float64) if dtype is None else dtype)
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            value, data, nbytes = new_array(context, builder, array, arguments[0])
-            if clear:
-                cgutils.memset(builder, data, nbytes, 0)
+        def emit(context: Any, builder: Any, shape: Any, *others: Any) -> Any:
+            value, *place = new_array(context, builder, array, shape)
+            fill(builder, *place, *others[:numbers])
             return value
 
-        return array(lengths, types.none if dtype is None else dtype), generate
+        return array(lengths, *[element] * numbers, *others[numbers:]), emit
 
-    return intrinsic(new)
+    return operation(new)
 
 
-def _full(typing: Any, shape: Any, number: Any, dtype: Any = None) -> Any:
-    """np.full(shape, number, dtype); without a dtype that of the number."""
-    array, lengths = _types(shape, types.DType(number) if dtype is None else dtype)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value, data, nbytes = new_array(context, builder, array, arguments[0])
-        size = I64(context.get_abi_sizeof(arguments[1].type))
-        with cgutils.for_range(builder, builder.udiv(nbytes, size)) as loop:
-            builder.store(arguments[1], builder.gep(data, [loop.index]))
-        return value
-
-    return array(lengths, array.dtype, types.none if dtype is None else dtype), generate
+def _repeat(builder: Any, address: Any, count: Any, number: Any = None) -> None:
+    """Set the elements to a number, or to 0."""
+    with cgutils.for_range(builder, count) as loop:
+        builder.store(address.type.pointee(0) if number is None else number, builder.gep(address, [loop.index]))
 
 
 BUILTINS = {"min": _extreme("<"), "max": _extreme(">")}
-OF_NUMPY = {"empty": _filled(False), "zeros": _filled(True), "full": intrinsic(_full)}
+OF_NUMPY = {
+    "empty": _new(lambda builder, address, count: None),
+    "zeros": _new(_repeat),
+    "full": _new(_repeat, 1),
+}
 
 
 @register_pass(mutates_CFG=False, analysis_only=False)

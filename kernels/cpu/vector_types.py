@@ -51,6 +51,8 @@ class _OperationType(types.Callable, types.Opaque):  # type: ignore[misc]
         return self.typed
 
     def get_call_type(self, context: Any, args: Any, kws: Any) -> Any:
+        if kws:
+            raise TypeError(f"arguments of kernels' operations have no names; got {', '.join(kws)}")
         args = tuple(args)
         if args not in self.signatures:
             signature, emit = self.typed(*args)
