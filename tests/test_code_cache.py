@@ -46,7 +46,7 @@ import cnnlayers.functional as F
 result = F.relu(np.array([-1, 2], "float32")).tolist()
 """
 RIGHT = [0.0, 2.0]
-COMPILED = ["rectifier"]
+COMPILED = ["loop"]
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -88,7 +88,7 @@ def file(stored: Path, cache: Path) -> Path:
 def test_a_second_process_compiles_nothing_and_no_file_is_beside_the_sources(file: Path, cache: Path) -> None:
     assert run(cache, PYTHONHASHSEED="2", CNNLAYERS_NUM_THREADS="1") == (RIGHT, [])
     assert [p.name for p in cache.iterdir()] == [file.name]
-    assert file.name.startswith("rectifiers.rectifier-")
+    assert file.name.startswith("elementwise.loop-")
     assert file.suffix == ".nbc"
     since = file.parents[1].stat().st_ctime - 60
     assert [p for p in (ROOT / "kernels").rglob("*.nb?") if p.stat().st_mtime > since] == []
@@ -301,7 +301,7 @@ def test_versions_settings_and_the_processor_are_in_the_key(monkeypatch: pytest.
     import llvmlite
     import numba
 
-    from cnnlayers.kernels.cpu import code_cache, rectifiers
+    from cnnlayers.kernels.cpu import code_cache, elementwise
 
     class Codegen:
         cpu = "one"
@@ -310,7 +310,7 @@ def test_versions_settings_and_the_processor_are_in_the_key(monkeypatch: pytest.
             return ("triple", self.cpu, "features")
 
     codegen, signature = Codegen(), (numba.float64,)
-    key = lambda: code_cache._key(rectifiers.masked.py_func, signature, codegen)  # noqa: E731
+    key = lambda: code_cache._key(elementwise.MASKED["integers"].py_func, signature, codegen)  # noqa: E731
     first = key()
     assert key() == first
     codegen.cpu = "another"

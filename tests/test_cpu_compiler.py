@@ -127,9 +127,9 @@ import sys
 sys.modules["cnnlayers.kernels.cpu.compiler"] = None
 import numpy as np
 from cnnlayers import functional as F
-from cnnlayers.kernels.cpu import rectifiers
+from cnnlayers.kernels.cpu import elementwise
 x = np.arange(32, dtype="float32").reshape(1, 1, 4, 8)
-print(F.max_pool(x, 2).ravel().tolist(), F.relu(x - 30).ravel().sum(), type(rectifiers.masked).__name__)
+print(F.max_pool(x, 2).ravel().tolist(), F.relu(x - 30).ravel().sum(), type(elementwise.MASKED["integers"]).__name__)
 """
     env = os.environ | {"CNNLAYERS_KERNELS": "require", "CNNLAYERS_CACHE_DIR": os.devnull}
     ran = subprocess.run(

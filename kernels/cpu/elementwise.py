@@ -1,11 +1,10 @@
-"""Activations on vectors: GELU, sigmoid and tanh, and what all activations share. Arguments are the portable code's.
-ReLU and leaky ReLU are in rectifiers.py.
+"""Activations on vectors: y = function(x), and dx = dy * slope. Arguments are the portable code's.
 
-Half types are computed in float32 and rounded once; vector_math.py states the accuracy."""
+ReLU and leaky ReLU save one bit an element, in uint8: bit i % 8 of byte i // 8, as numpy.packbits with bitorder
+"little" has it. Half types are computed in float32 and rounded once; vector_math.py states the accuracy."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,33 +13,39 @@ import numpy as np
 from cnnlayers import backends
 
 from .jit import kernel
-from .parallel import chunked, prepared, to_lanes
+from .parallel import chunked, flat, prepared
 from .past_caches import STREAM_BYTES
-from .vector_math import LARGEST_DEVIATION, clipped, normal_cdf, normal_density, sigmoid, tanh
+from .vector_math import apply
 from .vectors import (
     LANES,
-    add,
+    as_bits,
+    bit_and,
+    bit_not,
     broadcast,
+    equal,
     fence,
-    fma,
+    integers,
     less,
+    less_equal,
     load,
+    load_bits,
     load_first,
+    load_int,
+    load_int_first,
     mul,
     select,
     store,
+    store_bits,
     store_first,
     stream,
-    sub,
 )
 
 Array = Any
 Vector = Any
 U = np.uintp
 BLOCK = 4096  # elements; chunks begin at a multiple of it, so that their bits are whole bytes
-TANH_SCALE, TANH_CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU's tanh form
-DENSITY = 1 / math.sqrt(2 * math.pi)
-LARGEST_TANH = 1e4  # GELU's tanh form is x or 0 beyond it
+GROUP = 1024  # elements
+NO_BITS = np.empty(0, np.uint8)
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -48,216 +53,229 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     return None if all(a.dtype.isnative for a in arrays) else "an array of foreign byte order"
 
 
-# --------------------------------------------------------------------------------------------------- loads and stores
-@kernel()
-def read(x: Array, i: int, stop: int) -> Vector:
-    """The vector from element i on; the lanes from `stop` on are 0."""
-    return load(x, i) if stop - i >= LANES else load_first(x, i, stop - i)
+# --------------------------------------------------------------------------------------------------------------- steps
+# A step computes a vector of results from elements i to i + count of x. `other`: bits, or numbers that were saved.
+@kernel(inlined=True)
+def read(x: Array, i: Any, count: int) -> Vector:
+    """The elements from i on; the lanes from `count` on are 0."""
+    return load(x, i) if count >= LANES else load_first(x, i, count)
 
 
-@kernel()
-def write(y: Array, i: int, value: Vector, stop: int) -> None:
-    """Store a vector from element i on, without the lanes from `stop` on."""
-    if stop - i >= LANES:
-        store(y, i, value)
-    else:
-        store_first(y, i, value, stop - i)
+@kernel(inlined=True)
+def read_integers(x: Array, i: Any, count: int) -> Vector:
+    return load_int(x, i) if count >= LANES else load_int_first(x, i, count)
 
 
-@kernel()
-def whole_stop(start: int, stop: int) -> int:
-    """Where the last whole vector ends."""
-    return stop - (stop - start) % LANES
+def _make_map(name: str) -> Any:
+    @kernel(inlined=True)
+    def mapped(x: Array, other: Array, number: float, i: Any, count: int) -> Vector:
+        return apply(name, read(x, i, count))
+
+    return _make_loop(mapped)
 
 
-# ------------------------------------------------------------------------------------------- GELU, sigmoid and tanh
-@kernel()
-def _clipped(x: Array, value: Vector, limit: float) -> Vector:
-    """The value in [-limit, limit]; a NaN stays a NaN."""
-    return clipped(value, broadcast(x, -limit), broadcast(x, limit))
+def _make_gradient(slope: str) -> Any:
+    @kernel(inlined=True)
+    def gradient(x: Array, other: Array, number: float, i: Any, count: int) -> Vector:
+        """x is dy."""
+        return mul(read(x, i, count), apply(slope, read(other, i, count)))
+
+    return _make_loop(gradient)
 
 
-@kernel()
-def _not_below(x: Array, value: Vector, limit: float) -> Vector:
-    """The value, or -limit where it is lower; a NaN stays a NaN."""
-    low = broadcast(x, -limit)
-    return select(less(value, low), low, value)
+# A rectifier is "leaky", of "floats", or of "integers": relu of a float's bits as signed integers, so that no NaN is
+# changed and a half needs no conversion. `number` is the slope, or minus infinity's bits.
+def _make_rectifier(how: str) -> Any:
+    @kernel(inlined=True)
+    def passes(x: Array, number: Any, i: Any, count: int) -> Vector:
+        """The mask of x > 0 (leaky) or not x <= 0."""
+        if how == "integers":  # negative integers are the negative floats, and above minus infinity the NaNs
+            value = read_integers(x, i, count)
+            return bit_and(less(integers(number), value), bit_not(equal(value, integers(0))))
+        value, zero = read(x, i, count), broadcast(x, 0.0)
+        return less(zero, value) if how == "leaky" else bit_not(less_equal(value, zero))
+
+    @kernel(inlined=True)
+    def rectified(x: Array, other: Array, number: Any, i: Any, count: int) -> Vector:
+        mask = passes(x, number, i, count)
+        if how == "integers":
+            return select(mask, read_integers(x, i, count), integers(0))
+        value = read(x, i, count)
+        return select(mask, value, mul(value, broadcast(x, number)) if how == "leaky" else broadcast(x, 0.0))
+
+    return _make_loop(rectified, passes)
 
 
-@kernel()
-def _gelu(x: Array, value: Vector) -> Vector:
-    """value * P(X <= value): an infinite value times 1, or a large negative one times 0."""
-    inside = _clipped(x, value, LARGEST_DEVIATION)
-    return mul(_not_below(x, value, LARGEST_DEVIATION), normal_cdf(inside, normal_density(inside)))
+def _make_masked(how: str) -> Any:
+    @kernel(inlined=True)
+    def masked(x: Array, other: Array, number: Any, i: Any, count: int) -> Vector:
+        """dy where the bit is 1, else number * dy or 0."""
+        passes = load_bits(other, i // U(8))
+        if how == "integers":
+            return select(passes, read_integers(x, i, count), integers(0))
+        value = read(x, i, count)
+        return select(passes, value, mul(value, broadcast(x, number)) if how == "leaky" else broadcast(x, 0.0))
+
+    return _make_loop(masked)
 
 
-@kernel()
-def _gelu_slope(x: Array, value: Vector) -> Vector:
-    inside = _clipped(x, value, LARGEST_DEVIATION)
-    density = normal_density(inside)
-    return fma(mul(inside, broadcast(x, DENSITY)), density, normal_cdf(inside, density))
+def _make_loop(step: Any, passes: Any = None) -> Any:
+    saves = passes is not None
 
-
-@kernel()
-def _twice_tanh_argument(x: Array, value: Vector) -> Vector:
-    """(1 + tanh(u)) / 2 is sigmoid(2 u)."""
-    cubic = mul(mul(value, value), broadcast(x, 2 * TANH_SCALE * TANH_CUBIC))
-    return mul(value, add(cubic, broadcast(x, 2 * TANH_SCALE)))
-
-
-@kernel()
-def _gelu_tanh(x: Array, value: Vector) -> Vector:
-    inside = _clipped(x, value, LARGEST_TANH)
-    return mul(_not_below(x, value, LARGEST_TANH), sigmoid(_twice_tanh_argument(x, inside)))
-
-
-@kernel()
-def _gelu_tanh_slope(x: Array, value: Vector) -> Vector:
-    """s + x * s * (1 - s) * (2 u)' with s = sigmoid(2 u), and 1 - s as sigmoid(-2 u)."""
-    inside, zero = _clipped(x, value, LARGEST_TANH), broadcast(x, 0.0)
-    u = _twice_tanh_argument(x, inside)
-    s, rest = sigmoid(u), sigmoid(sub(zero, u))
-    square = mul(mul(inside, inside), broadcast(x, 6 * TANH_SCALE * TANH_CUBIC))
-    inner = mul(inside, add(square, broadcast(x, 2 * TANH_SCALE)))
-    return fma(mul(s, rest), inner, s)
-
-
-@kernel()
-def _sigmoid(x: Array, value: Vector) -> Vector:
-    return sigmoid(value)
-
-
-@kernel()
-def _sigmoid_slope(y: Array, value: Vector) -> Vector:
-    """From y."""
-    return mul(value, sub(broadcast(y, 1.0), value))
-
-
-@kernel()
-def _tanh(x: Array, value: Vector) -> Vector:
-    return tanh(value)
-
-
-@kernel()
-def _tanh_slope(y: Array, value: Vector) -> Vector:
-    """From y."""
-    one = broadcast(y, 1.0)
-    return mul(sub(one, value), add(one, value))
-
-
-def _make_map(function: Any) -> Any:
-    @kernel()
-    def mapped(x: Array, y: Array, past_caches: bool, start: int, stop: int) -> None:
-        """y = function(x)."""
-        whole = whole_stop(start, stop)
-        for i in range(start, whole, LANES):
-            value = function(x, load(x, i))
-            if past_caches:
-                stream(y, i, value)
-            else:
-                store(y, i, value)
+    @kernel(allocates=False)
+    def loop(x: Array, other: Array, y: Array, number: Any, past_caches: bool, start: int, stop: int) -> None:
+        """y from start to stop, and the bits of what passes: they are stored after those of a group of elements, since
+        stores that go to one place and the other in turn take 1.5 times as long."""
+        for first in range(start, stop, GROUP):
+            last = min(stop, first + GROUP)
+            whole = last - (last - first) % LANES
+            for i in range(U(first), U(whole), U(LANES)):
+                value = step(x, other, number, i, LANES)
+                if past_caches:
+                    stream(y, i, value)
+                else:
+                    store(y, i, value)
+            if saves:
+                for i in range(U(first), U(whole), U(LANES)):
+                    store_bits(other, i // U(8), passes(x, number, i, LANES))
+            if whole < last:
+                store_first(y, U(whole), step(x, other, number, U(whole), last - whole), last - whole)
+                if saves:
+                    store_bits(other, U(whole) // U(8), passes(x, number, U(whole), last - whole))
         if past_caches:
             fence()
-        if whole < stop:
-            store_first(y, whole, function(x, load_first(x, whole, stop - whole)), stop - whole)
 
-    return mapped
+    return loop
 
 
-def _make_gradient(slope: Any) -> Any:
-    @kernel()
-    def gradient(dy: Array, saved: Array, dx: Array, past_caches: bool, start: int, stop: int) -> None:
-        """dx = dy * slope(saved)."""
-        whole = whole_stop(start, stop)
-        for i in range(start, whole, LANES):
-            value = mul(load(dy, i), slope(saved, load(saved, i)))
-            if past_caches:
-                stream(dx, i, value)
-            else:
-                store(dx, i, value)
-        if past_caches:
-            fence()
-        if whole < stop:
-            count = stop - whole
-            last = mul(load_first(dy, whole, count), slope(saved, load_first(saved, whole, count)))
-            store_first(dx, whole, last, count)
-
-    return gradient
-
-
-MAPS = {"gelu": _make_map(_gelu), "gelu tanh": _make_map(_gelu_tanh), "sigmoid": _make_map(_sigmoid),
-        "tanh": _make_map(_tanh)}  # fmt: skip
-GRADIENTS = {"gelu": _make_gradient(_gelu_slope), "gelu tanh": _make_gradient(_gelu_tanh_slope),
-             "sigmoid": _make_gradient(_sigmoid_slope), "tanh": _make_gradient(_tanh_slope)}  # fmt: skip
+FORMS = ("gelu", "gelu tanh", "sigmoid", "tanh")
+MAPS = {name: _make_map(name) for name in FORMS}
+GRADIENTS = {name: _make_gradient(f"{name} slope") for name in FORMS}
+RECTIFIERS = {how: _make_rectifier(how) for how in ("integers", "floats", "leaky")}
+MASKED = {how: _make_masked(how) for how in ("integers", "floats", "leaky")}
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def is_aligned(array: Array) -> bool:
-    """Whether an array begins with a cache line, as results must that are stored past the caches."""
-    return bool(array.ctypes.data % 64 == 0)
+def _over_elements(loop: Any, x: Array, number: Any = 0.0, kind: Any = None) -> Callable[[Array, Array], Array]:
+    """A function of an array like x and of `other`: the results of a loop, which takes x as numbers of this kind."""
+    new, large, kind = backends.new_result(x.shape, x.dtype), x.nbytes >= STREAM_BYTES, kind or as_bits(x).dtype
+    in_chunks = chunked(-(-x.size // BLOCK), 2 * x.nbytes, unit=BLOCK, end=x.size)
 
-
-def in_blocks(arrays: tuple[Array, ...]) -> Callable[..., None]:
-    """`chunked` for elements of arrays like these, in whole blocks."""
-    size = arrays[0].size
-    return chunked(-(-size // BLOCK), sum(a.nbytes for a in arrays), unit=BLOCK, end=size)
-
-
-def _mapped(kernel_function: Any, arrays: tuple[Array, ...], *numbers: float) -> Callable[..., Array]:
-    """A function of arrays like these: the result of a kernel, in the first one's shape and dtype."""
-    first = arrays[0]
-    new, large, run_in_blocks = (
-        backends.new_result(first.shape, first.dtype),
-        is_large(first),
-        in_blocks((first, *arrays)),
-    )
-
-    def run(*arrays: Array) -> Array:
-        result = new()
-        past_caches = large and is_aligned(result)
-        run_in_blocks(kernel_function, *map(to_lanes, arrays), to_lanes(result), *numbers, past_caches)
-        return result
+    def run(x: Array, other: Array) -> Array:
+        y = new()
+        past_caches = large and y.ctypes.data % 64 == 0  # `stream` needs whole cache lines
+        in_chunks(loop, flat(x).view(kind), other, y.ravel().view(kind), number, past_caches)
+        return y
 
     return run
 
 
-def is_large(result: Array) -> bool:
-    """Whether a result of this size is stored past the caches."""
-    return bool(result.nbytes >= STREAM_BYTES)
+def _map(name: str, x: Array) -> Callable[[Array], Array]:
+    run = _over_elements(MAPS[name], x)
+    return lambda x: run(x, NO_BITS)
+
+
+def _gradient(name: str, dy: Array) -> Callable[[Array, Array], Array]:
+    run = _over_elements(GRADIENTS[name], dy)
+    kind = as_bits(dy).dtype
+    return lambda dy, saved: run(dy, flat(saved).view(kind))
+
+
+def _rectifier(loop: Any, x: Array, number: Any, kind: Any) -> Callable[[Array], tuple[Array, Array]]:
+    """y and the bits of what passes. The loop writes pairs of bytes."""
+    run, nbytes = _over_elements(loop, x, number, kind), -(-x.size // 8)
+
+    def rectify(x: Array) -> tuple[Array, Array]:
+        bits = np.empty(nbytes + nbytes % 2, np.uint8)
+        return run(x, bits), bits[:nbytes]
+
+    return rectify
+
+
+def _masked(loop: Any, dy: Array, number: Any, kind: Any) -> Callable[[Array, Array], Array]:
+    """dx of bits or bools. The loop reads pairs of bytes."""
+    run = _over_elements(loop, dy, number, kind)
+
+    def mask(dy: Array, passes: Array) -> Array:
+        bits = np.packbits(passes, bitorder="little") if passes.dtype == bool else flat(passes)
+        return run(dy, np.append(bits, np.uint8(0)) if bits.size % 2 else bits)
+
+    return mask
+
+
+def _relu_kind(x: Array) -> tuple[str, Any]:
+    return ("floats", None) if x.itemsize == 8 else ("integers", np.int16 if x.itemsize == 2 else np.int32)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
+def _relu(x: Array) -> Callable[[Array], tuple[Array, Array]]:
+    how, kind = _relu_kind(x)
+    return _rectifier(RECTIFIERS[how], x, np.array(-np.inf, x.dtype).view(kind).item() if kind else 0.0, kind)
+
+
+@prepared
+def relu(spec: None, x: Array) -> Callable[[Array], Array]:
+    """y."""
+    rectify = _relu(x)
+    return lambda x: rectify(x)[0]
+
+
+@prepared
+def relu_forward(spec: None, x: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """y, and the bits of where x was not <= 0."""
+    return _relu(x)
+
+
+@prepared
+def relu_backward(spec: None, dy: Array, passes: Array) -> Callable[[Array, Array], Array]:
+    """dx."""
+    how, kind = _relu_kind(dy)
+    return _masked(MASKED[how], dy, 0.0, kind)
+
+
+@prepared
+def leaky_relu_forward(slope: float, x: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """y, and the bits of where x > 0."""
+    return _rectifier(RECTIFIERS["leaky"], x, slope, None)
+
+
+@prepared
+def leaky_relu_backward(slope: float, dy: Array, passes: Array) -> Callable[[Array, Array], Array]:
+    """dx."""
+    return _masked(MASKED["leaky"], dy, slope, None)
+
+
 @prepared
 def gelu_forward(approximate: str, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _mapped(MAPS["gelu" if approximate == "none" else "gelu tanh"], (x,))
+    return _map("gelu" if approximate == "none" else "gelu tanh", x)
 
 
 @prepared
 def gelu_backward(approximate: str, dy: Array, x: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _mapped(GRADIENTS["gelu" if approximate == "none" else "gelu tanh"], (dy, x))
+    return _gradient("gelu" if approximate == "none" else "gelu tanh", dy)
 
 
 @prepared
 def sigmoid_forward(spec: None, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _mapped(MAPS["sigmoid"], (x,))
+    return _map("sigmoid", x)
 
 
 @prepared
 def sigmoid_backward(spec: None, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _mapped(GRADIENTS["sigmoid"], (dy, y))
+    return _gradient("sigmoid", dy)
 
 
 @prepared
 def tanh_forward(spec: None, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _mapped(MAPS["tanh"], (x,))
+    return _map("tanh", x)
 
 
 @prepared
 def tanh_backward(spec: None, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _mapped(GRADIENTS["tanh"], (dy, y))
+    return _gradient("tanh", dy)

@@ -13,14 +13,17 @@ import numpy as np
 
 from cnnlayers import backends
 
-from .elementwise import read, refuses, write
+from .elementwise import refuses
 from .jit import kernel
 from .parallel import chunked, prepared, to_lanes
 from .row_sums import largest, totals
-from .vector_math import exp, lanes_like
+from .vector_ends import load_until as read
+from .vector_ends import store_until as write
+from .vector_math import apply
 from .vectors import (
     LANES,
     add,
+    as_lanes_of,
     bit_and,
     broadcast,
     div,
@@ -89,13 +92,13 @@ def _row_powers(x: Array, powers: Array, room: Array, sums: Array, count: int, f
         at = (first + k) * count
         for i in range(at, at + whole, LANES):
             value = load(x, i)
-            is_top, power = equal(value, tops), exp(sub(value, tops))
+            is_top, power = equal(value, tops), apply("exp", sub(value, tops))
             store(powers, to, power)
             s = add(s, to_float64(select(is_top, zero, power)))
             maxima, to = add(maxima, select(is_top, one, zero)), to + LANES
         if whole < count:  # the lanes past the row's end are `top`: exp takes a microsecond for results below 1e-38
             value = select(inside, load_first(x, at + whole, count - whole), tops)
-            is_top, power = equal(value, tops), exp(sub(value, tops))
+            is_top, power = equal(value, tops), apply("exp", sub(value, tops))
             store(powers, to, power)
             s = add(s, to_float64(select(is_top, zero, power)))
             maxima, to = add(maxima, select(bit_and(is_top, inside), one, zero)), to + LANES
@@ -113,7 +116,7 @@ def softmax_rows(x: Array, y: Array, count: int, start: int, stop: int) -> None:
     for first in range(start, stop, at_once):
         number, one, taken = min(at_once, stop - first), broadcast(sums, 1.0), 0
         _row_powers(x, powers, room, sums, count, first, number)
-        store(room, 0, lanes_like(x, div(one, add(one, load(sums, 0)))))
+        store(room, 0, as_lanes_of(x, div(one, add(one, load(sums, 0)))))
         for k in range(number):
             scale, at = broadcast(x, room[k]), (first + k) * count
             for i in range(at, at + count, LANES):
@@ -152,7 +155,7 @@ def row_exponentials(x: Array, y: Array, top: Array, scale: Array, count: int, s
     for r in range(start, stop):
         tops, scales, row_stop = broadcast(x, top[r]), broadcast(x, scale[r]), (r + 1) * count
         for i in range(r * count, row_stop, LANES):
-            write(y, i, mul(exp(sub(read(x, i, row_stop), tops)), scales), row_stop)
+            write(y, i, mul(apply("exp", sub(read(x, i, row_stop), tops)), scales), row_stop)
 
 
 # --------------------------------------------------------------------------------------------- rows beside each other
@@ -184,17 +187,17 @@ def softmax_columns(x: Array, y: Array, count: int, inner: int, width: int, star
         for k in range(count):
             at = first + k * inner
             for c in range(0, cells, LANES):
-                power = exp(sub(read(x, at + c, at + cells), load(tops, c)))
+                power = apply("exp", sub(read(x, at + c, at + cells), load(tops, c)))
                 if saved:
                     store(powers, k * width + c, power)
                 store(sums, c, add(load(sums, c), to_float64(power)))
         for c in range(0, cells, LANES):
-            store(scales, c, lanes_like(x, div(broadcast(sums, 1.0), load(sums, c))))
+            store(scales, c, as_lanes_of(x, div(broadcast(sums, 1.0), load(sums, c))))
         for k in range(count):
             at = first + k * inner
             for c in range(0, cells, LANES):
                 power = read(x, at + c, at + cells)
-                power = load(powers, k * width + c) if saved else exp(sub(power, load(tops, c)))
+                power = load(powers, k * width + c) if saved else apply("exp", sub(power, load(tops, c)))
                 write(y, at + c, mul(power, load(scales, c)), at + cells)
 
 
@@ -214,7 +217,7 @@ def softmax_columns_gradient(
                 product = mul(read(dy, at + c, at + cells), read(y, at + c, at + cells))
                 store(sums, c, add(load(sums, c), to_float64(product)))
         for c in range(0, cells, LANES):
-            store(dot, c, lanes_like(y, load(sums, c)))
+            store(dot, c, as_lanes_of(y, load(sums, c)))
         for k in range(count):
             at = first + k * inner
             for c in range(0, cells, LANES):
