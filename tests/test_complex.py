@@ -194,8 +194,8 @@ def test_convolutions_as_pytorch(
 
 
 def test_winograd_and_many_channels(impl: Impl, rng: np.random.Generator) -> None:
-    x, weight = noise(rng, 2, 16, 14, 14, dtype="complex64"), noise(rng, 16, 16, 3, 3, dtype="complex64")
-    dy = noise(rng, 2, 16, 14, 14, dtype="complex64")
+    x, weight = noise(rng, 4, 16, 16, 16, dtype="complex64"), noise(rng, 16, 16, 3, 3, dtype="complex64")
+    dy = noise(rng, 4, 16, 16, 16, dtype="complex64")
     y, ctx = F.conv_forward(impl.array(x), impl.array(weight), padding=1)
     wide, wide_ctx = F.conv_forward(x.astype("complex128"), weight.astype("complex128"), padding=1)
     impl.close(y, wide.astype("complex64"), rtol=0, atol=1e-4)

@@ -21,10 +21,13 @@ pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=str(cpu.unavaila
 
 # x's shape, filters, kernel, options: each form, with its special cases
 FORMS = {
-    "winograd": ((3, 70, 11, 9), 72, (3, 3), {"padding": 1}),
-    "winograd, groups and uneven padding": ((2, 140, 6, 13), 144, (3, 3), {"padding": ((0, 3), (2, 5)), "groups": 2}),
-    "winograd, one row": ((2, 70, 1, 70), 72, (3, 3), {"padding": 1}),
+    "winograd": ((6, 50, 11, 12), 52, (3, 3), {"padding": 1}),
+    "winograd, groups and uneven padding": ((3, 100, 12, 14), 104, (3, 3), {"padding": ((0, 3), (2, 5)), "groups": 2}),
+    "winograd, one row of tiles": ((4, 50, 4, 70), 52, (3, 3), {"padding": 1}),
+    "winograd, few filters": ((4, 16, 16, 15), 20, (3, 3), {"padding": 1}),
     "winograd, many chunks": ((9, 70, 30, 33), 72, (3, 3), {}),
+    "winograd, bands": ((1, 70, 60, 61), 48, (3, 3), {"padding": (3, 2)}),
+    "direct, one row": ((2, 70, 1, 70), 72, (3, 3), {"padding": 1}),
     "direct, large weight": (
         (2, 70, 20, 23),
         72,
@@ -137,7 +140,7 @@ def test_a_transposed_convolution_takes_the_same_forms(monkeypatch: pytest.Monke
     spread = winograd.winograd_correlate_adjoint
     monkeypatch.setattr(winograd, "winograd_correlate_adjoint", lambda *args: called.append(1) or spread(*args))
     rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((2, 48, 9, 9)).astype("float32"), rng.standard_normal((48, 50, 3, 3)).astype("float32")
+    x, w = rng.standard_normal((6, 48, 12, 12)).astype("float32"), rng.standard_normal((48, 50, 3, 3)).astype("float32")
     y = F.conv_transpose(x, w, padding=1)
     assert called == [1]
     expected = F.conv_transpose(x.astype("float64"), w.astype("float64"), padding=1)
@@ -145,7 +148,7 @@ def test_a_transposed_convolution_takes_the_same_forms(monkeypatch: pytest.Monke
 
 
 # ------------------------------------------------------------------------------------------------------------ Winograd
-@pytest.mark.parametrize("shape", [(4, 16, 33, 30), (2, 64, 28, 28), (2, 256, 14, 14)])
+@pytest.mark.parametrize("shape", [(4, 16, 32, 30), (2, 64, 28, 28), (4, 256, 14, 14)])
 def test_winograds_error_is_what_its_docstring_says(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(s).astype("float32") for s in (shape, (shape[1], shape[1], 3, 3), (shape[1],))]
@@ -194,10 +197,10 @@ def test_what_is_not_finite_stays_where_the_definition_has_it(odd: float) -> Non
     for mine, other in zip([y, *F.conv_backward(dy, ctx)], expected, strict=True):
         np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(other))
         np.testing.assert_array_equal(np.isnan(mine), np.isnan(other))
-    assert np.isfinite(y).sum() >= y.size - 9 * 72
+    assert np.isfinite(y).sum() >= y.size - 9 * 52
     dy[0, 3, 2, 2] = odd
     dx = F.conv_backward(dy, ctx)[0]
-    assert np.isfinite(dx).sum() >= dx.size - 9 * 70
+    assert np.isfinite(dx).sum() >= dx.size - 9 * 50
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("depthwise")])
@@ -282,17 +285,17 @@ def features_of_this_cpu() -> list[str]:
     ),
     reason="this CPU has no AVX-512, so that there is one target only",
 )
-def test_direct_convolutions_have_the_same_bits_on_every_cpu() -> None:
+def test_convolutions_by_vectors_have_the_same_bits_on_every_cpu() -> None:
     code = DIGEST.format(root=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     said = []
     for target in TARGETS.values():
         env = os.environ | target | {"CNNLAYERS_KERNELS": "auto"}
         ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
-        lines = [line.split() for line in ran.stdout.splitlines() if line.startswith(("direct", "depthwise"))]
+        lines = [line.split() for line in ran.stdout.splitlines() if not line.startswith("1×1")]
         said.append(lines)
     assert said[0] == said[1]
-    assert len(said[0]) == sum(name.startswith(("direct", "depthwise")) for name in FORMS)
+    assert len(said[0]) == len(FORMS) - 1
 
 
 def test_concurrent_calls_do_not_disturb_each_other() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnlayers import kernels
 from cnnlayers.backends import Backend
-from cnnlayers.specs.conv import DIRECT_GRADIENT, DIRECT_POINTWISE, DIRECT_WEIGHT, Conv
+from cnnlayers.specs.conv import DIRECT_POINTWISE, Conv
 
 from .arrays import Array
 
@@ -25,17 +25,15 @@ def form_of(b: Backend, spec: Conv, dtype: Any, step: str) -> str:
 
     "point": a matrix product of the array as it is. On NumPy with kernels: "direct", vector loops (1.1 to 4 times as
     fast as columns, and with the same bits on every CPU; kernels/cpu/conv_direct.py says what its vectors go over);
-    "winograd" for 3×3 with stride 1 and a large weight (at 64 channels of 56² 1.4 times as fast as direct loops, at 32
-    channels slower). "depthwise": elementwise products, tap by tap. "columns": im2col and a matrix product.
+    "winograd" for 3×3 with stride 1, where specs/conv.py says that it pays. "depthwise": elementwise products, tap by
+    tap. "columns": im2col and a matrix product.
     """
     if b.name == "cupy":
         return "cudnn"
     if spec.pointwise and not spec.depthwise:
         return "direct" if b.name == "numpy" and spec.targets(step) >= DIRECT_POINTWISE else "point"
     if b.name == "numpy":
-        small = spec.weight_size <= (DIRECT_GRADIENT if step == "weight_gradient" else DIRECT_WEIGHT)
-        tiles = spec.winograd and dtype == b.xp.float32 and kernels.winograd_allowed()
-        return "winograd" if tiles and not (small or spec.small_map) else "direct"
+        return "winograd" if spec.winograd and dtype == b.xp.float32 and kernels.winograd_allowed() else "direct"
     return "depthwise" if spec.depthwise else "columns"
 
 

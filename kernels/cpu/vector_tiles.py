@@ -9,6 +9,7 @@ the size of the tile."""
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,43 @@ def transpose(
     for j, vector in enumerate(vectors):
         place, lanes = line(to, between, j, columns, rows)
         target.store(place, vector, lanes)
+
+
+def two_axis_transform(matrix: Any) -> Any:
+    """The operation of Winograd's convolution that applies a matrix to vectors along two axes."""
+    rows = [[(j, float(c)) for j, c in enumerate(row) if abs(c) > 1e-12] for row in matrix]
+
+    def apply(builder: Any, vectors: list[Any]) -> list[Any]:
+        results = []
+        for (first, factor), *others in rows:
+            result = builder.fmul(vectors[first], vectors[first].type([factor] * LANES))
+            for j, factor in others:
+                result = elementary(builder, "fma", vectors[j], result.type([factor] * LANES), result)
+            results.append(result)
+        return results
+
+    @_tile_operation
+    def transform(
+        builder: Any, source: Cells, at: Any, down: Any, across: Any, target: Cells, to: Any, below: Any, beside: Any,
+        bias: Cells | None = None, b: Any = None, check: Cells | None = None,
+    ) -> None:  # fmt: skip
+        """target[to + below * i + beside * j] = the result's vector (i, j), plus bias[b], from source[at + down * i +
+        across * j]. check[0]: 0 in each lane, or NaN if a number is not finite."""
+        size = range(len(matrix[0]))
+        lines = [[source.vector(_plus(builder, _plus(builder, at, down, i), across, j)) for j in size] for i in size]
+        lines = [apply(builder, line) for line in lines]
+        columns = [apply(builder, [line[j] for line in lines]) for j in range(len(rows))]
+        for j, column in enumerate(columns):
+            for i, vector in enumerate(column):
+                plus = vector if bias is None else builder.fadd(vector, bias.vector(b))
+                target.store(_plus(builder, _plus(builder, to, below, i), beside, j), plus)
+        if check is not None:
+            total = check.vector(I64(0))
+            for vector in itertools.chain(*columns):
+                total = elementary(builder, "fma", vector, vector.type(None), total)
+            check.store(I64(0), total)
+
+    return transform
 
 
 filters_by_windows = _filters_by_windows(ROWS, WIDTH)

@@ -1,25 +1,19 @@
-"""3×3 convolutions with stride 1 by Winograd's F(4×4, 3×3): a quarter of the multiplications.
+"""Launchers of winograd_loops.py: 3×3 convolutions with stride 1 by F(4×4, 3×3), a quarter of the multiplications.
 
 It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group. Its
-results are a little less exact than a matrix product's: the largest error is about 2e-6 of the largest result, up to
-5e-6 with hundreds of channels (a product: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
-direct loops, which float64 and small weights always use (`form_of` chooses), or columns for long sums.
+results are a little less exact than a direct sum: the largest error is about 2e-6 of the largest result, up to 5e-6
+with hundreds of channels (a direct sum: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
+direct loops, which float64 always uses (`form_of` chooses).
 
 A cell that is not finite would change its complete tile. So if a result is not finite, the launcher raises
-`UnsuitableData`, and im2col with BLAS computes the call: NaN and infinities stay where the definition has them.
+`UnsuitableData`, and direct loops or array code compute the call: NaN and infinities stay where the definition has
+them.
 
-The maps are cut into chunks of strips (a strip is a row of tiles). Each chunk is transformed, multiplied by BLAS on one
-thread, and transformed back. The gradient of a small weight is computed as partial sums, each of several chunks; their
-number depends on the shape alone. For a large weight there are no partial sums: the chunks come one after another, and
-in each the channels are transformed in parallel, then the 36 products are computed in parallel."""
+The maps are cut into units of about MAX_TILES tiles. The gradient of a weight is computed as partial sums over some of
+the units, and for a large weight, of which there is one, as shares of the channels."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import itertools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,21 +24,23 @@ from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
 
 from . import winograd_loops as loops
-from .parallel import CHUNK_BYTES, flat, parallel_chunks
-from .winograd_loops import LARGE_POINT, SMALL_POINT, TILE, WORK_FLOATS
+from .parallel import chunked, flat
+from .vectors import LANES
+from .winograd_loops import POINTS, TILE
 
 Array = Any
 f4 = np.float32
 
-TRANSFORMED_BYTES = 24 << 20  # of a chunk's transformed arrays, at most about
-FLOAT32_CHUNKS = 32  # whose products are summed in float32; the sums of more are in float64
-MAX_PARTIAL_SUMS, PARTIAL_SUM_BYTES = 16, 4 << 20  # of a weight's gradient: their number and the bytes of one, at most
-MIN_TILES, MAX_TILES = 64, 240  # in a chunk, about: BLAS is slow with fewer, and more do not fit the cache
-
-# G, the weight's transform on one axis (at six points), and on both axes: (36, 9).
-POINTS = (0.0, *(sign * float(point) for point in (SMALL_POINT, LARGE_POINT) for sign in (1, -1)))
-G = np.array([[p**k / math.prod(p - q for q in POINTS if q != p) for k in range(3)] for p in POINTS] + [[0, 0, 1]])
-G_BOTH_AXES = np.kron(G, G).astype(f4)
+MAX_TILES, LEAST_TILES = 96, 24  # in a unit, about: with more they do not fit the cache, with fewer the weight is slow
+UNITS = 16  # at least, if there are so many tiles: work for several threads
+SMALL_WEIGHT = 1 << 20  # bytes of a transformed weight, at most, for units of LEAST_TILES
+MAX_PARTIAL_SUMS, PARTIAL_BYTES = 16, 8 << 20  # of a weight's gradient: their number, and their bytes together
+PART_TILES = 512  # of a partial sum, at least
+FLOAT32_UNITS = 32  # of a partial sum, at most: each is summed in float32, and the partial sums in float64
+SHARES = 8  # of the channels, where there is one partial sum
+ROWS = 24  # a multiple of the rows of each tile of vector_tiles.py
+FLOPS_PER_BYTE = 40  # by the definition, that a core computes in the time in which it copies a byte
+ZEROS = np.zeros(2 * LANES, f4)
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -54,70 +50,53 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """The maps of `correlate`. Raises UnsuitableData if one is not finite."""
-    return _convolved(image, _by_group(spec, weight), bias, spec.maps_shape, [a.before for a in spec.window.axes])
+    return _convolved(_plan_of(spec, False), image, weight, bias, spec)
 
 
 def winograd_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image of the adjoint of `correlate`: a convolution of the maps with the flipped weight. Raises UnsuitableData
     if a number is not finite."""
-    flipped = _by_group(spec, weight)[..., ::-1].swapaxes(1, 2)
-    return _convolved(maps, flipped, bias, spec.window.layout.shape, [2 - a.before for a in spec.window.axes])
+    return _convolved(_plan_of(spec, True), maps, weight, bias, spec)
 
 
 def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
     """The weight's gradient. Raises UnsuitableData if a number is not finite."""
-    groups, filters, channels, _ = spec.weight_shape
-    image_sizes, maps_sizes = (
-        _sizes(image, maps.shape, [a.before for a in spec.window.axes]),
-        _sizes(maps, maps.shape, [0, 0]),
-    )
-    strips, tiles = len(maps) * int(maps_sizes[loops.STRIPS]), int(maps_sizes[loops.TILES])
-    image, maps, weight = flat(image), flat(maps), (36, groups, filters, channels)
-    channels_and_filters, gradient = (
-        spec.channels + spec.filters,
-        _WeightGradient(image, maps, image_sizes, maps_sizes, weight),
-    )
-    if 4 * math.prod(weight) <= PARTIAL_SUM_BYTES:
-        total = gradient.by_partial_sums(_chunks(strips, tiles, _max_tiles(channels_and_filters)))
-    else:
-        total = gradient.chunk_by_chunk(_chunks(strips, tiles, _max_tiles(channels_and_filters, 2 * MAX_TILES)))
-    _check_finite(total)
-    dweight = _matmul(G_BOTH_AXES.T, total.reshape(36, -1))
-    return np.ascontiguousarray(dweight.T).reshape(spec.filters, channels, 3, 3)
+    plan, (groups, filters, channels, _) = _plan_of(spec, False), spec.weight_shape
+    size = groups * plan.channel_blocks * POINTS * plan.row_room * LANES
+    units = plan.units // groups
+    parts = min(MAX_PARTIAL_SUMS, PARTIAL_BYTES // (4 * size), units * len(plan.tiles) // PART_TILES)
+    parts = max(1, parts, units // FLOAT32_UNITS)
+    shares = max(1, min(SHARES, plan.channel_blocks // 2)) if parts == 1 else 1
+    partial, dweight = np.zeros((parts, size), f4), np.empty((spec.filters, channels, 3, 3), f4)
+    tiles, filter_terms = plan.tiles, plan.terms(filters)
+    chunked(parts * groups * shares, int(spec.flops / FLOPS_PER_BYTE))(
+        loops.weight_gradient, flat(image), flat(maps), partial.reshape(-1), plan.sizes, tiles, filter_terms, ZEROS,
+        parts, shares, workspace=plan.workspace,
+    )  # fmt: skip
+    totals = partial[0] if parts == 1 else partial.sum(axis=0, dtype=f4 if parts <= FLOAT32_UNITS else np.float64)
+    loops.finish_weight_gradient(totals.astype(f4, copy=False), plan.sizes, shares, dweight.reshape(-1))
+    _check_finite(dweight)
+    return dweight
 
 
-# --------------------------------------------------------------------------------------------------------------- steps
-def _by_group(spec: Any, weight: Array) -> Array:
-    """The weight as (groups, filters, channels, taps)."""
-    return np.reshape(weight, spec.weight_shape)
+def _convolved(plan: _Plan, source: Array, weight: Array, bias: Array | None, spec: Any) -> Array:
+    """What the plan's convolution makes of an image, which for the adjoint is the maps."""
+    groups, filters, channels = (int(plan.sizes[i]) for i in (loops.GROUPS, loops.FILTERS, loops.CHANNELS))
+    target, checks = backends.result(plan.target_shape, f4), np.empty(plan.units)
+    biases = np.zeros((groups, plan.filter_blocks * LANES), f4)
+    if bias is not None:
+        biases[:, :filters] = bias.reshape(groups, filters)
+    with backends.workspace(f4, (POINTS * biases.size * channels,)) as (points,):
+        loops.transform_weights(flat(weight), plan.sizes, plan.strides, points)
+        chunked(plan.units, int(spec.flops / FLOPS_PER_BYTE))(
+            loops.correlate, flat(source), points, biases.reshape(-1), flat(target), plan.sizes, plan.tiles,
+            plan.terms(channels), ZEROS, checks, workspace=plan.workspace,
+        )  # fmt: skip
+    _check_finite(checks)
+    return target
 
 
-def _sizes(array: Array, maps_shape: tuple[int, ...], before: list[int]) -> Array:
-    """The `sizes` of a transform of an array, for maps of a shape. winograd_loops.py names the entries."""
-    strips, tiles = (-(-length // TILE) for length in maps_shape[2:])
-    return np.array([*array.shape[1:], *before, strips, tiles], np.int64)
-
-
-def _matmul(x: Array, y: Array) -> Array:
-    """The product, on one thread: several BLAS threads would keep polling for as long as the convolution takes."""
-    with backends.single_threaded_blas():
-        return x @ y
-
-
-def _max_tiles(channels: int, max_tiles: int = MAX_TILES) -> int:
-    """Tiles in a chunk, for images and maps with this number of channels together."""
-    return max(MIN_TILES, min(max_tiles, TRANSFORMED_BYTES // (36 * 4 * channels)))
-
-
-def _chunks(strips: int, tiles: int, max_tiles: int) -> list[tuple[int, int]]:
-    """Strips in chunks of about `max_tiles` tiles at most, an even number of chunks, from the shape alone."""
-    number = -(-strips * tiles // max_tiles)
-    number = min(strips, number + number % 2)
-    edges = [strips * i // number for i in range(number + 1)]
-    return list(itertools.pairwise(edges))
-
-
-def _check_finite(results: Any) -> None:
+def _check_finite(results: Array) -> None:
     if not np.isfinite(results).all():
         raise UnsuitableData(
             "a result of Winograd's form is NaN or infinite, from the data or an overflow, and so is its whole tile;"
@@ -125,109 +104,75 @@ def _check_finite(results: Any) -> None:
         )
 
 
-def _convolved(image: Array, weight: Array, bias: Array | None, shape: tuple[int, ...], before: list[int]) -> Array:
-    """The convolution of an image with a weight (groups, filters, channels, taps), as maps of a shape."""
-    groups, filters, channels, _ = weight.shape
-    maps = backends.result(shape, f4)
-    image_sizes, maps_sizes = _sizes(image, shape, before), _sizes(maps, shape, [0, 0])
-    strips, tiles = int(maps_sizes[loops.STRIPS]), int(maps_sizes[loops.TILES])
-    bias = np.zeros(shape[1], f4) if bias is None else flat(bias)
-    source, target, checks = flat(image), flat(maps), []
-    points = _matmul(G_BOTH_AXES, weight.reshape(-1, 9).T).reshape(36, groups, filters, channels)
-
-    # Few tiles still make two chunks, for two threads.
-    max_tiles = max(MIN_TILES, min(_max_tiles(image.shape[1] + shape[1]), len(image) * strips * tiles // 2))
-
-    def compute(chunk: tuple[int, int]) -> None:
-        start, number = chunk[0], chunk[1] - chunk[0]
-        n = number * tiles
-        arrays = (36, groups, channels, n), (36, groups, filters, n), *_workspace_shapes(number, tiles)
-        with backends.workspace(f4, *arrays) as (patches, products, work, rows):
-            loops.transform_inputs(source, flat(patches), image_sizes, start, number, 0, groups * channels, work, rows)
-            np.matmul(points, patches, out=products)
-            checks.append(loops.transform_outputs(flat(products), target, bias, maps_sizes, start, number, work, rows))
-
-    with backends.single_threaded_blas():
-        backends.run_chunks(compute, _chunks(len(image) * strips, tiles, max_tiles))
-    _check_finite(checks)
-    return maps
-
-
-def _workspace_shapes(strips: int, tiles: int) -> tuple[tuple[int], tuple[int]]:
-    """Shapes of the workspace that a transform needs."""
-    return (WORK_FLOATS * strips * tiles,), (max(strips * TILE * tiles, 6 * (TILE * tiles + 2)),)
-
-
+# --------------------------------------------------------------------------------------------------------------- plans
 @dataclass(frozen=True)
-class _WeightGradient:
-    """The weight's gradient in transformed form, of the shape `weight`, from an image and maps and their `_sizes`."""
+class _Plan:
+    """What the loops are given besides their arrays. strides: of the weight, as `transform_weights` takes them.
+    tiles: where each tile's vectors begin in a block of transformed tiles. workspace: for the transformed
+    tiles of both sides, and for a sheet."""
 
-    image: Array
-    maps: Array
-    image_sizes: Array
-    maps_sizes: Array
-    weight: tuple[int, ...]
+    sizes: Array
+    strides: Array
+    tiles: Array
+    target_shape: tuple[int, ...]
+    units: int
+    workspace: tuple[int, int, int]
 
-    @contextlib.contextmanager
-    def workspace(self, chunk: tuple[int, int]) -> Iterator[tuple[Array, Array]]:
-        """Workspace for a chunk's transformed image and maps."""
-        _, groups, filters, channels = self.weight
-        n = (chunk[1] - chunk[0]) * int(self.maps_sizes[loops.TILES])
-        with backends.workspace(f4, (36, groups, channels, n), (36, groups, filters, n)) as (patches, gradients):
-            yield patches, gradients
+    @property
+    def channel_blocks(self) -> int:
+        return -(-int(self.sizes[loops.CHANNELS]) // LANES)
 
-    def transform(self, transform: Any, to: Array, chunk: tuple[int, int], first: int, last: int) -> None:
-        """Transform a chunk of the image (`loops.transform_inputs`) or of the maps (`loops.transform_gradients`),
-        channels from first to last."""
-        source, sizes = (
-            (self.image, self.image_sizes) if transform is loops.transform_inputs else (self.maps, self.maps_sizes)
-        )
-        strips = chunk[1] - chunk[0]
-        with backends.workspace(f4, *_workspace_shapes(strips, int(sizes[loops.TILES]))) as (work, rows):
-            transform(source, flat(to), sizes, chunk[0], strips, first, last, work, rows)
+    @property
+    def filter_blocks(self) -> int:
+        return -(-int(self.sizes[loops.FILTERS]) // LANES)
 
-    def by_partial_sums(self, cuts: list[tuple[int, int]]) -> Array:
-        """Several partial sums in parallel, each over some chunks in order."""
-        number = min(MAX_PARTIAL_SUMS, len(cuts))
-        sums = np.empty((number, *self.weight), f4 if len(cuts) <= FLOAT32_CHUNKS * number else np.float64)
+    @property
+    def row_room(self) -> int:
+        return int(self.sizes[loops.ROW_ROOM])
 
-        def compute(part: int) -> None:
-            first, stop = len(cuts) * part // number, len(cuts) * (part + 1) // number
-            for i in range(first, stop):
-                with (
-                    self.workspace(cuts[i]) as (patches, gradients),
-                    backends.workspace(f4, self.weight) as (products,),
-                ):
-                    self.transform(loops.transform_inputs, patches, cuts[i], 0, int(self.image_sizes[loops.CHANNELS]))
-                    self.transform(
-                        loops.transform_gradients, gradients, cuts[i], 0, int(self.maps_sizes[loops.CHANNELS])
-                    )
-                    np.matmul(gradients, patches.swapaxes(-1, -2), out=products)
-                    if i == first:
-                        sums[part] = products
-                    else:
-                        sums[part] += products
+    def terms(self, channels: int) -> Array:
+        """Where each channel's numbers begin in transformed tiles, with entries more for a last tile of products."""
+        c = np.arange(channels)
+        found = np.zeros(channels + ROWS, np.int64)
+        found[:channels] = c // LANES * self.tiles.size * LANES + c % LANES
+        return found
 
-        with backends.single_threaded_blas():
-            backends.run_chunks(compute, range(number))
-        total: Array = sums.sum(axis=0)
-        return total.astype(f4, copy=False)
 
-    def chunk_by_chunk(self, cuts: list[tuple[int, int]]) -> Array:
-        """Chunk by chunk; in each the channels, then the 36 products in parallel."""
-        total = np.zeros(self.weight, f4 if len(cuts) <= FLOAT32_CHUNKS else np.float64)
-        for chunk in cuts:
-            with self.workspace(chunk) as (patches, gradients):
-                for transform, to in ((loops.transform_inputs, patches), (loops.transform_gradients, gradients)):
-                    parallel_chunks(
-                        to[0, :, :, 0].size, 2 * to.nbytes, functools.partial(self.transform, transform, to, chunk)
-                    )
+@backends.planned
+def _plan_of(spec: Any, adjoint: bool) -> _Plan:
+    """The plan of `correlate` and of the weight's gradient, or that of `correlate_adjoint`."""
+    groups, filters, channels, _ = spec.weight_shape
+    image, maps, before = spec.window.layout.shape, spec.maps_shape, [a.before for a in spec.window.axes]
+    strides = [filters * channels * 9, channels * 9, 9, 1]
+    if adjoint:
+        image, maps, before = maps, image, [2 - n for n in before]
+        strides = [strides[0], 9, channels * 9, -1]
+        filters, channels = channels, filters
+    down, across = (-(-length // TILE) for length in maps[2:])
+    batch, band = _cut(maps[0], down, across, groups, POINTS * 4 * filters * channels)
+    bands, room = -(-down // band), _up(batch * band * across, ROWS)
+    sizes = [maps[0], groups, channels, filters, *image[2:], *maps[2:], *before, batch, band, bands, across, room]
+    sheet = (TILE * band + 2) * (TILE * across + 2) * LANES
+    return _Plan(
+        np.array([*sizes, _up(filters, ROWS)], np.int64),
+        np.array(strides, np.int64),
+        np.arange(room, dtype=np.int64) * LANES,
+        maps,
+        -(-maps[0] // batch) * bands * groups,
+        (POINTS * _up(channels, LANES) * room, POINTS * _up(filters, LANES) * room, sheet),
+    )
 
-                def add(first: int, last: int, gradients: Array = gradients, patches: Array = patches) -> None:
-                    with backends.workspace(f4, total[first:last].shape) as (products,):
-                        np.matmul(gradients[first:last], patches[first:last].swapaxes(-1, -2), out=products)
-                        total[first:last] += products
 
-                with backends.single_threaded_blas():
-                    parallel_chunks(36, 12 * CHUNK_BYTES, add)
-        return total.astype(f4, copy=False)
+def _up(number: int, step: int) -> int:
+    """The next multiple of a step."""
+    return -(-number // step) * step
+
+
+def _cut(samples: int, down: int, across: int, groups: int, weight_bytes: int) -> tuple[int, int]:
+    """Samples and rows of tiles of a unit, for samples of `down` rows of `across` tiles."""
+    least = LEAST_TILES if weight_bytes <= SMALL_WEIGHT else MAX_TILES
+    tiles = samples * down * across * groups
+    wanted = min(MAX_TILES, max(least, -(-tiles // UNITS)), -(-tiles // 2))
+    if down * across <= wanted:
+        return -(-samples // -(-samples // (wanted // (down * across)))), down
+    return 1, -(-down // -(-down // max(1, round(wanted / across))))

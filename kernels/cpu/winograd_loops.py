@@ -1,15 +1,15 @@
-"""Winograd's transforms of 3×3 convolution, F(4×4, 3×3), with the points 0, ±√½, ±√2 and infinity.
+"""The loops of Winograd's 3×3 convolution, F(4×4, 3×3), with the points 0, ±√½, ±√2 and infinity.
 
 y = A^T (G w G^T · B^T d B) A for each tile of 4×4 windows, which sees a patch d of 6×6 cells; · is a product element by
-element, and over channels a matrix product. The weight's gradient is the same algorithm with the maps' 4×4 tiles as its
-kernel: G^T (A dy A^T · B^T d B) G. Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
+element, and over channels a matrix product at each of the 36 points. The weight's gradient is the same algorithm with
+the maps' 4×4 tiles as its kernel: G^T (A dy A^T · B^T d B) G. Lavin and Gray, Fast Algorithms for Convolutional Neural
+Networks, 2015. The usual points 0, ±1, ±2 need no factors with a root, but their largest error is four times larger,
+because their powers differ more.
 
-The usual points 0, ±1, ±2 need no factors with a root, but their largest error is four times larger, because their
-powers differ more.
-
-Arrays are flat float32; images and maps are (samples, channels, height, width). A *strip* is a row of tiles; strips are
-counted over all samples. A transformed array is (36, channels, tiles). All inner loops run over the tiles of many
-strips, because one strip is too short for an efficient loop."""
+Vectors go over 16 channels or filters, a *block*. A *unit* is some samples of a group, or a band of rows of tiles of
+one. Block by block its cells are transposed to a *sheet*, (samples, rows, columns, 16), with zeros for the padding. The
+transformed tiles are (36, blocks, `room` tiles, 16). A product's blocks come in pairs where the tile of vector_tiles.py
+has two vectors: (36, pairs, rows, 2, 16). Each sum is in order, so the bits depend on nothing but the shapes."""
 
 from __future__ import annotations
 
@@ -18,202 +18,285 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
+from .vector_tiles import (
+    WINDOWS_BY_FILTERS,
+    transpose,
+    two_axis_transform,
+    windows_by_one_vector,
+    windows_by_two_vectors,
+)
+from .vectors import LANES, broadcast, load, store, total
 
 Array = Any
-f4, U = np.float32, np.uint64  # unsigned offsets need no test for negative ones, so the compiler can vectorise
 
-SMALL_POINT, LARGE_POINT = f4(0.5**0.5), f4(2**0.5)  # the absolute values of the points
-TILE, PATCH = 4, 6  # windows of a tile, and cells of its patch, along an axis
-OVERLAP = PATCH - TILE  # columns of a patch that are also the next one's first
-# Workspace for each tile: results between the two axes' transforms (6 rows of 4 cells, or 4 of 6), the last columns of
-# a strip, and the columns of one row of patches.
-BETWEEN_FLOATS = PATCH * TILE
-WORK_FLOATS = BETWEEN_FLOATS + OVERLAP * PATCH + PATCH
-# Entries of `sizes`. STRIPS: in a sample. TILES: in a strip.
-CHANNELS, HEIGHT, WIDTH, TOP, LEFT, STRIPS, TILES = range(7)
+TILE, PATCH, POINTS = 4, 6, 36  # windows of a tile and cells of its patch along an axis; points of both axes
+ROWS, VECTORS = WINDOWS_BY_FILTERS[4]
+# Entries of `sizes`. HEIGHT and WIDTH: of the image; MAP_HEIGHT and MAP_WIDTH: of the maps. BAND: rows of tiles of a
+# unit; ACROSS: tiles of a row. ROOM: tiles for which a unit has room; ROW_ROOM: filters, for a weight's gradient.
+SAMPLES, GROUPS, CHANNELS, FILTERS, HEIGHT, WIDTH, MAP_HEIGHT, MAP_WIDTH, TOP, LEFT = range(10)
+BATCH, BAND, BANDS, ACROSS, ROOM, ROW_ROOM = range(10, 16)
 
-
-# ------------------------------------------------------------------------------------------- the transforms of one axis
-@kernel(relaxed=True)
-def _input_transform(s: Array, at: int, step: int, d: Array, to: int, pitch: int, n: int) -> None:
-    """B^T for n neighbours: 6 numbers `step` apart become 6 numbers `pitch` apart."""
-    at, step, to, pitch = U(at), U(step), U(to), U(pitch)
-    for i in range(n):
-        p, q = at + U(i), to + U(i)
-        x0, x1, x2 = s[p], s[p + step], s[p + U(2) * step]
-        x3, x4, x5 = s[p + U(3) * step], s[p + U(4) * step], s[p + U(5) * step]
-        even, odd = x4 - f4(2) * x2, SMALL_POINT * (x3 - f4(2) * x1)
-        large_even, large_odd = x4 - f4(0.5) * x2, LARGE_POINT * (x3 - f4(0.5) * x1)
-        d[q] = x0 - f4(2.5) * x2 + x4
-        d[q + pitch] = even + odd
-        d[q + U(2) * pitch] = even - odd
-        d[q + U(3) * pitch] = large_even + large_odd
-        d[q + U(4) * pitch] = large_even - large_odd
-        d[q + U(5) * pitch] = x1 - f4(2.5) * x3 + x5
+# ------------------------------------------------------------------------------------------------------ the transforms
+FINITE_POINTS = [0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)]
 
 
-@kernel(relaxed=True)
-def _output_transform(s: Array, at: int, step: int, d: Array, to: int, pitch: int, n: int) -> None:
-    """A^T for n neighbours: 6 numbers `step` apart become 4 numbers `pitch` apart."""
-    at, step, to, pitch = U(at), U(step), U(to), U(pitch)
-    for i in range(n):
-        p, q = at + U(i), to + U(i)
-        x0, x1, x2 = s[p], s[p + step], s[p + U(2) * step]
-        x3, x4, x5 = s[p + U(3) * step], s[p + U(4) * step], s[p + U(5) * step]
-        even, odd, large_even, large_odd = x1 + x2, SMALL_POINT * (x1 - x2), x3 + x4, LARGE_POINT * (x3 - x4)
-        d[q] = x0 + even + large_even
-        d[q + pitch] = odd + large_odd
-        d[q + U(2) * pitch] = f4(0.5) * even + f4(2) * large_even
-        d[q + U(3) * pitch] = f4(0.5) * odd + f4(2) * large_odd + x5
+def _others(point: float | None) -> Array:
+    """The polynomial with leading coefficient 1 whose roots are the other finite points; the constant first."""
+    return np.poly([q for q in FINITE_POINTS if q != point])[::-1]
 
 
-@kernel(relaxed=True)
-def _gradient_transform(s: Array, at: int, step: int, d: Array, to: int, pitch: int, n: int) -> None:
-    """A for n neighbours: 4 numbers `step` apart become 6 numbers `pitch` apart."""
-    at, step, to, pitch = U(at), U(step), U(to), U(pitch)
-    for i in range(n):
-        p, q = at + U(i), to + U(i)
-        x0, x1, x2, x3 = s[p], s[p + step], s[p + U(2) * step], s[p + U(3) * step]
-        even, odd = x0 + f4(0.5) * x2, SMALL_POINT * (x1 + f4(0.5) * x3)
-        large_even, large_odd = x0 + f4(2) * x2, LARGE_POINT * (x1 + f4(2) * x3)
-        d[q] = x0
-        d[q + pitch] = even + odd
-        d[q + U(2) * pitch] = even - odd
-        d[q + U(3) * pitch] = large_even + large_odd
-        d[q + U(4) * pitch] = large_even - large_odd
-        d[q + U(5) * pitch] = x3
+AT = np.array([[p**k for p in FINITE_POINTS] + [float(k == 3)] for k in range(4)])
+G = np.array([[p**k / np.polyval(_others(p)[::-1], p) for k in range(3)] for p in FINITE_POINTS] + [[0, 0, 1]])
+BT = np.array([[*_others(p), 0] for p in FINITE_POINTS] + [_others(None)])
 
 
-# ---------------------------------------------------------------------------------------------------------------- runs
-@kernel()
-def _copy(d: Array, to: int, s: Array, at: int, n: int) -> None:
-    """Copy n numbers."""
-    to, at = U(to), U(at)
-    for i in range(n):
-        d[to + U(i)] = s[at + U(i)]
+transform_image, transform_maps, transform_gradient = (two_axis_transform(m) for m in (BT, AT.T, G.T))
+transform_weight, transform_products = two_axis_transform(G), two_axis_transform(AT)
 
 
 @kernel()
-def _zero(d: Array, to: int, n: int) -> None:
-    """Set n numbers to 0."""
-    to = U(to)
-    for i in range(n):
-        d[to + U(i)] = f4(0)
+def transform_weights(weight: Array, sizes: Array, strides: Array, points: Array) -> None:
+    """G w G^T of a weight, as (groups, blocks of 16 filters, 36, channels, 16).
+
+    strides: elements of the weight from one group, filter, channel and tap to the next. The last is -1 for the adjoint,
+    whose kernel is the flipped one."""
+    channels, filters, taps = sizes[CHANNELS], sizes[FILTERS], np.zeros(9 * LANES, weight.dtype)
+    blocks, step, tap = (filters + LANES - 1) // LANES, channels * LANES, strides[3] * LANES
+    first = 0 if tap > 0 else 8 * LANES
+    for b in range(sizes[GROUPS] * blocks):
+        f = b % blocks * LANES
+        for c in range(channels):
+            at = b // blocks * strides[0] + f * strides[1] + c * strides[2]
+            transpose(weight, at, strides[1], filters - f, 9, taps, 0, LANES)
+            to = b * POINTS * step + c * LANES
+            transform_weight(taps, first, 3 * tap, tap, points, to, PATCH * step, step)
 
 
-@kernel()
-def _split_phases(s: Array, at: int, d: Array, to: int, pitch: int, n: int) -> None:
-    """Cell 4 t + k becomes cell t of phase k. Phases are `pitch` apart."""
-    at, to, pitch = U(at), U(to), U(pitch)
-    for i in range(n):
-        p, q = at + U(4) * U(i), to + U(i)
-        a, b, c, e = s[p], s[p + U(1)], s[p + U(2)], s[p + U(3)]
-        d[q], d[q + pitch], d[q + U(2) * pitch], d[q + U(3) * pitch] = a, b, c, e
+# ------------------------------------------------------------------------------------------------------ sheets of cells
+@kernel(allocates=False)
+def _zero(array: Array, to: int, count: int) -> None:
+    zeros = broadcast(array, 0)
+    for i in range(to, to + count, LANES):
+        store(array, i, zeros)
 
 
-@kernel(relaxed=True)
-def _join_phases(s: Array, at: int, pitch: int, d: Array, bias: float, n: int) -> Any:
-    """The inverse of `_split_phases`, plus a bias. Returns 0, or NaN if a number is not finite."""
-    at, pitch, check = U(at), U(pitch), f4(0)
-    for i in range(n):
-        p, q = at + U(i), U(4) * U(i)
-        a, b, c, e = s[p], s[p + pitch], s[p + U(2) * pitch], s[p + U(3) * pitch]
-        check += f4(0) * a + f4(0) * b + f4(0) * c + f4(0) * e
-        d[q], d[q + U(1)], d[q + U(2)], d[q + U(3)] = a + bias, b + bias, c + bias, e + bias
-    return check
+@kernel(allocates=False)
+def _transpose(
+    source: Array, at: int, pitch: int, rows: int, columns: int, target: Array, to: int, between: int
+) -> None:  # fmt: skip
+    """`transpose`, which takes a third of the time where it is a constant that all lanes are there."""
+    if rows >= LANES and columns >= LANES:
+        transpose(source, at, pitch, LANES, LANES, target, to, between)
+    else:
+        transpose(source, at, pitch, rows, columns, target, to, between)
 
 
-# ----------------------------------------------------------------------------------------------------- whole transforms
-@kernel()
-def _input_rows(image: Array, plane: int, strip: int, sizes: Array, rows: Array) -> None:
-    """Copy the six padded rows under a strip of one channel; `rows` already has zeros on both sides of them."""
-    height, width, left = sizes[HEIGHT], sizes[WIDTH], sizes[LEFT]
-    pitch = TILE * sizes[TILES] + OVERLAP
-    first = max(0, left)
-    n = max(0, min(width + left, pitch) - first)
-    for k in range(PATCH):
-        y = TILE * (strip % sizes[STRIPS]) - sizes[TOP] + k
-        if 0 <= y < height:
-            _copy(rows, k * pitch + first, image, (plane + y) * width + first - left, n)
+@kernel(allocates=False)
+def _fill(
+    source: Array, at: int, channels: int, height: int, width: int, top: int, left: int, sheet: Array, to: int,
+    rows: int, columns: int,
+) -> None:  # fmt: skip
+    """A sample's rows of the sheet: its cell (y, x) is cell (top + y, left + x) of the planes of up to 16 channels."""
+    first, stop = min(columns, max(0, -left)), max(0, min(columns, width - left))
+    for y in range(top, top + rows):
+        if y < 0 or y >= height or first >= stop:
+            _zero(sheet, to, columns * LANES)
         else:
-            _zero(rows, k * pitch + first, n)
+            _zero(sheet, to, first * LANES)
+            for x in range(first, stop, LANES):
+                place = at + y * width + left + x
+                _transpose(source, place, height * width, channels, stop - x, sheet, to + x * LANES, LANES)
+            _zero(sheet, to + stop * LANES, (columns - stop) * LANES)
+        to += columns * LANES
 
 
-@kernel()
-def transform_inputs(
-    image: Array, to: Array, sizes: Array, strip: int, strips: int, start: int, stop: int, work: Array, rows: Array
+@kernel(allocates=False)
+def _place(sizes: Array, unit: int) -> Any:
+    """A unit's group, first sample, samples, first row of tiles and rows of tiles."""
+    group, band, n = unit % sizes[GROUPS], unit // sizes[GROUPS] % sizes[BANDS], unit // (sizes[GROUPS] * sizes[BANDS])
+    n, row = n * sizes[BATCH], band * sizes[BAND]
+    rows = min(sizes[BAND], (sizes[MAP_HEIGHT] + TILE - 1) // TILE - row)
+    return group, n, min(sizes[BATCH], sizes[SAMPLES] - n), row, rows
+
+
+@kernel(allocates=False)
+def _transform_images(
+    image: Array, sizes: Array, unit: int, first: int, stop: int, sheet: Array, patches: Array
 ) -> None:
-    """B^T d B of the patches of some strips, channels `start` to `stop`, to (36, channels, tiles).
+    """B^T d B of the patches of a unit, of the blocks `first` to `stop` of channels."""
+    group, n, samples, row, rows = _place(sizes, unit)
+    channels, plane, across = sizes[CHANNELS], sizes[HEIGHT] * sizes[WIDTH], sizes[ACROSS]
+    columns, pitch = TILE * across + 2, (stop - first) * sizes[ROOM] * LANES
+    for block in range(first, stop):
+        t = (block - first) * sizes[ROOM] * LANES
+        for s in range(n, n + samples):
+            at = ((s * sizes[GROUPS] + group) * channels + block * LANES) * plane
+            _fill(
+                image, at, channels - block * LANES, sizes[HEIGHT], sizes[WIDTH], TILE * row - sizes[TOP],
+                -sizes[LEFT], sheet, 0, TILE * rows + 2, columns,
+            )  # fmt: skip
+            for y in range(rows):
+                for x in range(across):
+                    here = TILE * (y * columns + x) * LANES
+                    transform_image(
+                        sheet, here, columns * LANES, LANES, patches, t, PATCH * pitch, pitch
+                    )  # fmt: skip
+                    t += LANES
 
-    `rows`: workspace for the padded rows of a strip, 6 rows of 4 cells a tile and 2 more."""
-    channels, tiles = sizes[CHANNELS], sizes[TILES]
-    n, wide = strips * tiles, TILE * tiles
-    # Workspace: rows transformed vertically (6, strips, 4 a tile); the last two columns of the last tile of each strip
-    # (2, 6, strips); the six columns of the tiles of one such row (6, n).
-    last_columns, pitch = BETWEEN_FLOATS * n, wide + OVERLAP
-    phases = last_columns + OVERLAP * PATCH * strips
-    _zero(rows, 0, PATCH * pitch)
-    for c in range(start, stop):
-        for r in range(strips):
-            plane = ((strip + r) // sizes[STRIPS] * channels + c) * sizes[HEIGHT]
-            _input_rows(image, plane, strip + r, sizes, rows)
-            _input_transform(rows, 0, pitch, work, r * wide, TILE * n, wide)
-            _input_transform(rows, wide, pitch, work, last_columns + r, strips, 1)
-            _input_transform(rows, wide + 1, pitch, work, last_columns + PATCH * strips + r, strips, 1)
-        for a in range(PATCH):
-            _split_phases(work, TILE * n * a, work, phases, n, n)
-            # A tile's fifth and sixth column are the next one's first two.
-            _copy(work, phases + 4 * n, work, phases + 1, n - 1)
-            _copy(work, phases + 5 * n, work, phases + n + 1, n - 1)
-            for r in range(strips):
-                work[phases + 4 * n + r * tiles + tiles - 1] = work[last_columns + a * strips + r]
-                work[phases + 5 * n + r * tiles + tiles - 1] = work[last_columns + (PATCH + a) * strips + r]
-            _input_transform(work, phases, n, to, (PATCH * a * channels + c) * n, channels * n, n)
+
+@kernel(allocates=False)
+def _transform_maps(maps: Array, sizes: Array, unit: int, sheet: Array, gradients: Array) -> None:
+    """A dy A^T of the tiles of a unit, of all filters."""
+    group, n, samples, row, rows = _place(sizes, unit)
+    filters, plane, across = sizes[FILTERS], sizes[MAP_HEIGHT] * sizes[MAP_WIDTH], sizes[ACROSS]
+    blocks, columns = (filters + LANES - 1) // LANES, TILE * across
+    pitch = blocks * sizes[ROOM] * LANES
+    for block in range(blocks):
+        t = block * sizes[ROOM] * LANES
+        for s in range(n, n + samples):
+            at = ((s * sizes[GROUPS] + group) * filters + block * LANES) * plane
+            _fill(
+                maps, at, filters - block * LANES, sizes[MAP_HEIGHT], sizes[MAP_WIDTH], TILE * row, 0, sheet, 0,
+                TILE * rows, columns,
+            )  # fmt: skip
+            for y in range(rows):
+                for x in range(across):
+                    here = TILE * (y * columns + x) * LANES
+                    transform_maps(
+                        sheet, here, columns * LANES, LANES, gradients, t, PATCH * pitch, pitch
+                    )  # fmt: skip
+                    t += LANES
+
+
+# ------------------------------------------------------------------------------------------------------------- products
+@kernel(allocates=False)
+def _multiply(
+    factors: Array, starts: Array, number: int, at: int, offsets: Array, count: int, vectors: Array, w: int,
+    second: int, blocks: int, zeros: Array, out: Array, to: int, room: int, more: bool,
+) -> None:  # fmt: skip
+    """For each block, the sums over k < count of factors[at + starts[i] + offsets[k]] * vectors[w + LANES * k], for
+    i < number; from block to block of the vectors it is `second`. If `more`, they are added to what is in `out`."""
+    block = 0
+    while block < blocks:
+        width = min(VECTORS, blocks - block)
+        for i in range(0, number, ROWS):
+            here = to + (block * room + i * width) * LANES
+            if width == 2:
+                windows_by_two_vectors(
+                    factors, starts, i, at, offsets, 0, count, vectors, w + block * second, second, zeros, 0, out,
+                    starts, 0, out, here, False, more,
+                )  # fmt: skip
+            else:
+                windows_by_one_vector(
+                    factors, starts, i, at, offsets, 0, count, vectors, w + block * second, second, zeros, 0, out,
+                    starts, 0, out, here, False, more,
+                )  # fmt: skip
+        block += width
+
+
+@kernel(allocates=False)
+def _width_and_place(block: int, blocks: int, room: int) -> Any:
+    """Vectors of a row of a block's pair in a product, and where row 0 of the block is."""
+    first = block - block % VECTORS
+    return min(VECTORS, blocks - first), (first * room + block - first) * LANES
+
+
+@kernel(allocates=False)
+def _share(blocks: int, share: int, shares: int) -> int:
+    """The first block of a share of the blocks: of whole pairs."""
+    first: int = min(blocks, 2 * ((blocks + 1) // 2 * share // shares))
+    return first
+
+
+# ---------------------------------------------------------------------------------------------------- the two functions
+@kernel()
+def correlate(
+    image: Array, points: Array, bias: Array, maps: Array, sizes: Array, tiles: Array, terms: Array, zeros: Array,
+    checks: Array, start: int, stop: int, patches: Array, products: Array, sheet: Array,
+) -> None:  # fmt: skip
+    """The maps of units `start` to `stop`. points: as `transform_weights` gives them; bias: (groups, blocks, 16).
+
+    checks: for each unit 0, or NaN if a number is not finite. tiles: where each tile's vectors begin; terms: where each
+    channel's numbers do."""
+    channels, filters, across, room = sizes[CHANNELS], sizes[FILTERS], sizes[ACROSS], sizes[ROOM]
+    blocks, channel_blocks = (filters + LANES - 1) // LANES, (channels + LANES - 1) // LANES
+    height, width, columns, step = sizes[MAP_HEIGHT], sizes[MAP_WIDTH], TILE * across, channels * LANES
+    pitch, check = blocks * room * LANES, np.empty(LANES, image.dtype)
+    for unit in range(start, stop):
+        group, n, samples, row, rows = _place(sizes, unit)
+        _transform_images(image, sizes, unit, 0, channel_blocks, sheet, patches)
+        for point in range(POINTS):
+            w = (group * blocks * POINTS + point) * step
+            _multiply(
+                patches, tiles, samples * rows * across, point * channel_blocks * room * LANES, terms, channels, points,
+                w, POINTS * step, blocks, zeros, products, point * pitch, room, False,
+            )  # fmt: skip
+        store(check, 0, broadcast(check, 0))
+        for block in range(blocks):
+            vectors, at = _width_and_place(block, blocks, room)
+            for s in range(n, n + samples):
+                for y in range(rows):
+                    for x in range(across):
+                        to, b = TILE * (y * columns + x) * LANES, (group * blocks + block) * LANES
+                        transform_products(
+                            products, at, PATCH * pitch, pitch, sheet, to, columns * LANES, LANES, bias, b, check
+                        )  # fmt: skip
+                        at += vectors * LANES
+                base = ((s * sizes[GROUPS] + group) * filters + block * LANES) * height
+                for y in range(min(TILE * rows, height - TILE * row)):
+                    for x in range(0, width, LANES):
+                        _transpose(
+                            sheet, (y * columns + x) * LANES, LANES, width - x, filters - block * LANES, maps,
+                            (base + TILE * row + y) * width + x, height * width,
+                        )  # fmt: skip
+        checks[unit] = total(load(check, 0))
+
+
+@kernel(allocates=False)
+def weight_gradient(
+    image: Array, maps: Array, partial: Array, sizes: Array, tiles: Array, terms: Array, zeros: Array, parts: int,
+    shares: int, start: int, stop: int, patches: Array, gradients: Array, sheet: Array,
+) -> None:  # fmt: skip
+    """Partial sums of the weight's gradient at the points, (parts, groups, shares, 36, blocks of channels, filters, 16)
+    with pairs of blocks. A job is a part of the units and a share of the channels. terms: where each filter's numbers
+    begin."""
+    groups, room, row_room = sizes[GROUPS], sizes[ROOM], sizes[ROW_ROOM]
+    channel_blocks, filter_blocks = (sizes[CHANNELS] + LANES - 1) // LANES, (sizes[FILTERS] + LANES - 1) // LANES
+    units = (sizes[SAMPLES] + sizes[BATCH] - 1) // sizes[BATCH] * sizes[BANDS]
+    for job in range(start, stop):
+        share, group, part = job % shares, job // shares % groups, job // (shares * groups)
+        first, last = _share(channel_blocks, share, shares), _share(channel_blocks, share + 1, shares)
+        blocks, result = last - first, ((part * groups + group) * channel_blocks + first) * POINTS * row_room * LANES
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            place = unit * groups + group
+            _, _, samples, _, rows = _place(sizes, place)
+            _transform_images(image, sizes, place, first, last, sheet, patches)
+            _transform_maps(maps, sizes, place, sheet, gradients)
+            for point in range(POINTS):
+                _multiply(
+                    gradients, terms, sizes[FILTERS], point * filter_blocks * room * LANES, tiles,
+                    samples * rows * sizes[ACROSS], patches, point * blocks * room * LANES, room * LANES, blocks, zeros,
+                    partial, result + point * blocks * row_room * LANES, row_room, True,
+                )  # fmt: skip
 
 
 @kernel()
-def transform_outputs(
-    products: Array, maps: Array, bias: Array, sizes: Array, strip: int, strips: int, work: Array, rows: Array
-) -> Any:
-    """A^T m A of (36, channels, tiles), plus the bias, to the maps. Returns 0, or NaN if a number is not finite.
-
-    `rows`: workspace for a row of each strip, 4 cells a tile."""
-    channels, height, width, tiles = sizes[CHANNELS], sizes[HEIGHT], sizes[WIDTH], sizes[TILES]
-    n, check = strips * tiles, f4(0)
-    phases = BETWEEN_FLOATS * n
-    for c in range(channels):
-        for b in range(PATCH):
-            _output_transform(products, (b * channels + c) * n, PATCH * channels * n, work, b * n, PATCH * n, n)
-        for a in range(TILE):
-            _output_transform(work, PATCH * a * n, n, work, phases, n, n)
-            check += _join_phases(work, phases, n, rows, bias[c], n)
-            for r in range(strips):
-                y = TILE * ((strip + r) % sizes[STRIPS]) + a
-                if y < height:
-                    plane = ((strip + r) // sizes[STRIPS] * channels + c) * height
-                    _copy(maps, (plane + y) * width, rows, r * TILE * tiles, width)
-    return check
-
-
-@kernel()
-def transform_gradients(
-    maps: Array, to: Array, sizes: Array, strip: int, strips: int, start: int, stop: int, work: Array, rows: Array
-) -> None:
-    """A dy A^T of the tiles of some strips, channels `start` to `stop`, to (36, channels, tiles)."""
-    channels, height, width, tiles = sizes[CHANNELS], sizes[HEIGHT], sizes[WIDTH], sizes[TILES]
-    n, wide = strips * tiles, TILE * tiles
-    phases = BETWEEN_FLOATS * n
-    _zero(rows, 0, strips * wide)
-    for c in range(start, stop):
-        for a in range(TILE):
-            for r in range(strips):
-                y = TILE * ((strip + r) % sizes[STRIPS]) + a
-                if y < height:
-                    plane = ((strip + r) // sizes[STRIPS] * channels + c) * height
-                    _copy(rows, r * wide, maps, (plane + y) * width, width)
-                else:
-                    _zero(rows, r * wide, width)
-            _split_phases(rows, 0, work, phases, n, n)
-            _gradient_transform(work, phases, n, work, PATCH * a * n, n, n)
-        for b in range(PATCH):
-            _gradient_transform(work, b * n, PATCH * n, to, (b * channels + c) * n, PATCH * channels * n, n)
+def finish_weight_gradient(totals: Array, sizes: Array, shares: int, dweight: Array) -> None:
+    """G^T S G of the sums over all parts, (groups, shares, 36, blocks of channels, filters, 16), to the weight's
+    gradient (groups, filters, channels, 9)."""
+    channels, filters, row_room = sizes[CHANNELS], sizes[FILTERS], sizes[ROW_ROOM]
+    channel_blocks, taps = (channels + LANES - 1) // LANES, np.empty(9 * LANES, totals.dtype)
+    for group in range(sizes[GROUPS]):
+        for share in range(shares):
+            first, last = _share(channel_blocks, share, shares), _share(channel_blocks, share + 1, shares)
+            pitch, base = (
+                (last - first) * row_room * LANES,
+                (group * channel_blocks + first) * POINTS * row_room * LANES,
+            )
+            for block in range(last - first):
+                width, at = _width_and_place(block, last - first, row_room)
+                c = (first + block) * LANES
+                for f in range(filters):
+                    here, to = base + at + f * width * LANES, ((group * filters + f) * channels + c) * 9
+                    transform_gradient(totals, here, PATCH * pitch, pitch, taps, 0, 3 * LANES, LANES)
+                    _transpose(taps, 0, LANES, 9, channels - c, dweight, to, 9)
