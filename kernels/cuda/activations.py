@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, Launch, alignment, cached_plan, contiguous, cuda_type, grid_size, offset_types
+from .launch import Launch, alignment, cached_plan, contiguous, cuda_type, grid_size, offset_types
 
 Array = Any
 BOOLS = "unsigned char"
@@ -37,7 +37,7 @@ def _make(
     scalars: tuple[Any, ...] = (real(_parameter(name, spec)), integer(size))
     if kernel == "dropout":
         scalars = (np.float32(spec), *scalars)
-    return Launch("activations", instance, grid_size(b, -(-size // cells)), BLOCK, scalars)
+    return Launch("activations", instance, grid_size(b, -(-size // cells)), scalars)
 
 
 def _parameter(name: str, spec: Any) -> float:

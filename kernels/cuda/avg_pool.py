@@ -14,32 +14,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.specs import AdaptiveWindow, Average
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import (
-    BLOCK,
-    PACK_BYTES,
-    Launch,
-    Pass,
-    alignment,
-    cached_plan,
-    contiguous,
-    divisor,
-    grid_size,
-    offset_types,
-)
+from .launch import PACK_BYTES, Launch, Pass, alignment, cached_plan, contiguous, divisor, grid_size, offset_types
 from .norm_plan import THREADS, device_of, lanes_of
-from .window import (
-    Tile,
-    axes,
-    axes_of,
-    inner,
-    inner_of,
-    is_adaptive,
-    is_plane,
-    is_wide,
-    planes,
-    tile_of,
-    too_large,
-)
+from .window import Tile, axes, axes_of, inner, inner_of, is_adaptive, is_plane, is_wide, planes, tile_of, too_large
 
 Array = Any
 MAX_HALF_DIVISOR = 2**16  # of sums of halves in avg_pool_tiled.cu
@@ -163,7 +140,7 @@ class _Call:
         divisors = (*divisor(tile.row), *divisor(lines), *divisor(tile.inner))
         kind = "sum_pool_tiled" if self.forward else "sum_pool_tiled_backward"
         instance = instance_name(kind, self.element, w.kernel, w.stride, tile.cells, offset, *tile.shape)
-        return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), BLOCK, (*sizes, *divisors))
+        return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), (*sizes, *divisors))
 
     def whole_planes(self, aligned_to: int) -> Launch:
         """A kernel of avg_pool_planes.cu; the array of whole planes is aligned to so many bytes. A plane gets so
@@ -178,7 +155,7 @@ class _Call:
         kind = "sum_planes" if self.forward else "fill_planes"
         instance = instance_name(kind, self.element, cells, warps, offset)
         sizes = (self.real, integer(number), np.int32(packs))
-        return Launch("avg_pool_planes", instance, grid_size(self.b, 32 * warps * number), BLOCK, sizes)
+        return Launch("avg_pool_planes", instance, grid_size(self.b, 32 * warps * number), sizes)
 
     def whole_columns(self, aligned_to: int) -> Launch:
         """The same where channels are the last axis."""
@@ -194,11 +171,11 @@ class _Call:
                 width //= 2  # 8 packs are 128 bytes
             instance = instance_name("pool_columns", self.element, pack, offset)
             sizes = (self.real, *map(np.uint32, (depth, columns, width)))
-            return Launch("avg_pool_planes", instance, samples * -(-columns // width), THREADS, sizes)
+            return Launch("avg_pool_planes", instance, samples * -(-columns // width), sizes, THREADS)
         threads, plane = samples * depth * columns, depth * columns
         counts = (self.real, *map(integer, (threads, columns, plane)), *divisor(columns), *divisor(plane))
         instance = instance_name("fill_columns", self.element, pack, offset)
-        return Launch("avg_pool_planes", instance, grid_size(self.b, threads), BLOCK, counts)
+        return Launch("avg_pool_planes", instance, grid_size(self.b, threads), counts)
 
     def general(self, sizes: list[np.int32]) -> Launch:
         """A kernel of avg_pool.cu; `sizes`: its AXES and BOUNDS."""
@@ -209,7 +186,7 @@ class _Call:
         counts = (self.real, np.int32(self.divisor is None), integer(number), *inner_of(self.window, integer))
         instance = instance_name(kind, self.element, offset)
         grid = grid_size(self.b, number * (32 if wide else 1))
-        return Launch("avg_pool", instance, grid, BLOCK, (*counts, *sizes))
+        return Launch("avg_pool", instance, grid, (*counts, *sizes))
 
 
 # ------------------------------------------------------------------------------------------------------------ launches

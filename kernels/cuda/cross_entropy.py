@@ -33,9 +33,7 @@ def _make_forward(b: Backend, spec: None, rows: int, classes: int, dtype: Any, l
     warps = WARPS if classes >= LONG_ROW else 1
     offset, _ = offset_types(rows * classes)
     instance = instance_name("cross_entropy", *_types(b, dtype, labels), warps, offset)
-    return Launch(
-        "cross_entropy", instance, grid_size(b, 32 * warps * rows), BLOCK, (np.int32(rows), np.int32(classes))
-    )
+    return Launch("cross_entropy", instance, grid_size(b, 32 * warps * rows), (np.int32(rows), np.int32(classes)))
 
 
 def _make_backward(b: Backend, spec: None, rows: int, classes: int, dtype: Any, labels: Any) -> Launch:
@@ -44,7 +42,7 @@ def _make_backward(b: Backend, spec: None, rows: int, classes: int, dtype: Any, 
     offset, integer = offset_types(rows * classes)
     instance = instance_name("cross_entropy_backward", *_types(b, dtype, labels), offset)
     scalars = (np.int32(rows), np.int32(classes), np.int32(piece), integer(units))
-    return Launch("cross_entropy", instance, grid_size(b, 32 * units), BLOCK, scalars)
+    return Launch("cross_entropy", instance, grid_size(b, 32 * units), scalars)
 
 
 def softmax_cross_entropy_forward(b: Backend, spec: None, x: Array, labels: Array) -> tuple[Array, Array, Array]:

@@ -75,14 +75,14 @@ class Launch(NamedTuple):
     """A launch without its arrays. `scalars`: the exactly typed NumPy numbers that follow these."""
 
     stem: str
-    instance: str
+    kernel: str
     grid: int
-    block: int
     scalars: tuple[Any, ...]
+    block: int = BLOCK
     shared: int = 0
 
     def __call__(self, *arrays: Any) -> None:
-        launch(self.stem, self.instance, self.grid, self.block, (*arrays, *self.scalars), shared=self.shared)
+        launch(self.stem, self.kernel, self.grid, self.block, (*arrays, *self.scalars), shared=self.shared)
 
 
 class Pass(NamedTuple):

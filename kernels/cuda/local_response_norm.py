@@ -59,7 +59,7 @@ def _make_forward(b: Backend, spec: Any, dtype: Any) -> Launch:
     before, after, _ = _window(spec)
     counts = integer(size), integer(_inner(spec)), *map(np.int32, (spec.layout.channels, before, after))
     instance = instance_name("local_response_norm", element, sums, offset)
-    return Launch("local_response_norm", instance, grid_size(b, size), BLOCK, (*counts, *_parameters(spec, real)))
+    return Launch("local_response_norm", instance, grid_size(b, size), (*counts, *_parameters(spec, real)))
 
 
 def _make_backward(b: Backend, spec: Any, dtype: Any) -> Launch:
@@ -74,7 +74,7 @@ def _make_backward(b: Backend, spec: Any, dtype: Any) -> Launch:
     numbers = integer(runs), integer(inner), *map(np.int32, (channels, before, after, window, run))
     instance = instance_name("local_response_norm_backward", element, sums, offset)
     scalars = (*numbers, *_parameters(spec, real))
-    return Launch("local_response_norm", instance, grid_size(b, runs, block), block, scalars, block * ring)
+    return Launch("local_response_norm", instance, grid_size(b, runs, block), scalars, block, block * ring)
 
 
 def local_response_norm_forward(b: Backend, spec: Any, x: Array) -> Array:

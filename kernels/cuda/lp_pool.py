@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, Launch, cached_plan, contiguous, grid_size, offset_types
+from .launch import Launch, cached_plan, contiguous, grid_size, offset_types
 from .window import axes, inner_of, is_wide, too_large
 
 Array = Any
@@ -39,7 +39,7 @@ def _make(b: Backend, spec: Any, kernel: str, dtype: Any, *more: str) -> Launch:
     numbers = integer(number), *inner_of(window, integer), np.float64(spec.p), np.int32(spec.scaled)
     grid = grid_size(b, number * (lanes[0] if lanes else 1))
     places = axes(window, of_cells=not lanes, line=kernel == "lp_pool" and lanes == (32,))
-    return Launch("lp_pool", instance, grid, BLOCK, (*numbers, *places))
+    return Launch("lp_pool", instance, grid, (*numbers, *places))
 
 
 def _norms(b: Backend, spec: Any, x: Array, dtype: Any) -> Array:

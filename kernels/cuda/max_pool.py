@@ -16,18 +16,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import (
-    BLOCK,
-    PACK_BYTES,
-    Launch,
-    Pass,
-    alignment,
-    cached_plan,
-    contiguous,
-    divisor,
-    grid_size,
-    offset_types,
-)
+from .launch import PACK_BYTES, Launch, Pass, alignment, cached_plan, contiguous, divisor, grid_size, offset_types
 from .window import Tile, axes, inner_of, is_adaptive, is_wide, tile_of, too_large
 
 Array = Any
@@ -149,7 +138,7 @@ def _make_forward(
         threads = number * (32 if warp else 1)
         save = np.int32(_save_flags(ties) | (INDICES if return_indices else 0))
         scalars = (save, integer(number), *inner_of(window, integer), *axes(window, line=warp))
-    launch = Launch(*kernel, grid_size(b, threads), BLOCK, scalars)
+    launch = Launch(*kernel, grid_size(b, threads), scalars)
     return Forward(launch, y, shape, getattr(b.xp, saved_dtype))
 
 
@@ -189,7 +178,7 @@ def _make_backward(
         threads = windows if scatter else number
         counts = (integer(threads),) if scatter else (np.int32(_disjoint(window)), integer(threads), integer(windows))
         scalars = (rule, *counts, *inner_of(window, integer), *axes(window, of_cells=not scatter))
-    return Pass(Launch(*kernel, grid_size(b, threads), BLOCK, scalars), dx)
+    return Pass(Launch(*kernel, grid_size(b, threads), scalars), dx)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches

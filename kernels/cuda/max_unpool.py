@@ -11,18 +11,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import (
-    BLOCK,
-    PACK_BYTES,
-    Launch,
-    Pass,
-    alignment,
-    cached_plan,
-    contiguous,
-    divisor,
-    grid_size,
-    offset_types,
-)
+from .launch import PACK_BYTES, Launch, Pass, alignment, cached_plan, contiguous, divisor, grid_size, offset_types
 from .window import inner
 
 Array = Any
@@ -77,8 +66,8 @@ def _make_forward(b: Backend, window: Any, dtype: Any, index_dtype: Any) -> Forw
     scalars = [sizes.integer(size) for size in (cells // pack, sizes.plane, sizes.inner)]
     scalars += [*divisor(sizes.plane), *divisor(sizes.inner)] if cells else []
     return Forward(
-        Launch("max_unpool", claim, grid_size(b, n), BLOCK, tuple(numbers)),
-        Launch("max_unpool", write, grid_size(b, cells // pack), BLOCK, tuple(scalars)),
+        Launch("max_unpool", claim, grid_size(b, n), tuple(numbers)),
+        Launch("max_unpool", write, grid_size(b, cells // pack), tuple(scalars)),
         sizes.position_dtype,
         cell,
     )
@@ -93,7 +82,7 @@ def _make_backward(b: Backend, window: Any, dtype: Any, cell: Any, aligned_to: i
     instance = instance_name("max_unpool_backward", _type(b, dtype), _type(b, cell), sizes.position, pack)
     scalars = [sizes.integer(size) for size in (n // pack, sizes.plane, sizes.inner, sizes.entries)]
     scalars += [*divisor(sizes.entries), *divisor(sizes.inner)]
-    return Pass(Launch("max_unpool", instance, grid_size(b, n // pack), BLOCK, tuple(scalars)), tuple(window.out_shape))
+    return Pass(Launch("max_unpool", instance, grid_size(b, n // pack), tuple(scalars)), tuple(window.out_shape))
 
 
 def _type(b: Backend, dtype: Any) -> str:

@@ -16,18 +16,7 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import (
-    BLOCK,
-    PACK_BYTES,
-    Launch,
-    Pass,
-    alignment,
-    cached_plan,
-    contiguous,
-    divisor,
-    grid_size,
-    offset_types,
-)
+from .launch import PACK_BYTES, Launch, Pass, alignment, cached_plan, contiguous, divisor, grid_size, offset_types
 
 Array = Any
 Axis = tuple[int, int, int, int, int]  # pad.cu's: length, out, offset, front, back
@@ -114,7 +103,7 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int, fill: b
         )
     filled = [np.frombuffer(fill * (8 // size), np.uint64)[0]] if copies else []
     numbers = [np.int32(n) for n in (STEP[spec.mode], *itertools.chain.from_iterable(axes))]
-    return Pass(Launch(stem, instance, grid_size(b, threads), BLOCK, (*filled, *counts, *numbers)), shape)
+    return Pass(Launch(stem, instance, grid_size(b, threads), (*filled, *counts, *numbers)), shape)
 
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of what comes in, and of the result

@@ -45,7 +45,7 @@ def _make(b: Backend, axis: int, kernel: str, shape: tuple[int, ...], dtype: Any
             width //= 2  # 8 packs are 128 bytes
         instance = instance_name(f"softmax_columns{kernel}", element, pack, register_packs, offset)
         grid = samples * -(-columns // width)
-        return Launch("softmax", instance, grid, STREAM_THREADS, tuple(map(np.uint32, (depth, columns, width))))
+        return Launch("softmax", instance, grid, tuple(map(np.uint32, (depth, columns, width))), STREAM_THREADS)
     packs = depth // pack
     if packs <= 32 * register_packs:
         threads, lanes, mapping = WARP_THREADS, lanes_of(packs), 0
@@ -53,7 +53,7 @@ def _make(b: Backend, axis: int, kernel: str, shape: tuple[int, ...], dtype: Any
         threads, lanes, mapping = threads_of(packs, register_packs, THREADS), 32, 1
     instance = instance_name(f"softmax_rows{kernel}", element, pack, register_packs, offset, mapping)
     grid = samples if mapping else -(-samples * lanes // threads)
-    return Launch("softmax", instance, grid, threads, (np.uint32(samples), np.uint32(packs), np.int32(lanes)))
+    return Launch("softmax", instance, grid, (np.uint32(samples), np.uint32(packs), np.int32(lanes)), threads)
 
 
 def softmax_forward(b: Backend, spec: int, x: Array) -> Array:
