@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(256, 2)
     channels_last_sums(ARRAYS, Pair* __restrict__ partial, SHAPE, unsigned group_channels, unsigned parts) {
   using A = typename Sum<T>::type;
   __shared__ Pack<A, V> workspace[256];
-  constexpr int K = V > 4 ? 3 : 4;
+  constexpr int K = 4;
   const ColumnBlock block(blockIdx.x, parts, width, depth, columns);
   const ColumnIndex<I> at(block, depth, columns);
   const I row = I(block.sample) * (columns * V / group_channels);

@@ -99,12 +99,13 @@ template <typename T, int L, typename F> __device__ __forceinline__ Pack<T, L> g
   const int lines = planes.count() * rows.count(), number = lines * columns.count();
   const bool inside = planes.interior >= 0 && rows.interior >= 0 && columns.interior >= 0;
   Pack<T, L> total;
-  if (L == 1 && number <= 2 && inside) {
+  constexpr bool AtOnce = L > 1 && sizeof(T) <= 2;  // of larger types fewer cells are summed: one after another is as fast
+  if (!AtOnce && number <= 2 && inside) {
     const Pack<T, L> first = load(planes.interior, rows.interior, columns.interior);
     if (number == 1) return first;
     return plus_packs(first, load(planes[planes.count() - 1], rows[rows.count() - 1], columns[columns.count() - 1]));
   }
-  if (L > 1 && lines <= 2 && columns.count() <= 2 && inside) {  // up to four large loads, all before the first sum
+  if (AtOnce && lines <= 2 && columns.count() <= 2 && inside) {  // up to four large loads, all before the first sum
     const int z = planes[planes.count() - 1], r = rows[rows.count() - 1], c = columns[1];
     const bool two_lines = lines == 2, two_columns = columns.count() == 2;
     const Pack<T, L> first = load(planes.interior, rows.interior, columns.interior);
