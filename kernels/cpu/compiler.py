@@ -74,13 +74,21 @@ class _PartLibrary(_Library):
 
 
 class _EntryLibrary(_Library):
+    only_calls = False
+
     def _optimize_final_module(self) -> None:
         """The parts become functions that no other module can see: what is inlined everywhere is then deleted, and what
-        is not cannot be taken for a function of that name in another kernel."""
+        is not cannot be taken for a function of that name in another kernel. Of an entry that only calls its parts,
+        which are optimised already, little is left to do: to do it all took an eighth of a first call."""
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage.name == "linkonce_odr":
                 function.linkage = "internal"
-        super()._optimize_final_module()
+        if self.only_calls and hasattr(self._codegen, "_pass_builder"):
+            passes, builder = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False, opt=0)
+            passes.add_global_dead_code_eliminate_pass()
+            passes.run(self._final_module, builder)
+        else:
+            super()._optimize_final_module()
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -90,6 +98,7 @@ class _LowerEntry(NativeLowering):  # type: ignore[misc]
     def run_pass(self, state: Any) -> bool:
         codegen = state.targetctx.codegen()
         library = state.library = _EntryLibrary(codegen, state.func_id.func_qualname)
+        library.only_calls = hasattr(state.func_id.func, "only_calls")
         library.enable_object_caching()
         super().run_pass(state)
         for variable in library._final_module.global_variables:

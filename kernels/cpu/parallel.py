@@ -4,6 +4,7 @@ Chunk borders depend on the shape alone, so the results do not depend on the num
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -21,6 +22,7 @@ Array = Any
 CHUNK_BYTES = 2_400_000  # bytes that a chunk reads and writes, about: Python needs 50 µs to start one in a thread
 # Compiled code needs 1 µs for that: fewer bytes make more chunks, up to FEW_CHUNKS. To wake a thread takes 50 µs.
 SMALL_CHUNK_BYTES, FEW_CHUNKS, WAKING_CHUNKS = 128 << 10, 16, 4
+ONE_CHUNK = np.zeros(backends.BOARD, np.int64)  # a board that no helper looks at
 HALF_TYPES = ("float16", "bfloat16")
 HALF_TILE_FACTOR = 6  # bytes counted for each byte of a half type: a tile's float32 copies then fit the L2 cache
 
@@ -61,17 +63,14 @@ def _compiled_waits() -> int | None:
     return AWAKE
 
 
-def _share(run: Any, edges: Array, lengths: tuple[int, ...], arguments: tuple[Any, ...]) -> int:
-    """Call `run(*arguments, start, stop, *workspaces)` of a kernel on chunks from each number of `edges` to the next,
-    on this thread and on the helpers that are awake. If there are many chunks, helpers are woken, too. 1 if the kernel
-    raised an exception."""
-    board, helpers = backends.board(), min(len(edges), backends.num_threads() + 1) - 2
-    if helpers > 0 and len(edges) > WAKING_CHUNKS:
+def _awake_board(chunks: int) -> Array:
+    """The board of this process. If there are many chunks, sleeping helpers are woken."""
+    board, helpers = backends.board(), min(chunks, backends.num_threads()) - 1
+    if helpers > 0 and chunks >= WAKING_CHUNKS:
         place = _compiled_waits()
         if place is not None and board[place] < helpers:
             backends.wake(helpers - int(board[place]))
-    failed: int = run.shared(board, edges, lengths, *arguments)
-    return failed
+    return board
 
 
 def chunked(
@@ -86,25 +85,31 @@ def chunked(
     most = nbytes / CHUNK_BYTES if python else max(nbytes / CHUNK_BYTES, min(FEW_CHUNKS, nbytes / SMALL_CHUNK_BYTES))
     number = max(1, min(units // least, round(most)))
     edges = [unit * (units * i // number) for i in range(number)] + [unit * units if end is None else end]
-    table = np.array(edges, np.int64)
+    table, nothing = np.array(edges, np.int64), edges[0] >= edges[-1]
 
-    def in_chunks(run: Callable[..., Any], *arguments: Any, workspace: tuple[int, ...] = ()) -> None:
-        def call(i: int) -> None:
-            if workspace:
-                with backends.workspace(arguments[0].dtype, *((length,) for length in workspace)) as arrays:
-                    run(*arguments, edges[i], edges[i + 1], *arrays)
-            else:
-                run(*arguments, edges[i], edges[i + 1])
-
-        if edges[0] >= edges[-1]:
+    def in_chunks(run: Any, *arguments: Any, workspace: tuple[int, ...] = ()) -> None:
+        if nothing:
             return
-        if hasattr(run, "shared") and not _share(run, table, workspace, arguments):
-            return
-        if backends.num_threads() > 1:
-            _compiled_waits()
-        backends.run_chunks(call, range(number))  # the kernel's exception is raised again
+        shared = getattr(run, "shared", None)
+        if shared is not None:
+            board = ONE_CHUNK if number == 1 else _awake_board(number)
+            if not shared(board, table, workspace, *arguments):
+                return
+        _run_in_python(run, arguments, workspace, edges)  # the kernel's exception is raised again
 
     return in_chunks
+
+
+def _run_in_python(run: Any, arguments: tuple[Any, ...], workspace: tuple[int, ...], edges: list[int]) -> None:
+    def call(i: int) -> None:
+        with contextlib.ExitStack() as stack:
+            lengths = [(length,) for length in workspace]
+            made = stack.enter_context(backends.workspace(arguments[0].dtype, *lengths)) if workspace else ()
+            run(*arguments, edges[i], edges[i + 1], *made)
+
+    if backends.num_threads() > 1:
+        _compiled_waits()
+    backends.run_chunks(call, range(len(edges) - 1))
 
 
 def parallel_chunks(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int = 1) -> None:

@@ -230,4 +230,5 @@ def shared(body: Kernel) -> Kernel:
     function = body.py_func  # whose name the code on disk gets
     share.__module__, share.__name__ = function.__module__, function.__name__
     share.__qualname__ = f"shared.{function.__qualname__}"
+    vars(share)["only_calls"] = True  # compiler.py
     return kernel()(share)
