@@ -15,7 +15,6 @@ from numba.core import cgutils
 from numba.core import ir as numba_ir
 from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.registry import cpu_target
-from numba.np.arrayobj import populate_array
 
 from .vector_types import I64, operation
 
@@ -42,6 +41,8 @@ def _extreme(sign: str) -> Any:
 
 def new_array(context: Any, builder: Any, array: Any, shape: Any) -> tuple[Any, Any, Any]:
     """A new array, its address, and its number of elements. shape: an integer or a tuple of them."""
+    from numba.np.arrayobj import populate_array  # imports much of Numba that stored code does not need
+
     lengths = cgutils.unpack_tuple(builder, shape) if isinstance(shape.type, ir.ArrayType) else [shape]
     size = I64(context.get_abi_sizeof(context.get_data_type(array.dtype)))
     strides, number = [size], I64(1)
