@@ -14,6 +14,7 @@ the units, and for a large weight, of which there is one, as shares of the chann
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,50 +51,71 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 def winograd_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """The maps of `correlate`. Raises UnsuitableData if one is not finite."""
-    return _convolved(_plan_of(spec, False), image, weight, bias, spec)
+    return _convolution(spec, False)(image, weight, bias)
 
 
 def winograd_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image of the adjoint of `correlate`: a convolution of the maps with the flipped weight. Raises UnsuitableData
     if a number is not finite."""
-    return _convolved(_plan_of(spec, True), maps, weight, bias, spec)
+    return _convolution(spec, True)(maps, weight, bias)
 
 
 def winograd_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
     """The weight's gradient. Raises UnsuitableData if a number is not finite."""
+    return _weight_gradient(spec)(image, maps)
+
+
+@backends.planned
+def _convolution(spec: Any, adjoint: bool) -> Callable[[Array, Array, Array | None], Array]:
+    """`correlate` or its adjoint, as a function of source, weight and bias."""
+    plan, shape = _plan_of(spec, adjoint), spec.window.layout.shape if adjoint else spec.maps_shape
+    groups, filters, channels, _ = spec.weight_shape
+    strides = [filters * channels * 9, channels * 9, 9, 1]
+    if adjoint:
+        filters, channels, strides = channels, filters, [strides[0], 9, channels * 9, -1]
+    steps, width = np.array(strides, np.int64), _up(filters, LANES)
+    tables = plan.sizes, plan.tiles, plan.terms(channels), ZEROS
+    in_chunks = chunked(plan.units * groups, int(spec.flops / FLOPS_PER_BYTE))
+
+    def compute(source: Array, weight: Array, bias: Array | None) -> Array:
+        target, biases, checks = (
+            backends.result(shape, f4),
+            np.zeros((groups, width), f4),
+            np.empty(plan.units * groups),
+        )
+        if bias is not None:
+            biases[:, :filters] = bias.reshape(groups, filters)
+        with backends.workspace(f4, (POINTS * groups * width * channels,)) as (points,):
+            loops.transform_weights(flat(weight), plan.sizes, steps, points)
+            arrays = flat(source), points, biases.reshape(-1), flat(target)
+            in_chunks(loops.correlate, *arrays, *tables, checks, workspace=plan.workspace)
+        _check_finite(checks)
+        return target
+
+    return compute
+
+
+@backends.planned
+def _weight_gradient(spec: Any) -> Callable[[Array, Array], Array]:
+    """The weight's gradient, as a function of image and maps."""
     plan, (groups, filters, channels, _) = _plan_of(spec, False), spec.weight_shape
-    size = groups * plan.channel_blocks * POINTS * plan.row_room * LANES
-    units = plan.units // groups
-    parts = min(MAX_PARTIAL_SUMS, PARTIAL_BYTES // (4 * size), units * len(plan.tiles) // PART_TILES)
-    parts = max(1, parts, units // FLOAT32_UNITS)
-    shares = max(1, min(SHARES, plan.channel_blocks // 2)) if parts == 1 else 1
-    partial, dweight = np.zeros((parts, size), f4), np.empty((spec.filters, channels, 3, 3), f4)
-    tiles, filter_terms = plan.tiles, plan.terms(filters)
-    chunked(parts * groups * shares, int(spec.flops / FLOPS_PER_BYTE))(
-        loops.weight_gradient, flat(image), flat(maps), partial.reshape(-1), plan.sizes, tiles, filter_terms, ZEROS,
-        parts, shares, workspace=plan.workspace,
-    )  # fmt: skip
-    totals = partial[0] if parts == 1 else partial.sum(axis=0, dtype=f4 if parts <= FLOAT32_UNITS else np.float64)
-    loops.finish_weight_gradient(totals.astype(f4, copy=False), plan.sizes, shares, dweight.reshape(-1))
-    _check_finite(dweight)
-    return dweight
+    size = groups * _up(channels, LANES) * POINTS * _up(filters, ROWS)
+    parts = min(MAX_PARTIAL_SUMS, PARTIAL_BYTES // (4 * size), plan.units * len(plan.tiles) // PART_TILES)
+    parts = max(1, parts, plan.units // FLOAT32_UNITS)
+    shares = max(1, min(SHARES, channels // (2 * LANES))) if parts == 1 else 1
+    tables = plan.sizes, plan.tiles, plan.terms(filters), ZEROS
+    in_chunks = chunked(parts * groups * shares, int(spec.flops / FLOPS_PER_BYTE))
 
+    def compute(image: Array, maps: Array) -> Array:
+        partial, dweight = np.zeros((parts, size), f4), np.empty((groups * filters, channels, 3, 3), f4)
+        arrays = flat(image), flat(maps), partial.reshape(-1)
+        in_chunks(loops.weight_gradient, *arrays, *tables, parts, shares, workspace=plan.workspace)
+        totals = partial[0] if parts == 1 else partial.sum(axis=0, dtype=f4 if parts <= FLOAT32_UNITS else np.float64)
+        loops.finish_weight_gradient(totals.astype(f4, copy=False), plan.sizes, shares, dweight.reshape(-1))
+        _check_finite(dweight)
+        return dweight
 
-def _convolved(plan: _Plan, source: Array, weight: Array, bias: Array | None, spec: Any) -> Array:
-    """What the plan's convolution makes of an image, which for the adjoint is the maps."""
-    groups, filters, channels = (int(plan.sizes[i]) for i in (loops.GROUPS, loops.FILTERS, loops.CHANNELS))
-    target, checks = backends.result(plan.target_shape, f4), np.empty(plan.units)
-    biases = np.zeros((groups, plan.filter_blocks * LANES), f4)
-    if bias is not None:
-        biases[:, :filters] = bias.reshape(groups, filters)
-    with backends.workspace(f4, (POINTS * biases.size * channels,)) as (points,):
-        loops.transform_weights(flat(weight), plan.sizes, plan.strides, points)
-        chunked(plan.units, int(spec.flops / FLOPS_PER_BYTE))(
-            loops.correlate, flat(source), points, biases.reshape(-1), flat(target), plan.sizes, plan.tiles,
-            plan.terms(channels), ZEROS, checks, workspace=plan.workspace,
-        )  # fmt: skip
-    _check_finite(checks)
-    return target
+    return compute
 
 
 def _check_finite(results: Array) -> None:
@@ -107,60 +129,34 @@ def _check_finite(results: Array) -> None:
 # --------------------------------------------------------------------------------------------------------------- plans
 @dataclass(frozen=True)
 class _Plan:
-    """What the loops are given besides their arrays. strides: of the weight, as `transform_weights` takes them.
-    tiles: where each tile's vectors begin in a block of transformed tiles. workspace: for the transformed
-    tiles of both sides, and for a sheet."""
+    """How a convolution is cut up. tiles: where each tile's vectors begin in a block of transformed tiles. units: of a
+    group. workspace: for the transformed tiles of both sides, and for a sheet."""
 
     sizes: Array
-    strides: Array
     tiles: Array
-    target_shape: tuple[int, ...]
     units: int
     workspace: tuple[int, int, int]
-
-    @property
-    def channel_blocks(self) -> int:
-        return -(-int(self.sizes[loops.CHANNELS]) // LANES)
-
-    @property
-    def filter_blocks(self) -> int:
-        return -(-int(self.sizes[loops.FILTERS]) // LANES)
-
-    @property
-    def row_room(self) -> int:
-        return int(self.sizes[loops.ROW_ROOM])
 
     def terms(self, channels: int) -> Array:
         """Where each channel's numbers begin in transformed tiles, with entries more for a last tile of products."""
         c = np.arange(channels)
-        found = np.zeros(channels + ROWS, np.int64)
-        found[:channels] = c // LANES * self.tiles.size * LANES + c % LANES
-        return found
+        return np.append(c // LANES * self.tiles.size * LANES + c % LANES, np.zeros(ROWS, np.int64))
 
 
-@backends.planned
 def _plan_of(spec: Any, adjoint: bool) -> _Plan:
     """The plan of `correlate` and of the weight's gradient, or that of `correlate_adjoint`."""
     groups, filters, channels, _ = spec.weight_shape
     image, maps, before = spec.window.layout.shape, spec.maps_shape, [a.before for a in spec.window.axes]
-    strides = [filters * channels * 9, channels * 9, 9, 1]
     if adjoint:
-        image, maps, before = maps, image, [2 - n for n in before]
-        strides = [strides[0], 9, channels * 9, -1]
-        filters, channels = channels, filters
+        image, maps, before, filters, channels = maps, image, [2 - n for n in before], channels, filters
     down, across = (-(-length // TILE) for length in maps[2:])
     batch, band = _cut(maps[0], down, across, groups, POINTS * 4 * filters * channels)
     bands, room = -(-down // band), _up(batch * band * across, ROWS)
-    sizes = [maps[0], groups, channels, filters, *image[2:], *maps[2:], *before, batch, band, bands, across, room]
+    sizes = [maps[0], groups, batch, band, bands, across, room, _up(filters, ROWS)]
+    sizes += [channels, *image[2:], *before, filters, *maps[2:], 0, 0]
     sheet = (TILE * band + 2) * (TILE * across + 2) * LANES
-    return _Plan(
-        np.array([*sizes, _up(filters, ROWS)], np.int64),
-        np.array(strides, np.int64),
-        np.arange(room, dtype=np.int64) * LANES,
-        maps,
-        -(-maps[0] // batch) * bands * groups,
-        (POINTS * _up(channels, LANES) * room, POINTS * _up(filters, LANES) * room, sheet),
-    )
+    lengths = POINTS * _up(channels, LANES) * room, POINTS * _up(filters, LANES) * room, sheet
+    return _Plan(np.array(sizes, np.int64), np.arange(room) * LANES, -(-maps[0] // batch) * bands, lengths)
 
 
 def _up(number: int, step: int) -> int:

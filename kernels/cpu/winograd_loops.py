@@ -28,13 +28,15 @@ from .vector_tiles import (
 from .vectors import LANES, broadcast, load, store, total
 
 Array = Any
+Kernel = Any
 
 TILE, PATCH, POINTS = 4, 6, 36  # windows of a tile and cells of its patch along an axis; points of both axes
 ROWS, VECTORS = WINDOWS_BY_FILTERS[4]
-# Entries of `sizes`. HEIGHT and WIDTH: of the image; MAP_HEIGHT and MAP_WIDTH: of the maps. BAND: rows of tiles of a
-# unit; ACROSS: tiles of a row. ROOM: tiles for which a unit has room; ROW_ROOM: filters, for a weight's gradient.
-SAMPLES, GROUPS, CHANNELS, FILTERS, HEIGHT, WIDTH, MAP_HEIGHT, MAP_WIDTH, TOP, LEFT = range(10)
-BATCH, BAND, BANDS, ACROSS, ROOM, ROW_ROOM = range(10, 16)
+# Entries of `sizes`. BAND: rows of tiles of a unit; ACROSS: tiles of a row. ROOM: tiles for which a unit has room;
+# ROW_ROOM: filters, for a weight's gradient. Those of the maps are MAPS further than the image's; they have no padding.
+SAMPLES, GROUPS, BATCH, BAND, BANDS, ACROSS, ROOM, ROW_ROOM, CHANNELS, HEIGHT, WIDTH, TOP, LEFT = range(13)
+MAPS = 5
+FILTERS, MAP_HEIGHT, MAP_WIDTH = CHANNELS + MAPS, HEIGHT + MAPS, WIDTH + MAPS
 
 # ------------------------------------------------------------------------------------------------------ the transforms
 FINITE_POINTS = [0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)]
@@ -93,11 +95,11 @@ def _transpose(
 
 @kernel(allocates=False)
 def _fill(
-    source: Array, at: int, channels: int, height: int, width: int, top: int, left: int, sheet: Array, to: int,
-    rows: int, columns: int,
+    source: Array, at: int, channels: int, height: int, width: int, top: int, left: int, sheet: Array, rows: int,
+    columns: int,
 ) -> None:  # fmt: skip
-    """A sample's rows of the sheet: its cell (y, x) is cell (top + y, left + x) of the planes of up to 16 channels."""
-    first, stop = min(columns, max(0, -left)), max(0, min(columns, width - left))
+    """Rows of a sample to the sheet: its cell (y, x) is cell (top + y, left + x) of the planes of up to 16 channels."""
+    first, stop, to = min(columns, max(0, -left)), max(0, min(columns, width - left)), 0
     for y in range(top, top + rows):
         if y < 0 or y >= height or first >= stop:
             _zero(sheet, to, columns * LANES)
@@ -119,53 +121,38 @@ def _place(sizes: Array, unit: int) -> Any:
     return group, n, min(sizes[BATCH], sizes[SAMPLES] - n), row, rows
 
 
-@kernel(allocates=False)
-def _transform_images(
-    image: Array, sizes: Array, unit: int, first: int, stop: int, sheet: Array, patches: Array
-) -> None:
-    """B^T d B of the patches of a unit, of the blocks `first` to `stop` of channels."""
-    group, n, samples, row, rows = _place(sizes, unit)
-    channels, plane, across = sizes[CHANNELS], sizes[HEIGHT] * sizes[WIDTH], sizes[ACROSS]
-    columns, pitch = TILE * across + 2, (stop - first) * sizes[ROOM] * LANES
-    for block in range(first, stop):
-        t = (block - first) * sizes[ROOM] * LANES
-        for s in range(n, n + samples):
-            at = ((s * sizes[GROUPS] + group) * channels + block * LANES) * plane
-            _fill(
-                image, at, channels - block * LANES, sizes[HEIGHT], sizes[WIDTH], TILE * row - sizes[TOP],
-                -sizes[LEFT], sheet, 0, TILE * rows + 2, columns,
-            )  # fmt: skip
-            for y in range(rows):
-                for x in range(across):
-                    here = TILE * (y * columns + x) * LANES
-                    transform_image(
-                        sheet, here, columns * LANES, LANES, patches, t, PATCH * pitch, pitch
-                    )  # fmt: skip
-                    t += LANES
+def _make_transform_tiles(of_maps: bool) -> Kernel:
+    """The kernel that transforms the tiles of a unit, of the blocks `first` to `stop`: the image's patches, B^T d B, or
+    the maps' tiles, A dy A^T."""
+    side, border = (MAPS, 0) if of_maps else (0, PATCH - TILE)
+
+    @kernel(allocates=False)
+    def transform_tiles(
+        source: Array, sizes: Array, unit: int, first: int, stop: int, sheet: Array, tiles: Array
+    ) -> None:  # fmt: skip
+        group, n, samples, row, rows = _place(sizes, unit)
+        channels, height, width = sizes[CHANNELS + side], sizes[HEIGHT + side], sizes[WIDTH + side]
+        top, left = TILE * row - sizes[TOP + side], -sizes[LEFT + side]
+        columns, pitch = TILE * sizes[ACROSS] + border, (stop - first) * sizes[ROOM] * LANES
+        for block in range(first, stop):
+            to = (block - first) * sizes[ROOM] * LANES
+            for s in range(n, n + samples):
+                at = ((s * sizes[GROUPS] + group) * channels + block * LANES) * height * width
+                rest = channels - block * LANES
+                _fill(source, at, rest, height, width, top, left, sheet, TILE * rows + border, columns)
+                for y in range(rows):
+                    for x in range(sizes[ACROSS]):
+                        here = TILE * (y * columns + x) * LANES
+                        if of_maps:
+                            transform_maps(sheet, here, columns * LANES, LANES, tiles, to, PATCH * pitch, pitch)
+                        else:
+                            transform_image(sheet, here, columns * LANES, LANES, tiles, to, PATCH * pitch, pitch)
+                        to += LANES
+
+    return transform_tiles
 
 
-@kernel(allocates=False)
-def _transform_maps(maps: Array, sizes: Array, unit: int, sheet: Array, gradients: Array) -> None:
-    """A dy A^T of the tiles of a unit, of all filters."""
-    group, n, samples, row, rows = _place(sizes, unit)
-    filters, plane, across = sizes[FILTERS], sizes[MAP_HEIGHT] * sizes[MAP_WIDTH], sizes[ACROSS]
-    blocks, columns = (filters + LANES - 1) // LANES, TILE * across
-    pitch = blocks * sizes[ROOM] * LANES
-    for block in range(blocks):
-        t = block * sizes[ROOM] * LANES
-        for s in range(n, n + samples):
-            at = ((s * sizes[GROUPS] + group) * filters + block * LANES) * plane
-            _fill(
-                maps, at, filters - block * LANES, sizes[MAP_HEIGHT], sizes[MAP_WIDTH], TILE * row, 0, sheet, 0,
-                TILE * rows, columns,
-            )  # fmt: skip
-            for y in range(rows):
-                for x in range(across):
-                    here = TILE * (y * columns + x) * LANES
-                    transform_maps(
-                        sheet, here, columns * LANES, LANES, gradients, t, PATCH * pitch, pitch
-                    )  # fmt: skip
-                    t += LANES
+_transform_images, _transform_maps = _make_transform_tiles(False), _make_transform_tiles(True)
 
 
 # ------------------------------------------------------------------------------------------------------------- products
@@ -271,7 +258,7 @@ def weight_gradient(
             place = unit * groups + group
             _, _, samples, _, rows = _place(sizes, place)
             _transform_images(image, sizes, place, first, last, sheet, patches)
-            _transform_maps(maps, sizes, place, sheet, gradients)
+            _transform_maps(maps, sizes, place, 0, filter_blocks, sheet, gradients)
             for point in range(POINTS):
                 _multiply(
                     gradients, terms, sizes[FILTERS], point * filter_blocks * room * LANES, tiles,
