@@ -13,7 +13,7 @@
 //           writer and nothing is cleared first. max_pool_gather, for any windows: one cell, which adds up the windows
 //           over it in C order. No atomics: the bits are fixed, and are those of the portable code.
 // Bytes     each array once from memory, the least possible: x, y, saved forward; dy, saved, dx backward. What windows share
-//           comes from the caches. Narrow windows of planes, channels first, are max_pool_tiled.cu's.
+//           comes from the caches. Narrow windows of two spatial axes are max_pool_tiled.cu's.
 // Source    the portable code in functional/max_pool.py; the tests compare these kernels with it.
 #include "common.cuh"
 #include "window.cuh"
