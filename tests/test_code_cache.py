@@ -486,8 +486,8 @@ def test_every_kernel_of_the_library_has_its_cache() -> None:
     from cnnlayers.kernels.cpu import avg_pool_loops, code_cache, max_pool_loops
 
     found = [
-        max_pool_loops.make_forward(2, 2, False, True),
-        max_pool_loops.make_forward_by_cell(False, False),
+        max_pool_loops.make_forward(4, 2, False, True, False, True),
+        max_pool_loops.make_forward_by_tap("channels", False),
         avg_pool_loops.make_sums(2, False),
     ]
     for info in pkgutil.iter_modules(cpu.__path__):

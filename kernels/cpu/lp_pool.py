@@ -47,13 +47,12 @@ def lp_pool_backward(spec: LpPool, dy: Array, x: Array) -> Callable[[Array, Arra
     )
 
     def sums(gradient: Array, source: Array, result: Array, start: int, stop: int) -> None:
-        number, part = stop - start, (slice(start, stop),)
-        cells, norms = flat(source[part]), np.empty(number * gradient.shape[1])
-        forward.run(cells, norms, *forward.loop_arguments, 0, number * forward.units // planes)
-        scale(flat(gradient[part]), norms, spec.p)
-        totals = np.empty(cells.size)
-        backward.run(norms, totals, *backward.loop_arguments, 0, number * backward.units // planes)
-        slope(totals, cells, result[part].reshape(-1), spec.p)
+        number, cells = stop - start, flat(source[start:stop])
+        with backends.workspace(np.float64, (number * gradient.shape[1],), (cells.size,)) as (norms, totals):
+            forward.run(cells, norms, *forward.loop_arguments, 0, number * forward.units // planes)
+            scale(flat(gradient[start:stop]), norms, spec.p)
+            backward.run(norms, totals, *backward.loop_arguments, 0, number * backward.units // planes)
+            slope(totals, cells, result[start:stop].reshape(-1), spec.p)
 
     def run(dy: Array, x: Array) -> Array:
         dx = new()

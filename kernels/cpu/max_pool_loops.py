@@ -30,9 +30,11 @@ from .vectors import (
     fence,
     first_lanes,
     first_true,
+    gather,
     integers,
     is_nan,
     lane,
+    less,
     load,
     load_every_bit,
     load_first_every_bit,
@@ -44,6 +46,7 @@ from .vectors import (
     store_every_bit,
     store_first,
     store_first_every_bit,
+    sub,
 )
 
 Array = Any
@@ -60,9 +63,12 @@ def _load(x: Array, i: Any) -> Vector:
 
 
 @kernel(inlined=True)
-def _load_until(x: Array, i: Any, stop: Any) -> Vector:
-    """The cells from i on; the lanes from `stop` on are 0."""
-    return _load(x, i) if i + LANES <= stop else load_first_every_bit(x, i, stop - i)
+def _load_until(x: Array, i: Any, stop: Any, filling: Vector) -> Vector:
+    """The cells from i on; the lanes from `stop` on are the filling's."""
+    if i + LANES <= stop:
+        return _load(x, i)
+    value = _load(x, i) if i + LANES <= x.size else load_first_every_bit(x, i, stop - i)
+    return select(first_lanes(stop - i), value, filling)
 
 
 @kernel(inlined=True)
@@ -77,135 +83,164 @@ def _store_until(y: Array, i: Any, value: Vector, stop: Any) -> None:
 
 
 @kernel(inlined=True)
-def _split(x: Array, at: int, cells: int, line: Array, to: int, stride: int, pitch: int, padding: int) -> None:
-    """Copy a row of x to a line: one after another, or (stride 2) the even cells first and then the odd ones, `pitch`
-    elements apart. padding: cells of the line before the first one."""
+def _store_places(argmax: Array, i: Any, place: Vector, stop: Any) -> None:
+    """Store taps, without the lanes from `stop` on."""
+    if i + LANES <= stop:
+        store(argmax, i, place)
+    else:
+        store_first(argmax, i, place, stop - i)
+
+
+@kernel(inlined=True)
+def _split(x: Array, at: int, cells: int, lines: Array, to: int, stride: int, size: int, before: int) -> None:
+    """Copy a row of x to a line, `before` elements after its start; the vectors that it ends in are filled with −inf.
+    With stride 2 the even places are in one line, and the odd ones in another, `size` elements after it."""
+    lowest, stop = broadcast(lines, -np.inf), at + cells
     if stride == 1:
         for i in range(0, cells, LANES):
-            value = _load_until(x, at + i, at + cells)
-            if i + LANES <= cells:
-                store(line, to + padding + i, value)
-            else:
-                store_first(line, to + padding + i, value, cells - i)
+            store(lines, to + before + i, _load_until(x, at + i, stop, lowest))
     else:
-        even = to + (padding & 1) * pitch + (padding >> 1)
-        odd = to + ((padding + 1) & 1) * pitch + ((padding + 1) >> 1)
+        even = to + (before & 1) * size + (before >> 1)
+        odd = to + ((before + 1) & 1) * size + ((before + 1) >> 1)
         for i in range(0, cells, 2 * LANES):
-            left, rest = _load_until(x, at + i, at + cells), cells - i
-            right = left
-            if rest > LANES:
-                right = _load_until(x, at + i + LANES, at + cells)
-            if rest >= 2 * LANES:
-                store(line, even + i // 2, evens(left, right))
-                store(line, odd + i // 2, odds(left, right))
-            else:
-                store_first(line, even + i // 2, evens(left, right), (rest + 1) // 2)
-                store_first(line, odd + i // 2, odds(left, right), rest // 2)
+            left, right = _load_until(x, at + i, stop, lowest), lowest
+            if i + LANES < cells:
+                right = _load_until(x, at + i + LANES, stop, lowest)
+            store(lines, even + i // 2, evens(left, right))
+            store(lines, odd + i // 2, odds(left, right))
 
 
 @functools.cache
-def make_forward(width: int, stride: int, separable: bool, save: bool) -> Kernel:
-    """The kernel for windows of one size, a stride (1 or 2) apart: y, and with `save` the argmax.
+def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: bool, save: bool) -> Kernel:
+    """The kernel for windows of one size on each axis, 1 or 2 cells apart along a row: y, and with `save` the argmax.
 
-    The rows of x under a window are copied to lines, each one once. A line holds −inf outside of the input, and the
-    cells under one tap of neighbouring windows are neighbours in it (`_split`): tap t is `offsets[t]` after the place
-    of the window, and edges need no code. If `separable`, the maxima along each row come first, and then the maxima of
-    these: the work for a window is the sum of its sizes, not the product.
+    A *band* of rows of windows, or some planes of them, is computed together. The cells under it are copied to lines,
+    with −inf where there is padding, so that edges need no code. The cells under one tap of neighbouring windows are
+    neighbours in a line. The rows of a line follow each other without space, so that short rows fill vectors: vectors
+    also take what lies between the windows of two rows, which is not stored. If `separable`, the maxima along each row
+    come first, and then the maxima of these: the work for a window is the sum of its sizes, not the product.
 
-    width: the window's along a row, in loops that are unrolled; 0: any. `first_taps`: of the windows along a row the
-    first taps inside the input, and zeros at the end, which stand for all further windows. `layout`: pitch, padding in
-    cells (with channels: in elements) and size of a line; lines that are kept for each depth of a window, a power of
-    two; rows of y that are computed together, because what has just been stored cannot be loaded at another place until
-    it is in the cache."""
+    taps: of a window, if loops over them are unrolled; 0: any number. direct: few lanes are lost if vectors take the
+    windows of one row only. padded: windows may have taps outside of x; their
+    first taps inside are then in `first_d first_h first_w`; the last of these has zeros at its end, which stand for all
+    further windows. `window`: for each axis stride, padding, cells from a window's first tap to its last, and the
+    distance of taps. `layout`: of a band, planes, rows, and windows of a row; elements of a line from row to row, and
+    in all; lines for the rows under a band (one for each place that windows reach), and for each of these along a row.
+    `offsets`: of each tap in the lines. If `separable`: of the taps along a row, then of those of rows (`lines` of
+    maxima have the same sizes)."""
+
+    @kernel(inlined=True)
+    def maximum_at(
+        lines: Array, places: Array, of_rows: bool, offsets: Array, first: int, number: int, factor: int, at: Any
+    ) -> tuple[Vector, Vector]:
+        """The maxima of 16 windows, and their taps."""
+        best, place = broadcast(lines, -np.inf), integers(0)
+        for t in range(U(taps) if taps > 0 else U(number)):
+            where = U(offsets[U(first) + t]) + U(at)
+            value = load(lines, where)
+            better = exceeds(value, best)
+            best = select(better, value, best)
+            if save:
+                tap = integers(t * U(factor))
+                if separable and of_rows:
+                    tap = add(tap, load(places, where))
+                place = select(better, tap, place)
+        return best, place
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, taps: Any, dilations: Any, d: Array, h: Array,
-        first_taps: Array, offsets: Array, layout: Any, start: int, stop: int,
+        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, window: Any, kernel: Any, layout: Any,
+        offsets: Array, first_d: Array, first_h: Array, first_w: Array, start: int, stop: int,
     ) -> None:  # fmt: skip
-        depth, height, out_d, out_h = sizes[0], sizes[1], sizes[3], sizes[4]
-        row_size, out_row, lowest = sizes[2] * sizes[6], sizes[5] * sizes[6], broadcast(like, -np.inf)
-        pitch, padding, size, ring, together = layout
-        number, no_more = U(out_row), U(first_taps.size - LANES)
-        kw = U(width) if width > 0 else U(offsets.size)
-        lines = np.full(size if separable else taps[0] * ring * size, -np.inf, like.dtype)
-        pitch_of_maxima = out_row + LANES
-        maxima = np.empty(taps[0] * ring * pitch_of_maxima if separable else 0, like.dtype)
-        places = np.empty(maxima.size if save else 0, np.int32)
-        rows = together * taps[0] * taps[1]
-        row_at, row_tap, begins = np.empty(rows, np.int64), np.empty(rows, np.int32), np.empty(together + 1, np.int64)
+        depth, height, out_d, out_h, out_w, channels = sizes[0], sizes[1], sizes[3], sizes[4], sizes[5], sizes[6]
+        most_planes, most_rows, most_windows, pitch, size, lines_down, lines_across = layout
+        stride_d, before_d, _, step_d = window[0]
+        stride_h, before_h, reach_h, _ = window[1]
+        stride_w, before_w, reach_w, _ = window[2]
+        blocks = kernel[0] * lines_down
+        lines = np.full(blocks * lines_across * size, -np.inf, like.dtype)
+        row_maxima = np.empty(blocks * size if separable else 0, like.dtype)
+        row_places = np.empty(row_maxima.size if save else 0, np.int32)
+        best_of = np.empty(0 if direct else size, like.dtype)
+        place_of = np.empty(best_of.size if save else 0, np.int32)
+        lowest, out_row, no_more = broadcast(like, -np.inf), out_w * channels, first_w.size - LANES
         past_caches = stored_past_caches(y)
-        target = np.empty(together * out_row, y.dtype) if past_caches else y
-        plane, od, oh = start // (out_d * out_h), start // out_h % out_d, start % out_h
-        done, unit = 0, start  # rows before `done` are in the ring
+        target = np.empty(most_planes * most_rows * out_row, y.dtype) if past_caches else y
+        unit = start
         while unit < stop:
-            count, rows = min(min(together, stop - unit), out_h - oh), 0
-            for i in range(count):
-                first_row, cells, tap = np.int64(h[0, oh + i]), np.int64(h[1, oh + i]), np.int64(h[2, oh + i])
-                done = max(done, first_row - tap * dilations[1])  # another window may need rows between
-                next_row = first_row + (cells - 1) * dilations[1] + 1
-                begins[i] = rows
-                for td in range(d[1, od]):
-                    plane_row = (plane * depth + d[0, od] + td * dilations[0]) * height
-                    for row in range(done, next_row):
-                        slot = td * ring + (row & (ring - 1))
-                        at = 0 if separable else slot * size
-                        _split(x, (plane_row + row) * row_size, row_size, lines, at, stride, pitch, padding)
-                        if separable:
-                            for o in range(U(0), number, U(LANES)):
-                                best, place = lowest, load(first_taps, min(o, no_more))
-                                for t in range(kw):
-                                    value = load(lines, U(offsets[t]) + o)
-                                    better = exceeds(value, best)
-                                    best = select(better, value, best)
-                                    if save:
-                                        place = select(better, integers(t), place)
-                                store(maxima, U(slot * pitch_of_maxima) + o, best)
-                                if save:
-                                    store(places, U(slot * pitch_of_maxima) + o, place)
-                    for th in range(cells):
-                        slot = td * ring + ((first_row + th * dilations[1]) & (ring - 1))
-                        row_at[rows] = slot * (pitch_of_maxima if separable else size)
-                        row_tap[rows] = ((d[2, od] + td) * taps[1] + tap + th) * taps[2]
-                        rows += 1
-                done = max(done, next_row)
-            begins[count] = rows
-            origin = 0 if past_caches else unit * out_row
-            for i in range(count):
-                begin, end = begins[i], begins[i + 1]
-                base = row_tap[begin] if begin < end else 0
-                for o in range(U(0), number, U(LANES)):
-                    best, place = lowest, add(load(first_taps, min(o, no_more)), integers(base))
-                    for k in range(U(begin), U(end)):
-                        at = U(row_at[k]) + o
-                        if separable:
-                            value = load(maxima, at)
-                            better = exceeds(value, best)
+            plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
+            rows, planes = min(min(most_rows, out_h - oh), stop - unit), 1
+            if rows == out_h:
+                planes = min(most_planes, (stop - unit) // rows)
+            slots = rows + reach_h // stride_h  # of a plane in a line
+            origin = unit * out_row if past_caches else 0
+            limit = (unit + planes * rows) * out_row if past_caches else stop * out_row
+            for left in range(0, out_w, most_windows):
+                windows = min(most_windows, out_w - left)
+                first = left * stride_w - before_w
+                last = min(sizes[2], first + (windows - 1) * stride_w + reach_w + 1)
+                outside = max(0, -first)
+                first += outside
+                if padded and most_windows < out_w:
+                    for i in range(0, lines.size, LANES):
+                        store(lines, i, lowest)
+                for block in range(planes * kernel[0]):
+                    p, td = block // kernel[0], block % kernel[0]
+                    z, down, slot = od * stride_d - before_d + td * step_d, 0, p * slots
+                    for h in range(oh * stride_h - before_h, (oh + rows - 1) * stride_h - before_h + reach_h + 1):
+                        if down < lines_down:
+                            to = (td * lines_down + down) * lines_across * size + slot * pitch
+                            if (z >= 0) & (z < depth) & (h >= 0) & (h < height) & (first < last):
+                                at = ((((plane + p) * depth + z) * height + h) * sizes[2] + first) * channels
+                                cells, before = (last - first) * channels, outside * channels
+                                _split(x, at, cells, lines, to, stride, size, before)
+                            elif padded:
+                                for line in range(lines_across):
+                                    for i in range(0, pitch, LANES):
+                                        store(lines, to + line * size + i, lowest)
+                        down += 1
+                        if down == stride_h:
+                            down, slot = 0, slot + 1
+                run = windows * channels
+                number = ((planes - 1) * slots + rows - 1) * pitch + run
+                source, first_tap, taps_in_lines, factor = lines, 0, offsets.size, 1
+                if separable:
+                    for block in range(blocks):
+                        base, to = block * lines_across * size, block * size
+                        for o in range(U(0), U(number + (slots - rows) * pitch), U(LANES)):
+                            best, place = maximum_at(lines, row_places, False, offsets, 0, kernel[2], 1, U(base) + o)
+                            store(row_maxima, U(to) + o, best)
                             if save:
-                                tap = add(load(places, at), integers(row_tap[k]))
-                                place = tap if k == U(begin) else select(better, tap, place)  # if all are −inf
-                            best = select(better, value, best)
-                        else:
-                            for t in range(kw):
-                                value = load(lines, at + U(offsets[t]))
-                                better = exceeds(value, best)
-                                best = select(better, value, best)
-                                if save:
-                                    place = select(better, integers(row_tap[k] + np.int32(t)), place)
-                    _store_until(target, origin + i * out_row + np.int64(o), best, origin + count * out_row)
+                                store(row_places, U(to) + o, place)
+                    source, first_tap, taps_in_lines, factor = row_maxima, kernel[2], kernel[0] * kernel[1], kernel[2]
+                for o in range(U(0), U(0 if direct else number), U(LANES)):
+                    best, place = maximum_at(source, row_places, True, offsets, first_tap, taps_in_lines, factor, o)
+                    store(best_of, o, best)
                     if save:
-                        to = (unit + i) * out_row + np.int64(o)
-                        if to + LANES <= stop * out_row:
-                            store(argmax, to, place)
-                        else:
-                            store_first(argmax, to, place, stop * out_row - to)
+                        store(place_of, o, place)
+                shape = planes, rows
+                if not padded and slots == rows and pitch == out_row:  # the windows follow each other without space
+                    shape, run = (1, 1), planes * rows * out_row
+                for p in range(shape[0]):
+                    for row in range(shape[1]):
+                        at, to = (p * slots + row) * pitch, (unit + p * rows + row) * out_row + left * channels
+                        base = (first_d[od] * kernel[1] + first_h[oh + row]) * kernel[2] if padded else 0
+                        for c in range(0, run, LANES):
+                            if direct:
+                                best, place = maximum_at(
+                                    source, row_places, True, offsets, first_tap, taps_in_lines, factor, at + c
+                                )
+                            else:
+                                best, place = load(best_of, at + c), load(place_of, at + c) if save else integers(0)
+                            if save and padded:  # of −inf alone the first
+                                first_of = add(load(first_w, min(left * channels + c, no_more)), integers(base))
+                                place = select(equal(best, lowest), first_of, place)
+                            _store_until(target, to + c - origin, best, limit - origin)
+                            if save:
+                                _store_places(argmax, to + c, place, stop * out_row)
             if past_caches:
-                copy_past_caches(target, y, unit * out_row, count * out_row)
-            unit, oh = unit + count, oh + count
-            if oh == out_h:
-                oh, od, done = 0, od + 1, 0
-                if od == out_d:
-                    od, plane = 0, plane + 1
+                copy_past_caches(target, y, origin, limit - origin)
+            unit += planes * rows
         if past_caches:
             fence()
 
@@ -213,22 +248,8 @@ def make_forward(width: int, stride: int, separable: bool, save: bool) -> Kernel
 
 
 @kernel(inlined=True)
-def _largest(array: Array, at: Any, number: Any) -> Any:
-    """The maximum of 16 contiguous elements or more. Of equal ones, any."""
-    best = _load(array, at)
-    if number >= 4 * LANES:
-        b1, b2, b3 = _load(array, at + LANES), _load(array, at + 2 * LANES), _load(array, at + 3 * LANES)
-        for i in range(U(at + 4 * LANES), U(at + number - 4 * LANES + 1), U(4 * LANES)):
-            best, b1 = maximum(best, _load(array, i)), maximum(b1, _load(array, i + U(LANES)))
-            b2, b3 = maximum(b2, _load(array, i + U(2 * LANES))), maximum(b3, _load(array, i + U(3 * LANES)))
-        best = maximum(maximum(best, b1), maximum(b2, b3))
-    for i in range(U(at + number - number % (4 * LANES)), U(at + number - LANES + 1), U(LANES)):
-        best = maximum(best, _load(array, i))
-    return _largest_lane(maximum(best, _load(array, at + number - LANES)))
-
-
-@kernel(inlined=True)
 def _largest_lane(x: Any) -> Any:
+    """The maximum of the lanes. Of equal ones, any."""
     x = maximum(x, slide(x, x, 8))
     x = maximum(x, slide(x, x, 4))
     x = maximum(x, slide(x, x, 2))
@@ -236,142 +257,73 @@ def _largest_lane(x: Any) -> Any:
 
 
 @kernel(inlined=True)
-def _find(x: Array, like: Array, at: Any, number: Any, best: Any) -> Any:
-    """Where among `number` elements the first is that equals `best`, or is a NaN as best is: −1 if nowhere. And that
-    element: a zero has a sign."""
-    sought = broadcast(like, best)
-    for i in range(0, number, LANES):
-        value = _load_until(x, at + i, at + number)
-        found = bit_or(equal(value, sought), bit_and(is_nan(value), is_nan(sought)))
-        found = bit_and(found, first_lanes(number - i))
-        if any_lane(found):
-            place = first_true(found)
-            return i + place, lane(value, place)
-    return -1, best
+def _first_largest(best: Vector, place: Vector, like: Array) -> tuple[Vector, Vector]:
+    """The maximum of the lanes, and of those that have it the lowest place."""
+    largest = broadcast(like, _largest_lane(best))
+    found = bit_or(equal(best, largest), bit_and(is_nan(best), is_nan(largest)))
+    order = select(found, sub(integers(0), place), integers(-(2**31)))
+    lowest = _largest_lane(order)
+    return broadcast(like, lane(best, first_true(equal(order, integers(lowest))))), integers(-lowest)
 
 
 @functools.cache
-def make_forward_by_window(wide: bool, save: bool) -> Kernel:
-    """The kernel for wide windows, and for those that are not 1 or 2 cells apart, of one channel: one after another.
+def make_forward_by_tap(lanes: str, save: bool) -> Kernel:
+    """The kernel for any windows: 16 elements of y at a time, tap by tap, or one element, 16 taps at a time.
 
-    First the maximum of each column of the rows under a window, then along these. wide: windows are 16 cells wide or
-    more, without dilation; the first cell that has the maximum is then found at last, where it matters. Else columns
-    have the taps of their maxima, and the lowest tap with the maximum of a window wins."""
+    lanes: "channels" of a cell; what is read past a cell is overwritten by the next. Or "taps" of a window of one
+    channel without dilation, in rows of many; `index` has the numbers of the lanes. Or any "elements": `index` has
+    those of a row of x, tap by tap, for all elements of a row of y (one "cell"), whole vectors of them. `w` then has
+    each element's first tap, −1 if it has none. A tap outside of x has the element of the first tap inside."""
+    elements, step = lanes == "elements", LANES if lanes == "taps" else 1
 
     @kernel()
     def max_pool(
         x: Array, y: Array, argmax: Array, like: Array, sizes: Any, taps: Any, dilations: Any, d: Array, h: Array,
-        w: Array, start: int, stop: int,
+        w: Array, index: Array, start: int, stop: int,
     ) -> None:  # fmt: skip
-        depth, height, length, out_d, out_h, out_w, _ = sizes
-        line, lowest = np.empty(length + LANES, like.dtype), like.dtype.type(-np.inf)
-        tap_of = np.empty(0 if wide else length + LANES, np.int32)
-        best_of, place_of = np.empty(out_w + LANES, like.dtype), np.empty(out_w + LANES, np.int32)
-        for unit in range(start, stop):
-            plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
-            first_row = (plane * depth + d[0, od]) * height + h[0, oh]
-            base = (d[2, od] * taps[1] + h[2, oh]) * taps[2]
-            rows_under = d[1, od] * h[1, oh]
-            direct = wide and rows_under == 1  # without the maxima of columns
-            for c in range(0, 0 if direct else length, LANES):
-                best, tap = broadcast(like, -np.inf), integers(base)
-                for td in range(d[1, od]):
-                    at = (first_row + td * dilations[0] * height) * length + c
-                    for th in range(h[1, oh]):
-                        row = at + th * dilations[1] * length
-                        value = _load_until(x, row, row + length - c)
-                        if wide:
-                            best = maximum(best, value)
-                        else:
-                            better = exceeds(value, best)
-                            best = select(better, value, best)
-                            tap = select(better, integers(base + (td * taps[1] + th) * taps[2]), tap)
-                store(line, c, best)
-                if not wide:
-                    store(tap_of, c, tap)
-            for o in range(out_w):
-                first, cells, place = np.int64(w[0, o]), np.int64(w[1, o]), np.int64(base + w[2, o])
-                best = lowest
-                if rows_under == 0:
-                    cells = 0
-                if wide and cells > 0:
-                    if direct and cells >= LANES:
-                        best = _largest(x, first_row * length + first, cells)
-                    elif cells >= LANES:
-                        best = _largest(line, first, cells)
-                    else:  # a window that overhangs the input
-                        for i in range(cells):
-                            value = load_first_every_bit(x, first_row * length + first + i, 1)
-                            one = lane(value, 0) if direct else line[U(first + i)]
-                            best = one if (not (one <= best)) & (best == best) else best
-                    if save or best == 0 or best != best:
-                        i, found = 0, -1
-                        while found < 0 and i < rows_under:
-                            td, th = i // h[1, oh], i % h[1, oh]
-                            at = (first_row + td * dilations[0] * height + th * dilations[1]) * length + first
-                            found, value = _find(x, like, at, cells, best)
-                            if found >= 0:
-                                best, place = value, place + (td * taps[1] + th) * taps[2] + found
-                            i += 1
-                elif not wide:
-                    for i in range(cells):
-                        column = U(first + i * dilations[2])
-                        value, tap = line[column], np.int64(tap_of[column]) + w[2, o] + i
-                        larger = (not (value <= best)) & (best == best)
-                        same = (value == best) | ((value != value) & (best != best))
-                        if larger | (same & (tap < place)) | (i == 0):
-                            best, place = value, tap
-                best_of[o], place_of[o] = best, place
-            for o in range(0, out_w, LANES):
-                to, end = unit * out_w + o, stop * out_w
-                _store_until(y, to, load(best_of, o), end)
-                if save and to + LANES <= end:
-                    store(argmax, to, load(place_of, o))
-                elif save:
-                    store_first(argmax, to, load(place_of, o), end - to)
-
-    return max_pool
-
-
-@functools.cache
-def make_forward_by_cell(narrow: bool, save: bool) -> Kernel:
-    """The kernel for any windows of cells of many channels: 16 channels at a time, tap by tap.
-
-    narrow: cells have fewer than 16 channels."""
-
-    @kernel()
-    def max_pool(
-        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, taps: Any, dilations: Any, d: Array, h: Array,
-        w: Array, start: int, stop: int,
-    ) -> None:  # fmt: skip
-        depth, height, length, out_d, out_h, out_w, channels = sizes
+        depth, height, row_size, out_d, out_h, out_w, channels = sizes
+        lowest, end = broadcast(like, -np.inf), stop * out_w * channels
         for unit in range(start, stop):
             plane, od, oh = unit // (out_d * out_h), unit // out_h % out_d, unit % out_h
             first_row = (plane * depth + d[0, od]) * height + h[0, oh]
             base = (d[2, od] * taps[1] + h[2, oh]) * taps[2]
             for o in range(out_w):
-                to = (unit * out_w + o) * channels
                 for block in range(0, channels, LANES):
-                    c = block if narrow else min(block, channels - LANES)  # the last may overlap the one before
-                    best, place = broadcast(like, -np.inf), integers(base + w[2, o])
+                    c = block if elements else min(block, max(channels - LANES, 0))  # the last may overlap another
+                    first, best = load(w, c) if elements else integers(w[2 * out_w + o]), lowest
+                    if lanes == "taps":
+                        first = add(first, load(index, 0))
+                    place = add(first, integers(base))
                     for td in range(d[1, od]):
                         for th in range(h[1, oh]):
-                            row = (first_row + td * dilations[0] * height + th * dilations[1]) * length + w[0, o]
-                            at, tap = U(row * channels + c), base + (td * taps[1] + th) * taps[2] + w[2, o]
-                            for t in range(U(w[1, o])):
-                                here = at + t * U(dilations[2] * channels)
-                                value = load_first_every_bit(x, here, channels) if narrow else _load(x, here)
+                            at = (first_row + td * dilations[0] * height + th * dilations[1]) * row_size
+                            tap = base + (td * taps[1] + th) * taps[2]
+                            if not elements:
+                                at += w[o] * channels + c
+                            for t in range(0, taps[2] if elements else np.int64(w[out_w + o]), step):
+                                if elements:
+                                    value = gather(x, at, index, t * w.size + c)
+                                elif lanes == "taps":
+                                    value = _load_until(x, at + t, at + w[out_w + o], lowest)
+                                elif channels >= LANES:
+                                    value = _load(x, U(at) + U(t) * U(dilations[2] * channels))
+                                else:
+                                    value = _load_until(x, at + t * dilations[2] * channels, x.size, best)
                                 better = exceeds(value, best)
                                 best = select(better, value, best)
-                                if save:
-                                    place = select(better, integers(tap + np.int64(t)), place)
-                    if narrow:
-                        store_first_every_bit(y, to, best, channels)
-                        if save:
-                            store_first(argmax, to, place, channels)
-                    else:
-                        _store_until(y, to + c, best, to + channels)
-                        if save:
-                            store(argmax, to + c, place)
+                                if save or lanes == "taps":
+                                    if elements:  # not before the first tap inside of x
+                                        here = add(integers(tap), maximum(integers(t), first))
+                                    else:
+                                        here = add(integers(tap + t), first)
+                                    place = select(better, here, place)
+                    if elements:
+                        best = select(less(first, integers(0)), lowest, best)
+                    elif lanes == "taps":
+                        best, place = _first_largest(best, place, like)
+                    to = (unit * out_w + o) * channels + c
+                    _store_until(y, to, best, end)
+                    if save:
+                        _store_places(argmax, to, place, end)
 
     return max_pool
