@@ -1,63 +1,31 @@
-"""Loops of the norms over channels where channels are last in memory, or where there is no spatial axis, on vectors.
+"""Loops of the norms over channels where channels are last in memory, or where there is no spatial axis, on vectors of
+columns.
 
-Arrays are flat, in C order: each sample has `lines` lines of `channels` contiguous cells. A column is a channel of a
-sample; its number is sample * channels + channel. The lines of a sample are cut into `pieces`; piece u is number u %
-pieces of sample u // pieces. Large arrays have x's dtype, halves as bits; factors have the dtype that x is computed in.
+Arrays are flat, in C order: each sample has `lines` lines of contiguous cells, with the axes (fold, groups, channels of
+a group, inner). A column is a cell of a line. The lines of a sample are cut into `pieces`; piece u is number u % pieces
+of sample u // pieces. Sums have a number for each piece and column, in this order. Large arrays have x's dtype, halves
+as bits.
 
-Lanes are columns. Sums over RUN_LINES lines are in the dtype that x is computed in; the sums of these are in float64.
-Moments are about `shift`, the mean of a piece's first lines, so that a large mean costs no digits."""
+Sums over RUN_LINES lines are in the dtype that x is computed in; the sums of these are in float64. Moments are about
+`shift`, the mean of a piece's first lines, so that a large mean costs no digits."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from .jit import kernel
+from .norm_loops import read, write
 from .past_caches import stored_past_caches
-from .vectors import (
-    LANES,
-    add,
-    broadcast,
-    equal,
-    fence,
-    fma,
-    lane,
-    load,
-    load_first,
-    mul,
-    select,
-    store,
-    store_first,
-    stream,
-    sub,
-    to_float64,
-)
+from .vectors import LANES, add, broadcast, fence, fma, lane, mul, sub, to_float64
 
 Array = Any
+Kernel = Any
+Vector = Any
 RUN_LINES = 64  # lines that are summed in the dtype that x is computed in
 LINES_AT_ONCE = 8  # whose sum is in a register
-
-
-@kernel()
-def _read(x: Array, i: int, count: int) -> Any:
-    return load(x, i) if count >= LANES else load_first(x, i, count)
-
-
-@kernel()
-def _write(y: Array, i: int, value: Any, count: int) -> None:
-    if count >= LANES:
-        store(y, i, value)
-    else:
-        store_first(y, i, value, count)
-
-
-@kernel()
-def _write_result(y: Array, i: int, value: Any, count: int, past_caches: bool) -> None:
-    if past_caches:
-        stream(y, i, value)
-    else:
-        _write(y, i, value, count)
 
 
 @kernel()
@@ -66,154 +34,160 @@ def _zeros(x: Array, number: int) -> Array:
     return np.full(number, lane(broadcast(x, 0.0), 0))
 
 
-@kernel()
-def _flush(source: Array, target: Array, target_start: int) -> None:
-    """Add the source to the target, from `target_start` on, and set the source to 0."""
-    for c in range(0, source.size, LANES):
-        count = min(LANES, source.size - c)
-        value = add(_read(target, target_start + c, count), to_float64(_read(source, c, count)))
-        _write(target, target_start + c, value, count)
-        _write(source, c, broadcast(source, 0.0), count)
-
-
-@kernel()
-def _lines_of(piece: int, lines: int, pieces: int) -> tuple[int, int, int]:
+@kernel(allocates=False)
+def _piece(piece: int, lines: int, pieces: int) -> tuple[int, int, int]:
     """The sample of a piece, its first line and the line after its last, counted over all samples."""
     sample, part = piece // pieces, piece % pieces
     return sample, sample * lines + lines * part // pieces, sample * lines + lines * (part + 1) // pieces
 
 
-@kernel()
-def _first_means(x: Array, shift: Array, first: int, last: int) -> None:
-    """Fill `shift` with the means of lines first to last; 0 for one that is not finite."""
-    width, zero = shift.size, broadcast(x, 0.0)
+# ---------------------------------------------------------------------------------------------------------------- sums
+@kernel(allocates=False)
+def _store_means(x: Array, mean: Array, first: int, last: int) -> None:
+    """Store the means of the columns over lines first to last. Cells are divided first: their sum may be too large."""
+    width, small = mean.size, broadcast(x, 1.0 / (last - first))
     for c in range(0, width, LANES):
-        count, s = min(LANES, width - c), zero
+        s, count = broadcast(x, 0.0), width - c
         for i in range(first, last):
-            s = add(s, _read(x, i * width + c, count))
-        s = mul(s, broadcast(x, 1.0 / (last - first)))
-        _write(shift, c, select(equal(sub(s, s), zero), s, zero), count)
+            s = fma(read(x, i * width + c, count), small, s)
+        write(mean, c, s, count, False)
 
 
-@kernel()
-def _add_moments(x: Array, shift: Array, s: Array, q: Array, first: int, last: int) -> None:
-    """Add x - shift of lines first to last, and its square, to s and q."""
-    width = shift.size
-    for block in range(first, last, LINES_AT_ONCE):
-        for c in range(0, width, LANES):
-            count = min(LANES, width - c)
-            shifts, sums, squares = _read(shift, c, count), _read(s, c, count), _read(q, c, count)
-            for i in range(block, min(block + LINES_AT_ONCE, last)):
-                d = sub(_read(x, i * width + c, count), shifts)
-                sums, squares = add(sums, d), fma(d, d, squares)
-            _write(s, c, sums, count)
-            _write(q, c, squares, count)
+@kernel(allocates=False)
+def _flush(source: Array, target: Array, start: int) -> None:
+    """Add the source to the target, from `start` on, and set the source to 0."""
+    for c in range(0, source.size, LANES):
+        count = source.size - c
+        write(target, start + c, add(read(target, start + c, count), to_float64(read(source, c, count))), count, False)
+        write(source, c, broadcast(source, 0.0), count, False)
 
 
-@kernel()
-def _means_of_large(x: Array, mean_part: Array, mean: Array, squares: Array, start: int, first: int, last: int) -> None:
-    """The means of columns whose finite values are too large to be added up; the squares of such overflow."""
-    channels, small = mean_part.size, broadcast(x, 1.0 / (last - first))
-    for c in range(0, channels, LANES):
-        count, s = min(LANES, channels - c), broadcast(x, 0.0)
-        for i in range(first, last):
-            s = fma(_read(x, i * channels + c, count), small, s)
-        _write(mean_part, c, s, count)
-    for c in range(channels):
-        if not np.isfinite(mean[start + c]) and np.isfinite(mean_part[c]):
-            mean[start + c], squares[start + c] = mean_part[c], np.inf
+@functools.cache
+def _make_add_sums(backward: bool) -> Kernel:
+    """The kernel that adds the sums of g and of g * (x - shift) over lines first to last to those of a piece, which
+    begin at `to`. g: dy backward, else x - shift. s and q: zeros before and after."""
+
+    @kernel(allocates=False)
+    def add_sums(
+        dy: Array, x: Array, shift: Array, s: Array, q: Array, sums: Array, products: Array, to: int, first: int,
+        last: int,
+    ) -> None:  # fmt: skip
+        width = shift.size
+        for run in range(first, last, RUN_LINES):
+            end = min(run + RUN_LINES, last)
+            for block in range(run, end, LINES_AT_ONCE):
+                for c in range(0, width, LANES):
+                    count = width - c
+                    shifts, total, total_products = read(shift, c, count), read(s, c, count), read(q, c, count)
+                    for i in range(block, min(block + LINES_AT_ONCE, end)):
+                        d = sub(read(x, i * width + c, count), shifts)
+                        g = read(dy, i * width + c, count) if backward else d
+                        total, total_products = add(total, g), fma(g, d, total_products)
+                    write(s, c, total, count, False)
+                    write(q, c, total_products, count, False)
+            _flush(s, sums, to)
+            _flush(q, products, to)
+
+    return add_sums
 
 
-@kernel()
-def _add_gradient_sums(
-    dy: Array, x: Array, shift: Array, parameter_start: int, s: Array, q: Array, first: int, last: int
-) -> None:
-    """Add dy of lines first to last, and dy * (x - shift), to s and q. shift is read from `parameter_start` on."""
-    width = s.size
-    for block in range(first, last, LINES_AT_ONCE):
-        for c in range(0, width, LANES):
-            count = min(LANES, width - c)
-            shifts = _read(shift, parameter_start + c, count)
-            sums, products = _read(s, c, count), _read(q, c, count)
-            for i in range(block, min(block + LINES_AT_ONCE, last)):
-                g = _read(dy, i * width + c, count)
-                sums = add(sums, g)
-                products = fma(g, sub(_read(x, i * width + c, count), shifts), products)
-            _write(s, c, sums, count)
-            _write(q, c, products, count)
+_add_moments, _add_gradient_sums = _make_add_sums(False), _make_add_sums(True)
 
 
 @kernel()
 def moments(
-    x: Array, mean: Array, squares: Array, channels: int, lines: int, pieces: int, start: int, stop: int
-) -> None:
+    x: Array, mean: Array, squares: Array, lines: int, pieces: int, fold: int, groups: int, group_size: int,
+    inner: int, start: int, stop: int,
+) -> None:  # fmt: skip
     """The means of the columns of pieces start to stop, and the sums of squares about them. Both must be 0 before."""
-    shift, s, q = _zeros(x, channels), _zeros(x, channels), _zeros(x, channels)
+    width = fold * groups * group_size * inner
+    shift, s, q = _zeros(x, width), _zeros(x, width), _zeros(x, width)
     for u in range(start, stop):
-        _, first, last = _lines_of(u, lines, pieces)
-        _first_means(x, shift, first, min(first + RUN_LINES, last))
-        for run in range(first, last, RUN_LINES):
-            _add_moments(x, shift, s, q, run, min(run + RUN_LINES, last))
-            _flush(s, mean, u * channels)
-            _flush(q, squares, u * channels)
-        for c in range(channels):
-            at, delta = u * channels + c, mean[u * channels + c] / (last - first)
+        _, first, last = _piece(u, lines, pieces)
+        _store_means(x, shift, first, min(first + RUN_LINES, last))
+        _add_moments(x, x, shift, s, q, mean, squares, u * width, first, last)
+        overflows = 0.0
+        for c in range(width):
+            at, delta = u * width + c, mean[u * width + c] / (last - first)
             mean[at] = shift[c] + delta
             about_mean = squares[at] - (last - first) * delta * delta
             squares[at] = 0.0 if about_mean < 0.0 else about_mean
-        if not np.isfinite(mean[u * channels : (u + 1) * channels].sum()):
-            _means_of_large(x, shift, mean, squares, u * channels, first, last)
+            overflows += delta - delta
+        if overflows != 0.0:  # finite values may be too large to be added up; their squares overflow
+            _store_means(x, shift, first, last)
+            for c in range(width):
+                at = u * width + c
+                if mean[at] - mean[at] != 0.0 and shift[c] - shift[c] == 0.0:
+                    mean[at], squares[at] = shift[c], np.inf
 
 
 @kernel()
 def gradient_sums(
-    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_dy_shifted: Array, channels: int, lines: int, pieces: int,
-    start: int, stop: int,
+    dy: Array, x: Array, gamma: Array, mean: Array, sum_dy: Array, sum_products: Array,
+    lines: int, pieces: int, fold: int, groups: int, group_size: int, inner: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """The sums of dy and of dy * (x - shift) over the columns of pieces start to stop. Both must be 0 before."""
-    s, q = _zeros(x, channels), _zeros(x, channels)
+    """The sums of dy and of dy * (x - shift) over the columns of pieces start to stop. Both must be 0 before. shift:
+    the mean as x's lanes round it."""
+    width = fold * groups * group_size * inner
+    shift, s, q, of_sample = _zeros(x, width), _zeros(x, width), _zeros(x, width), -1
     for u in range(start, stop):
-        sample, first, last = _lines_of(u, lines, pieces)
-        for run in range(first, last, RUN_LINES):
-            _add_gradient_sums(dy, x, shift, sample * channels, s, q, run, min(run + RUN_LINES, last))
-            _flush(s, sum_dy, u * channels)
-            _flush(q, sum_dy_shifted, u * channels)
+        sample, first, last = _piece(u, lines, pieces)
+        if sample != of_sample:
+            of_sample, c = sample, 0
+            for channel in range(fold * groups * group_size):
+                for _ in range(inner):
+                    shift[c] = mean[sample * groups + channel // group_size % groups]
+                    c += 1
+        _add_gradient_sums(dy, x, shift, s, q, sum_dy, sum_products, u * width, first, last)
 
 
-@kernel()
-def scale_shift(
-    x: Array, y: Array, shift: Array, scale: Array, offset: Array, channels: int, lines: int, pieces: int, start: int,
-    stop: int,
-) -> None:  # fmt: skip
-    """y = (x - shift) * scale + offset for pieces start to stop."""
-    past_caches = stored_past_caches(y) and channels % LANES == 0
-    for u in range(start, stop):
-        sample, first, last = _lines_of(u, lines, pieces)
-        for i in range(first, last):
-            for c in range(0, channels, LANES):
-                at, k, count = i * channels + c, sample * channels + c, min(LANES, channels - c)
-                d = sub(_read(x, at, count), _read(shift, k, count))
-                value = fma(d, _read(scale, k, count), _read(offset, k, count))
-                _write_result(y, at, value, count, past_caches)
-    if past_caches:
-        fence()
+# ------------------------------------------------------------------------------------------------------------- results
+@functools.cache
+def make_results(backward: bool) -> Kernel:
+    """The kernel that fills y of pieces start to stop, or backward dx:
 
+        y = (x - mean) * rstd * gamma + beta
+        dx = (dy * gamma - (x - shift) * x_factor - beta) * rstd
 
-@kernel()
-def input_gradient(
-    dy: Array, x: Array, dx: Array, shift: Array, gamma: Array, x_factor: Array, constant: Array, rstd: Array,
-    channels: int, lines: int, pieces: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd for pieces start to stop."""
-    past_caches = stored_past_caches(dx) and channels % LANES == 0
-    for u in range(start, stop):
-        sample, first, last = _lines_of(u, lines, pieces)
-        for i in range(first, last):
-            for c in range(0, channels, LANES):
-                at, k, count = i * channels + c, sample * channels + c, min(LANES, channels - c)
-                through = mul(sub(_read(x, at, count), _read(shift, k, count)), _read(x_factor, k, count))
-                rest = add(through, _read(constant, k, count))
-                value = sub(mul(_read(dy, at, count), _read(gamma, k, count)), rest)
-                _write_result(dx, at, mul(value, _read(rstd, k, count)), count, past_caches)
-    if past_caches:
-        fence()
+    Backward x_factor and beta have a number for each row; what forward does not use may be any array."""
+
+    @kernel()
+    def results(
+        dy: Array, x: Array, y: Array, gamma: Array, beta: Array, x_factor: Array, mean: Array, rstd: Array,
+        lines: int, pieces: int, fold: int, groups: int, group_size: int, inner: int, start: int, stop: int,
+    ) -> None:  # fmt: skip
+        width = fold * groups * group_size * inner
+        past_caches = stored_past_caches(y) and width % LANES == 0
+        shift, scale, offset, of_sample = _zeros(x, width), _zeros(x, width), _zeros(x, width), -1
+        if backward:
+            weight, slope = _zeros(x, width), _zeros(x, width)
+        for u in range(start, stop):
+            sample, first, last = _piece(u, lines, pieces)
+            if sample != of_sample:
+                of_sample, c = sample, 0
+                for channel in range(fold * groups * group_size):
+                    k = channel % gamma.size
+                    r = sample * groups + k // group_size
+                    for _ in range(inner):
+                        shift[c] = mean[r]
+                        if backward:
+                            weight[c], slope[c], offset[c], scale[c] = gamma[k], -x_factor[r], -beta[r], rstd[r]
+                        else:
+                            scale[c] = factor = rstd[r] * gamma[k]
+                            offset[c] = beta[k] - (mean[r] - shift[c]) * factor
+                        c += 1
+            for line in range(first, last):
+                for c in range(0, width, LANES):
+                    at, count = line * width + c, width - c
+                    d, scales = sub(read(x, at, count), read(shift, c, count)), read(scale, c, count)
+                    value = read(offset, c, count)
+                    if backward:
+                        value = fma(d, read(slope, c, count), value)
+                        value = mul(fma(read(dy, at, count), read(weight, c, count), value), scales)
+                    else:
+                        value = fma(d, scales, value)
+                    write(y, at, value, count, past_caches)
+        if past_caches:
+            fence()
+
+    return results

@@ -1,6 +1,6 @@
-"""The memory layout of norms over channels, and how their loops are cut into pieces.
+"""Arguments of the CPU norms, the memory layout of x, and how their loops are cut into pieces.
 
-Both depend on the shape and the memory order of x alone.
+Layout and pieces depend on the shape and the memory order of x alone.
 
 A statistics group is called a row. In batch norm, whose groups have one channel, it extends over all samples; in group
 and instance norm over the channels of a group. A *segment* is one channel of one sample. A *piece* is what one step of
@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from cnnlayers import backends
 
 from . import channels_last_norm, norm_loops
-from .parallel import chunked, to_lanes
+from .parallel import flat, to_lanes
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,6 +31,27 @@ BLOCK_BYTES = 400_000  # of a block of channels of x, at most
 MIN_LINE_CELLS = 64  # shorter lines are joined, if their number allows it
 MIN_LINES = 8  # so many are left
 MAX_LINE_CELLS = 4096  # of all channels of a sample, whose factors are read for each cell
+
+
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
+    """Why no kernel of the norms serves this call, or None."""
+    if spec.comm is not None:
+        return "the sums go over several ranks"
+    return None if all(a is None or a.dtype.isnative for a in arrays) else "an array of foreign byte order"
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype that arrays of a dtype, or of a half type's bits, are computed in."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
+def parameter(neutral: float, shape: tuple[int, ...], given: Any, dtype: Any) -> Callable[[Array | None], Array]:
+    """A function that gives a parameter of the dtype `given` in `dtype`, flat in C order. None becomes an array of
+    `neutral` (1 for gamma, 0 for beta)."""
+    if given is None:
+        missing = np.full(math.prod(shape), neutral, dtype)
+        return lambda array: missing
+    return flat if given == dtype else lambda array: flat(np.asarray(array, dtype))
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class ChannelLayout:
         """Rows that go through all steps together, from the sums to the result, because they fit a core's cache.
 
         All rows of a small array. 0 if rows are larger, stored otherwise or too few for all threads."""
-        row = math.prod(self.block_arguments) * itemsize
+        row = math.prod(self.row_axes) * itemsize
         if self.channels_last or (self.short_segments and self.across_samples):
             return 0
         if self.rows * row <= PIECE_BYTES:
@@ -74,96 +95,61 @@ class ChannelLayout:
         return max(1, min(BLOCK_BYTES // row, -(-self.rows // MIN_PARALLEL_ROWS)))
 
     @property
-    def block_arguments(self) -> tuple[int, int, int]:
-        """How many samples a row extends over, its segments in each, and their cells (norm_blocks.py)."""
-        return (self.samples, 1, self.length) if self.across_samples else (1, self.group_size, self.length)
+    def row_axes(self) -> tuple[int, int, int]:
+        """A row's segments in a sample, the samples that it extends over, and a segment's cells (norm_loops.py)."""
+        return (1, self.samples, self.length) if self.across_samples else (self.group_size, 1, self.length)
 
     @property
     def rows(self) -> int:
         """The number of rows."""
         return self.groups if self.across_samples else self.samples * self.groups
 
-    @property
-    def in_memory_order(self) -> bool:
-        """Whether the order of the axes is their order in memory."""
-        return self.axis_order == tuple(range(len(self.axis_order)))
-
-    def new_result(self, shape: tuple[int, ...], dtype: Any) -> Callable[[], tuple[Array, Array]]:
-        """A function that makes an array of x's shape: as the kernels take it, and with x's axes."""
-        new, inverse = backends.new_result(tuple(shape[a] for a in self.axis_order), dtype), np.argsort(self.axis_order)
-        transposed = not self.in_memory_order
-
-        def make() -> tuple[Array, Array]:
-            array = new()
-            return to_lanes(array), array.transpose(inverse) if transposed else array
-
-        return make
-
-    def to_memory_order(self) -> Callable[[Array], Array]:
-        """A function that gives an array of x's shape flat in memory order, as kernels take it."""
-        order = self.axis_order
-        return to_lanes if self.in_memory_order else lambda array: to_lanes(array.transpose(order))
+    def arrays(self, shape: tuple[int, ...], dtype: Any) -> tuple[Callable[[], Array], Callable[[Array], Array]]:
+        """A function that makes an array of x's shape and memory order, and one that gives such an array flat in memory
+        order, as kernels take it."""
+        order, new = self.axis_order, backends.new_result(tuple(shape[a] for a in self.axis_order), dtype)
+        if order == tuple(range(len(order))):
+            return new, to_lanes
+        inverse = np.argsort(order)
+        return lambda: new().transpose(inverse), lambda array: to_lanes(array.transpose(order))
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """How the loops of a module go over x, and the axes of their sums and factors (norm_factors.py).
-
-    loops: norm_loops or channels_last_norm. counts: the cells of a sum, with the axes (pieces, inner). arguments: of
-    every loop after its arrays. repeats: how often a factor is repeated for the cells of a channel."""
+class Pieces(NamedTuple):
+    """How the loops of norm_loops or channels_last_norm go over x, and the axes of their sums (norm_factors.py): those
+    of one row in `axes`. moments, gradient_sums and results(backward): the loops, with their `arguments` after the
+    arrays; of the moments they are without the first `skipped`. counts: the cells of a sum, with the axes (lines,
+    inner)."""
 
     loops: Any
     number: int
     arguments: tuple[int, ...]
-    samples: int
+    skipped: int
+    number_of_sums: int
     counts: Array
-    fold: int
-    groups: int
-    group_size: int
-    inner: int
-    repeats: int
-
-    @property
-    def channels(self) -> int:
-        return self.groups * self.group_size
-
-    @property
-    def number_of_sums(self) -> int:
-        number: int = self.samples * self.counts.size * self.fold * self.channels
-        return number
-
-    @property
-    def sum_axes(self) -> tuple[int, ...]:
-        return self.fold, self.groups, self.group_size, self.inner
-
-    @property
-    def factor_axes(self) -> tuple[int, ...]:
-        return self.fold, self.groups, self.group_size, self.repeats
-
-    def new_factors(self, number: int, dtype: Any) -> Array:
-        return np.empty((number, self.samples * self.fold * self.channels * self.repeats), dtype)
-
-    def over(self, nbytes: int) -> Callable[..., None]:
-        """A function `(loop, *arrays)` that runs a loop over chunks of all pieces. nbytes: read and written in all."""
-        in_chunks, arguments = chunked(self.number, nbytes), self.arguments
-        return lambda loop, *arrays: in_chunks(loop, *arrays, *arguments)
+    axes: tuple[int, ...]
 
 
 def memory_order(x: Array, channel: int) -> tuple[int, ...]:
     """The axes of x in memory order, if only the channel axis was moved to the end or from there; else as they are."""
     as_declared = tuple(range(x.ndim))
     rest = tuple(a for a in as_declared if a != channel)
-    moved = (*rest, channel) if channel == 1 else (rest[0], channel, *rest[1:])
+    moved = (*rest, channel) if channel == 1 else (*rest[:1], channel, *rest[1:])
     moved_is_contiguous = not x.flags.c_contiguous and x.transpose(moved).flags.c_contiguous
     return moved if moved_is_contiguous else as_declared
 
 
 def channel_layout(rows: Any, order: tuple[int, ...]) -> ChannelLayout:
     """The layout of an x that is not empty, has the shape of `rows` (specs/norm.py) and its axes in this memory
-    order."""
-    channel, channels, samples = rows.parameter_axes[0], math.prod(rows.parameter), rows.shape[0]
-    length = math.prod(rows.shape) // samples // channels
-    groups = rows.view[channel]
+    order. In layer and RMS norm each cell of a row is a channel."""
+    channel, channels, samples, size = (
+        rows.parameter_axes[0],
+        math.prod(rows.parameter),
+        rows.shape[0],
+        math.prod(rows.shape),
+    )
+    if rows.axes == rows.parameter_axes:
+        return ChannelLayout(order, size // channels, 1, channels, 1, False, False)
+    length, groups = size // samples // channels, rows.view[channel]
     channels_last = order[-1] == channel and 1 not in (length, channels)
     return ChannelLayout(order, samples, groups, channels // groups, length, channels_last, 0 in rows.axes)
 
@@ -174,7 +160,8 @@ def for_each_layout(rows: Any, prepare: Callable[[ChannelLayout], F]) -> Callabl
     found: dict[tuple[int, ...], F] = {}
 
     def of(x: Array) -> F:
-        order = as_declared if x.flags.c_contiguous else memory_order(x, channel)
+        whole = x.flags.c_contiguous or rows.axes == rows.parameter_axes
+        order = as_declared if whole else memory_order(x, channel)
         if order not in found:
             found[order] = prepare(channel_layout(rows, order))
         return found[order]
@@ -190,12 +177,10 @@ def pieces_of(layout: ChannelLayout, itemsize: int) -> Pieces:
     length, channels, axes = layout.length, layout.groups * layout.group_size, (layout.groups, layout.group_size)
     joined = layout.across_samples and (layout.short_segments or channels * length <= MAX_LINE_CELLS)
     if not (layout.channels_last or joined):
-        pieces = max(1, min(length, length * itemsize // PIECE_BYTES))
-        samples, counts = (1 if layout.across_samples else layout.samples), _lengths(length, pieces)
-        if layout.across_samples:
-            counts = np.tile(counts, layout.samples)
-        number = layout.samples * channels * pieces
-        return Pieces(norm_loops, number, (length, pieces), samples, counts, 1, *axes, pieces, 1)
+        group_size, parts = layout.row_axes[0], max(1, min(length, length * itemsize // PIECE_BYTES))
+        number, lines = layout.samples * channels * parts, layout.samples if layout.across_samples else 1
+        counts, arguments = np.tile(_lengths(length, parts), lines), (group_size, 1, length, parts)
+        return Pieces(norm_loops, number, arguments, 1, number, counts, (lines, *axes, parts))
     samples, lines = layout.samples, length
     if layout.across_samples:  # the samples are joined
         samples, lines = 1, layout.samples * (length if layout.channels_last else 1)
@@ -205,9 +190,9 @@ def pieces_of(layout: ChannelLayout, itemsize: int) -> Pieces:
         fold *= 2
     lines, width = lines // fold, fold * channels * inner
     pieces = max(1, min(lines, lines * width * itemsize // PIECE_BYTES))
-    counts = np.repeat(_lengths(lines, pieces), inner)
-    number, arguments = samples * pieces, (width, lines, pieces)
-    return Pieces(channels_last_norm, number, arguments, samples, counts, fold, *axes, inner, inner)
+    number, arguments = samples * pieces, (lines, pieces, fold, *axes, inner)
+    counts = np.repeat(_lengths(lines, pieces), fold * inner)
+    return Pieces(channels_last_norm, number, arguments, 0, number * width, counts, (pieces * fold, *axes, inner))
 
 
 def _lengths(cells: int, pieces: int) -> Array:

@@ -1,247 +1,285 @@
-"""Loops of the norms whose rows, or whose channels of a sample, are contiguous in memory, on vectors.
+"""Loops of the norms whose rows, or whose channels of a sample, are contiguous in memory, on vectors of cells.
 
-A row is a statistics group. Arrays are flat, in C order. A *segment* is one channel of one sample: `length` contiguous
-cells; segment n * channels + c is channel c of sample n. Large arrays have x's dtype, halves as bits (vectors.py).
-Statistics and the parameters of channels are float64.
+A row is a statistics group. Arrays are flat, in C order. A *segment* has `length` contiguous cells in each of
+`samples` samples: it is one channel of one sample, or of all samples. Segment n belongs to row n // group_size, and
+where the rows end, they start again. It is cut into `parts`; part u is number u % parts of segment u // parts. Large
+arrays have x's dtype, halves as bits (vectors.py). Statistics are float64.
 
 Sums over RUN_CELLS cells are in the dtype that x is computed in, lane by lane; the sums of these are in float64, in a
-fixed order. Each run is summed twice, while it is in the first cache: for its mean, then for the squares about it."""
+fixed order. The lanes of up to 16 short segments are added together (row_sums.py), in a third of the time."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from .jit import kernel
 from .past_caches import stored_past_caches
+from .row_sums import ROOM, SHORT_ROW, totals
 from .vectors import (
     LANES,
     add,
     broadcast,
+    div,
+    equal,
     fence,
     first_lanes,
     fma,
     lane,
     load,
     load_first,
+    maximum,
     mul,
     select,
+    square_root,
     store,
     store_first,
     stream,
     sub,
-    total,
+    to_float64,
 )
 
 Array = Any
-Number = Any  # of the dtype that x is computed in, or float64
-# Cells that are summed lane by lane: in float32, with 16 lanes, 64 in each of four accumulators; squares and gradients
-# have two accumulators, with 128 each.
+Kernel = Any
+Vector = Any
+# Cells that are summed lane by lane: in float32, with 16 lanes and two accumulators, 128 in each.
 RUN_CELLS = 4096
 
 
-# ------------------------------------------------------------------------------------- sums over segments of a row
-# `segments` segments of `length` cells, `stride` cells apart, from cell `first` on. A run is a part of one segment, or
-# some whole ones.
 @kernel(allocates=False)
-def segment_moments(x: Array, first: int, segments: int, stride: int, length: int) -> tuple[float, float]:
-    """The mean of some segments, and the sum of squares about it (Chan, Golub and LeVeque 1979)."""
-    mean, squares, cells, per_run, zero = 0.0, 0.0, 0.0, max(1, RUN_CELLS // length), broadcast(x, 0.0)
-    for k in range(0, segments, per_run):
-        for c in range(0, length, RUN_CELLS):
-            start, part = first + k * stride + c, min(RUN_CELLS, length - c)
-            end, n = start + min(per_run, segments - k) * stride, 1.0 * min(per_run, segments - k) * part
-            # Cells are divided before they are added, because their sum may be too large.
-            small, s0, s1, q0, q1 = broadcast(x, 1.0 / n), zero, zero, zero, zero
-            for at in range(start, end, stride):
-                i, stop = at, at + part
-                while i + 2 * LANES <= stop:
-                    s0, s1, i = fma(load(x, i), small, s0), fma(load(x, i + LANES), small, s1), i + 2 * LANES
-                while i < stop:
-                    s0, i = fma(load_first(x, i, min(LANES, stop - i)), small, s0), i + LANES
-            shift = broadcast(x, total(add(s0, s1)))
-            s0 = s1 = zero
-            for at in range(start, end, stride):
-                i, stop = at, at + part
-                while i + 2 * LANES <= stop:
-                    d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
-                    s0, s1, q0, q1 = add(s0, d0), add(s1, d1), fma(d0, d0, q0), fma(d1, d1, q1)
-                    i += 2 * LANES
-                while i < stop:
-                    count = min(LANES, stop - i)
-                    d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), zero)
-                    s0, q0, i = add(s0, d0), fma(d0, d0, q0), i + LANES
-            rest, run_squares, run_mean = total(add(s0, s1)), total(add(q0, q1)), 1.0 * lane(shift, 0)
-            if rest - rest == 0.0:  # finite
-                run_squares -= rest * rest / n
-                run_mean += rest / n
-            distance = run_mean - mean if cells > 0.0 else 0.0
-            squares += run_squares + distance * distance * cells * n / (cells + n)
-            mean = (mean * cells + run_mean * n) / (cells + n)
-            cells += n
-    return mean, 0.0 if squares < 0.0 else squares
+def _part(u: int, length: int, parts: int) -> tuple[int, int, int]:
+    """The segment of a part, its first cell, and the number of its cells in a sample."""
+    if parts == 1:
+        return u, u * length, length
+    segment, low = u // parts, length * (u % parts) // parts
+    return segment, segment * length + low, length * (u % parts + 1) // parts - low
 
 
-@kernel(allocates=False)
-def sum_of_squares(x: Array, first: int, length: int) -> float:
-    """The sum of x**2 over some contiguous cells."""
-    squares = 0.0
-    for run in range(first, first + length, RUN_CELLS):
-        i, stop, q0, q1 = run, min(run + RUN_CELLS, first + length), broadcast(x, 0.0), broadcast(x, 0.0)
-        while i + 2 * LANES <= stop:
-            x0, x1 = load(x, i), load(x, i + LANES)
-            q0, q1, i = fma(x0, x0, q0), fma(x1, x1, q1), i + 2 * LANES
-        while i < stop:
-            x0 = load_first(x, i, min(LANES, stop - i))
-            q0, i = fma(x0, x0, q0), i + LANES
-        squares += total(add(q0, q1))
-    return squares
+@kernel(inlined=True)
+def read(x: Array, i: int, count: int) -> Vector:
+    """The vector from cell i on; the lanes from `count` on are 0."""
+    return load(x, i) if count >= LANES else load_first(x, i, count)
 
 
-@kernel(allocates=False)
-def segment_gradient_sums(
-    dy: Array, x: Array, first: int, segments: int, stride: int, length: int, shift: Number
-) -> tuple[float, float]:
-    """The sums of dy and of dy * (x - shift) over some segments."""
-    sum_dy, sum_products, shifts, per_run = 0.0, 0.0, broadcast(x, shift), max(1, RUN_CELLS // length)
-    for k in range(0, segments, per_run):
-        for start in range(0, length, RUN_CELLS):
-            s0 = s1 = q0 = q1 = broadcast(x, 0.0)
-            for segment in range(k, min(k + per_run, segments)):
-                i = first + segment * stride + start
-                stop = i + min(RUN_CELLS, length - start)
-                while i + 2 * LANES <= stop:
+@kernel(inlined=True)
+def write(y: Array, i: int, value: Vector, count: int, past_caches: bool) -> None:
+    """Store the first `count` lanes from cell i on, a whole vector past the caches, if it starts at a cache line."""
+    if count < LANES:
+        store_first(y, i, value, count)
+    elif past_caches:
+        stream(y, i, value)
+    else:
+        store(y, i, value)
+
+
+@kernel(inlined=True)
+def _modulo(i: int, n: int) -> int:
+    """i % n, without a division where i is less."""
+    return i if i < n else i % n
+
+
+# ---------------------------------------------------------------------------------------------------------------- sums
+@functools.cache
+def _make_lane_sums(backward: bool, per_cell: bool) -> Kernel:
+    """The kernel for the sums of g and of g * (x - shift), lane by lane, over `length` cells in each of some samples,
+    from cell `start` on. g: x - shift; backward dy, times a parameter for each cell where there is one: that of cell i
+    is at `parameter` + i."""
+
+    @kernel(allocates=False)
+    def lane_sums(
+        dy: Array, x: Array, gamma: Array, shift: Vector, start: int, samples: int, stride: int, length: int,
+        parameter: int,
+    ) -> tuple[Vector, Vector]:  # fmt: skip
+        s0 = s1 = q0 = q1 = zero = broadcast(x, 0.0)
+        for sample in range(samples):
+            i, end = start + sample * stride, start + sample * stride + length
+            while i + 2 * LANES <= end:
+                d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
+                g0, g1 = d0, d1
+                if backward:
                     g0, g1 = load(dy, i), load(dy, i + LANES)
-                    s0, s1 = add(s0, g0), add(s1, g1)
-                    q0 = fma(g0, sub(load(x, i), shifts), q0)
-                    q1 = fma(g1, sub(load(x, i + LANES), shifts), q1)
-                    i += 2 * LANES
-                while i < stop:
-                    count = min(LANES, stop - i)
-                    g0 = load_first(dy, i, count)
-                    products = fma(g0, sub(load_first(x, i, count), shifts), q0)
-                    s0, q0 = add(s0, g0), select(first_lanes(count), products, q0)
-                    i += LANES
-            sum_dy += total(add(s0, s1))
-            sum_products += total(add(q0, q1))
-    return sum_dy, sum_products
+                if per_cell:
+                    g0, g1 = mul(g0, load(gamma, parameter + i)), mul(g1, load(gamma, parameter + i + LANES))
+                s0, s1, q0, q1 = add(s0, g0), add(s1, g1), fma(g0, d0, q0), fma(g1, d1, q1)
+                i += 2 * LANES
+            while i < end:
+                count = min(LANES, end - i)
+                d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), zero)
+                g0 = load_first(dy, i, count) if backward else d0
+                if per_cell:
+                    g0 = mul(g0, load_first(gamma, parameter + i, count))
+                s0, q0, i = add(s0, g0), fma(g0, d0, q0), i + LANES
+        return add(s0, s1), add(q0, q1)
 
-
-# ------------------------------------------------------------------------------------------- results of segments
-# Past the caches only whole cache lines are stored; the cells before the first and after the last take the caches.
-@kernel(allocates=False)
-def scale_shift_segments(
-    x: Array, y: Array, first: int, segments: int, stride: int, length: int,
-    shift: Number, scale: Number, offset: Number, past_caches: bool,
-) -> None:  # fmt: skip
-    """y = (x - shift) * scale + offset."""
-    shifts, scales, offsets = broadcast(x, shift), broadcast(x, scale), broadcast(x, offset)
-    for start in range(first, first + segments * stride, stride):
-        stop = start + length
-        line = min(stop, start + -start % LANES) if past_caches else start
-        whole = stop - (stop - line) % LANES
-        for i in range(line, whole, LANES):
-            value = fma(sub(load(x, i), shifts), scales, offsets)
-            if past_caches:
-                stream(y, i, value)
-            else:
-                store(y, i, value)
-        for at, count in ((start, line - start), (whole, stop - whole)):
-            if count > 0:
-                store_first(y, at, fma(sub(load_first(x, at, count), shifts), scales, offsets), count)
+    return lane_sums
 
 
 @kernel(allocates=False)
-def input_gradient_segments(
-    dy: Array, x: Array, dx: Array, first: int, segments: int, stride: int, length: int,
-    shift: Number, gamma: Number, x_factor: Number, constant: Number, rstd: Number, past_caches: bool,
-) -> None:  # fmt: skip
-    # Not multiplied out: rstd**3 may overflow float32 although no term of dx does.
-    """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd."""
-    shifts, gammas, scales = broadcast(x, shift), broadcast(x, gamma), broadcast(x, rstd)
-    x_factors, constants = broadcast(x, -x_factor), broadcast(x, -constant)
-    for start in range(first, first + segments * stride, stride):
-        stop = start + length
-        line = min(stop, start + -start % LANES) if past_caches else start
-        whole = stop - (stop - line) % LANES
-        for i in range(line, whole, LANES):
-            rest = fma(sub(load(x, i), shifts), x_factors, constants)
-            value = mul(fma(load(dy, i), gammas, rest), scales)
-            if past_caches:
-                stream(dx, i, value)
-            else:
-                store(dx, i, value)
-        for at, count in ((start, line - start), (whole, stop - whole)):
-            if count > 0:
-                rest = fma(sub(load_first(x, at, count), shifts), x_factors, constants)
-                store_first(dx, at, mul(fma(load_first(dy, at, count), gammas, rest), scales), count)
+def _mean_lanes(x: Array, start: int, samples: int, stride: int, length: int) -> Vector:
+    """Lanes whose sum is the mean. Cells are divided before they are added, because their sum may be too large."""
+    small, s0, s1 = broadcast(x, 1.0 / (samples * length)), broadcast(x, 0.0), broadcast(x, 0.0)
+    for sample in range(samples):
+        i, end = start + sample * stride, start + sample * stride + length
+        while i + 2 * LANES <= end:
+            s0, s1, i = fma(load(x, i), small, s0), fma(load(x, i + LANES), small, s1), i + 2 * LANES
+        while i < end:
+            s0, i = fma(load_first(x, i, min(LANES, end - i)), small, s0), i + LANES
+    return add(s0, s1)
 
 
-# ----------------------------------------------------------------------------------------------- pieces of segments
+@functools.cache
+def make_moments(centred: bool) -> Kernel:
+    """The kernel for the mean of each part from `start` to `stop`, and the sum of squares about it (Chan, Golub and
+    LeVeque 1979); not centred: 0, and the sum of squares."""
+    lane_sums = _make_lane_sums(False, False)
+
+    @kernel()
+    def moments_of_parts(
+        x: Array, mean: Array, squares: Array, samples: int, length: int, parts: int, start: int, stop: int
+    ) -> None:
+        room = np.full(2 * ROOM + LANES, lane(broadcast(x, 0.0), 0))  # the means are last
+        stride, together = x.size // samples, LANES if parts == 1 and samples * length <= SHORT_ROW else 1
+        none = broadcast(mean, 0.0)
+        for u in range(start, stop, together):
+            number, means, sums, cells = min(together, stop - u), none, none, 0.0
+            _, first, width = _part(u, length, parts)
+            per_run = max(1, RUN_CELLS // width)
+            for k in range(0, samples, per_run):
+                for c in range(0, width, RUN_CELLS):
+                    begin, run, cut = first + k * stride + c, min(per_run, samples - k), min(RUN_CELLS, width - c)
+                    if centred:
+                        for v in range(number):
+                            store(room, v * LANES, _mean_lanes(x, begin + v * length, run, stride, cut))
+                        store(room, 2 * ROOM, totals(room, 0))
+                    for v in range(number):
+                        shift = broadcast(x, room[2 * ROOM + v])
+                        s, q = lane_sums(x, x, x, shift, begin + v * length, run, stride, cut, 0)
+                        store(room, v * LANES, s)
+                        store(room, ROOM + v * LANES, q)
+                    about_mean = to_float64(totals(room, ROOM))
+                    if centred:
+                        n, rest = 1.0 * run * cut, to_float64(totals(room, 0))
+                        rest = select(equal(sub(rest, rest), none), rest, none)  # where it is finite
+                        beyond = div(rest, broadcast(mean, n))
+                        about_mean = maximum(none, sub(about_mean, mul(rest, beyond)))
+                        distance = sub(add(to_float64(load(room, 2 * ROOM)), beyond), means)
+                        if cells > 0.0:
+                            sums = fma(mul(distance, distance), broadcast(mean, cells * n / (cells + n)), sums)
+                        means = fma(distance, broadcast(mean, n / (cells + n)), means)
+                        cells += n
+                    sums = add(sums, about_mean)
+            store_first(mean, u, means, number)
+            store_first(squares, u, sums, number)
+
+    return moments_of_parts
+
+
+@functools.cache
+def make_gradient_sums(per_cell: bool) -> Kernel:
+    """The kernel for the sums of dy and of dy * (x - shift) of each part from `start` to `stop`; per_cell: of
+    dy * gamma. shift: the mean as x's lanes round it."""
+    lane_sums = _make_lane_sums(True, per_cell)
+
+    @kernel()
+    def gradient_sums_of_parts(
+        dy: Array, x: Array, gamma: Array, mean: Array, sum_dy: Array, sum_products: Array,
+        group_size: int, samples: int, length: int, parts: int, start: int, stop: int,
+    ) -> None:  # fmt: skip
+        room = np.empty(2 * ROOM)
+        stride, together = x.size // samples, LANES if parts == 1 and samples * length <= SHORT_ROW else 1
+        for u in range(start, stop, together):
+            number, sums, products = min(together, stop - u), broadcast(room, 0.0), broadcast(room, 0.0)
+            segment, first, width = _part(u, length, parts)
+            per_run = max(1, RUN_CELLS // width)
+            for k in range(0, samples, per_run):
+                for c in range(0, width, RUN_CELLS):
+                    run, cut = min(per_run, samples - k), min(RUN_CELLS, width - c)
+                    for v in range(number):
+                        begin, shift = (
+                            first + v * length,
+                            broadcast(x, mean[_modulo((segment + v) // group_size, mean.size)]),
+                        )
+                        parameter = begin % gamma.size - begin
+                        s, q = lane_sums(dy, x, gamma, shift, begin + k * stride + c, run, stride, cut, parameter)
+                        store(room, v * LANES, to_float64(s))
+                        store(room, ROOM + v * LANES, to_float64(q))
+                    sums, products = add(sums, totals(room, 0)), add(products, totals(room, ROOM))
+            store_first(sum_dy, u, sums, number)
+            store_first(sum_products, u, products, number)
+
+    return gradient_sums_of_parts
+
+
+moments, gradient_sums = make_moments(True), make_gradient_sums(False)
+
+
 @kernel(allocates=False)
-def piece_bounds(piece: int, length: int, pieces: int) -> tuple[int, int, int]:
-    """The segment that a piece belongs to, its first cell, and the cell after its last. Segments have `pieces` each."""
-    segment, part = piece // pieces, piece % pieces
-    first = segment * length
-    return segment, first + length * part // pieces, first + length * (part + 1) // pieces
+def finish_variance(var: Array, rstd: Array, n: int, eps: float, low: int, high: int) -> None:
+    """The variance and rstd of rows low to high; `var` has sums of squares before. Both may be one array."""
+    one, count, epsilon = broadcast(var, 1.0), broadcast(var, n), broadcast(var, eps)
+    for r in range(low, high, LANES):
+        lanes = min(LANES, high - r)
+        variance = div(load_first(var, r, lanes), count)
+        store_first(var, r, variance, lanes)
+        store_first(rstd, r, div(one, square_root(add(variance, epsilon))), lanes)
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+@functools.cache
+def make_results(backward: bool, per_cell: bool = False) -> Kernel:
+    """The kernel that fills y of parts start to stop, or backward dx:
+
+        y = (x - mean) * rstd * gamma + beta
+        dx = (dy * gamma - (x - shift) * x_factor - beta) * rstd
+
+    shift: the mean as x's lanes round it. Backward x_factor and beta have a number for each row; what forward does not
+    use may be any array. per_cell: gamma and beta have a number for each cell, in the dtype that x is computed in;
+    where they end, they start again. Past the caches only whole cache lines are stored."""
+
+    @kernel(allocates=False)
+    def results(
+        dy: Array, x: Array, y: Array, gamma: Array, beta: Array, x_factor: Array, mean: Array, rstd: Array,
+        group_size: int, samples: int, length: int, parts: int, start: int, stop: int,
+    ) -> None:  # fmt: skip
+        past_caches, stride = stored_past_caches(y), x.size // samples
+        for u in range(start, stop):
+            segment, begin, width = _part(u, length, parts)
+            r = _modulo(segment if group_size == 1 else segment // group_size, mean.size)
+            channel = _modulo(segment, gamma.size)
+            parameter = begin % gamma.size - begin
+            shifts, scale = broadcast(x, mean[r]), rstd[r]
+            offset = (lane(shifts, 0) - mean[r]) * scale
+            if backward:
+                weights, slopes, offset = broadcast(x, gamma[channel]), broadcast(x, -x_factor[r]), -beta[r]
+            elif not per_cell:
+                scale, offset = scale * gamma[channel], beta[channel] + offset * gamma[channel]
+            scales, offsets = broadcast(x, scale), broadcast(x, offset)
+            for sample in range(samples):
+                first, end = begin + sample * stride, begin + sample * stride + width
+                for j in range(first - first % LANES if past_caches else first, end, LANES):
+                    i = max(first, j)
+                    count = min(j + LANES, end) - i
+                    d = sub(read(x, i, count), shifts)
+                    if backward:  # not multiplied out: rstd**3 may overflow although no term of dx does
+                        value = mul(fma(read(dy, i, count), weights, fma(d, slopes, offsets)), scales)
+                    else:
+                        value = fma(d, scales, offsets)
+                    if per_cell:
+                        value = fma(value, read(gamma, parameter + i, count), read(beta, parameter + i, count))
+                    write(y, i, value, count, past_caches)
+        if past_caches:
+            fence()
+
+    return results
 
 
 @kernel(allocates=False)
-def moments(x: Array, mean: Array, squares: Array, length: int, pieces: int, start: int, stop: int) -> None:
-    """The mean of each piece from start to stop, and the sum of squares about it."""
-    for u in range(start, stop):
-        _, first, end = piece_bounds(u, length, pieces)
-        mean[u], squares[u] = segment_moments(x, first, 1, length, end - first)
-
-
-@kernel(allocates=False)
-def gradient_sums(
-    dy: Array, x: Array, shift: Array, sum_dy: Array, sum_dy_shifted: Array, length: int, pieces: int, start: int,
-    stop: int,
-) -> None:  # fmt: skip
-    """The sums of dy and of dy * (x - shift) of pieces start to stop. `shift` has a number for each segment; where it
-    ends, the loop starts again from its first."""
-    for u in range(start, stop):
-        segment, first, end = piece_bounds(u, length, pieces)
-        sum_dy[u], sum_dy_shifted[u] = segment_gradient_sums(
-            dy, x, first, 1, length, end - first, shift[segment % shift.size]
-        )
-
-
-@kernel(allocates=False)
-def scale_shift(
-    x: Array, y: Array, shift: Array, scale: Array, offset: Array, length: int, pieces: int, start: int, stop: int
+def update_running(
+    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, factor: float
 ) -> None:
-    """y = (x - shift) * scale + offset for pieces start to stop; the factors as in `gradient_sums`."""
-    past_caches = stored_past_caches(y)
-    for u in range(start, stop):
-        segment, first, end = piece_bounds(u, length, pieces)
-        c = segment % shift.size
-        scale_shift_segments(x, y, first, 1, length, end - first, shift[c], scale[c], offset[c], past_caches)
-    if past_caches:
-        fence()
-
-
-@kernel(allocates=False)
-def input_gradient(
-    dy: Array, x: Array, dx: Array, shift: Array, gamma: Array, x_factor: Array, constant: Array, rstd: Array,
-    length: int, pieces: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    """dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd for pieces start to stop, as `scale_shift`."""
-    past_caches = stored_past_caches(dx)
-    for u in range(start, stop):
-        segment, first, end = piece_bounds(u, length, pieces)
-        c = segment % shift.size
-        input_gradient_segments(
-            dy, x, dx, first, 1, length, end - first, shift[c], gamma[c], x_factor[c], constant[c], rstd[c], past_caches
-        )
-    if past_caches:
-        fence()
-
-
-@kernel(allocates=False)
-def update_running(running: Array, batch: Array, momentum: float, factor: float) -> None:
-    """running = (1 - momentum) * running + momentum * (batch * factor), in float64."""
-    for i in range(running.size):
-        running[i] = (1.0 - momentum) * np.float64(running[i]) + momentum * (batch[i] * factor)
+    """running = (1 - momentum) * running + momentum * batch, in float64, the batch's variance times `factor`."""
+    for i in range(mean.size):
+        running_mean[i] = (1.0 - momentum) * np.float64(running_mean[i]) + momentum * mean[i]
+        running_var[i] = (1.0 - momentum) * np.float64(running_var[i]) + momentum * (var[i] * factor)

@@ -5,6 +5,7 @@ Sums are in the dtype of x's lanes; each adds up to 16 numbers in each lane of f
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -35,25 +36,24 @@ def lane_sums(x: Array, first: Any, number: Any) -> Vector:
     return add(add(a, b), add(c, d))
 
 
-@kernel(allocates=False)
-def totals(sums: Array, at: Any) -> Vector:
-    """The sums of the lanes of 16 vectors, stored from `at` on; these are overwritten."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        for k in range(U(width)):
-            low, high = load(sums, U(at) + U(2 * LANES) * k), load(sums, U(at) + U(2 * LANES) * k + U(LANES))
-            store(sums, U(at) + U(LANES) * k, add(evens(low, high), odds(low, high)))
-    return load(sums, at)
+@functools.cache
+def _make_tree(of_maxima: bool) -> Any:
+    """The kernel for the sums of the lanes of 16 vectors, stored from `at` on, or for the largest of each; the vectors
+    are overwritten."""
+
+    @kernel(allocates=False)
+    def tree(values: Array, at: Any) -> Vector:
+        width = LANES
+        while width > 1:
+            width //= 2
+            for k in range(U(width)):
+                pair = U(at) + U(2 * LANES) * k
+                low, high = load(values, pair), load(values, pair + U(LANES))
+                even, odd = evens(low, high), odds(low, high)
+                store(values, U(at) + U(LANES) * k, maximum(even, odd) if of_maxima else add(even, odd))
+        return load(values, at)
+
+    return tree
 
 
-@kernel(allocates=False)
-def largest(values: Array, at: Any) -> Vector:
-    """The largest lanes of 16 vectors, stored from `at` on; these are overwritten."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        for k in range(U(width)):
-            low, high = load(values, U(at) + U(2 * LANES) * k), load(values, U(at) + U(2 * LANES) * k + U(LANES))
-            store(values, U(at) + U(LANES) * k, maximum(evens(low, high), odds(low, high)))
-    return load(values, at)
+totals, largest = _make_tree(False), _make_tree(True)
