@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +17,11 @@ from cnnlayers.kernels.cpu import jit
 
 if jit.unavailable() is not None:
     pytest.skip(str(jit.unavailable()), allow_module_level=True)
+
+from numba import types
+from numba.core.caching import NullCache
+
+from cnnlayers.kernels.cpu import vector_types
 
 
 @jit.kernel()
@@ -102,6 +109,47 @@ def test_new_arrays_of_other_kinds_are_refused_when_the_kernel_is_compiled() -> 
 
     with pytest.raises(TypeError, match="take a dtype of numbers in kernels"):
         new(3)
+
+
+def test_arguments_by_name_are_refused_in_operations() -> None:
+    @jit.kernel()
+    def new(x: Any) -> Any:
+        return np.zeros(3, dtype=x.dtype)
+
+    with pytest.raises(TypeError, match="have no names; got dtype"):
+        new(np.ones(1))
+
+
+collecting: list[bool] = []  # whether garbage is collected, when `noted` is compiled
+
+
+@vector_types.operation
+def noted(fails: Any) -> Any:
+    collecting.append(gc.isenabled())
+    if fails != types.int64:
+        raise TypeError("this is refused")
+    return types.int64(fails), lambda context, builder, fails: fails
+
+
+@pytest.mark.parametrize("argument", [3, 3.5])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_a_kernel_is_compiled(enabled: bool, argument: float) -> None:
+    @jit.kernel()
+    def noting(x: Any) -> Any:
+        return noted(x) + argument
+
+    noting._cache = NullCache()  # type: ignore[attr-defined]  # it is compiled here
+    collecting.clear()
+    noted._numba_type_.signatures.clear()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with contextlib.nullcontext() if argument == 3 else pytest.raises(TypeError, match="this is refused"):
+            noting(argument)
+        assert collecting
+        assert not any(collecting)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 @jit.kernel()

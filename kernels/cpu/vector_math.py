@@ -23,8 +23,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from .vector_types import I32, I64, LANES, call, fill, intrinsic, suffix, vector_of
-from .vectors import _operation as operation
+from .vector_types import I32, I64, LANES, call, fill, operation, suffix, vector_of
+from .vectors import lanewise
 
 TANH_SCALE, TANH_CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU's tanh form
 DENSITY = 1 / math.sqrt(2 * math.pi)
@@ -243,11 +243,11 @@ FUNCTIONS: dict[str, Callable[[_Lanes], _Lanes]] = {
     "gelu tanh": lambda x: _gelu(x, _tanh_form_tail),
     "gelu tanh slope": lambda x: _gelu_slope(x, _tanh_form_tail),
 }
-power = operation(("float64",), None, 2, "x ** y", lambda builder, x, y: _each_lane(builder, "pow", x, y))
+power = lanewise(("float64",), 2, lambda builder, x, y: _each_lane(builder, "pow", x, y))  # x ** y
 
 
-@intrinsic
-def apply(typing: Any, name: Any, x: Any) -> Any:
+@operation
+def apply(name: Any, x: Any) -> Any:
     """A function of floating lanes, by its name in FUNCTIONS, a constant."""
     function = FUNCTIONS[name.literal_value]
-    return x(name, x), lambda context, builder, signature, arguments: function(_Lanes(builder, arguments[1])).value
+    return x(name, x), lambda context, builder, name, x: function(_Lanes(builder, x)).value

@@ -11,7 +11,6 @@ from llvmlite import ir
 from numba import types
 from numba.core.extending import models, register_model
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic as numba_intrinsic
 
 LANES = 16
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
@@ -39,8 +38,8 @@ INT, MASK = TYPES["int32"], TYPES["bool"]
 
 # ----------------------------------------------------------------------------------------------------------- operations
 class _OperationType(types.Callable, types.Opaque):  # type: ignore[misc]
-    """Numba's type of an operation. It finds signatures in a third of the time that `numba.extending.intrinsic` takes,
-    which looks through all that other packages have registered."""
+    """Numba's type of an operation, which keeps the signatures that it has found. At each call of a function of
+    `numba.extending.intrinsic` Numba would look for what other packages have registered since."""
 
     def __init__(self, typed: Callable[..., Any]) -> None:
         self.typed, self.signatures = typed, dict[Any, Any]()
@@ -89,10 +88,6 @@ def operation(typed: Callable[..., Any]) -> Any:
     `emit(context, builder, *values)` that appends LLVM code and gives the result. Arrays are given as `Cells`. The type
     of a constant has a `literal_value`."""
     return _Operation(typed)
-
-
-def intrinsic(typed: Callable[..., Any]) -> Any:
-    return numba_intrinsic(prefer_literal=True)(typed)
 
 
 class Cells:

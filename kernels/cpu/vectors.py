@@ -250,7 +250,3 @@ def first_true(mask: Any) -> Any:
         return call(builder, "llvm.cttz.i64", I64, bits, I1(1))
 
     return types.int64(MASK), emit
-
-
-def _operation(kinds: Any, result: Any, number: int, doc: str, emit: Any) -> Any:
-    return lanewise(kinds, number, emit, result)
