@@ -1,4 +1,4 @@
-"""Convolution's forms on the CPU: each against the portable code, Winograd's error, bits, threads, and refusals."""
+"""Convolution's forms on the CPU: which is taken, Winograd's error, bounds, bits, threads, and data it refuses."""
 
 from __future__ import annotations
 
@@ -17,75 +17,9 @@ from cnnlayers import backends, kernels
 from cnnlayers.backends import memory
 from cnnlayers.kernels.cpu import jit as cpu
 
+from .cases.conv import FORMS, arrays_of
+
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=str(cpu.unavailable()))
-
-# x's shape, filters, kernel, options: each form, with its special cases
-FORMS = {
-    "winograd": ((6, 50, 11, 12), 52, (3, 3), {"padding": 1}),
-    "winograd, groups and uneven padding": ((3, 100, 12, 14), 104, (3, 3), {"padding": ((0, 3), (2, 5)), "groups": 2}),
-    "winograd, one row of tiles": ((4, 50, 4, 70), 52, (3, 3), {"padding": 1}),
-    "winograd, few filters": ((4, 16, 16, 15), 20, (3, 3), {"padding": 1}),
-    "winograd, many chunks": ((9, 70, 30, 33), 72, (3, 3), {}),
-    "winograd, bands": ((1, 70, 60, 61), 48, (3, 3), {"padding": (3, 2)}),
-    "direct, one row": ((2, 70, 1, 70), 72, (3, 3), {"padding": 1}),
-    "direct, large weight": (
-        (2, 70, 20, 23),
-        72,
-        (5, 2),
-        {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)},
-    ),
-    "direct, large weight, one axis": ((2, 150, 157), 160, (3,), {"stride": 2, "padding": 3}),
-    "direct, long sums, 7 filters": ((1, 230, 10, 13), 7, (3, 3), {"stride": 2, "padding": 1}),
-    "direct, long sums, one filter, last": ((1, 230, 10, 13), 1, (3, 3), {"stride": 2, "padding": 1}),
-    "direct, long sums": ((1, 300, 9, 10), 30, (3, 5), {"padding": 1}),
-    "direct, long sums, last": ((1, 230, 6, 7), 520, (3, 3), {"padding": 1, "stride": 2}),
-    "direct, 1×1": ((3, 40, 6, 7), 30, (1, 1), {}),
-    "direct, 1×1, groups": ((3, 60, 6, 7), 64, (1, 1), {"groups": 2}),
-    "direct, 1×1, last": ((3, 40, 6, 7), 30, (1, 1), {}),
-    "direct, 1×1, last, stride": ((3, 40, 6, 7), 30, (1, 1), {"stride": (2, 3)}),
-    "direct": ((3, 5, 13, 12), 7, (3, 2), {"stride": (2, 3), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)}),
-    "direct, groups": ((2, 6, 9, 10), 9, (5, 3), {"padding": 2, "groups": 3}),
-    "direct, one axis": ((3, 4, 37), 6, (5,), {"stride": 2, "padding": 3}),
-    "direct, three axes": ((2, 3, 5, 6, 7), 4, (2, 3, 2), {"stride": (1, 2, 1), "padding": 1}),
-    "direct, tiny maps": ((70, 3, 3, 2), 9, (3, 3), {"padding": 1}),
-    "direct, one cell": ((2, 48, 1, 1), 48, (3, 3), {"padding": 1}),
-    "direct, small maps": ((5, 50, 7, 5), 60, (3, 3), {"padding": 1}),
-    "direct, small maps, stride": ((3, 70, 6, 7), 72, (5, 2), {"stride": (2, 1), "padding": ((1, 0), (2, 1))}),
-    "direct, small maps, groups": ((2, 128, 3, 3), 98, (3, 3), {"padding": 1, "groups": 2}),
-    "direct, bands": ((1, 6, 150, 170), 5, (3, 3), {"padding": 1, "stride": 2}),
-    "direct, bands of one axis": ((1, 16, 9000), 3, (9,), {"padding": (5,), "dilation": 3}),
-    "depthwise, three axes": ((2, 3, 5, 9, 7), 6, (2, 3, 3), {"padding": 1, "stride": (1, 3, 2), "groups": 3}),
-    "1×1": ((3, 5, 6, 7), 8, (1, 1), {}),
-    "depthwise": ((3, 6, 11, 13), 6, (3, 3), {"padding": 1, "groups": 6}),
-    "depthwise, stride": ((2, 4, 12, 11), 8, (3, 5), {"stride": (2, 3), "padding": (1, 3), "groups": 4}),
-    "depthwise, dilation": ((2, 3, 14, 9), 3, (4, 3), {"padding": ((5, 0), (2, 4)), "dilation": (3, 2), "groups": 3}),
-    "depthwise, one axis": ((2, 3, 20), 6, (4,), {"padding": 1, "groups": 3}),
-    "depthwise, long rows": ((1, 3, 5, 300), 6, (3, 2), {"padding": 1, "stride": (1, 2), "groups": 3}),
-    "depthwise, one long axis": ((2, 2, 501), 2, (5,), {"padding": 1, "stride": 3, "groups": 2}),
-    "depthwise, one long axis, pairs": ((2, 2, 333), 4, (4,), {"padding": 3, "stride": 2, "groups": 2}),
-    "depthwise, more padding than kernel": ((1, 2, 4, 4), 2, (2, 2), {"padding": 4, "groups": 2}),
-    "depthwise, bands": ((1, 2, 90, 100), 2, (7, 7), {"padding": 3, "groups": 2, "stride": (3, 1)}),
-    "direct, last": ((3, 20, 13, 12), 9, (3, 2), {"stride": (2, 3), "padding": ((1, 0), (2, 1)), "dilation": (1, 2)}),
-    "direct, last, three filters": ((2, 20, 9, 10), 3, (3, 3), {"padding": 1}),
-    "direct, last, 40 filters": ((2, 33, 9, 10), 40, (3, 3), {"padding": 1}),
-    "direct, last, groups": ((2, 36, 9, 10), 18, (3, 3), {"padding": 1, "groups": 2}),
-    "direct, last, one axis": ((3, 12, 37), 20, (5,), {"stride": 2, "padding": 3}),
-    "direct, last, three axes": ((2, 10, 5, 6, 7), 20, (2, 3, 2), {"stride": (1, 2, 1), "padding": 1}),
-    "direct, last, bands": ((1, 8, 150, 170), 16, (3, 3), {"padding": 1, "stride": 2}),
-    "depthwise, last": ((3, 40, 11, 13), 40, (3, 3), {"padding": 1, "groups": 40}),
-    "depthwise, last, stride": ((2, 20, 12, 11), 20, (3, 5), {"stride": (2, 3), "padding": (1, 3), "groups": 20}),
-}
-BY_FORM = pytest.mark.parametrize("form", FORMS)
-
-
-def arrays_of(form: str, dtype: str = "float32", seed: int = 0) -> tuple[list[np.ndarray], dict[str, Any]]:
-    shape, filters, kernel, options = FORMS[form]
-    rng = np.random.default_rng(seed)
-    weight = (filters, shape[1] // options.get("groups", 1), *kernel)
-    x, *parameters = (rng.standard_normal(s).astype(dtype) for s in (shape, weight, (filters,)))
-    if ", last" in form:
-        x, options = np.ascontiguousarray(np.moveaxis(x, 1, -1)), options | {"data_format": "channels_last"}
-    return [x, *parameters], options
 
 
 def results(arrays: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]:
@@ -106,33 +40,6 @@ def exact(arrays: list[np.ndarray], options: dict[str, Any]) -> list[np.ndarray]
 
 
 # --------------------------------------------------------------------------------------------------------- same answer
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@BY_FORM
-def test_every_form_gives_the_portable_answer(form: str, dtype: str) -> None:
-    arrays, options = arrays_of(form, dtype)
-    with kernels.mode("off"):
-        expected = results(arrays, options)
-    with kernels.mode("require"):
-        mine = results(arrays, options)
-    close(mine, expected, {"float16": 5e-3, "float32": 1e-4, "float64": 1e-13}[dtype])
-
-
-@pytest.mark.parametrize("step", ["same", "wide"])
-def test_random_shapes_as_the_portable_code(step: str) -> None:
-    rng = np.random.default_rng(7)
-    for _ in range(40):
-        draw = lambda low, high: [int(v) for v in rng.integers(low, high + 1, 2)]  # noqa: E731
-        kernel, channels = draw(1, 4), int(rng.integers(1, 6))
-        wide = {"stride": draw(1, 3), "dilation": draw(1, 2)} if step == "wide" else {}
-        options = {"padding": draw(1, 4), "groups": int(rng.choice([1, channels])), **wide}
-        shape = (int(rng.integers(1, 4)), channels, *draw(4, 20))
-        x = rng.standard_normal(shape)
-        w = rng.standard_normal((2 * channels, channels // options["groups"], *kernel))
-        with kernels.mode("off"):
-            expected = results([x, w, w[:, 0, 0, 0]], options)
-        close(results([x, w, w[:, 0, 0, 0]], options), expected, 1e-13)
-
-
 def test_a_transposed_convolution_takes_the_same_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     from cnnlayers.kernels.cpu import winograd
 

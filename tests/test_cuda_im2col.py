@@ -1,4 +1,4 @@
-"""im2col.cu on the emulator: im2col and col2im give what the portable steps give, tile by tile."""
+"""im2col.cu on the emulator: both steps give what the portable ones give, by tiles. More: test_conv_kernels.py."""
 
 from __future__ import annotations
 
@@ -17,24 +17,12 @@ from cnnlayers.specs import conv_window
 from cnnlayers.specs.conv import Conv
 
 from . import portable, simt, standin_cuda
+from .cases.conv import COLUMNS as CASES
 from .implementations import on_emulator
 
 correlate = importlib.import_module("cnnlayers.functional.correlation")
 
 pytestmark = on_emulator
-
-# x's shape, kernel, stride, padding, dilation, groups; channels last in runs and not.
-CASES = {
-    "1-d": ((2, 4, 37), (5,), 2, 3, 2, 2, "channels_first"),
-    "2-d": ((2, 3, 9, 11), (3, 3), 1, 1, 1, 1, "channels_first"),
-    "one sided": ((2, 4, 9, 12), (2, 5), (2, 1), ((0, 3), (4, 0)), (3, 1), 2, "channels_first"),
-    "narrow": ((3, 2, 7, 3), (4, 2), 3, 3, 1, 1, "channels_first"),
-    "3-d": ((2, 2, 5, 6, 7), (2, 3, 3), (2, 1, 1), (1, 0, 2), 1, 1, "channels_first"),
-    "last": ((2, 9, 8, 6), (3, 2), 2, 1, 2, 2, "channels_last"),
-    "runs": ((2, 7, 6, 32), (3, 3), 1, 1, 1, 2, "channels_last"),
-    "odd runs": ((2, 5, 6, 17), (2, 3), 2, 2, 1, 1, "channels_last"),
-    "even runs": ((1, 3, 5, 4, 18), (2, 2, 2), 1, 1, 2, 1, "channels_last"),
-}
 
 
 @pytest.fixture
@@ -95,35 +83,6 @@ def test_doubles_64_bit_offsets_and_few_threads(
             for step, result in (("im2col", 1), ("col2im", 0)):
                 run(step)
                 assert device[result].get().tobytes() == host[result].tobytes()
-
-
-@pytest.mark.parametrize("op", ["conv", "conv_transpose"])
-@pytest.mark.parametrize("case", CASES)
-def test_whole_convolutions(
-    cupy: Any, case: str, op: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forward and backward, on views of every second cell, tile by tile."""
-    monkeypatch.setattr(tiles, "DEVICE_WORKSPACE", 20_000)
-    shape, kernel, stride, padding, dilation, groups, data_format = CASES[case]
-    first, last = data_format == "channels_first", data_format == "channels_last"
-    channels = shape[1] if first else shape[-1]
-    views = (..., slice(None, None, 2)) if first else (slice(None), slice(None, None, 2))
-    x = rng.standard_normal((*shape[:-1], 2 * shape[-1]) if first else (shape[0], 2 * shape[1], *shape[2:]))
-    weight = rng.standard_normal((channels, 3, *kernel) if op != "conv" else (3 * groups, channels // groups, *kernel))
-    bias = rng.standard_normal(3 * groups)
-    options = (stride, padding, *((0,) if op != "conv" else ()))
-    more = {"dilation": dilation, "groups": groups, "data_format": "channels_last" if last else "channels_first"}
-
-    def run(functions: Any, *arrays: Any) -> tuple[Any, ...]:
-        y, ctx = getattr(functions, f"{op}_forward")(*arrays, *options, **more)
-        return (y, *getattr(functions, f"{op}_backward")(y, ctx))
-
-    expected = run(portable, x[views], weight, bias)
-    with standin_cuda.emulating() as made:
-        found = run(F, cupy.asarray(x)[views], cupy.asarray(weight), cupy.asarray(bias))
-    assert {launch.name.partition("<")[0] for launch in made} == {"im2col", "col2im"}
-    for got, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(got.get(), wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_an_image_on_no_boundary_of_a_pack(cupy: Any, rng: np.random.Generator) -> None:
