@@ -73,10 +73,13 @@ def _in_compute_dtype(
 
 
 def _blas_for(b: Backend, spec: Conv, dtype: Any) -> contextlib.AbstractContextManager[None]:
-    """A block with BLAS on one thread for both steps of a backward. Direct loops do not use BLAS, and get a block that
-    does nothing: switching BLAS takes a tenth of a small call's time."""
-    direct = all(form_of(b, spec, accumulator_dtype(b, dtype), step) == "direct" for step in spec.terms)
-    return contextlib.nullcontext() if direct else single_threaded_blas(b)
+    """A block with BLAS on one thread for both steps of a backward. Loops of vectors do not use BLAS, and get a block
+    that does nothing: switching BLAS takes a tenth of a small call's time."""
+    dtype = accumulator_dtype(b, dtype)
+    vectors = b.name == "numpy" and (
+        not spec.pointwise or all(form_of(b, spec, dtype, step) == "direct" for step in spec.terms)
+    )
+    return contextlib.nullcontext() if vectors else single_threaded_blas(b)
 
 
 def _bias(b: Backend, x: Array, bias: Array | None) -> Array | None:

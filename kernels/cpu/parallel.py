@@ -84,7 +84,12 @@ def chunked(
     lengths of the workspaces, flat arrays of the first argument's dtype with any content; () by default."""
     most = nbytes / CHUNK_BYTES if python else max(nbytes / CHUNK_BYTES, min(FEW_CHUNKS, nbytes / SMALL_CHUNK_BYTES))
     number = max(1, min(units // least, round(most)))
-    edges = [unit * (units * i // number) for i in range(number)] + [unit * units if end is None else end]
+    return _in_chunks(units, number, unit, unit * units if end is None else end)
+
+
+@functools.lru_cache(maxsize=64)  # by number: of about 4,000 chunks at most, for arrays of 10 GB
+def _in_chunks(units: int, number: int, unit: int, end: int) -> Callable[..., None]:
+    edges = [unit * (units * i // number) for i in range(number)] + [end]
     table, nothing = np.array(edges, np.int64), edges[0] >= edges[-1]
 
     def in_chunks(run: Any, *arguments: Any, workspace: tuple[int, ...] = ()) -> None:
