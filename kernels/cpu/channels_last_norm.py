@@ -25,7 +25,7 @@ Array = Any
 Kernel = Any
 Vector = Any
 RUN_LINES = 64  # lines that are summed in the dtype that x is computed in
-LINES_AT_ONCE = 8  # whose sum is in a register
+LINES_AT_ONCE = 8  # whose sum, or whose factors, are in registers
 
 
 @kernel()
@@ -176,17 +176,20 @@ def make_results(backward: bool) -> Kernel:
                             scale[c] = factor = rstd[r] * gamma[k]
                             offset[c] = beta[k] - (mean[r] - shift[c]) * factor
                         c += 1
-            for line in range(first, last):
+            for block in range(first, last, LINES_AT_ONCE):
                 for c in range(0, width, LANES):
-                    at, count = line * width + c, width - c
-                    d, scales = sub(read(x, at, count), read(shift, c, count)), read(scale, c, count)
-                    value = read(offset, c, count)
+                    count = width - c
+                    shifts, scales, offsets = read(shift, c, count), read(scale, c, count), read(offset, c, count)
                     if backward:
-                        value = fma(d, read(slope, c, count), value)
-                        value = mul(fma(read(dy, at, count), read(weight, c, count), value), scales)
-                    else:
-                        value = fma(d, scales, value)
-                    write(y, at, value, count, past_caches)
+                        weights, slopes = read(weight, c, count), read(slope, c, count)
+                    for line in range(block, min(block + LINES_AT_ONCE, last)):
+                        at = line * width + c
+                        d = sub(read(x, at, count), shifts)
+                        if backward:
+                            value = mul(fma(read(dy, at, count), weights, fma(d, slopes, offsets)), scales)
+                        else:
+                            value = fma(d, scales, offsets)
+                        write(y, at, value, count, past_caches)
         if past_caches:
             fence()
 

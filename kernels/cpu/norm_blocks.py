@@ -32,7 +32,7 @@ def make_forward(centred: bool, per_cell: bool) -> Kernel:
         for low in range(start * block, min(stop * block, mean.size), block):
             high = min(low + block, mean.size)
             moments(x, mean, var, samples, group_size * length, 1, low, high)
-            finish_variance(var, rstd, samples * group_size * length, eps, low, high)
+            finish_variance(var, rstd, 1.0 * samples * group_size * length, eps, low, high)
             first, last = low * group_size, high * group_size
             results(x, x, y, gamma, beta, beta, mean, rstd, group_size, samples, length, 1, first, last)
 

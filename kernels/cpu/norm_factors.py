@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .jit import kernel
+from .norm_loops import finish_variance
 from .vectors import broadcast, lane
 
 Array = Any
@@ -23,19 +22,22 @@ def combine_moments(
 ) -> None:  # fmt: skip
     """The statistics of rows low to high from the moments of their parts (Chan, Golub and LeVeque 1979). `counts`: the
     cells of a part, with the axes (lines, inner)."""
+    n = 0.0
     for r in range(low, high):
-        n, center, total = 0.0, 0.0, 0.0
+        sample, group, center, total, n = r // groups, r % groups, 0.0, 0.0, 0.0
         for line in range(lines):
-            first = ((r // groups * lines + line) * groups + r % groups) * group_size * inner
-            for j in range(group_size * inner):
-                count, distance = counts[line * inner + j % inner], means[first + j] - center
-                if n > 0.0:
-                    total += distance * distance * (count * n / (count + n))
-                n += count
-                center += distance * (count / n)
-                total += squares[first + j]
-        mean[r], var[r] = center, total / n
-        rstd[r] = 1.0 / np.sqrt(var[r] + eps)
+            first = ((sample * lines + line) * groups + group) * group_size * inner
+            for k in range(group_size):
+                for j in range(inner):
+                    at, count = first + k * inner + j, counts[line * inner + j]
+                    distance = means[at] - center
+                    if n > 0.0:
+                        total += distance * distance * (count * n / (count + n))
+                    n += count
+                    center += distance * (count / n)
+                    total += squares[at]
+        mean[r], var[r] = center, total
+    finish_variance(var, rstd, n, eps, low, high)
 
 
 @kernel(allocates=False)

@@ -87,7 +87,7 @@ def _make_lane_sums(backward: bool, per_cell: bool) -> Kernel:
     from cell `start` on. g: x - shift; backward dy, times a parameter for each cell where there is one: that of cell i
     is at `parameter` + i."""
 
-    @kernel(allocates=False)
+    @kernel(inlined=True, allocates=False)
     def lane_sums(
         dy: Array, x: Array, gamma: Array, shift: Vector, start: int, samples: int, stride: int, length: int,
         parameter: int,
@@ -116,7 +116,7 @@ def _make_lane_sums(backward: bool, per_cell: bool) -> Kernel:
     return lane_sums
 
 
-@kernel(allocates=False)
+@kernel(inlined=True, allocates=False)
 def _mean_lanes(x: Array, start: int, samples: int, stride: int, length: int) -> Vector:
     """Lanes whose sum is the mean. Cells are divided before they are added, because their sum may be too large."""
     small, s0, s1 = broadcast(x, 1.0 / (samples * length)), broadcast(x, 0.0), broadcast(x, 0.0)
@@ -216,7 +216,7 @@ moments, gradient_sums = make_moments(True), make_gradient_sums(False)
 
 
 @kernel(allocates=False)
-def finish_variance(var: Array, rstd: Array, n: int, eps: float, low: int, high: int) -> None:
+def finish_variance(var: Array, rstd: Array, n: float, eps: float, low: int, high: int) -> None:
     """The variance and rstd of rows low to high; `var` has sums of squares before. Both may be one array."""
     one, count, epsilon = broadcast(var, 1.0), broadcast(var, n), broadcast(var, eps)
     for r in range(low, high, LANES):
