@@ -81,7 +81,7 @@ CPU = {
     "norm_forward": _steps(f"{NORMS} layer_norm rms_norm", ("_forward",)),
     "norm_backward": _steps(f"{NORMS} layer_norm rms_norm", ("_backward",)),
     "elementwise": ("relu", *_steps("relu leaky_relu gelu sigmoid tanh")),
-    "softmax": (*_steps("softmax"), "softmax_statistics", "scaled_exponentials"),
+    "softmax": _steps("softmax softmax_cross_entropy"),
     "channel_sums": ("channel_sums",),
     "conv_direct": tuple(f"direct_{step}" for step in CONVOLUTION),
     "winograd": tuple(f"winograd_{step}" for step in CONVOLUTION),

@@ -8,7 +8,6 @@ sum: large scores do no harm, and confident ones lose no digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -49,12 +48,14 @@ def _cross_entropy_plan(x: Array, labels: Array) -> CallPlan:
 def _labels(b: Backend, labels: Array, classes: int) -> Array:
     """The labels as int64, in range; CuPy's stay as they are, because looking at them would stall the device."""
     if b.name != "cupy":
-        low, high = int(b.xp.min(labels)), int(b.xp.max(labels))  # before the cast: a uint64 may be beyond int64
+        given, labels = labels, cast(b, labels, b.xp.int64)  # a uint64 beyond int64 becomes negative
+        if b.name == "numpy" and int(labels.view("uint64").max()) < classes:  # where a negative number is a large one
+            return labels
+        low, high = int(b.xp.min(given)), int(b.xp.max(given))
         if low < 0 or high >= classes:
             raise ValueError(
                 f"labels must be from 0 to {classes - 1} for {classes} classes, got values from {low} to {high}"
             )
-        labels = cast(b, labels, b.xp.int64)
     return labels
 
 
@@ -89,7 +90,7 @@ def _marked(b: Backend, values: Array, labels: Array, classes: int) -> Array:
 
 # Of each row the largest score, `top`, contributes exp(0) = 1 to the sum of exponentials. `rest` is what the others add
 # to it: log(sum) = log1p(rest) and softmax at the largest, 1 / (1 + rest), keep their digits however small it is.
-def _row_statistics(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
+def _row_statistics(b: Backend, x: Array) -> tuple[Array, Array]:
     """Of each row `top`, in x's accumulation dtype, and `rest`, in float64: (N, 1)."""
     x = cast(b, x, accumulator_dtype(b, x.dtype))
     top = b.xp.max(x, axis=1, keepdims=True)
@@ -98,32 +99,22 @@ def _row_statistics(b: Backend, spec: None, x: Array) -> tuple[Array, Array]:
     return top, rest + cast(b, top - top, b.xp.float64)  # NaN where the largest is NaN or infinite
 
 
-def _scaled_exponentials(b: Backend, spec: None, x: Array, top: Array, scale: Array) -> Array:
-    """exp(x - top) * scale, in x's dtype."""
-    return cast(b, b.xp.exp(cast(b, x, top.dtype) - top) * scale, x.dtype)
-
-
-def _with_plan(portable: Callable[..., Any], plan: CallPlan) -> Callable[..., Any]:
-    """A portable function of `(plan, *arrays)`, called as `CallPlan.run` calls one."""
-    return lambda b, spec, *arrays: portable(plan, *arrays)
-
-
-def _loss_forward(plan: CallPlan, x: Array, labels: Array) -> tuple[Array, Array, Array]:
+def _loss_forward(b: Backend, spec: None, x: Array, labels: Array) -> tuple[Array, Array, Array]:
     """The mean loss, and of each row `top` and `rest`."""
-    (rows, classes), b = x.shape, plan.backend
+    rows, classes = x.shape
     labels = cast(b, labels, b.xp.int64)
-    top, rest = plan.run("softmax_statistics", _row_statistics, x)
+    top, rest = _row_statistics(b, x)
     score = cast(b, _at(b, x, _in_range(b, labels, classes)), top.dtype)
     losses = _marked(b, b.xp.log1p(rest) + cast(b, top - score, b.xp.float64), labels, classes)
     loss = cast(b, b.array(b.xp.sum(losses) / rows, top.dtype), x.dtype)
     return loss, top, cast(b, rest, top.dtype)
 
 
-def _loss_backward(plan: CallPlan, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
-    (rows, classes), b = x.shape, plan.backend
+def _loss_backward(b: Backend, spec: None, dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
+    rows, classes = x.shape
     labels = cast(b, labels, b.xp.int64)
     scale = _marked(b, dy / (rows * (1.0 + rest)), labels, classes)
-    dx = plan.run("scaled_exponentials", _scaled_exponentials, x, top, scale)
+    dx = cast(b, b.xp.exp(cast(b, x, top.dtype) - top) * scale, x.dtype)
     # At the label: softmax - 1 = -(the other exponentials) / sum, both terms of that being 0 or more.
     columns = _in_range(b, labels, classes)
     score = cast(b, _at(b, x, columns), top.dtype)
@@ -171,7 +162,7 @@ def softmax_cross_entropy_forward(x: Array, labels: Array) -> tuple[Array, Conte
     plan = plan_of(_cross_entropy_plan, (x, labels))
     b = plan.backend
     labels = _labels(b, labels, x.shape[1])
-    loss, top, rest = plan.run("softmax_cross_entropy_forward", _with_plan(_loss_forward, plan), x, labels)
+    loss, top, rest = plan.run("softmax_cross_entropy_forward", _loss_forward, x, labels)
     return loss, Context(plan, {"x": x, "labels": labels, "top": top, "rest": rest})
 
 
@@ -198,8 +189,7 @@ def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
     with backends.on_device_of(saved):
         _, dy = check_backward("softmax_cross_entropy", _factor(dy, ctx), ctx)
         arrays = [ctx.arrays[name] for name in ("x", "labels", "top", "rest")]
-        portable = _with_plan(_loss_backward, ctx.plan)
-        dx: Array = ctx.plan.run("softmax_cross_entropy_backward", portable, dy, *arrays)
+        dx: Array = ctx.plan.run("softmax_cross_entropy_backward", _loss_backward, dy, *arrays)
         return dx
 
 

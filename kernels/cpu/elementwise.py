@@ -13,7 +13,7 @@ import numpy as np
 from cnnlayers import backends
 
 from .jit import kernel
-from .parallel import chunked, flat, prepared
+from .parallel import chunked, flat, prepared, to_lanes
 from .past_caches import STREAM_BYTES
 from .vector_math import apply
 from .vectors import (
@@ -66,26 +66,20 @@ def read_integers(x: Array, i: Any, count: int) -> Vector:
     return load_int(x, i) if count >= LANES else load_int_first(x, i, count)
 
 
-def _make_map(name: str) -> Any:
+def _make_function(name: str, slope: bool) -> Any:
     @kernel(inlined=True)
-    def mapped(x: Array, other: Array, number: float, i: Any, count: int) -> Vector:
+    def step(x: Array, other: Array, number: float, i: Any, count: int) -> Vector:
+        """function(x), or the slope at what was saved times dy, which is then x."""
+        if slope:
+            return mul(read(x, i, count), apply(name, read(other, i, count)))
         return apply(name, read(x, i, count))
 
-    return _make_loop(mapped)
-
-
-def _make_gradient(slope: str) -> Any:
-    @kernel(inlined=True)
-    def gradient(x: Array, other: Array, number: float, i: Any, count: int) -> Vector:
-        """x is dy."""
-        return mul(read(x, i, count), apply(slope, read(other, i, count)))
-
-    return _make_loop(gradient)
+    return _make_loop(step)
 
 
 # A rectifier is "leaky", of "floats", or of "integers": relu of a float's bits as signed integers, so that no NaN is
 # changed and a half needs no conversion. `number` is the slope, or minus infinity's bits.
-def _make_rectifier(how: str) -> Any:
+def _make_rectifier(how: str, backward: bool) -> Any:
     @kernel(inlined=True)
     def passes(x: Array, number: Any, i: Any, count: int) -> Vector:
         """The mask of x > 0 (leaky) or not x <= 0."""
@@ -96,27 +90,15 @@ def _make_rectifier(how: str) -> Any:
         return less(zero, value) if how == "leaky" else bit_not(less_equal(value, zero))
 
     @kernel(inlined=True)
-    def rectified(x: Array, other: Array, number: Any, i: Any, count: int) -> Vector:
-        mask = passes(x, number, i, count)
+    def step(x: Array, other: Array, number: Any, i: Any, count: int) -> Vector:
+        """y, or dx of dy, which is then x, and of the bits."""
+        mask = load_bits(other, i // U(8)) if backward else passes(x, number, i, count)
         if how == "integers":
             return select(mask, read_integers(x, i, count), integers(0))
         value = read(x, i, count)
         return select(mask, value, mul(value, broadcast(x, number)) if how == "leaky" else broadcast(x, 0.0))
 
-    return _make_loop(rectified, passes)
-
-
-def _make_masked(how: str) -> Any:
-    @kernel(inlined=True)
-    def masked(x: Array, other: Array, number: Any, i: Any, count: int) -> Vector:
-        """dy where the bit is 1, else number * dy or 0."""
-        passes = load_bits(other, i // U(8))
-        if how == "integers":
-            return select(passes, read_integers(x, i, count), integers(0))
-        value = read(x, i, count)
-        return select(passes, value, mul(value, broadcast(x, number)) if how == "leaky" else broadcast(x, 0.0))
-
-    return _make_loop(masked)
+    return _make_loop(step, None if backward else passes)
 
 
 def _make_loop(step: Any, passes: Any = None) -> Any:
@@ -148,11 +130,11 @@ def _make_loop(step: Any, passes: Any = None) -> Any:
     return loop
 
 
-FORMS = ("gelu", "gelu tanh", "sigmoid", "tanh")
-MAPS = {name: _make_map(name) for name in FORMS}
-GRADIENTS = {name: _make_gradient(f"{name} slope") for name in FORMS}
-RECTIFIERS = {how: _make_rectifier(how) for how in ("integers", "floats", "leaky")}
-MASKED = {how: _make_masked(how) for how in ("integers", "floats", "leaky")}
+NAMES = ("gelu", "gelu tanh", "sigmoid", "tanh")
+MAPS = {name: _make_function(name, False) for name in NAMES}
+GRADIENTS = {name: _make_function(f"{name} slope", True) for name in NAMES}
+KINDS = ("integers", "floats", "leaky")
+RECTIFIERS, MASKED = ({how: _make_rectifier(how, backward) for how in KINDS} for backward in (False, True))
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -170,15 +152,20 @@ def _over_elements(loop: Any, x: Array, number: Any = 0.0, kind: Any = None) -> 
     return run
 
 
-def _map(name: str, x: Array) -> Callable[[Array], Array]:
-    run = _over_elements(MAPS[name], x)
-    return lambda x: run(x, NO_BITS)
+def _make_launchers(op: str) -> tuple[Any, Any]:
+    """The forward and backward of an op whose spec is None, or GELU's form."""
 
+    @prepared
+    def forward(spec: str | None, x: Array) -> Callable[[Array], Array]:
+        run = _over_elements(MAPS["gelu tanh" if spec == "tanh" else op], x)
+        return lambda x: run(x, NO_BITS)
 
-def _gradient(name: str, dy: Array) -> Callable[[Array, Array], Array]:
-    run = _over_elements(GRADIENTS[name], dy)
-    kind = as_bits(dy).dtype
-    return lambda dy, saved: run(dy, flat(saved).view(kind))
+    @prepared
+    def backward(spec: str | None, dy: Array, saved: Array) -> Callable[[Array, Array], Array]:
+        run = _over_elements(GRADIENTS["gelu tanh" if spec == "tanh" else op], dy)
+        return lambda dy, saved: run(dy, to_lanes(saved))
+
+    return forward, backward
 
 
 def _rectifier(loop: Any, x: Array, number: Any, kind: Any) -> Callable[[Array], tuple[Array, Array]]:
@@ -245,37 +232,6 @@ def leaky_relu_backward(slope: float, dy: Array, passes: Array) -> Callable[[Arr
     return _masked(MASKED["leaky"], dy, slope, None)
 
 
-@prepared
-def gelu_forward(approximate: str, x: Array) -> Callable[[Array], Array]:
-    """y."""
-    return _map("gelu" if approximate == "none" else "gelu tanh", x)
-
-
-@prepared
-def gelu_backward(approximate: str, dy: Array, x: Array) -> Callable[[Array, Array], Array]:
-    """dx."""
-    return _gradient("gelu" if approximate == "none" else "gelu tanh", dy)
-
-
-@prepared
-def sigmoid_forward(spec: None, x: Array) -> Callable[[Array], Array]:
-    """y."""
-    return _map("sigmoid", x)
-
-
-@prepared
-def sigmoid_backward(spec: None, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
-    """dx."""
-    return _gradient("sigmoid", dy)
-
-
-@prepared
-def tanh_forward(spec: None, x: Array) -> Callable[[Array], Array]:
-    """y."""
-    return _map("tanh", x)
-
-
-@prepared
-def tanh_backward(spec: None, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
-    """dx."""
-    return _gradient("tanh", dy)
+gelu_forward, gelu_backward = _make_launchers("gelu")
+sigmoid_forward, sigmoid_backward = _make_launchers("sigmoid")
+tanh_forward, tanh_backward = _make_launchers("tanh")

@@ -1,7 +1,9 @@
-"""Softmax and the exponentials of the cross-entropy, on vectors. Arguments are the portable code's.
+"""Softmax and its cross-entropy on vectors. Arguments are the portable code's.
 
-Of a row, `top` is its maximum, and `rest` the sum of exp(x - top) without one maximum, whose own exponential is 1. Sums
-are float64, in the order of the source. Half types are computed in float32 and rounded once."""
+A *unit* is what is computed at once: a contiguous row, `width` elements after `width` elements; or, along another axis,
+up to `width` rows that are beside each other in memory, of which one element after another is read. Either way a step
+reads up to `width` neighbours, and there is a maximum and a sum for each place of a step; those of a contiguous row are
+then combined. Sums are float64, in this order. Half types are computed in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -13,234 +15,221 @@ import numpy as np
 
 from cnnlayers import backends
 
-from .elementwise import refuses
+from .elementwise import read, refuses
 from .jit import kernel
-from .parallel import chunked, prepared, to_lanes
-from .row_sums import largest, totals
-from .vector_ends import load_until as read
-from .vector_ends import store_until as write
+from .parallel import chunked, flat, prepared, to_lanes
+from .vector_ends import store_until
 from .vector_math import apply
 from .vectors import (
     LANES,
     add,
+    any_lane,
     as_lanes_of,
     bit_and,
+    bit_not,
     broadcast,
     div,
     equal,
+    evens,
     first_lanes,
+    first_true,
     lane,
     load,
     load_first,
     maximum,
     mul,
+    odds,
     select,
     store,
     store_first,
     sub,
     to_float64,
-    total,
 )
 
-__all__ = ["refuses", "scaled_exponentials", "softmax_backward", "softmax_forward", "softmax_statistics"]
+__all__ = ["refuses", "softmax_backward", "softmax_cross_entropy_backward", "softmax_cross_entropy_forward",
+           "softmax_forward"]  # fmt: skip
 
 Array = Any
 Vector = Any
-TOPS = LANES * LANES  # elements: 16 vectors
-ROW_POWERS = 4096  # exponentials that stay in the first cache
-POWERS = 32_768  # in the second
+ROW_WIDTH = 4 * LANES  # of contiguous rows
+MAX_WIDTH = 256  # of others
+POWERS = 32_768  # exponentials that stay in the second cache
 MOST_POWERS = 1 << 20  # in memory: 4 MB of float32 a thread
-MAX_WIDTH = 256  # rows
 
 
-# ------------------------------------------------------------------------------------------------------ contiguous rows
-# Up to 16 rows are computed together, so that `top` and `rest` are vectors of a number for each. Their exponentials
-# are stored in `powers`, `count` elements rounded up to whole vectors for each row.
+@kernel(inlined=True)
+def _unit(u: int, count: int, inner: int, width: int) -> tuple[int, int, int, int, int]:
+    """A unit's first element, its steps and how far apart they are, the elements of a step, and of the last one."""
+    if inner == 1:
+        steps = (count + width - 1) // width
+        return u * count, steps, width, width, count - (steps - 1) * width
+    units = (inner + width - 1) // width
+    column = u % units * width
+    cells = min(width, inner - column)
+    return u // units * count * inner + column, count, inner, cells, cells
+
+
 @kernel()
 def _workspace(x: Array, number: int) -> Array:
     """An array of the dtype that x is computed in."""
     return np.full(number, lane(broadcast(x, 0.0), 0))
 
 
-@kernel(allocates=False)
-def _largest_lanes(x: Array, at: int, count: int) -> Vector:
-    """The largest of `count` elements in each lane."""
-    lowest = broadcast(x, -np.inf)
-    a, b, c, d, i = lowest, lowest, lowest, lowest, at
-    while i + 4 * LANES <= at + count:
-        a, b = maximum(a, load(x, i)), maximum(b, load(x, i + LANES))
-        c, d = maximum(c, load(x, i + 2 * LANES)), maximum(d, load(x, i + 3 * LANES))
-        i += 4 * LANES
-    while i < at + count:
-        a, i = maximum(a, select(first_lanes(at + count - i), read(x, i, at + count), lowest)), i + LANES
-    return maximum(maximum(a, b), maximum(c, d))
+def _make_combine(how: str) -> Any:
+    @kernel(allocates=False)
+    def combine(values: Array, width: int) -> None:
+        """Put the maximum, or the sum, of all values in the place of each."""
+        v = load(values, 0)
+        for c in range(LANES, width, LANES):
+            v = maximum(v, load(values, c)) if how == "largest" else add(v, load(values, c))
+        for _ in range(4):
+            v = maximum(evens(v, v), odds(v, v)) if how == "largest" else add(evens(v, v), odds(v, v))
+        for c in range(0, width, LANES):
+            store(values, c, v)
+
+    return combine
 
 
-@kernel(allocates=False)
-def _row_powers(x: Array, powers: Array, room: Array, sums: Array, count: int, first: int, number: int) -> None:
-    """exp(x - top) of some rows. `top` is in room from TOPS on, `rest` in sums; both are NaN if the row has one, or if
-    its maximum is infinite."""
-    zero, one, whole = broadcast(x, 0.0), broadcast(x, 1.0), count - count % LANES
-    inside = first_lanes(count - whole)
-    for k in range(number):
-        store(room, k * LANES, _largest_lanes(x, (first + k) * count, count))
-    row_tops = largest(room, 0)
-    store(room, TOPS, row_tops)
-    to = 0
-    for k in range(number):
-        tops, s, maxima = broadcast(x, room[TOPS + k]), to_float64(zero), zero
-        at = (first + k) * count
-        for i in range(at, at + whole, LANES):
-            value = load(x, i)
-            is_top, power = equal(value, tops), apply("exp", sub(value, tops))
-            store(powers, to, power)
-            s = add(s, to_float64(select(is_top, zero, power)))
-            maxima, to = add(maxima, select(is_top, one, zero)), to + LANES
-        if whole < count:  # the lanes past the row's end are `top`: exp takes a microsecond for results below 1e-38
-            value = select(inside, load_first(x, at + whole, count - whole), tops)
-            is_top, power = equal(value, tops), apply("exp", sub(value, tops))
-            store(powers, to, power)
-            s = add(s, to_float64(select(is_top, zero, power)))
-            maxima, to = add(maxima, select(bit_and(is_top, inside), one, zero)), to + LANES
-        store(sums, k * LANES, s)
-        store(room, k * LANES, maxima)
-    others = sub(to_float64(totals(room, 0)), to_float64(one))
-    store(sums, 0, add(add(totals(sums, 0), others), to_float64(sub(row_tops, row_tops))))
+largest_of_all, sum_of_all = _make_combine("largest"), _make_combine("sum")
 
 
-@kernel()
-def softmax_rows(x: Array, y: Array, count: int, start: int, stop: int) -> None:
-    """Softmax of rows start to stop, each of `count` elements."""
-    at_once = max(1, min(LANES, ROW_POWERS // count))
-    powers, room, sums = _workspace(x, at_once * (count + LANES)), _workspace(x, TOPS + LANES), np.zeros(TOPS)
-    for first in range(start, stop, at_once):
-        number, one, taken = min(at_once, stop - first), broadcast(sums, 1.0), 0
-        _row_powers(x, powers, room, sums, count, first, number)
-        store(room, 0, as_lanes_of(x, div(one, add(one, load(sums, 0)))))
-        for k in range(number):
-            scale, at = broadcast(x, room[k]), (first + k) * count
-            for i in range(at, at + count, LANES):
-                write(y, i, mul(load(powers, taken), scale), at + count)
-                taken += LANES
+@kernel(inlined=True)
+def _read_or(x: Array, i: int, count: int, other: Vector) -> Vector:
+    """The elements from i on; the lanes from `count` on are those of `other`."""
+    return load(x, i) if count >= LANES else select(first_lanes(count), load_first(x, i, count), other)
 
 
-@kernel()
-def softmax_rows_gradient(dy: Array, y: Array, dx: Array, count: int, start: int, stop: int) -> None:
-    """dx = y * (dy - sum(dy * y)) of rows start to stop."""
-    for r in range(start, stop):
-        first, row_stop = r * count, (r + 1) * count
-        sums = to_float64(broadcast(y, 0.0))
-        for i in range(first, row_stop, LANES):
-            sums = add(sums, to_float64(mul(read(dy, i, row_stop), read(y, i, row_stop))))
-        dot = broadcast(y, total(sums))
-        for i in range(first, row_stop, LANES):
-            write(dx, i, mul(read(y, i, row_stop), sub(read(dy, i, row_stop), dot)), row_stop)
-
-
-@kernel()
-def row_statistics(x: Array, top: Array, rest: Array, count: int, start: int, stop: int) -> None:
-    """`top` and `rest` of rows start to stop."""
-    at_once = max(1, min(LANES, ROW_POWERS // count))
-    powers, room, sums = _workspace(x, at_once * (count + LANES)), _workspace(x, TOPS + LANES), np.zeros(TOPS)
-    for first in range(start, stop, at_once):
-        number = min(at_once, stop - first)
-        _row_powers(x, powers, room, sums, count, first, number)
-        store_first(top, first, load(room, TOPS), number)
-        store_first(rest, first, load(sums, 0), number)
-
-
-@kernel()
-def row_exponentials(x: Array, y: Array, top: Array, scale: Array, count: int, start: int, stop: int) -> None:
-    """y = exp(x - top) * scale of rows start to stop."""
-    for r in range(start, stop):
-        tops, scales, row_stop = broadcast(x, top[r]), broadcast(x, scale[r]), (r + 1) * count
-        for i in range(r * count, row_stop, LANES):
-            write(y, i, mul(apply("exp", sub(read(x, i, row_stop), tops)), scales), row_stop)
-
-
-# --------------------------------------------------------------------------------------------- rows beside each other
-# Element k of a row is `inner` elements after element k - 1. A unit of work is up to `width` neighbouring rows, whose
-# sums are in an array: so the elements of a unit are neighbours in memory, up to a kilobyte at a time.
-@kernel(allocates=False)
-def _unit(u: int, count: int, inner: int, width: int) -> tuple[int, int]:
-    """The first element of a unit, and its number of rows."""
-    units = (inner + width - 1) // width
-    column = u % units * width
-    return u // units * count * inner + column, min(width, inner - column)
-
-
-@kernel()
-def softmax_columns(x: Array, y: Array, count: int, inner: int, width: int, start: int, stop: int) -> None:
-    """Softmax of units start to stop. Exponentials that `MOST_POWERS` has no room for are computed twice."""
-    saved = count * width <= MOST_POWERS
-    powers, scales = _workspace(x, count * width if saved else 0), _workspace(x, width)
-    tops, sums = _workspace(x, width), np.zeros(width)
-    for u in range(start, stop):
-        first, cells = _unit(u, count, inner, width)
-        for c in range(0, cells, LANES):
-            store(tops, c, broadcast(x, -np.inf))
+def _make_powers(rest: bool) -> Any:
+    @kernel(allocates=False)
+    def powers_of_unit(
+        x: Array, powers: Array, tops: Array, sums: Array, u: int, count: int, inner: int, width: int
+    ) -> None:
+        """tops, and the sums of exp(x - top). Exponentials are stored if there is room. `rest`: a sum is without one
+        maximum, whose exponential is 1, of contiguous rows alone: it has all its digits however small it is."""
+        first, steps, pitch, cells, last = _unit(u, count, inner, width)
+        lowest, zero, searching = broadcast(x, -np.inf), broadcast(x, 0.0), rest
+        for c in range(0, width, LANES):
+            store(tops, c, lowest)
             store(sums, c, broadcast(sums, 0.0))
-        for k in range(count):
-            at = first + k * inner
-            for c in range(0, cells, LANES):
-                store(tops, c, maximum(load(tops, c), read(x, at + c, at + cells)))
-        for k in range(count):
-            at = first + k * inner
-            for c in range(0, cells, LANES):
-                power = apply("exp", sub(read(x, at + c, at + cells), load(tops, c)))
-                if saved:
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                store(tops, c, maximum(load(tops, c), _read_or(x, at + c, number - c, lowest)))
+        if inner == 1:
+            largest_of_all(tops, width)
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                top = load(tops, c)
+                value = _read_or(x, at + c, number - c, top)  # exp takes a microsecond for results below 1e-38
+                power = apply("exp", sub(value, top))
+                if powers.size > 0:
                     store(powers, k * width + c, power)
+                power = power if number - c >= LANES else select(first_lanes(number - c), power, zero)
+                if rest and searching and any_lane(equal(value, top)):
+                    place, searching = first_true(equal(value, top)), False
+                    power = select(bit_and(first_lanes(place + 1), bit_not(first_lanes(place))), zero, power)
                 store(sums, c, add(load(sums, c), to_float64(power)))
-        for c in range(0, cells, LANES):
-            store(scales, c, as_lanes_of(x, div(broadcast(sums, 1.0), load(sums, c))))
-        for k in range(count):
-            at = first + k * inner
-            for c in range(0, cells, LANES):
-                power = read(x, at + c, at + cells)
-                power = load(powers, k * width + c) if saved else apply("exp", sub(power, load(tops, c)))
-                write(y, at + c, mul(power, load(scales, c)), at + cells)
+        if inner == 1:
+            sum_of_all(sums, width)
+
+    return powers_of_unit
+
+
+powers_of_unit, rest_of_row = _make_powers(False), _make_powers(True)
+
+
+# --------------------------------------------------------------------------------------------------------------- loops
+@kernel()
+def softmax(x: Array, y: Array, count: int, inner: int, width: int, start: int, stop: int) -> None:
+    """Softmax of units start to stop. Exponentials that `MOST_POWERS` has no room for are computed twice."""
+    room = count + width if inner == 1 else count * width
+    powers, tops, sums = _workspace(x, room if room <= MOST_POWERS else 0), _workspace(x, width), np.zeros(width)
+    for u in range(start, stop):
+        powers_of_unit(x, powers, tops, sums, u, count, inner, width)
+        first, steps, pitch, cells, last = _unit(u, count, inner, width)
+        for c in range(0, width, LANES):
+            store(sums, c, div(broadcast(sums, 1.0), load(sums, c)))
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                if powers.size > 0:
+                    power = load(powers, k * width + c)
+                else:
+                    power = apply("exp", sub(read(x, at + c, number - c), load(tops, c)))
+                store_until(y, at + c, mul(power, as_lanes_of(x, load(sums, c))), at + number)
 
 
 @kernel()
-def softmax_columns_gradient(
-    dy: Array, y: Array, dx: Array, count: int, inner: int, width: int, start: int, stop: int
-) -> None:
+def softmax_gradient(dy: Array, y: Array, dx: Array, count: int, inner: int, width: int, start: int, stop: int) -> None:
     """dx = y * (dy - sum(dy * y)) of units start to stop."""
-    sums, dot = np.zeros(width), _workspace(y, width)
+    sums = np.zeros(width)
     for u in range(start, stop):
-        first, cells = _unit(u, count, inner, width)
-        for c in range(0, cells, LANES):
+        first, steps, pitch, cells, last = _unit(u, count, inner, width)
+        for c in range(0, width, LANES):
             store(sums, c, broadcast(sums, 0.0))
-        for k in range(count):
-            at = first + k * inner
-            for c in range(0, cells, LANES):
-                product = mul(read(dy, at + c, at + cells), read(y, at + c, at + cells))
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                product = mul(read(dy, at + c, number - c), read(y, at + c, number - c))
                 store(sums, c, add(load(sums, c), to_float64(product)))
-        for c in range(0, cells, LANES):
-            store(dot, c, as_lanes_of(y, load(sums, c)))
-        for k in range(count):
-            at = first + k * inner
-            for c in range(0, cells, LANES):
-                difference = sub(read(dy, at + c, at + cells), load(dot, c))
-                write(dx, at + c, mul(read(y, at + c, at + cells), difference), at + cells)
+        if inner == 1:
+            sum_of_all(sums, width)
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                difference = sub(read(dy, at + c, number - c), as_lanes_of(y, load(sums, c)))
+                store_until(dx, at + c, mul(read(y, at + c, number - c), difference), at + number)
+
+
+@kernel()
+def row_losses(
+    x: Array, labels: Array, top: Array, rest: Array, losses: Array, count: int, width: int, start: int, stop: int
+) -> None:
+    """The losses of rows start to stop, and of each its maximum, `top`, and the sum of the other exponentials."""
+    powers, tops, sums = _workspace(x, 0), _workspace(x, width), np.zeros(width)
+    for r in range(start, stop):
+        rest_of_row(x, powers, tops, sums, r, count, 1, width)
+        score = lane(load_first(x, r * count + labels[r], 1), 0)
+        top[r], rest[r] = tops[0], sums[0] + (tops[0] - tops[0])  # NaN where the maximum is infinite
+        losses[r] = math.log1p(rest[r]) + (tops[0] - score)
+
+
+@kernel(allocates=False)
+def row_gradients(
+    x: Array, labels: Array, top: Array, rest: Array, dx: Array, factor: float, count: int, start: int, stop: int
+) -> None:
+    """dx = exp(x - top) * scale of rows start to stop, and at the label ((exp(x - top) - 1) - rest) * scale."""
+    for r in range(start, stop):
+        tops, scale = broadcast(x, top[r]), broadcast(x, factor / (1.0 + rest[r]))
+        for i in range(r * count, (r + 1) * count, LANES):
+            power = apply("exp", sub(_read_or(x, i, (r + 1) * count - i, tops), tops))
+            store_until(dx, i, mul(power, scale), (r + 1) * count)
+        label = r * count + labels[r]
+        others = sub(sub(apply("exp", sub(read(x, label, 1), tops)), broadcast(x, 1.0)), broadcast(x, rest[r]))
+        store_first(dx, label, mul(others, scale), 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def _along_axis(by_rows: Any, by_columns: Any, axis: int, arrays: tuple[Array, ...]) -> Callable[..., Array]:
-    """A function of arrays like these: the result of a kernel along an axis, in their shape and the first one's
-    dtype."""
+def row_width(count: int) -> int:
+    """The width of the steps of a contiguous row."""
+    return min(ROW_WIDTH, -(-count // LANES) * LANES)
+
+
+def _along_axis(loop: Any, axis: int, arrays: tuple[Array, ...]) -> Callable[..., Array]:
+    """A function of arrays like these: the result of a loop along an axis, in their shape and the first one's dtype."""
     shape = arrays[0].shape
     axis %= len(shape)
     count, inner, size = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape)
     width = max(LANES, min(MAX_WIDTH, POWERS // max(count, 1) // LANES * LANES, -(-inner // LANES) * LANES))
+    width = row_width(count) if inner == 1 else width
     units = 0 if not size else size // count if inner == 1 else size // (count * inner) * -(-inner // width)
     new = backends.new_result(shape, arrays[0].dtype)
     in_chunks = chunked(units, sum(a.nbytes for a in (*arrays, arrays[0])))
-    loop, sizes = (by_rows, (count,)) if inner == 1 else (by_columns, (count, inner, width))
 
     def run(*arrays: Array) -> Array:
         result = new()
-        in_chunks(loop, *map(to_lanes, arrays), to_lanes(result), *sizes)
+        in_chunks(loop, *map(to_lanes, arrays), to_lanes(result), count, inner, width)
         return result
 
     return run
@@ -249,38 +238,41 @@ def _along_axis(by_rows: Any, by_columns: Any, axis: int, arrays: tuple[Array, .
 @prepared
 def softmax_forward(axis: int, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _along_axis(softmax_rows, softmax_columns, axis, (x,))
+    return _along_axis(softmax, axis, (x,))
 
 
 @prepared
 def softmax_backward(axis: int, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _along_axis(softmax_rows_gradient, softmax_columns_gradient, axis, (dy, y))
+    return _along_axis(softmax_gradient, axis, (dy, y))
 
 
 @prepared
-def softmax_statistics(spec: None, x: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """`top`, in the dtype that x is computed in, and `rest`: (N, 1)."""
-    rows, count = x.shape
-    dtype, in_chunks = np.float64 if x.dtype == np.float64 else np.float32, chunked(rows, x.nbytes)
+def softmax_cross_entropy_forward(
+    spec: None, x: Array, labels: Array
+) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
+    """The mean loss, and of each row `top` and `rest`, (N, 1), in the dtype that x is computed in."""
+    (rows, count), dtype = x.shape, np.float64 if x.dtype == np.float64 else np.float32
+    in_chunks, width = chunked(rows, x.nbytes), row_width(count)
 
-    def run(x: Array) -> tuple[Array, Array]:
-        top, rest = np.empty(rows, dtype), np.empty(rows)
-        in_chunks(row_statistics, to_lanes(x), top, rest, count)
-        return top.reshape(-1, 1), rest.reshape(-1, 1)
+    def run(x: Array, labels: Array) -> tuple[Array, Array, Array]:
+        top, rest, losses = np.empty(rows, dtype), np.empty(rows, dtype), np.empty(rows)
+        in_chunks(row_losses, to_lanes(x), flat(labels), top, rest, losses, count, width)
+        loss = (losses.sum() / rows).astype(dtype)
+        return np.asarray(loss.astype(x.dtype)), top.reshape(-1, 1), rest.reshape(-1, 1)
 
     return run
 
 
 @prepared
-def scaled_exponentials(spec: None, x: Array, top: Array, scale: Array) -> Callable[[Array, Array, Array], Array]:
-    """exp(x - top) * scale, in x's dtype. top, scale: (N, 1)."""
-    rows, count = x.shape
-    new, in_chunks = backends.new_result(x.shape, x.dtype), chunked(rows, 2 * x.nbytes)
+def softmax_cross_entropy_backward(spec: None, dy: Array, x: Array, *saved: Array) -> Callable[..., Array]:
+    """dx of dy, x, labels, top and rest."""
+    (rows, count), new = x.shape, backends.new_result(x.shape, x.dtype)
+    in_chunks = chunked(rows, 2 * x.nbytes)
 
-    def run(x: Array, top: Array, scale: Array) -> Array:
-        result = new()
-        in_chunks(row_exponentials, to_lanes(x), to_lanes(result), to_lanes(top), to_lanes(scale), count)
-        return result
+    def run(dy: Array, x: Array, labels: Array, top: Array, rest: Array) -> Array:
+        dx, factor = new(), float(dy) / rows
+        in_chunks(row_gradients, to_lanes(x), flat(labels), flat(top), flat(rest), to_lanes(dx), factor, count)
+        return dx
 
     return run
