@@ -213,11 +213,12 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
                             if save:
                                 store(row_places, U(to) + o, place)
                     source, first_tap, taps_in_lines, factor = row_maxima, kernel[2], kernel[0] * kernel[1], kernel[2]
-                for o in range(U(0), U(0 if direct else number), U(LANES)):
-                    best, place = maximum_at(source, row_places, True, offsets, first_tap, taps_in_lines, factor, o)
-                    store(best_of, o, best)
-                    if save:
-                        store(place_of, o, place)
+                if not direct:
+                    for o in range(U(0), U(number), U(LANES)):
+                        best, place = maximum_at(source, row_places, True, offsets, first_tap, taps_in_lines, factor, o)
+                        store(best_of, o, best)
+                        if save:
+                            store(place_of, o, place)
                 shape = planes, rows
                 if not padded and slots == rows and pitch == out_row:  # the windows follow each other without space
                     shape, run = (1, 1), planes * rows * out_row
