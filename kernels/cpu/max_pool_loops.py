@@ -121,13 +121,13 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
     come first, and then the maxima of these: the work for a window is the sum of its sizes, not the product.
 
     taps: of a window, if loops over them are unrolled; 0: any number. direct: few lanes are lost if vectors take the
-    windows of one row only. padded: windows may have taps outside of x; their
-    first taps inside are then in `first_d first_h first_w`; the last of these has zeros at its end, which stand for all
-    further windows. `window`: for each axis stride, padding, cells from a window's first tap to its last, and the
-    distance of taps. `layout`: of a band, planes, rows, and windows of a row; elements of a line from row to row, and
-    in all; lines for the rows under a band (one for each place that windows reach), and for each of these along a row.
-    `offsets`: of each tap in the lines. If `separable`: of the taps along a row, then of those of rows (`lines` of
-    maxima have the same sizes)."""
+    windows of one row only. padded: windows may have taps outside of x; `firsts` then has their first taps inside, axis
+    by axis; its last vector has zeros, which stand for all further windows of a row. `window`: for depth stride,
+    padding, and the distance of taps; for height and width stride, padding, and cells from a window's first tap to its
+    last. `layout`: of a band, planes, rows, and windows of a row; elements of a line from row to row, and in all; lines
+    for the rows under a band (one for each place that windows reach), and for each of these along a row. `offsets`: of
+    each tap in the lines. If `separable`: of the taps along a row, then of those of rows (lines of maxima have the same
+    sizes)."""
 
     @kernel(inlined=True)
     def maximum_at(
@@ -150,20 +150,18 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
     @kernel()
     def max_pool(
         x: Array, y: Array, argmax: Array, like: Array, sizes: Any, window: Any, kernel: Any, layout: Any,
-        offsets: Array, first_d: Array, first_h: Array, first_w: Array, start: int, stop: int,
+        offsets: Array, firsts: Array, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, out_d, out_h, out_w, channels = sizes[0], sizes[1], sizes[3], sizes[4], sizes[5], sizes[6]
         most_planes, most_rows, most_windows, pitch, size, lines_down, lines_across = layout
-        stride_d, before_d, _, step_d = window[0]
-        stride_h, before_h, reach_h, _ = window[1]
-        stride_w, before_w, reach_w, _ = window[2]
+        stride_d, before_d, step_d, stride_h, before_h, reach_h, stride_w, before_w, reach_w = window
         blocks = kernel[0] * lines_down
         lines = np.full(blocks * lines_across * size, -np.inf, like.dtype)
         row_maxima = np.empty(blocks * size if separable else 0, like.dtype)
         row_places = np.empty(row_maxima.size if save else 0, np.int32)
         best_of = np.empty(0 if direct else size, like.dtype)
         place_of = np.empty(best_of.size if save else 0, np.int32)
-        lowest, out_row, no_more = broadcast(like, -np.inf), out_w * channels, first_w.size - LANES
+        lowest, out_row, no_more = broadcast(like, -np.inf), out_w * channels, firsts.size - LANES
         past_caches = stored_past_caches(y)
         target = np.empty(most_planes * most_rows * out_row, y.dtype) if past_caches else y
         unit = start
@@ -225,7 +223,7 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
                 for p in range(shape[0]):
                     for row in range(shape[1]):
                         at, to = (p * slots + row) * pitch, (unit + p * rows + row) * out_row + left * channels
-                        base = (first_d[od] * kernel[1] + first_h[oh + row]) * kernel[2] if padded else 0
+                        base = (firsts[od] * kernel[1] + firsts[out_d + oh + row]) * kernel[2] if padded else 0
                         for c in range(0, run, LANES):
                             if direct:
                                 best, place = maximum_at(
@@ -234,7 +232,8 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
                             else:
                                 best, place = load(best_of, at + c), load(place_of, at + c) if save else integers(0)
                             if save and padded:  # of −inf alone the first
-                                first_of = add(load(first_w, min(left * channels + c, no_more)), integers(base))
+                                first_of = load(firsts, min(out_d + out_h + left * channels + c, no_more))
+                                first_of = add(first_of, integers(base))
                                 place = select(equal(best, lowest), first_of, place)
                             _store_until(target, to + c - origin, best, limit - origin)
                             if save:

@@ -99,7 +99,7 @@ def _fits_lines(axis: AnyAxis) -> bool:
 def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[Any, ...]]:
     """The maker of `make_forward`'s kernels, and their arguments."""
     depth, height, width = axes
-    taps_d, taps_h, taps_w = (np.arange(a.kernel) * a.dilation for a in axes)
+    taps_h, taps_w = (np.arange(a.kernel) * a.dilation for a in axes[1:])
     windows, past = min(width.out, -(-LINE_WINDOWS // channels)), int(taps_h[-1]) // height.stride
     pitch, padded = (windows + int(taps_w[-1]) // width.stride) * channels, not all(a.whole for a in axes)
     contiguous = not padded and past == 0 and pitch == width.out * channels
@@ -123,12 +123,12 @@ def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[
     last = np.repeat(firsts[2][: np.max(np.flatnonzero(firsts[2]), initial=-1) + 1], channels)
     firsts[2] = np.append(last, np.zeros(-last.size % LANES + LANES, np.int32))
     sizes = (*(a.length for a in axes), *(a.out for a in axes), channels)
-    reach = (taps_d[-1], taps_h[-1], taps_w[-1])
-    geometry = tuple((a.stride, a.before, int(r), a.dilation) for a, r in zip(axes, reach, strict=True))
+    reach = (depth.dilation, int(taps_h[-1]), int(taps_w[-1]))
+    geometry = tuple(number for a, r in zip(axes, reach, strict=True) for number in (a.stride, a.before, r))
     layout = (together, rows, windows, pitch, size, down, width.stride)
     unrolled = 0 if offsets.size > MAX_TAPS_TOGETHER or separable else offsets.size
     make = functools.partial(loops.make_forward, unrolled, width.stride, separable, direct, padded)
-    return make, (sizes, geometry, _taps(axes), layout, offsets, *firsts)
+    return make, (sizes, geometry, _taps(axes), layout, offsets, np.concatenate(firsts))
 
 
 def _elements(axes: Sequence[AnyAxis], planes: int, channels: int) -> tuple[int, tuple[Any, ...]]:
