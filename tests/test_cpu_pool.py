@@ -17,6 +17,7 @@ import cnnlayers.functional as F
 from cnnlayers import kernels
 from cnnlayers.backends import threads
 
+from .cases.arrays import rivals
 from .implementations import Impl, agree, on_cpu_kernels
 
 pytestmark = on_cpu_kernels
@@ -143,6 +144,36 @@ def test_memory_of_an_unpool_is_its_result_and_where_entries_went(rng: np.random
             assert tracemalloc.get_traced_memory()[1] <= back.nbytes + ctx.nbytes + 300_000
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("shape", "args"),
+    [
+        ((64, 64, 60, 57), (2,)),
+        ((64, 64, 60, 57), (3, 2, 1)),
+        ((900, 64, 15, 15), (3, 2, 1)),
+        ((9, 64, 80, 71), (5, 1, 2)),
+    ],
+)
+def test_maxima_that_are_stored_past_the_caches(shape: Any, args: Any, rng: np.random.Generator) -> None:
+    """They are larger than 12 MB: of rows without padding, of wide and of short rows with it, and of large windows."""
+    x = rng.integers(-8, 9, shape).astype("float32")
+    found = []
+    for mode in ("off", "require"):
+        with kernels.mode(mode):
+            y, ctx = F.max_pool_forward(x, *args)
+            found.append((y, *ctx.arrays.values()))
+    for ours, expected in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("channels", [8, 20])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_maxima_of_cells_of_many_channels(channels: int, dtype: str, rng: np.random.Generator) -> None:
+    x = rivals(rng, (2, 9, 11, channels), np.dtype(dtype))
+    with kernels.mode("require"):
+        for op, args in (("max_pool", (3, 2, 1)), ("max_pool", (2, 1, 0, 3)), ("adaptive_max_pool", (4,))):
+            agree(Impl("cpu", np), op, x, *args, data_format="channels_last", near_dx=0.0)
 
 
 @pytest.mark.parametrize("kernel_size", [2, 3])
