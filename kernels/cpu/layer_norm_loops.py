@@ -58,7 +58,7 @@ def per_cell_backward(
         for low in range(rows * piece // pieces, last, BATCH_ROWS * step):
             high = min(low + BATCH_ROWS * step, last)
             _gradient_sums(dy, x, gamma, mean, sum_dy, sum_products, 1, 1, cells, 1, low, high)
-            for r in range(low, high):  # the sums become the factors of norm_factors.combine_gradient_sums
+            for r in range(low, high):  # the sums become the factors of norm_blocks.combine_gradient_sums
                 delta = mean[r] - lane(broadcast(x, mean[r]), 0)
                 x_factor = rstd[r] * (sum_products[r] - delta * sum_dy[r]) * rstd[r] / cells
                 sum_products[r], sum_dy[r] = x_factor, (sum_dy[r] / cells if centred else 0.0) - delta * x_factor

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from . import layer_norm_loops, norm_blocks
-from .norm_factors import combine_gradient_sums
 from .norm_layout import ChannelLayout, accumulator, for_each_layout, parameter, pieces_of, refuses
 from .parallel import chunked, flat, prepared
 
@@ -120,7 +119,7 @@ def _in_pieces(norm: Any, dtype: Any, layout: ChannelLayout, nbytes: int) -> Cal
         gradients, (x_factor, constant) = np.empty(shape), np.empty((2, rows))
         sums_in_chunks(loops.gradient_sums, dy, x, gamma, mean, sum_dy, sum_products, *arguments)
         dgamma, dbeta = gradients.reshape(2, -1)
-        combine_gradient_sums(
+        norm_blocks.combine_gradient_sums(
             x, sum_dy, sum_products, gamma, mean, rstd, dgamma, dbeta, x_factor, constant, n, 0, rows, *axes
         )
         if norm.use_running_stats:  # they do not depend on x: dx = dy * rstd * gamma

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from . import norm_blocks, norm_loops
-from .norm_factors import combine_moments
 from .norm_layout import ChannelLayout, accumulator, for_each_layout, parameter, pieces_of, refuses
 from .parallel import chunked, prepared
 from .row_sums import SHORT_ROW
@@ -122,7 +121,7 @@ def _in_pieces(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., No
         if not norm.use_running_stats:
             means, squares = np.zeros((2, number_of_sums))
             sums_in_chunks(loops.moments, x, means, squares, *of_moments)
-            combine_moments(means, squares, counts, mean, var, rstd, norm.rows.eps, 0, mean.size, *axes)
+            norm_blocks.combine_moments(means, squares, counts, mean, var, rstd, norm.rows.eps, 0, mean.size, *axes)
         in_chunks(results, x, x, y, gamma, beta, beta, mean, rstd, *arguments)
 
     return fill

@@ -115,7 +115,7 @@ class ChannelLayout:
 
 
 class Pieces(NamedTuple):
-    """How the loops of norm_loops or channels_last_norm go over x, and the axes of their sums (norm_factors.py): those
+    """How the loops of norm_loops or channels_last_norm go over x, and the axes of their sums (norm_blocks.py): those
     of one row in `axes`. moments, gradient_sums and results(backward): the loops, with their `arguments` after the
     arrays; of the moments they are without the first `skipped`. counts: the cells of a sum, with the axes (lines,
     inner)."""
