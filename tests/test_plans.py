@@ -179,7 +179,7 @@ def test_the_tables_of_kernels_are_those_counted_one_by_one() -> None:
     tables = pytest.importorskip("cnnlayers.kernels.cpu.windows")
     for axis, windows in axes():
         inside = [[(tap, cell) for tap, cell in enumerate(w) if 0 <= cell < axis.length] for w in windows]
-        cells, starts = tables.cells_under_windows(axis, taps=True), tables.window_starts(axis)
+        cells, starts = tables.cells_under_windows(axis, taps=True), tables.starts_and_counts(axis)
         first = [(w[0][1], len(w), w[0][0]) if w else (0, 0, 0) for w in inside]
         assert list(map(tuple, cells.T.tolist())) == first, axis
         assert starts.T.tolist() == [[w[0], len(m)] for w, m in zip(windows, inside, strict=True)], axis

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .parallel import chunked, flat, prepared
+from .parallel import chunked, flat, launcher
 from .vectors import LANES, add, broadcast, load, load_first, to_float64, total
 
 Array = Any
@@ -22,7 +22,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     return None if arrays[0].dtype in (np.float32, np.float64) else f"{step} is compiled for float32 and float64"
 
 
-@prepared
+@launcher
 def channel_sums(spec: Any, array: Array) -> Callable[[Array], Array]:
     """The sums of an image or of maps."""
     channels = array.shape[-1] if spec.last else array.shape[1]

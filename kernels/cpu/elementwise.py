@@ -13,7 +13,7 @@ import numpy as np
 from cnnlayers import backends
 
 from .jit import kernel
-from .parallel import chunked, flat, prepared, to_lanes
+from .parallel import chunked, flat, launcher, to_lanes
 from .past_caches import STREAM_BYTES
 from .vector_math import apply
 from .vectors import (
@@ -155,12 +155,12 @@ def _over_elements(loop: Any, x: Array, number: Any = 0.0, kind: Any = None) -> 
 def _make_launchers(op: str) -> tuple[Any, Any]:
     """The forward and backward of an op whose spec is None, or GELU's form."""
 
-    @prepared
+    @launcher
     def forward(spec: str | None, x: Array) -> Callable[[Array], Array]:
         run = _over_elements(MAPS["gelu tanh" if spec == "tanh" else op], x)
         return lambda x: run(x, NO_BITS)
 
-    @prepared
+    @launcher
     def backward(spec: str | None, dy: Array, saved: Array) -> Callable[[Array, Array], Array]:
         run = _over_elements(GRADIENTS["gelu tanh" if spec == "tanh" else op], dy)
         return lambda dy, saved: run(dy, to_lanes(saved))
@@ -200,33 +200,33 @@ def _relu(x: Array) -> Callable[[Array], tuple[Array, Array]]:
     return _rectifier(RECTIFIERS[how], x, np.array(-np.inf, x.dtype).view(kind).item() if kind else 0.0, kind)
 
 
-@prepared
+@launcher
 def relu(spec: None, x: Array) -> Callable[[Array], Array]:
     """y."""
     rectify = _relu(x)
     return lambda x: rectify(x)[0]
 
 
-@prepared
+@launcher
 def relu_forward(spec: None, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y, and the bits of where x was not <= 0."""
     return _relu(x)
 
 
-@prepared
+@launcher
 def relu_backward(spec: None, dy: Array, passes: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     how, kind = _relu_kind(dy)
     return _masked(MASKED[how], dy, 0.0, kind)
 
 
-@prepared
+@launcher
 def leaky_relu_forward(slope: float, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y, and the bits of where x > 0."""
     return _rectifier(RECTIFIERS["leaky"], x, slope, None)
 
 
-@prepared
+@launcher
 def leaky_relu_backward(slope: float, dy: Array, passes: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     return _masked(MASKED["leaky"], dy, slope, None)

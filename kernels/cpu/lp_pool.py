@@ -15,7 +15,7 @@ from cnnlayers.specs import LpPool
 
 from .avg_pool import pool, pooling_plan
 from .lp_pool_loops import make_scale, make_slope, power_name
-from .parallel import chunked, flat, prepared, to_lanes
+from .parallel import chunked, flat, launcher, to_lanes
 from .windows import planes_and_channels, refusal
 
 Array = Any
@@ -29,13 +29,13 @@ def refuses(step: str, spec: LpPool, *arrays: Array) -> str | None:
     return refusal(spec.window, arrays[0] if arrays else None)
 
 
-@prepared
+@launcher
 def lp_pool_forward(spec: LpPool, x: Array) -> Callable[[Array], Array]:
     """y."""
     return pool(x, pooling_plan(spec, False, False))
 
 
-@prepared
+@launcher
 def lp_pool_backward(spec: LpPool, dy: Array, x: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     forward, backward = pooling_plan(spec, False, False), pooling_plan(spec, True, False)

@@ -18,7 +18,7 @@ from cnnlayers.specs.windows import argmax_dtype_name
 
 from . import max_pool_backward_loops as backward_loops
 from .max_pool_plans import forward_plan, table_refusal
-from .parallel import chunked, flat, over_planes, prepared, to_lanes
+from .parallel import chunked, flat, launcher, over_planes, to_lanes
 from .vectors import as_bits
 from .windows import (
     AnyWindow,
@@ -26,9 +26,9 @@ from .windows import (
     dilation_of,
     planes_and_channels,
     refusal,
+    starts_and_counts,
     three_axes,
     window_extents,
-    window_starts,
 )
 
 Array = Any
@@ -41,40 +41,40 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-@prepared
+@launcher
 def max_pool(spec: Any, x: Array) -> Callable[[Array], tuple[Array, Array | None]]:
     """y, and the indices or None."""
     run = _forward(spec.window, x, None, spec.indices)
     return lambda x: run(x)[::2]
 
 
-@prepared
+@launcher
 def max_pool_forward(spec: Any, x: Array) -> Callable[[Array], tuple[Array, Array, Array | None]]:
     """y, the argmax or tie bits, and the indices or None."""
     return _forward(spec.window, x, spec.ties, spec.indices)
 
 
-@prepared
+@launcher
 def max_pool_backward(spec: Any, dy: Array, saved: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     return _backward(spec.window, dy, saved, spec.ties)
 
 
-@prepared
+@launcher
 def adaptive_max_pool(window: AdaptiveWindow, x: Array) -> Callable[[Array], Array]:
     """y."""
     run = _forward(_regular(window), x, None, False)
     return lambda x: run(x)[0]
 
 
-@prepared
+@launcher
 def adaptive_max_pool_forward(window: AdaptiveWindow, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y and the argmax."""
     run = _forward(_regular(window), x, "first", False)
     return lambda x: run(x)[:2]
 
 
-@prepared
+@launcher
 def adaptive_max_pool_backward(window: AdaptiveWindow, dy: Array, argmax: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     return _backward(window, dy, argmax, "first")  # the adaptive windows: adds, as the portable code does
@@ -118,8 +118,8 @@ def _backward_tables(window: AnyWindow, complete: bool) -> tuple[Any, ...]:
         taps = np.arange(axis.kernel) * dilation_of(axis)
         offsets = (offsets[:, None] * axis.length + taps).reshape(-1)
     complete = complete or isinstance(axes[2], AdaptiveAxis) or not _simple(window)
-    last = window_starts(axes[2]) if complete else np.empty((2, 0), np.int32)
-    return offsets, window_starts(axes[0]), window_starts(axes[1]), last
+    last = starts_and_counts(axes[2]) if complete else np.empty((2, 0), np.int32)
+    return offsets, starts_and_counts(axes[0]), starts_and_counts(axes[1]), last
 
 
 @backends.planned
@@ -192,9 +192,9 @@ def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Callable
     loop, size = backward_loops.make_backward(ties, _simple(window)), math.prod(shape)
     moved = ties == "first" and disjoint  # numbers are only moved: half types need no conversion
     of_bits: Callable[[Array], Array] = as_bits if moved else lambda array: array
-    lines = (1, 1 if ties == "first" else saved.shape[0], 1)
+    rows = (1, 1 if ties == "first" else saved.shape[0], 1)
     nbytes, planes = dy.nbytes + saved.nbytes + size * dy.itemsize, planes_and_channels(window)[0]
-    new, over = backends.new_result(shape, dy.dtype), over_planes(planes, 1, of_bits(dy).dtype, nbytes, lines)
+    new, over = backends.new_result(shape, dy.dtype), over_planes(planes, 1, of_bits(dy).dtype, nbytes, rows)
 
     def run(dy: Array, saved: Array) -> Array:
         dx = new()

@@ -2,7 +2,7 @@
 
 Arrays and `sizes` are as in max_pool_loops.py. `offsets` are the cells under a window's taps, relative to its start.
 The tables `d h w` have, for each window of an axis, the cell under its first tap, which may be outside, and its number
-of cells (windows.window_starts); for `tie_bits` and its rows of windows those of the forward."""
+of cells (windows.starts_and_counts); for `tie_bits` and its rows of windows those of the forward."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from cnnlayers import backends
 from cnnlayers.specs import Window
 
 from . import max_unpool_loops as loops
-from .parallel import chunked, flat, prepared
+from .parallel import chunked, flat, launcher
 from .windows import planes_and_channels
 
 Array = Any
@@ -25,7 +25,7 @@ def refuses(step: str, window: Window, *arrays: Array) -> str | None:
     return None if all(a.dtype.isnative for a in arrays) else "an array of foreign byte order"
 
 
-@prepared
+@launcher
 def max_unpool_forward(window: Window, x: Array, indices: Array) -> Callable[[Array, Array], tuple[Array, Array]]:
     """y, and the cell that each entry of x reached, or −1."""
     entries, cells, channels, planes = _counts(window)
@@ -42,7 +42,7 @@ def max_unpool_forward(window: Window, x: Array, indices: Array) -> Callable[[Ar
     return run
 
 
-@prepared
+@launcher
 def max_unpool_backward(window: Window, dy: Array, reached: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     entries, cells, channels, planes = _counts(window)

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import layer_norm_loops, norm_blocks
 from .norm_layout import ChannelLayout, accumulator, for_each_layout, parameter, pieces_of, refuses
-from .parallel import chunked, flat, prepared
+from .parallel import chunked, flat, launcher
 
 __all__ = [
     "batch_norm_backward",
@@ -34,7 +34,7 @@ MAX_PARTIAL_SUMS = 64  # of a parameter's gradient, at most
 MIN_ROWS_PER_PARAMETER = 8  # summed in each partial sum, at least, so that the partial sums are small beside x
 
 
-@prepared
+@launcher
 def batch_norm_backward(norm: Any, dy: Array, *arrays: Array | None) -> Callable[..., tuple[Array, Any, Any]]:
     """Of dy, x, mean, rstd and gamma: `(dx, dgamma, dbeta)`, None for a missing parameter. With running statistics and
     without gamma, x may be None, and in RMS norm mean is."""

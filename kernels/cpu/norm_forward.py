@@ -20,7 +20,7 @@ import numpy as np
 
 from . import norm_blocks, norm_loops
 from .norm_layout import ChannelLayout, accumulator, for_each_layout, parameter, pieces_of, refuses
-from .parallel import chunked, prepared
+from .parallel import chunked, launcher
 from .row_sums import SHORT_ROW
 from .vectors import LANES
 
@@ -36,7 +36,7 @@ __all__ = [
 Array = Any
 
 
-@prepared
+@launcher
 def batch_norm_forward(
     norm: Any, x: Array, *parameters: Array | None
 ) -> Callable[..., tuple[Array, Array | None, Array]]:

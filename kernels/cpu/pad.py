@@ -16,7 +16,7 @@ from cnnlayers import backends
 from cnnlayers.specs import Pad, Pair
 
 from . import pad_loops as loops
-from .parallel import HALF_TYPES, chunked, flat, prepared, to_lanes
+from .parallel import HALF_TYPES, chunked, flat, launcher, to_lanes
 from .vectors import LANES
 
 Array = Any
@@ -142,13 +142,13 @@ def _copied_rows(spec: Pad, backward: bool, x: Array) -> Callable[..., Array]:
     return run
 
 
-@prepared
+@launcher
 def pad_forward(spec: Pad, x: Array, value: Any) -> Callable[[Array, Any], Array]:
     """y."""
     return _copied_rows(spec, False, x)
 
 
-@prepared
+@launcher
 def pad_backward(spec: Pad, dy: Array) -> Callable[[Array], Array]:
     """dx: each cell is the sum of the cells of dy that are its copies."""
     if spec.mode == "constant":

@@ -117,12 +117,7 @@ def _run_in_python(run: Any, arguments: tuple[Any, ...], workspace: tuple[int, .
     backends.run_chunks(call, range(len(edges) - 1))
 
 
-def parallel_chunks(units: int, nbytes: int, run: Callable[[int, int], Any], *, least: int = 1) -> None:
-    """Call `run(start, stop)`, a function of Python, on chunks of `units`, in parallel, as `chunked` says."""
-    chunked(units, nbytes, least=least, python=True)(run)
-
-
-def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
+def launcher(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
     """A launcher `(b, spec, *arrays)` that computes what `prepare(spec, *arrays)(*arrays)` does. `prepare` gives a
     function for all arrays of these shapes and dtypes, which the plan of a call keeps (`kernels.prepare`)."""
 
@@ -134,16 +129,19 @@ def prepared(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
     return launch
 
 
+prepared = launcher
+
+
 # ----------------------------------------------------------------------------------------------------- chunks of planes
 def over_planes(
-    planes: int, units_per_plane: int, dtype: Any, nbytes: int, lines: tuple[int, ...] = ()
+    planes: int, units_per_plane: int, dtype: Any, nbytes: int, rows: tuple[int, ...] = ()
 ) -> Callable[..., None]:
     """A function that calls `run(*inputs, *outputs, *arguments, start, stop)`, of its own arguments `(run, inputs,
     outputs, *arguments)`, on flat arrays, over chunks of planes, in parallel.
 
     units_per_plane: work items in each plane; start and stop count them. dtype: of the first input. nbytes: of all
-    arrays. lines: of each array, where not all are 1; tie bits have a line for each byte, of the elements of all
-    planes. Half types are converted to float32 and back, in tiles of complete planes."""
+    arrays. rows: of each array, where not all are 1; tie bits have a row for each byte of a window, of the windows of
+    all planes. Half types are converted to float32 and back, in tiles of complete planes."""
     if not _is_half(dtype):
         in_chunks = chunked(planes * units_per_plane, nbytes)
 
@@ -155,7 +153,7 @@ def over_planes(
 
     def run_in_tiles(run: Any, inputs: tuple[Array, ...], outputs: tuple[Array, ...], *arguments: Any) -> None:
         arrays = [*inputs, *outputs]
-        arrays = [a.reshape(n, -1) for a, n in zip(arrays, lines or (1,) * len(arrays), strict=True)]
+        arrays = [a.reshape(n, -1) for a, n in zip(arrays, rows or (1,) * len(arrays), strict=True)]
 
         def tile(start: int, stop: int) -> None:
             parts = [a[:, _part(a, planes, start, stop)] for a in arrays]
@@ -183,6 +181,6 @@ def _is_half(dtype: Any) -> bool:
 
 
 def _part(array: Array, planes: int, start: int, stop: int) -> slice:
-    """The columns of a line that belong to planes start to stop."""
+    """The columns of a row that belong to planes start to stop."""
     plane = array.shape[1] // planes
     return slice(plane * start, plane * stop)

@@ -17,7 +17,7 @@ from cnnlayers import backends
 
 from .elementwise import read, refuses
 from .jit import kernel
-from .parallel import chunked, flat, prepared, to_lanes
+from .parallel import chunked, flat, launcher, to_lanes
 from .vector_ends import store_until
 from .vector_math import apply
 from .vectors import (
@@ -235,19 +235,19 @@ def _along_axis(loop: Any, axis: int, arrays: tuple[Array, ...]) -> Callable[...
     return run
 
 
-@prepared
+@launcher
 def softmax_forward(axis: int, x: Array) -> Callable[[Array], Array]:
     """y."""
     return _along_axis(softmax, axis, (x,))
 
 
-@prepared
+@launcher
 def softmax_backward(axis: int, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
     return _along_axis(softmax_gradient, axis, (dy, y))
 
 
-@prepared
+@launcher
 def softmax_cross_entropy_forward(
     spec: None, x: Array, labels: Array
 ) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
@@ -264,7 +264,7 @@ def softmax_cross_entropy_forward(
     return run
 
 
-@prepared
+@launcher
 def softmax_cross_entropy_backward(spec: None, dy: Array, x: Array, *saved: Array) -> Callable[..., Array]:
     """dx of dy, x, labels, top and rest."""
     (rows, count), new = x.shape, backends.new_result(x.shape, x.dtype)

@@ -112,7 +112,7 @@ def cells_under_windows(axis: AnyAxis, *, taps: bool = False) -> Array:
     return _table(axis, first, number, tap) if taps else _table(axis, first, number)
 
 
-def window_starts(axis: AnyAxis) -> Array:
+def starts_and_counts(axis: AnyAxis) -> Array:
     """For each window the cell under its first tap, and the number of its cells inside the input: (2, out)."""
     start, _, number = window_extents(axis)
     return _table(axis, start, number)
