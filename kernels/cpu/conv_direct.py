@@ -99,9 +99,15 @@ def _run(step: str, spec: Any, source: Array, weight: Array, bias: Array | None,
         return
     _check_finite(weight, "weight")
     plan, weight = plan_of(spec, step, source.itemsize), weight if step == "correlate" else weight.swapaxes(1, 2)
-    biases = np.zeros(weight.shape[:2], source.dtype) if bias is None else bias.reshape(weight.shape[:2])
-    packed = np.concatenate([_packed(weight[..., taps]) for taps in plan.taps])
-    arrays: tuple[Any, ...] = flat(source), packed, _packed(biases[:, :, None, None]), flat(target)
+    groups, filters, _, taps = weight.shape
+    biases = np.zeros((groups, -(-filters // PACKED) * PACKED), source.dtype)
+    if bias is not None:
+        biases[:, :filters] = bias.reshape(groups, filters)
+    if len(plan.taps) == 1 and plan.taps[0] == list(range(taps)):
+        packed = _packed(weight)
+    else:
+        packed = np.concatenate([_packed(weight[..., some]) for some in plan.taps])
+    arrays: tuple[Any, ...] = flat(source), packed, biases.reshape(-1), flat(target)
     run: Any = loops.correlate
     tables: tuple[Array, ...] = plan.sizes, *plan.tables, plan.outputs, plan.offsets
     if plan.one_filter:
