@@ -1,17 +1,15 @@
 """Sums of short contiguous rows, 16 rows at a time: their lanes are added as a tree of vectors, for all rows at once.
-The largest of their cells likewise.
 
 Sums are in the dtype of x's lanes; each adds up to 16 numbers in each lane of four sums, then by pairs."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from .jit import kernel
-from .vectors import LANES, add, broadcast, evens, load, load_first, maximum, odds, store
+from .vectors import LANES, add, broadcast, evens, load, load_first, odds, store
 
 Array = Any
 Vector = Any
@@ -36,24 +34,14 @@ def lane_sums(x: Array, first: Any, number: Any) -> Vector:
     return add(add(a, b), add(c, d))
 
 
-@functools.cache
-def _make_tree(of_maxima: bool) -> Any:
-    """The kernel for the sums of the lanes of 16 vectors, stored from `at` on, or for the largest of each; the vectors
-    are overwritten."""
-
-    @kernel(allocates=False)
-    def tree(values: Array, at: Any) -> Vector:
-        width = LANES
-        while width > 1:
-            width //= 2
-            for k in range(U(width)):
-                pair = U(at) + U(2 * LANES) * k
-                low, high = load(values, pair), load(values, pair + U(LANES))
-                even, odd = evens(low, high), odds(low, high)
-                store(values, U(at) + U(LANES) * k, maximum(even, odd) if of_maxima else add(even, odd))
-        return load(values, at)
-
-    return tree
-
-
-totals, largest = _make_tree(False), _make_tree(True)
+@kernel(allocates=False)
+def totals(sums: Array, at: Any) -> Vector:
+    """The sums of the lanes of 16 vectors, stored from `at` on; these are overwritten."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        for k in range(U(width)):
+            pair = U(at) + U(2 * LANES) * k
+            low, high = load(sums, pair), load(sums, pair + U(LANES))
+            store(sums, U(at) + U(LANES) * k, add(evens(low, high), odds(low, high)))
+    return load(sums, at)
