@@ -1,7 +1,7 @@
 """Launchers of winograd_loops.py: 3×3 convolutions with stride 1 by F(4×4, 3×3), a quarter of the multiplications.
 
 It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group. Its
-results are a little less exact than a direct sum: the largest error is about 2e-6 of the largest result, up to 5e-6
+results are a little less exact than a direct sum: the largest error is about 1e-6 of the largest result, up to 5e-6
 with hundreds of channels (a direct sum: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
 direct loops, which float64 always uses (`form_of` chooses).
 
