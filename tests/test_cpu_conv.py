@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,26 @@ def test_what_is_not_finite_stays_where_the_definition_has_it(odd: float) -> Non
     dy[0, 3, 2, 2] = odd
     dx = F.conv_backward(dy, ctx)[0]
     assert np.isfinite(dx).sum() >= dx.size - 9 * 50
+
+
+def test_a_weights_gradient_has_few_partial_sums_however_many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part then has several stretches, for one share of the channels and for two."""
+    from cnnlayers.kernels.cpu import winograd
+
+    monkeypatch.setattr(winograd, "MAX_PARTIAL_SUMS", 1)
+    made, loop = [], winograd.loops.weight_gradient
+    recorder = SimpleNamespace(shared=lambda *args: made.append(args[5].size) or loop.shared(*args))
+    monkeypatch.setattr(winograd.loops, "weight_gradient", recorder)
+    rng = np.random.default_rng(0)
+    for channels, samples in ((17, 36), (64, 30)):
+        x, dy = (rng.standard_normal((samples, c, 64, 64)).astype("float32") for c in (channels, 16))
+        backends.PLANS.clear()
+        _, ctx = F.conv_forward(x, np.zeros((16, channels, 3, 3), "float32"), padding=1)
+        dweight = F.conv_backward(dy, ctx, needs_dx=False)[1]
+        assert made.pop() == 2 * 36 * 24 * -(-channels // 16) * 16  # points, filters and channels in whole tiles
+        with kernels.winograd("off"):
+            expected = F.conv_backward(dy, ctx, needs_dx=False)[1]
+        np.testing.assert_allclose(dweight, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("depthwise")])

@@ -27,7 +27,7 @@ from cnnlayers.kernels import UnsuitableData
 from . import winograd_loops as loops
 from .parallel import chunked, flat
 from .vectors import LANES
-from .winograd_loops import POINTS, TILE
+from .winograd_loops import POINTS, STRETCH, TILE
 
 Array = Any
 f4 = np.float32
@@ -37,7 +37,6 @@ UNITS = 16  # at least, if there are so many tiles: work for several threads
 SMALL_WEIGHT = 1 << 20  # bytes of a transformed weight, at most, for units of LEAST_TILES
 MAX_PARTIAL_SUMS, PARTIAL_BYTES = 16, 8 << 20  # of a weight's gradient: their number, and their bytes together
 PART_TILES = 512  # of a partial sum, at least
-FLOAT32_UNITS = 32  # of a partial sum, at most: each is summed in float32, and the partial sums in float64
 SHARES = 8  # of the channels, where there is one partial sum
 ROWS = 24  # a multiple of the rows of each tile of vector_tiles.py
 FLOPS_PER_BYTE = 40  # by the definition, that a core computes in the time in which it copies a byte
@@ -101,17 +100,18 @@ def _weight_gradient(spec: Any) -> Callable[[Array, Array], Array]:
     plan, (groups, filters, channels, _) = _plan_of(spec, False), spec.weight_shape
     size = groups * _up(channels, LANES) * POINTS * _up(filters, ROWS)
     parts = min(MAX_PARTIAL_SUMS, PARTIAL_BYTES // (4 * size), plan.units * len(plan.tiles) // PART_TILES)
-    parts = max(1, parts, plan.units // FLOAT32_UNITS)
+    parts = max(1, parts)
+    rows = 2 * parts if plan.units > parts * STRETCH else parts  # the second half for the sums of earlier stretches
     shares = max(1, min(SHARES, channels // (2 * LANES))) if parts == 1 else 1
     tables = plan.sizes, plan.tiles, plan.terms(filters), ZEROS
     in_chunks = chunked(parts * groups * shares, int(spec.flops / FLOPS_PER_BYTE))
 
     def compute(image: Array, maps: Array) -> Array:
-        partial, dweight = np.zeros((parts, size), f4), np.empty((groups * filters, channels, 3, 3), f4)
+        partial, dweight = np.zeros((rows, size), f4), np.empty((groups * filters, channels, 3, 3), f4)
         arrays = flat(image), flat(maps), partial.reshape(-1)
         in_chunks(loops.weight_gradient, *arrays, *tables, parts, shares, workspace=plan.workspace)
-        totals = partial[0] if parts == 1 else partial.sum(axis=0, dtype=f4 if parts <= FLOAT32_UNITS else np.float64)
-        loops.finish_weight_gradient(totals.astype(f4, copy=False), plan.sizes, shares, dweight.reshape(-1))
+        totals = partial[0] if rows == 1 else partial.sum(axis=0)
+        loops.finish_weight_gradient(totals, plan.sizes, shares, dweight.reshape(-1))
         _check_finite(dweight)
         return dweight
 

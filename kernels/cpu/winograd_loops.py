@@ -25,13 +25,14 @@ from .vector_tiles import (
     windows_by_one_vector,
     windows_by_two_vectors,
 )
-from .vectors import LANES, broadcast, load, store, total
+from .vectors import LANES, add, broadcast, load, store, total
 
 Array = Any
 Kernel = Any
 
 TILE, PATCH, POINTS = 4, 6, 36  # windows of a tile and cells of its patch along an axis; points of both axes
 ROWS, VECTORS = WINDOWS_BY_FILTERS[4]
+STRETCH = 32  # units of a weight's gradient that are summed up before they are added to others: less is rounded
 # Entries of `sizes`. BAND: rows of tiles of a unit; ACROSS: tiles of a row. ROOM: tiles for which a unit has room;
 # ROW_ROOM: filters, for a weight's gradient. Those of the maps are MAPS further than the image's; they have no padding.
 SAMPLES, GROUPS, BATCH, BAND, BANDS, ACROSS, ROOM, ROW_ROOM, CHANNELS, HEIGHT, WIDTH, TOP, LEFT = range(13)
@@ -195,6 +196,15 @@ def _share(blocks: int, share: int, shares: int) -> int:
     return first
 
 
+@kernel(allocates=False)
+def _add_and_zero(sums: Array, first: int, count: int, distance: int) -> None:
+    """Add numbers to those that are `distance` further, and make them 0."""
+    zeros = broadcast(sums, 0)
+    for i in range(first, first + count, LANES):
+        store(sums, i + distance, add(load(sums, i + distance), load(sums, i)))
+        store(sums, i, zeros)
+
+
 # ---------------------------------------------------------------------------------------------------- the two functions
 @kernel()
 def correlate(
@@ -246,7 +256,7 @@ def weight_gradient(
 ) -> None:  # fmt: skip
     """Partial sums of the weight's gradient at the points, (parts, groups, shares, 36, blocks of channels, filters, 16)
     with pairs of blocks. A job is a part of the units and a share of the channels. terms: where each filter's numbers
-    begin."""
+    begin. Where a part has more units than a stretch, `partial` has room for the sums of its earlier stretches."""
     groups, room, row_room = sizes[GROUPS], sizes[ROOM], sizes[ROW_ROOM]
     channel_blocks, filter_blocks = (sizes[CHANNELS] + LANES - 1) // LANES, (sizes[FILTERS] + LANES - 1) // LANES
     units = (sizes[SAMPLES] + sizes[BATCH] - 1) // sizes[BATCH] * sizes[BANDS]
@@ -254,7 +264,10 @@ def weight_gradient(
         share, group, part = job % shares, job // shares % groups, job // (shares * groups)
         first, last = _share(channel_blocks, share, shares), _share(channel_blocks, share + 1, shares)
         blocks, result = last - first, ((part * groups + group) * channel_blocks + first) * POINTS * row_room * LANES
-        for unit in range(units * part // parts, units * (part + 1) // parts):
+        first_unit, size = units * part // parts, blocks * POINTS * row_room * LANES
+        for unit in range(first_unit, units * (part + 1) // parts):
+            if unit > first_unit and (unit - first_unit) % STRETCH == 0:
+                _add_and_zero(partial, result, size, parts * groups * channel_blocks * POINTS * row_room * LANES)
             place = unit * groups + group
             _, _, samples, _, rows = _place(sizes, place)
             _transform_images(image, sizes, place, first, last, sheet, patches)
