@@ -23,15 +23,13 @@ from cnnlayers.kernels import UnsuitableData
 
 from . import conv_direct_loops as loops
 from . import conv_filter_vectors as filter_vectors
-from .conv_direct_plan import Plan, plan_of
+from .conv_direct_plan import PART_WINDOWS, PARTS, Plan, plan_of
 from .parallel import chunked, flat
 from .vector_tiles import PACKED
 from .vectors import LANES
 
 Array = Any
 
-PARTS = 16  # partial sums of a weight's gradient, at most
-PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
 LONG_SUM = 2048  # terms in float32, at most, for vectors of windows; those of filters add up long sums from parts
 LEAST_FILTERS = 8  # of a weight's gradient, 1×1 kernels and channels last: vectors of fewer have too many empty lanes
 LEAST_TERMS = 80  # of a sum, for vectors of filters: to transpose the results takes as long as 10 terms

@@ -74,7 +74,7 @@ RUN = 48  # vectors of windows whose maps stay in the first-level cache while al
 
 # -------------------------------------------------------------------------------------------------------- rows of cells
 @kernel(allocates=False)
-def _copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
+def copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
     """Copy neighbours."""
     done = count & ~15
     for i in range(0, done, LANES):
@@ -126,7 +126,7 @@ def _scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, c
 
 
 @kernel(allocates=False)
-def _zero(array: Array, to: int, count: int) -> None:
+def zero(array: Array, to: int, count: int) -> None:
     for i in range(U(to), U(to + count)):
         array[i] = 0.0
 
@@ -138,7 +138,7 @@ def _fill_sheets(
     """Copy the cells that the windows of a unit see. base: the unit's first element of the source."""
     step = sizes[SOURCE_STEP]
     if sizes[BANDS] > 1:  # cells of another band may be where this one has padding
-        _zero(sheets, 0, len(sheets))
+        zero(sheets, 0, len(sheets))
     for n in range(samples):
         for c in range(sizes[CHANNELS]):
             at = base + n * sizes[SOURCE_SAMPLE] + c * sizes[SOURCE_CHANNEL]
@@ -226,7 +226,7 @@ def correlate(
     filters, together = sizes[FILTERS], sizes[TOGETHER]
     blocks, strips = (filters + PACKED - 1) // PACKED, len(places) // VECTORS
     out = np.zeros(2 * PACKED * STRIP + LANES, bias.dtype)
-    _zero(sheets, 0, len(sheets))
+    zero(sheets, 0, len(sheets))
     for unit in range(start, stop):
         group, band = unit % sizes[GROUPS], unit // sizes[GROUPS] % sizes[BANDS]
         n = unit // (sizes[GROUPS] * sizes[BANDS]) * sizes[BATCH]
@@ -267,7 +267,7 @@ def correlate_one_filter(
 ) -> None:  # fmt: skip
     """The same for one filter in a group (a depthwise convolution) and one phase of the target. Vectors end with their
     row and are stored where they belong: 1.5 to 3 times as fast as strips, which save little time with one filter."""
-    _zero(sheets, 0, len(sheets))
+    zero(sheets, 0, len(sheets))
     for unit in range(start, stop):
         group, band = unit % sizes[GROUPS], unit // sizes[GROUPS] % sizes[BANDS]
         n = unit // (sizes[GROUPS] * sizes[BANDS]) * sizes[BATCH]
@@ -293,7 +293,7 @@ def _pack_maps(
     """Copy the maps of a unit's windows to the positions of the vectors of windows, with zeros between rows. Returns
     the number of these vectors. base: the unit's first element of the maps. pitch: from a filter to the next."""
     if sizes[BANDS] > 1 or samples < sizes[BATCH]:
-        _zero(packed, 0, len(packed))
+        zero(packed, 0, len(packed))
     while stop > start and pieces[stop - 1, PIECE_SAMPLE] >= samples:
         stop -= 1
     for f in range(sizes[FILTERS]):
@@ -301,7 +301,7 @@ def _pack_maps(
             to = f * pitch + pieces[i, PIECE_STRIP] * STRIP + pieces[i, PIECE_AT]
             at, cells = base + f * sizes[TARGET_CHANNEL] + pieces[i, PIECE_TARGET], pieces[i, PIECE_CELLS]
             if sizes[TARGET_STEP] == 1:
-                _copy(maps, at, packed, to, cells)
+                copy(maps, at, packed, to, cells)
             else:
                 _gather(maps, at, sizes[TARGET_STEP], packed, to, cells)
     last = stop - 1
@@ -326,7 +326,7 @@ def _flush(sums: Array, filters: int, taps: int, pitch: int, dweight: Array, to:
     for f in range(filters):
         for k in range(taps):
             dweight[U(to + f * taps + k)] += total(load(sums, LANES * (f * pitch + k)))
-    _zero(sums, 0, len(sums))
+    zero(sums, 0, len(sums))
 
 
 @kernel(allocates=False)
@@ -341,9 +341,9 @@ def weight_gradient(
     the maps as vectors of windows."""
     filters, pitch = sizes[FILTERS], len(places) * LANES
     units = -(-sizes[SAMPLES] // sizes[BATCH]) * sizes[BANDS]
-    _zero(sheets, 0, len(sheets))
-    _zero(packed, 0, len(packed))
-    _zero(sums, 0, len(sums))
+    zero(sheets, 0, len(sheets))
+    zero(packed, 0, len(packed))
+    zero(sums, 0, len(sums))
     for job in range(start, stop):
         part, group = job // sizes[GROUPS], job % sizes[GROUPS]
         result, terms = job * filters * taps, 0

@@ -27,6 +27,8 @@ ONE_CHANNEL_BYTES = 16 << 10  # the same if each cell is read once for each tap:
 MOST_CELLS = 16 * 1024  # of a sheet: each lane then has 1024 terms of a sum in float32 at most
 UNITS = 16  # at least, if there are so many samples: work for several threads
 MISSING = (1, 1, 1, 1, 1, 0)  # a missing spatial axis
+PARTS = 16  # partial sums of a weight's gradient, at most
+PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
 MIN_PARALLEL_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs (columns: functional/blas.py)
 
 

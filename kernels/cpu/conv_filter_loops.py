@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .conv_direct_loops import copy, zero
 from .jit import kernel
 from .vector_tiles import (
     WINDOWS_BY_FILTERS,
@@ -25,7 +26,7 @@ from .vector_tiles import (
     windows_by_one_vector,
     windows_by_two_vectors,
 )
-from .vectors import LANES, add, broadcast, load, load_first, store, store_first, sub, to_float64, total
+from .vectors import LANES, add, broadcast, load, load_first, store, sub, to_float64, total
 
 Array = Any
 Kernel = Any
@@ -47,31 +48,15 @@ SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_CELL, TARGET_SAMPLE, TARGET_CHANNEL, TARGE
 
 # --------------------------------------------------------------------------------------------------------------- sheets
 @kernel(allocates=False)
-def _zero(array: Array, to: int, count: int) -> None:
-    for i in range(U(to), U(to + count)):
-        array[i] = 0.0
-
-
-@kernel(allocates=False)
-def _copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
-    """Copy neighbours."""
-    for i in range(0, count - LANES + 1, LANES):
-        store(target, to + i, load(source, at + i))
-    done = count & ~(LANES - 1)
-    if done < count:
-        store_first(target, to + done, load_first(source, at + done, count - done), count - done)
-
-
-@kernel(allocates=False)
 def _copy_cells(
     source: Array, at: int, by_channel: int, by_cell: int, sheet: Array, to: int, channels: int, count: int
 ) -> None:
     """Copy the channels of `count` cells."""
     if by_channel == 1 and by_cell == channels:
-        _copy(source, at, sheet, to, count * channels)
+        copy(source, at, sheet, to, count * channels)
     elif by_channel == 1:
         for i in range(count):
-            _copy(source, at + i * by_cell, sheet, to + i * channels, channels)
+            copy(source, at + i * by_cell, sheet, to + i * channels, channels)
     elif by_cell == 1:
         for c in range(0, channels, LANES):
             for i in range(0, count, LANES):
@@ -98,15 +83,15 @@ def _fill(source: Array, base: int, samples: int, band: int, axes: Array, sizes:
             for j in range(height):
                 y = axes[1, FIRST] + band * axes[1, BAND] + j * axes[1, STEP]
                 if z < 0 or z >= axes[0, LENGTH] or y < 0 or y >= axes[1, LENGTH]:
-                    _zero(sheet, to, width * channels)
+                    zero(sheet, to, width * channels)
                 else:
                     row = (z * axes[1, LENGTH] + y) * axes[2, LENGTH]
                     at = base + n * sizes[SOURCE_SAMPLE] + (row + x + left * step) * by_cell
-                    _zero(sheet, to, left * channels)
+                    zero(sheet, to, left * channels)
                     _copy_cells(
                         source, at, by_channel, step * by_cell, sheet, to + left * channels, channels, right - left
                     )  # fmt: skip
-                    _zero(sheet, to + right * channels, (width - right) * channels)
+                    zero(sheet, to + right * channels, (width - right) * channels)
                 to += width * channels
 
 
@@ -152,7 +137,7 @@ def _store_results(
     while q + i < end:
         run, here, there = 1, at + i * vectors * LANES, to + targets[q + i]
         if by_channel == 1:
-            _copy(out, here, target, there, filters)
+            copy(out, here, target, there, filters)
         else:
             run = _run_of(targets, q + i, end)
             for f in range(0, filters, LANES):
@@ -163,12 +148,42 @@ def _store_results(
 
 
 @functools.cache
+def _make_tile(depthwise: bool, itemsize: int) -> tuple[Kernel, int, bool]:
+    """The kernel that computes a tile of one or two vectors of filters, its windows, and whether it may have two."""
+    rows, width = WINDOWS_BY_FILTERS[itemsize]
+    pairs = width == 2 and not depthwise
+
+    @kernel(allocates=False, inlined=True)
+    def tile(
+        vectors: int, sheet: Array, starts: Array, q: int, f: int, offsets: Array, first: int, count: int,
+        weight: Array, w: int, second: int, bias: Array, b: int, target: Array, targets: Array, to: int, out: Array,
+        at: int, direct: bool, more: bool,
+    ) -> None:  # fmt: skip
+        if depthwise:
+            windows_by_channels(
+                sheet, starts, q, f, offsets, first, count, weight, w, second, bias, b, target, targets, to, out, at,
+                direct, more,
+            )  # fmt: skip
+        elif pairs and vectors == 2:
+            windows_by_two_vectors(
+                sheet, starts, q, 0, offsets, first, count, weight, w, second, bias, b, target, targets, to, out, at,
+                direct, more,
+            )  # fmt: skip
+        else:
+            windows_by_one_vector(
+                sheet, starts, q, 0, offsets, first, count, weight, w, second, bias, b, target, targets, to, out, at,
+                direct, more,
+            )  # fmt: skip
+
+    return tile, rows, pairs
+
+
+@functools.cache
 def make_correlate(depthwise: bool, itemsize: int) -> Kernel:
     """The kernel for the target of units `start` to `stop`, for numbers of `itemsize` bytes. weight: as `pack` gives
     it; bias: (groups, blocks of 16 filters, 16). targets: where the results of a unit's windows go, from the unit's
     first element on."""
-    rows, width = WINDOWS_BY_FILTERS[itemsize]
-    pairs = width == 2 and not depthwise
+    tile, rows, pairs = _make_tile(depthwise, itemsize)
 
     @kernel()
     def correlate(
@@ -204,21 +219,10 @@ def make_correlate(depthwise: bool, itemsize: int) -> Kernel:
                             for p in range(q, last, rows):
                                 direct = copies and p + rows <= last
                                 at = (p - q) * vectors * LANES
-                                if depthwise:
-                                    windows_by_channels(
-                                        sheet, places, p, f, offsets, term, stop_k - k, weight, v, second, bias, b,
-                                        target, targets, to, out, at, direct, k > 0,
-                                    )  # fmt: skip
-                                elif pairs and vectors == 2:
-                                    windows_by_two_vectors(
-                                        sheet, places, p, 0, offsets, term, stop_k - k, weight, v, second, bias, b,
-                                        target, targets, to, out, at, direct, k > 0,
-                                    )  # fmt: skip
-                                else:
-                                    windows_by_one_vector(
-                                        sheet, places, p, 0, offsets, term, stop_k - k, weight, v, second, bias, b,
-                                        target, targets, to, out, at, direct, k > 0,
-                                    )  # fmt: skip
+                                tile(
+                                    vectors, sheet, places, p, f, offsets, term, stop_k - k, weight, v, second, bias,
+                                    b, target, targets, to, out, at, direct, k > 0,
+                                )  # fmt: skip
                         done = (last - q) // rows * rows if copies else 0
                         _store_results(
                             out, done * vectors * LANES, vectors, target, targets, q + done, last, to, by_channel, here
@@ -252,8 +256,7 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
     """The kernel for partial sums of the weight's gradient (parts, groups, blocks of 16 filters, k, 16), which are in
     float64 and begin as zeros. A part is a range of the units. Jobs `start` to `stop` are of (parts, groups, shares); a
     share is a range of the blocks."""
-    rows, width = WINDOWS_BY_FILTERS[itemsize]
-    pairs = width == 2 and not depthwise
+    tile, rows, pairs = _make_tile(depthwise, itemsize)
 
     @kernel()
     def weight_gradient(
@@ -264,7 +267,7 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
         groups, bands, blocks, terms = sizes[GROUPS], sizes[BANDS], (filters + LANES - 1) // LANES, phases[0, COUNT]
         units, pitch = -(-sizes[SAMPLES] // sizes[BATCH]) * bands, len(cells) // blocks
         out, zeros = np.empty(rows * 2 * LANES, image.dtype), np.zeros(2 * LANES, image.dtype)
-        _zero(cells, 0, len(cells))  # also the lanes of missing filters: garbage may be slow to multiply
+        zero(cells, 0, len(cells))  # also the lanes of missing filters: garbage may be slow to multiply
         for job in range(start, stop):
             part, group, share = job // shares // groups, job // shares % groups, job % shares
             first_block, last_block = blocks * share // shares, blocks * (share + 1) // shares
@@ -283,21 +286,10 @@ def make_weight_gradient(depthwise: bool, itemsize: int) -> Kernel:
                         vectors = 2 if pairs and block + 1 < last_block else 1
                         w, f = block * pitch + q * LANES, block * LANES
                         for k in range(0, terms, rows):
-                            if depthwise:
-                                windows_by_channels(
-                                    sheet, offsets, k, f, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
-                                    out, 0, False, False,
-                                )  # fmt: skip
-                            elif pairs and vectors == 2:
-                                windows_by_two_vectors(
-                                    sheet, offsets, k, 0, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
-                                    out, 0, False, False,
-                                )  # fmt: skip
-                            else:
-                                windows_by_one_vector(
-                                    sheet, offsets, k, 0, places, q, count, cells, w, pitch, zeros, 0, out, offsets, 0,
-                                    out, 0, False, False,
-                                )  # fmt: skip
+                            tile(
+                                vectors, sheet, offsets, k, f, places, q, count, cells, w, pitch, zeros, 0, out,
+                                offsets, 0, out, 0, False, False,
+                            )  # fmt: skip
                             for j in range(vectors):
                                 to = ((job // shares * blocks + block + j) * terms + k) * LANES
                                 for i in range(min(rows, terms - k)):

@@ -14,19 +14,15 @@ import numpy as np
 from cnnlayers import backends
 
 from . import conv_filter_loops as loops
+from .conv_direct_plan import MIN_PARALLEL_FLOPS, PART_WINDOWS, PARTS, SHEET_BYTES, UNITS
 from .conv_filter_loops import COUNT, FILTERS, GROUPS, TERM
 from .parallel import chunked, flat
 from .vectors import LANES
 
 Array = Any
 
-SHEET_BYTES = 512 << 10  # of a unit's sheet, about: it should stay in the second-level cache of a core
 MOST_WINDOWS = 16 * 1024  # of a unit
 LEAST_WINDOWS = 192  # of a unit, if there are so many: each unit reads all weights, which may be in a slow cache
-UNITS = 16  # at least, if there are so many samples: work for several threads
-MIN_PARALLEL_FLOPS = 16_000_000  # of a call whose samples are cut into bands for several threads, at least
-PARTS = 16  # partial sums of a weight's gradient, at most
-PART_WINDOWS = 1500  # of a partial sum, at least
 PARTIAL_BYTES = 8 << 20  # of the partial sums together, at most, if there are several
 SHARES = 8  # of the filters, for several threads, where there is one partial sum
 
