@@ -488,7 +488,7 @@ def test_every_kernel_of_the_library_has_its_cache() -> None:
     found = [
         max_pool_loops.make_forward(4, 2, False, True, False, True),
         max_pool_loops.make_forward_by_tap("channels", False),
-        avg_pool_loops.make_sums(2, False),
+        avg_pool_loops.make_sums("evens", 2, False),
     ]
     for info in pkgutil.iter_modules(cpu.__path__):
         module = importlib.import_module(f"{cpu.__name__}.{info.name}")

@@ -53,6 +53,7 @@ note("layer norm", "layer_norm", (60, 333), 333, *parameters(333))
 note("rms norm", "rms_norm", (60, 5000), 5000, parameters(5000)[0])
 for mode in ("constant", "edge", "reflect", "wrap"):
     note(f"pad {mode}", "pad", (3, 4, 9, 21), 2, mode)
+    note(f"pad {mode}, channels last", "pad", (3, 9, 21, 20), ((2, -1), (0, 3)), mode, **last)
 for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh"):
     note(op, op, (3, 2001))
 note("gelu tanh", "gelu", (3, 2001), "tanh")
@@ -64,6 +65,8 @@ note("max pool", "max_pool", (3, 4, 20, 21), 3, 2, 1)
 note("average pool", "avg_pool", (3, 4, 20, 21), 3, 2, 1)
 note("average pool, stride 1", "avg_pool", (3, 4, 20, 21), 3, 1, 1, count_include_pad=False)
 note("average pool, stride 3", "avg_pool", (3, 4, 20, 21), 3, 3, 1)
+note("average pool of long windows", "avg_pool", (2, 3, 50, 61), 20, 3)
+note("average pool of pairs", "avg_pool", (3, 4, 20, 21), 2)
 note("average pool of many channels last", "avg_pool", (3, 9, 11, 70), 3, 2, 1, count_include_pad=False, **last)
 note("adaptive average pool", "adaptive_avg_pool", (3, 4, 20, 70), 3)
 note("adaptive max pool", "adaptive_max_pool", (3, 4, 14, 14), 6)
@@ -110,4 +113,4 @@ def _has_avx512() -> bool:
 def test_avx2_and_avx512_give_the_same_bits(tmp_path: Path) -> None:
     narrow, wide = (hashes(cpu, threads, tmp_path) for cpu, threads in zip(TARGETS.values(), ("1", "3"), strict=True))
     assert [name for name in narrow if narrow[name] != wide[name]] == []
-    assert len(narrow) == 74
+    assert len(narrow) == 86

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from cnnlayers.specs import AdaptiveWindow, Axis, LpPool, Window
 
 from . import avg_pool_loops as loops
 from .lp_pool_loops import power_name
-from .parallel import chunked, prepared, to_lanes
+from .parallel import chunked, launcher, to_lanes
 from .vectors import LANES
 from .windows import (
     AnyAxis,
@@ -34,6 +34,8 @@ from .windows import (
 Array = Any
 MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
 MAX_OVERLAP = 25  # windows over a cell that are summed tap by tap where channels are last; they are in the L1 cache
+FEW_TAPS = 3  # along a row, for which there are kernels without a loop
+MANY_TAPS = 12  # along a row: from so many on, sums of 2, 4, 8, … neighbours are computed first
 LINE_ELEMENTS = 4096  # of the lines of up to 8 rows, so that they are in the L1 cache
 FEW_WINDOWS = 16  # cells a window: y is then so small that chunks of fewer bytes of x are worth a thread
 
@@ -44,40 +46,20 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-@prepared
+@launcher
 def avg_pool_forward(spec: Any, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _pool(spec, x, False)
+    return pool(x, pooling_plan(spec, False, x.dtype != np.float64))
 
 
-@prepared
+@launcher
 def avg_pool_backward(spec: Any, dy: Array) -> Callable[[Array], Array]:
     """dx."""
-    return _pool(spec, dy, True)
+    return pool(dy, pooling_plan(spec, True, dy.dtype != np.float64))
 
 
-@prepared
-def sum_pool_forward(window: Window, x: Array) -> Callable[[Array], Array]:
-    """y."""
-    return _pool(window, x, False)
-
-
-@prepared
-def sum_pool_backward(window: Window, dy: Array) -> Callable[[Array], Array]:
-    """dx."""
-    return _pool(window, dy, True)
-
-
-@prepared
-def adaptive_avg_pool_forward(window: AdaptiveWindow, x: Array) -> Callable[[Array], Array]:
-    """y."""
-    return _pool(window, x, False)
-
-
-@prepared
-def adaptive_avg_pool_backward(window: AdaptiveWindow, dy: Array) -> Callable[[Array], Array]:
-    """dx."""
-    return _pool(window, dy, True)
+sum_pool_forward = adaptive_avg_pool_forward = avg_pool_forward
+sum_pool_backward = adaptive_avg_pool_backward = avg_pool_backward
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
@@ -150,75 +132,94 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     weight = 1.5 if FEW_WINDOWS * math.prod(a.out for a in axes) <= math.prod(a.length for a in axes) else 1.0
     if not power and channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
-        if backward:
-            return LoopPlan(shape, loops.plane_sums_backward, (cells, divisor), planes)
-        return LoopPlan(shape, loops.plane_sums, (cells, divisor), planes, weight)
+        loop = loops.plane_sums_backward if backward else loops.plane_sums
+        return LoopPlan(shape, loop, (cells, divisor), planes, 1.0 if backward else weight)
     overlap = math.prod(a.overlap for a in axes)
-    dtype = np.float32
-    if not float32_sums or (overlap if backward else math.prod(window.kernel)) > MAX_FLOAT32_TAPS:
-        dtype = np.float64
-    if backward:
-        ranges, steps = zip(*map(windows_over_cells, axes), strict=True)
-    else:
-        ranges, steps = tuple(map(cells_under_windows, axes)), tuple(map(dilation_of, axes))
-    lengths, outs = tuple(a.length for a in axes), tuple(a.out for a in axes)
-    sizes = (*outs, *lengths, channels) if backward else (*lengths, *outs, channels)
-    rows, most_rows = planes * sizes[3] * sizes[4], int(ranges[0][1].max() * ranges[1][1].max())
+    taps = overlap if backward else math.prod(window.kernel)
+    dtype = np.float32 if float32_sums and taps <= MAX_FLOAT32_TAPS else np.float64
+    ranges, steps = zip(*(_cells_in_sums(a, backward) for a in axes[:2]), strict=True)
+    sizes = [(a.length, a.out)[:: -1 if backward else 1] for a in axes]
+    x_sizes, y_sizes = ((d, h, w * channels) for d, h, w in zip(*sizes, strict=True))
     last = divisors[2]
     if last.size > 1:
         last = np.append(np.repeat(last, channels), np.ones(LANES))
-    common = (sizes, ranges, steps, tuple(d.astype(dtype) for d in (*divisors[:2], last)), exponent)
+    numbers = tuple(d.astype(dtype) for d in (*divisors[:2], last))
+    rows, most_rows = planes * math.prod(y_sizes[:2]), int(ranges[0][1].max() * ranges[1][1].max())
+    common = (np.empty(0, dtype), (*x_sizes, *y_sizes), ranges, steps, numbers, exponent)
     if channels >= LANES and overlap <= (MAX_OVERLAP if power in ("", "absolute", "square") else 1):
-        by_cell = loops.make_sums_by_cell(4 if channels >= 4 * LANES else 1, backward, power)
-        return LoopPlan(shape, by_cell, (np.empty(0, dtype), *common, most_rows), rows, weight)
-    counts = np.empty(0, np.int64)
-    stride, offsets, layout = _line(axes[2], channels, backward)
-    if not stride:
-        cells = _element_ranges(ranges[2], channels)
-        common = (sizes, (*ranges[:2], cells), *common[2:])
-        offsets, counts, layout = _places(cells, sizes[2] * channels, steps[2] * channels, channels)
-    layout = (*layout, most_rows, max(1, min(8, LINE_ELEMENTS // layout[1])))
-    arguments = (np.empty(0, dtype), *common, offsets, counts, layout)
-    return LoopPlan(shape, loops.make_sums(stride, backward, power), arguments, rows, weight)
+        loop = loops.make_sums_by_cell(4 if channels >= 4 * LANES else 1, backward, power)
+        return LoopPlan(shape, loop, (*common, *_cells_in_sums(axes[2], backward), channels, most_rows), rows, weight)
+    specialised, tables, layout = _along_rows(axes[2], channels, backward)
+    loop = loops.make_sums(*specialised, backward, power)
+    return LoopPlan(shape, loop, (*common, tables, layout, most_rows), rows, weight)
 
 
-def _line(axis: AnyAxis, channels: int, backward: bool) -> tuple[int, Array, tuple[int, int, int]]:
-    """`stride`, `offsets`, and `before`, `size` and `number` of `make_sums`; without offsets where stride is 0."""
-    cells, results = (axis.out, axis.length) if backward else (axis.length, axis.out)
-    if isinstance(axis, Axis) and axis.stride <= (2 if channels == 1 else 1):
-        taps, groups = np.arange(axis.kernel) * axis.dilation, 1
-        before, number, offsets = axis.before, 0, taps
-        if backward:  # cell 2 j + i is under the taps whose windows begin a whole number of strides before it
-            groups = axis.stride
-            distances = [(i + axis.before - taps[::-1]) for i in range(groups)]
-            distances = [d[d % groups == 0] // groups for d in distances]
-            offsets, number = np.concatenate(distances), distances[0].size
-            before = max(0, -int(offsets.min()))
-            offsets = offsets + before
-        apart = 1 if backward else axis.stride
-        reach = int(offsets.max()) + apart * -(-results // groups)
-        size = (max(reach, before + cells) + apart) * channels + (2 * apart + 1) * LANES
-        if size <= 4 * (cells + results) * channels + 16 * LANES:
-            return axis.stride, offsets * channels, (before * channels, size, number)
-    return 0, np.empty(0, np.int64), (0, 0, 0)
+def _cells_in_sums(axis: AnyAxis, backward: bool) -> tuple[Array, int]:
+    """For each cell of y the first cell of x in its sum and the number of cells, (2, cells), and the step between."""
+    return windows_over_cells(axis) if backward else (cells_under_windows(axis), dilation_of(axis))
 
 
-def _element_ranges(ranges: Array, channels: int) -> Array:
-    """For each element of a row of y the first element of x in its sum, and the number of cells."""
-    first, number = np.repeat(ranges.astype(np.int64), channels, axis=1)
-    first = first * channels + np.tile(np.arange(channels), ranges.shape[1])
-    return np.stack([first, number])
+def _with_zeros(axis: AnyAxis, backward: bool) -> tuple[Array, Array, int]:
+    """`_cells_in_sums`, also those before and after the row, unless they are many: then fewer numbers are different."""
+    (first, number), step = _cells_in_sums(axis, backward)
+    if isinstance(axis, Axis):
+        extent = axis.dilation * (axis.kernel - 1)
+        cells, more = (axis.out, extent // axis.stride + 1) if backward else (axis.length, extent)
+        if more <= cells + LANES:
+            if backward:
+                before, after = (n + more * axis.stride for n in (axis.before, axis.after))
+                axis = replace(axis, out=axis.out + 2 * more, before=before, after=after)
+                first, number = windows_over_cells(axis)[0]
+                first = (first - more) * (number > 0)
+            else:
+                first = window_extents(axis)[0]
+                number = np.full_like(first, axis.kernel)
+    return first.astype(np.int64), number.astype(np.int64), step
 
 
-def _places(cells: Array, row: int, step: int, channels: int) -> tuple[Array, Array, tuple[int, int, int]]:
-    """`offsets`, `counts`, and `before`, `size` and `number` of `make_sums` for any windows along a row of x."""
-    counts, count_of = np.unique(cells[1], return_inverse=True)
-    most, number, elements = int(cells[1].max(initial=0)), int(cells[0].max(initial=0)) + LANES, cells.shape[1]
-    number -= number % LANES
-    of_window = min(most, LANES) / 3 if channels == 1 else most * -(-channels // LANES)  # additions of vectors
-    if elements // max(channels, 1) * of_window < number // LANES * most:  # fewer than for all places
-        return counts[:0], counts[:0], (0, max(row, elements) + LANES, 0)
-    return count_of * number + cells[0], counts, (0, max(number + most * step, elements, row) + LANES, number)
+def _along_rows(
+    axis: AnyAxis, channels: int, backward: bool
+) -> tuple[tuple[str, int], tuple[Array, ...], tuple[int, ...]]:
+    """`form` and `few`, `tables` and `layout` of `make_sums`."""
+    first, number, step = _with_zeros(axis, backward)
+    row = (axis.out if backward else axis.length) * channels
+    before = max(0, -int(first.min()))
+    reach = int((first + np.maximum(number - 1, 0) * step).max()) + 1
+    place, size = (first + before) * channels, max(before * channels + row, (before + reach) * channels)
+    kinds, kind_of = np.unique(number, return_inverse=True)
+    apart, shifts, end = np.diff(place), np.zeros(kinds.size, np.int64), first.size * channels
+    form, blocks = "blocks", np.array([[0, place[0], 0, end]])
+    if channels >= LANES:
+        o = np.arange(first.size) * channels
+        blocks = np.stack([o, place, kind_of, o + channels], axis=-1)
+    elif kinds.size > 1 or (apart != channels).any():
+        if kinds.size == 1 and channels == 1 and (apart == 2).all():
+            form = "evens"
+        elif channels == 1 and all((np.diff(place[i::2]) == 1).all() and np.ptp(kind_of[i::2]) == 0 for i in (0, 1)):
+            form, kinds, shifts = "pairs", number[:2], place[:2] - place[0]
+        else:
+            form = "picks"
+    step *= channels
+    together = max(1, min(8, LINE_ELEMENTS // size))
+    level = (together + 1) * size + 3 * LANES
+    levels = int(kinds.max()).bit_length() - 1 if kinds.max() >= MANY_TAPS and channels < LANES else 0
+    offsets = [_offsets(int(n), step, levels, level) + shift for n, shift in zip(kinds, shifts, strict=True)]
+    bounds = np.cumsum([0, *(o.size for o in offsets)])
+    elements, picks = level * (levels + 1), bounds[:0]
+    if form == "picks":
+        picks = np.repeat(kind_of * level + place, channels) + np.tile(np.arange(channels), first.size)
+        elements += kinds.size * level + together * picks.size + LANES
+    tables = (np.concatenate(offsets), bounds, blocks.reshape(-1), picks)
+    few = offsets[0].size if all(o.size == offsets[0].size <= FEW_TAPS for o in offsets) else 0
+    return (form, few), tables, (before * channels, size, together, level, levels, step, elements)
+
+
+def _offsets(number: int, step: int, levels: int, level: int) -> Array:
+    """Where the numbers are whose sum is that of `number` cells: a few of each level, or one of some."""
+    if not levels:
+        return np.arange(number) * step
+    bits = [k for k in reversed(range(levels + 1)) if number >> k & 1]
+    return np.array([k * level + (number >> k + 1 << k + 1) * step for k in bits], np.int64)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -235,8 +236,3 @@ def pool(x: Array, plan: LoopPlan) -> Callable[[Array], Array]:
         return y
 
     return run
-
-
-def _pool(spec: Any, x: Array, backward: bool) -> Callable[[Array], Array]:
-    """A function of arrays like x: y of x, or with `backward` dx of dy."""
-    return pool(x, pooling_plan(spec, backward, x.dtype != np.float64))
