@@ -129,9 +129,6 @@ def launcher(prepare: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
     return launch
 
 
-prepared = launcher
-
-
 # ----------------------------------------------------------------------------------------------------- chunks of planes
 def over_planes(
     planes: int, units_per_plane: int, dtype: Any, nbytes: int, rows: tuple[int, ...] = ()
