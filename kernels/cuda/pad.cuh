@@ -97,30 +97,30 @@ template <typename T, int L, typename F> __device__ __forceinline__ Pack<T, L> g
     const Sources& planes, const Sources& rows, const Sources& columns, F load) {
   using A = typename Total<T>::type;
   const int lines = planes.count() * rows.count(), number = lines * columns.count();
-  const bool inside = planes.interior >= 0 && rows.interior >= 0 && columns.interior >= 0;
-  Pack<T, L> total;
-  constexpr bool AtOnce = L > 1 && sizeof(T) <= 2;  // of larger types fewer cells are summed: one after another is as fast
-  if (!AtOnce && number <= 2 && inside) {
+  constexpr bool AtOnce = L > 1 && sizeof(T) == 2;  // fewer cells of larger types are summed: one after another is as fast
+  if (!AtOnce && number <= 2 && planes.interior >= 0 && rows.interior >= 0 && columns.interior >= 0) {
     const Pack<T, L> first = load(planes.interior, rows.interior, columns.interior);
     if (number == 1) return first;
     return plus_packs(first, load(planes[planes.count() - 1], rows[rows.count() - 1], columns[columns.count() - 1]));
   }
-  if (AtOnce && lines <= 2 && columns.count() <= 2 && inside) {  // up to four large loads, all before the first sum
-    const int z = planes[planes.count() - 1], r = rows[rows.count() - 1], c = columns[1];
-    const bool two_lines = lines == 2, two_columns = columns.count() == 2;
-    const Pack<T, L> first = load(planes.interior, rows.interior, columns.interior);
-    Pack<T, L> beside = {}, below = {}, across = {};
-    if (two_columns) beside = load(planes.interior, rows.interior, c);
-    if (two_lines) below = load(z, r, columns.interior);
-    if (two_lines && two_columns) across = load(z, r, c);
-    if (number == 1) return first;
-    if (number == 2) return plus_packs(first, two_lines ? below : beside);
+  if constexpr (AtOnce) {  // up to four large loads, all before the first sum
+    if (lines <= 2 && columns.count() <= 2 && planes.interior >= 0 && rows.interior >= 0 && columns.interior >= 0) {
+      const int z = planes[planes.count() - 1], r = rows[rows.count() - 1], c = columns[1];
+      const bool two_lines = lines == 2, two_columns = columns.count() == 2;
+      const Pack<T, L> first = load(planes.interior, rows.interior, columns.interior);
+      Pack<T, L> beside = {}, below = {}, across = {}, total;
+      if (two_columns) beside = load(planes.interior, rows.interior, c);
+      if (two_lines) below = load(z, r, columns.interior);
+      if (two_lines && two_columns) across = load(z, r, c);
+      if (number == 1) return first;
+      if (number == 2) return plus_packs(first, two_lines ? below : beside);
 #pragma unroll
-    for (int l = 0; l < L; ++l) {
-      const A near = plus<A>(widen(first.v[l]), widen(beside.v[l])), far = plus<A>(widen(below.v[l]), widen(across.v[l]));
-      total.v[l] = narrow<T, A>(plus<A>(near, far));
+      for (int l = 0; l < L; ++l) {
+        const A near = plus<A>(widen(first.v[l]), widen(beside.v[l])), far = plus<A>(widen(below.v[l]), widen(across.v[l]));
+        total.v[l] = narrow<T, A>(plus<A>(near, far));
+      }
+      return total;
     }
-    return total;
   }
   Pack<A, L> sum = {};
   for (int a = 0; a < planes.count(); ++a) {
@@ -140,6 +140,7 @@ template <typename T, int L, typename F> __device__ __forceinline__ Pack<T, L> g
     }
     add_pack(sum, plane, a == 0);
   }
+  Pack<T, L> total;
 #pragma unroll
   for (int l = 0; l < L; ++l) total.v[l] = narrow<T, A>(sum.v[l]);
   return total;
