@@ -162,3 +162,12 @@ def test_results_past_the_caches_are_the_same(
 
 
 # ------------------------------------------------------------------------------------------------ softmax cross-entropy
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_gelu_of_negative_numbers_is_negative_zero_far_out(dtype: str, approximate: str) -> None:
+    x = np.array([-50, -1000, -6e4, -0.0, 0.0, 3.0], dtype)
+    for mode in ("off", "require"):
+        with kernels.mode(mode):
+            np.testing.assert_array_equal(np.signbit(F.gelu(x, approximate)), [True] * 4 + [False] * 2)

@@ -206,3 +206,20 @@ def test_averages_that_are_stored_past_the_caches(
         expected = F.avg_pool_backward(y, ctx)
     near = 2e-3 if dtype == "float16" else 2e-6
     np.testing.assert_allclose(dx, expected, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("ties", ["first", "all"])
+@pytest.mark.parametrize("shape", [(2, 9, 0), (2, 10, 9, 0), (0, 10, 9, 5, 0), (0, 10, 9, 20)], ids=str)
+def test_no_channels_or_samples_with_channels_last(shape: tuple[int, ...], ties: str) -> None:
+    x, last = np.zeros(shape, np.float32), {"data_format": "channels_last"}
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        ("adaptive_max_pool", (4,), {}), ("adaptive_avg_pool", (1,), {}), ("adaptive_avg_pool", (2,), {})
+    ]  # fmt: skip
+    for window in ((2, 2), (3, 1, 1), (5, 3, 2)):
+        calls += [("max_pool", window, {"ties": ties}), ("avg_pool", window, {}), ("lp_pool", (window[0], 2.0), {})]
+    with kernels.mode("require"):
+        assert F.max_pool(x, 2, return_indices=True, **last)[1].size == 0
+        for op, args, options in calls:
+            y, ctx = getattr(F, f"{op}_forward")(x, *args, **options, **last)
+            assert y.size == 0
+            assert getattr(F, f"{op}_backward")(y, ctx).shape == shape

@@ -212,7 +212,7 @@ def _tanh_form_tail(size: _Lanes) -> tuple[_Lanes, _Lanes]:
 def _gelu(x: _Lanes, tail_at: Tail) -> _Lanes:
     """x * P(X <= x) is x - x * P(X > x) for a positive x, and x * P(X > -x) for a negative one."""
     size = x.size(x.numbers.deviation)
-    return (-size).times_plus(tail_at(size)[0], x.of(0.0).where(x.below(0.0), x))
+    return (-size).times_plus(tail_at(size)[0], x.of(-0.0).where(x.below(0.0), x))
 
 
 def _gelu_slope(x: _Lanes, tail_at: Tail) -> _Lanes:

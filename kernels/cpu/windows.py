@@ -67,9 +67,9 @@ def merged(axes: tuple[AnyAxis, AnyAxis, AnyAxis]) -> tuple[AnyAxis, AnyAxis, An
 
 
 def planes_and_channels(window: AnyWindow) -> tuple[int, int]:
-    """The number of planes, and the channels of a cell."""
+    """The number of planes, and the channels of a cell, at least 1: an array without channels has no planes."""
     samples, channels = int(window.layout.shape[0]), int(window.layout.channels)
-    return (samples * channels, 1) if window.layout.channel == 1 else (samples, channels)
+    return (samples, channels) if window.layout.channel > 1 and channels > 0 else (samples * channels, 1)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
