@@ -1,10 +1,10 @@
-"""The inner loops of direct convolution: sums of products for a tile of results.
+"""The inner loops of direct convolution and of Winograd's: sums of products for a tile of results, and transforms.
 
 The results of a tile stay in registers over the whole sum, so that each number or vector that is loaded serves several
-multiplications. Tiles are as large as the registers of the CPU allow: 24 vectors of results with AVX-512, four to six
-with AVX2 and NEON. LLVM makes one loop of a tile, which reaches 95 % of the peak of a core with AVX-512 (with eight
-vectors of results 45 to 85 %). Each result is summed in order, with one FMA for each term, so its bits do not depend on
-the size of the tile."""
+multiplications. Tiles are as large as the registers of the CPU allow: up to 24 vectors of results with AVX-512, three
+to six with AVX2 and NEON. LLVM makes one loop of a tile, which with 24 vectors of results reaches 95 % of the peak of a
+core with AVX-512 (with eight 45 to 85 %). Each result is summed in order, with one FMA for each term, so its bits do
+not depend on the size of the tile."""
 
 from __future__ import annotations
 

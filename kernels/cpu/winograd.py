@@ -1,16 +1,15 @@
 """Launchers of winograd_loops.py: 3×3 convolutions with stride 1 by F(4×4, 3×3), a quarter of the multiplications.
 
-It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group. Its
-results are a little less exact than a direct sum: the largest error is about 1e-6 of the largest result, up to 5e-6
-with hundreds of channels (a direct sum: 2e-7 to 7e-7). `kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select
-direct loops, which float64 always uses (`form_of` chooses).
+It serves float32, channels first, dilation 1, any padding, with at least 16 channels and filters in a group, and enough
+tiles (`Conv.winograd`). Its results are less exact than a direct sum: the largest error was 0.7e-6 to 1.7e-6 of the
+largest result with up to 64 channels, up to 4.4e-6 with 512, and tests hold it to 5e-6 (a direct sum to 1e-6).
+`kernels.winograd("off")` or CNNLAYERS_WINOGRAD=off select direct loops, which float64 always uses (`form_of` chooses).
 
 A cell that is not finite would change its complete tile. So if a result is not finite, the launcher raises
-`UnsuitableData`, and direct loops or array code compute the call: NaN and infinities stay where the definition has
-them.
+`UnsuitableData`, and array code computes the call: NaN and infinities stay where the definition has them.
 
 The maps are cut into units of about MAX_TILES tiles. The gradient of a weight is computed as partial sums over some of
-the units, and for a large weight, of which there is one, as shares of the channels."""
+the units; where there is only one partial sum, because the weight is large, as shares of the channels."""
 
 from __future__ import annotations
 

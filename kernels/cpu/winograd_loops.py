@@ -3,8 +3,8 @@
 y = A^T (G w G^T · B^T d B) A for each tile of 4×4 windows, which sees a patch d of 6×6 cells; · is a product element by
 element, and over channels a matrix product at each of the 36 points. The weight's gradient is the same algorithm with
 the maps' 4×4 tiles as its kernel: G^T (A dy A^T · B^T d B) G. Lavin and Gray, Fast Algorithms for Convolutional Neural
-Networks, 2015. The usual points 0, ±1, ±2 need no factors with a root, but their largest error is four times larger,
-because their powers differ more.
+Networks, 2015. The usual points 0, ±1, ±2 need no factors with a root, but their powers differ more, and so more digits
+are lost.
 
 Vectors go over 16 channels or filters, a *block*. A *unit* is some samples of a group, or a band of rows of tiles of
 one. Block by block its cells are transposed to a *sheet*, (samples, rows, columns, 16), with zeros for the padding. The
