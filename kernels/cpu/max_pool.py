@@ -89,7 +89,7 @@ def _window(spec: Any) -> AnyWindow:
     return _regular(spec)
 
 
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # not in the plan cache, which counts bytes: results are small
 def _regular(window: AdaptiveWindow) -> AnyWindow:
     """The windows of an adaptive pool, as ordinary ones where the lengths divide."""
     return window.regular() or window

@@ -57,7 +57,7 @@ U = np.uintp
 
 @kernel(inlined=True)
 def _load(x: Array, i: Any) -> Vector:
-    """16 cells. Halves are converted as the CPU does it, unless a NaN is among them, of which every bit is kept."""
+    """16 cells. The CPU converts halves and would set a NaN's quiet bit; where there is a NaN, each bit is kept."""
     value = load(x, i)
     return load_every_bit(x, i) if any_lane(is_nan(value)) else value
 
@@ -111,7 +111,7 @@ def _split(x: Array, at: int, cells: int, lines: Array, to: int, stride: int, si
 
 
 @functools.cache
-def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: bool, save: bool) -> Kernel:
+def make_forward(unrolled_taps: int, stride: int, separable: bool, direct: bool, padded: bool, save: bool) -> Kernel:
     """The kernel for windows of one size on each axis, 1 or 2 cells apart along a row: y, and with `save` the argmax.
 
     A *band* of rows of windows, or some planes of them, is computed together. The cells under it are copied to lines,
@@ -120,14 +120,15 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
     also take what lies between the windows of two rows, which is not stored. If `separable`, the maxima along each row
     come first, and then the maxima of these: the work for a window is the sum of its sizes, not the product.
 
-    taps: of a window, if loops over them are unrolled; 0: any number. direct: few lanes are lost if vectors take the
-    windows of one row only. padded: windows may have taps outside of x; `firsts` then has their first taps inside, axis
-    by axis; its last vector has zeros, which stand for all further windows of a row. `window`: for depth stride,
-    padding, and the distance of taps; for height and width stride, padding, and cells from a window's first tap to its
-    last. `layout`: of a band, planes, rows, and windows of a row; elements of a line from row to row, and in all; lines
-    for the rows under a band (one for each place that windows reach), and for each of these along a row. `offsets`: of
-    each tap in the lines. If `separable`: of the taps along a row, then of those of rows (lines of maxima have the same
-    sizes)."""
+    unrolled_taps: the number of a window's taps if loops over them are unrolled, else 0. direct: vectors have windows
+    of one row only, and are stored at once, because few lanes are lost. padded: windows may have taps outside of x;
+    `firsts` then has their first taps inside, axis by axis. Its last vector has zeros, for the further windows of rows.
+
+    `geometry`: for depth the stride, the padding and the distance of taps; for height and width the stride, the padding
+    and the cells from a window's first tap to its last. `layout`: the most planes and rows of a band, and windows of a
+    row; the elements of a line from one row to the next, and of the whole line; the lines for the rows under a band
+    (row h of these is in line h % stride), and for each of these the lines along a row. `offsets`: of each tap in the
+    lines. If `separable`: of the taps along a row, then of those of rows (lines of maxima have the same sizes)."""
 
     @kernel(inlined=True)
     def maximum_at(
@@ -135,7 +136,7 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
     ) -> tuple[Vector, Vector]:
         """The maxima of 16 windows, and their taps."""
         best, place = broadcast(lines, -np.inf), integers(0)
-        for t in range(U(taps) if taps > 0 else U(number)):
+        for t in range(U(unrolled_taps) if unrolled_taps > 0 else U(number)):
             where = U(offsets[U(first) + t]) + U(at)
             value = load(lines, where)
             better = exceeds(value, best)
@@ -149,19 +150,19 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
 
     @kernel()
     def max_pool(
-        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, window: Any, kernel: Any, layout: Any,
+        x: Array, y: Array, argmax: Array, like: Array, sizes: Any, geometry: Any, taps: Any, layout: Any,
         offsets: Array, firsts: Array, start: int, stop: int,
     ) -> None:  # fmt: skip
         depth, height, out_d, out_h, out_w, channels = sizes[0], sizes[1], sizes[3], sizes[4], sizes[5], sizes[6]
         most_planes, most_rows, most_windows, pitch, size, lines_down, lines_across = layout
-        stride_d, before_d, step_d, stride_h, before_h, reach_h, stride_w, before_w, reach_w = window
-        blocks = kernel[0] * lines_down
+        stride_d, before_d, step_d, stride_h, before_h, reach_h, stride_w, before_w, reach_w = geometry
+        blocks = taps[0] * lines_down
         lines = np.full(blocks * lines_across * size, -np.inf, like.dtype)
         row_maxima = np.empty(blocks * size if separable else 0, like.dtype)
         row_places = np.empty(row_maxima.size if save else 0, np.int32)
         best_of = np.empty(0 if direct else size, like.dtype)
         place_of = np.empty(best_of.size if save else 0, np.int32)
-        lowest, out_row, no_more = broadcast(like, -np.inf), out_w * channels, firsts.size - LANES
+        lowest, out_row, zeros_at = broadcast(like, -np.inf), out_w * channels, firsts.size - LANES
         past_caches = stored_past_caches(y)
         target = np.empty(most_planes * most_rows * out_row, y.dtype) if past_caches else y
         unit = start
@@ -177,20 +178,20 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
                 windows = min(most_windows, out_w - left)
                 first = left * stride_w - before_w
                 last = min(sizes[2], first + (windows - 1) * stride_w + reach_w + 1)
-                outside = max(0, -first)
-                first += outside
+                cells_before = max(0, -first)
+                first += cells_before
                 if padded and most_windows < out_w:
                     for i in range(0, lines.size, LANES):
                         store(lines, i, lowest)
-                for block in range(planes * kernel[0]):
-                    p, td = block // kernel[0], block % kernel[0]
+                for block in range(planes * taps[0]):
+                    p, td = block // taps[0], block % taps[0]
                     z, down, slot = od * stride_d - before_d + td * step_d, 0, p * slots
                     for h in range(oh * stride_h - before_h, (oh + rows - 1) * stride_h - before_h + reach_h + 1):
                         if down < lines_down:
                             to = (td * lines_down + down) * lines_across * size + slot * pitch
                             if (z >= 0) & (z < depth) & (h >= 0) & (h < height) & (first < last):
                                 at = ((((plane + p) * depth + z) * height + h) * sizes[2] + first) * channels
-                                cells, before = (last - first) * channels, outside * channels
+                                cells, before = (last - first) * channels, cells_before * channels
                                 _split(x, at, cells, lines, to, stride, size, before)
                             elif padded:
                                 for line in range(lines_across):
@@ -206,11 +207,11 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
                     for block in range(blocks):
                         base, to = block * lines_across * size, block * size
                         for o in range(U(0), U(number + (slots - rows) * pitch), U(LANES)):
-                            best, place = maximum_at(lines, row_places, False, offsets, 0, kernel[2], 1, U(base) + o)
+                            best, place = maximum_at(lines, row_places, False, offsets, 0, taps[2], 1, U(base) + o)
                             store(row_maxima, U(to) + o, best)
                             if save:
                                 store(row_places, U(to) + o, place)
-                    source, first_tap, taps_in_lines, factor = row_maxima, kernel[2], kernel[0] * kernel[1], kernel[2]
+                    source, first_tap, taps_in_lines, factor = row_maxima, taps[2], taps[0] * taps[1], taps[2]
                 if not direct:
                     for o in range(U(0), U(number), U(LANES)):
                         best, place = maximum_at(source, row_places, True, offsets, first_tap, taps_in_lines, factor, o)
@@ -223,7 +224,7 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
                 for p in range(shape[0]):
                     for row in range(shape[1]):
                         at, to = (p * slots + row) * pitch, (unit + p * rows + row) * out_row + left * channels
-                        base = (firsts[od] * kernel[1] + firsts[out_d + oh + row]) * kernel[2] if padded else 0
+                        base = (firsts[od] * taps[1] + firsts[out_d + oh + row]) * taps[2] if padded else 0
                         for c in range(0, run, LANES):
                             if direct:
                                 best, place = maximum_at(
@@ -232,7 +233,7 @@ def make_forward(taps: int, stride: int, separable: bool, direct: bool, padded: 
                             else:
                                 best, place = load(best_of, at + c), load(place_of, at + c) if save else integers(0)
                             if save and padded:  # of −inf alone the first
-                                first_of = load(firsts, min(out_d + out_h + left * channels + c, no_more))
+                                first_of = load(firsts, min(out_d + out_h + left * channels + c, zeros_at))
                                 first_of = add(first_of, integers(base))
                                 place = select(equal(best, lowest), first_of, place)
                             _store_until(target, to + c - origin, best, limit - origin)

@@ -27,17 +27,18 @@ from .windows import (
 )
 
 Array = Any
-MAX_TAPS_TOGETHER = 9  # of a window whose taps are all compared; larger windows are separated into rows and columns,
-# and loops over channels may take as many taps for each cell that the stride goes on
+# Taps of a window, at most, that are all compared: of larger windows the maxima along each row come first, then the
+# maxima of these. Loops over channels read each cell this many times at most.
+MAX_COMPARED_TAPS = 9
 LEAST_CHANNELS = 8  # of a cell, for loops over channels
 LINE_ELEMENTS = 4_000  # of the lines of a band, so that they are in the L1 cache
-LINE_WINDOWS = 4_096  # of a row in a line
-FULL_ROW = 8 * LANES  # elements of a row that few lanes of vectors are lost of
+LINE_WINDOWS = 4_096  # of a row of windows in a line, at most
+FULL_ROW = 8 * LANES  # elements; in a row of so many, the empty lanes of the last vector hardly matter
 MAX_TABLE = 1 << 24  # elements of a table for one row
 TABLE_ELEMENTS = 1 << 14  # of a table for several rows, so that it is in the cache
 
 
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # not in the plan cache, which counts bytes: results are small
 def table_refusal(window: AnyWindow) -> str | None:
     """Why a table of `_elements` would be too large, or None."""
     axes, channels = merged(three_axes(window)), planes_and_channels(window)[1]
@@ -78,10 +79,11 @@ def _form(axes: Sequence[AnyAxis], channels: int) -> str:
     height, width = axes[1:]
     regular = isinstance(width, Axis) and width.stride <= (2 if channels == 1 else 1) and all(map(_fits_lines, axes))
     if channels >= LEAST_CHANNELS:
-        # Loops by cell read a cell once for each window over it, bands once: they serve where these are few.
+        # Loops over channels read a cell once for each window over it, and bands read it once. So loops over channels
+        # serve where few windows overlap.
         distances = [min(a.stride if isinstance(a, Axis) else a.length, a.kernel) for a in (height, width)]
-        few = height.kernel * width.kernel <= MAX_TAPS_TOGETHER * math.prod(distances)
-        return "channels" if few or not regular else "bands"
+        few_overlap = height.kernel * width.kernel <= MAX_COMPARED_TAPS * math.prod(distances)
+        return "channels" if few_overlap or not regular else "bands"
     narrowest = width.narrowest if isinstance(width, AdaptiveAxis) else width.kernel
     if channels == 1 and narrowest >= LANES and dilation_of(width) == 1 and (width.out == 1 or not regular):
         return "taps"
@@ -100,19 +102,19 @@ def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[
     """The maker of `make_forward`'s kernels, and their arguments."""
     depth, height, width = axes
     taps_h, taps_w = (np.arange(a.kernel) * a.dilation for a in axes[1:])
-    windows, past = min(width.out, -(-LINE_WINDOWS // channels)), int(taps_h[-1]) // height.stride
-    pitch, padded = (windows + int(taps_w[-1]) // width.stride) * channels, not all(a.whole for a in axes)
-    contiguous = not padded and past == 0 and pitch == width.out * channels
-    direct = contiguous or -windows * channels % LANES < windows * channels / 6
+    row_windows, rows_below = min(width.out, -(-LINE_WINDOWS // channels)), int(taps_h[-1]) // height.stride
+    pitch, padded = (row_windows + int(taps_w[-1]) // width.stride) * channels, not all(a.whole for a in axes)
+    contiguous = not padded and rows_below == 0 and pitch == width.out * channels
+    direct = contiguous or -row_windows * channels % LANES < row_windows * channels / 6
     if not contiguous and -pitch % LANES < pitch / 8:  # vectors in cache lines are faster, if few lanes are lost
         pitch += -pitch % LANES
-    down = min(height.stride, int(taps_h[-1]) + 1)
-    room = LINE_ELEMENTS // (depth.kernel * down * width.stride) - 2 * LANES
-    rows = min(max(room // pitch - past, 1), height.out)
-    together = 1 if rows < height.out or depth.out > 1 else min(max(room // ((rows + past) * pitch), 1), planes)
-    size = -(-together * (rows + past) * pitch // LANES) * LANES + LANES
-    separable = math.prod(_taps(axes)) > MAX_TAPS_TOGETHER and width.kernel > 1
-    line = (np.arange(depth.kernel)[:, None] * down + taps_h % height.stride).reshape(-1)
+    lines_down = min(height.stride, int(taps_h[-1]) + 1)
+    room = LINE_ELEMENTS // (depth.kernel * lines_down * width.stride) - 2 * LANES
+    rows = min(max(room // pitch - rows_below, 1), height.out)
+    most_planes = 1 if rows < height.out or depth.out > 1 else min(max(room // ((rows + rows_below) * pitch), 1), planes)
+    size = -(-most_planes * (rows + rows_below) * pitch // LANES) * LANES + LANES
+    separable = math.prod(_taps(axes)) > MAX_COMPARED_TAPS and width.kernel > 1
+    line = (np.arange(depth.kernel)[:, None] * lines_down + taps_h % height.stride).reshape(-1)
     of_rows = np.tile(taps_h // height.stride * pitch, depth.kernel)
     of_cells = taps_w % width.stride * size + taps_w // width.stride * channels
     if separable:
@@ -125,8 +127,8 @@ def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[
     sizes = (*(a.length for a in axes), *(a.out for a in axes), channels)
     reach = (depth.dilation, int(taps_h[-1]), int(taps_w[-1]))
     geometry = tuple(number for a, r in zip(axes, reach, strict=True) for number in (a.stride, a.before, r))
-    layout = (together, rows, windows, pitch, size, down, width.stride)
-    unrolled = 0 if offsets.size > MAX_TAPS_TOGETHER or separable else offsets.size
+    layout = (most_planes, rows, row_windows, pitch, size, lines_down, width.stride)
+    unrolled = 0 if offsets.size > MAX_COMPARED_TAPS or separable else offsets.size
     make = functools.partial(loops.make_forward, unrolled, width.stride, separable, direct, padded)
     return make, (sizes, geometry, _taps(axes), layout, offsets, np.concatenate(firsts))
 
@@ -135,15 +137,15 @@ def _elements(axes: Sequence[AnyAxis], planes: int, channels: int) -> tuple[int,
     """The number of rows of windows, and the arguments of `make_forward_by_tap` for any elements.
 
     If rows are short, those of a plane, and of several planes, are one row: vectors are then full."""
-    (length, cells), left = _joined(_cells_of_taps(axes[2]), (channels, np.arange(channels)[None])), list(axes[:2])
-    while left and cells.shape[1] < FULL_ROW and cells.size * left[-1].kernel * left[-1].out <= TABLE_ELEMENTS:
-        length, cells = _joined(_cells_of_taps(left.pop()), (length, cells))
-    if not left:
+    (length, cells), rest = _joined(_cells_of_taps(axes[2]), (channels, np.arange(channels)[None])), list(axes[:2])
+    while rest and cells.shape[1] < FULL_ROW and cells.size * rest[-1].kernel * rest[-1].out <= TABLE_ELEMENTS:
+        length, cells = _joined(_cells_of_taps(rest.pop()), (length, cells))
+    if not rest:
         most = min(FULL_ROW // cells.shape[1], TABLE_ELEMENTS // cells.size)
-        together = next((n for n in range(most, 1, -1) if planes % n == 0), 1)
-        length, cells = _joined((together, np.arange(together)[None]), (length, cells))
-        planes //= together
-    axes = [MISSING_AXIS] * (2 - len(left)) + left
+        most_planes = next((n for n in range(most, 1, -1) if planes % n == 0), 1)
+        length, cells = _joined((most_planes, np.arange(most_planes)[None]), (length, cells))
+        planes //= most_planes
+    axes = [MISSING_AXIS] * (2 - len(rest)) + rest
     has_cells, first = (cells >= 0).any(0), (cells >= 0).argmax(0)
     cells = np.maximum(np.where(cells >= 0, cells, np.take_along_axis(cells, first[None], 0)), 0)
     (taps, elements), space = cells.shape, -cells.shape[1] % LANES

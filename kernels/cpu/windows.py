@@ -36,7 +36,7 @@ def refusal(window: AnyWindow, array: Array | None) -> str | None:
     return f"windows of {taps} taps; kernels take at most {MAX_TAPS}" if taps > MAX_TAPS else None
 
 
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # not in the plan cache, which counts bytes: results are small
 def _number_of_taps(window: AnyWindow) -> int:
     """Taps of a window."""
     return math.prod(window.kernel)
