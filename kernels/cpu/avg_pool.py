@@ -33,8 +33,8 @@ from .windows import (
 
 Array = Any
 MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
-MAX_OVERLAP = 25  # windows over a cell that are summed tap by tap where channels are last; they are in the L1 cache
-FEW_TAPS = 3  # along a row, for which there are kernels without a loop
+MAX_OVERLAP = 25  # windows over a cell, at most, where loops over channels read it from the L1 cache for each of them
+MAX_UNROLLED_TAPS = 3  # along a row: kernels for so many have no loop over them
 MANY_TAPS = 12  # along a row: from so many on, sums of 2, 4, 8, … neighbours are computed first
 LINE_ELEMENTS = 4096  # of the lines of up to 8 rows, so that they are in the L1 cache
 FEW_WINDOWS = 16  # cells a window: y is then so small that chunks of fewer bytes of x are worth a thread
@@ -49,13 +49,13 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 @launcher
 def avg_pool_forward(spec: Any, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return pool(x, pooling_plan(spec, False, x.dtype != np.float64))
+    return prepared_loop(x, pooling_plan(spec, False, x.dtype != np.float64))
 
 
 @launcher
 def avg_pool_backward(spec: Any, dy: Array) -> Callable[[Array], Array]:
     """dx."""
-    return pool(dy, pooling_plan(spec, True, dy.dtype != np.float64))
+    return prepared_loop(dy, pooling_plan(spec, True, dy.dtype != np.float64))
 
 
 sum_pool_forward = adaptive_avg_pool_forward = avg_pool_forward
@@ -112,13 +112,13 @@ def _tap_counts(axis: Axis, include_pad: bool) -> Array:
 class LoopPlan:
     """A loop of avg_pool_loops.py and its arguments.
 
-    shape: of the result. units: rows of it, or planes. weight: of the bytes; a chunk has CHUNK_BYTES / weight."""
+    shape: of the result. units: rows of it, or planes. cost: of a byte; a chunk has CHUNK_BYTES / cost bytes."""
 
     shape: tuple[int, ...]
     run: Callable[..., None]
     loop_arguments: tuple[Any, ...]
     units: int
-    weight: float = 1.0
+    cost: float = 1.0
 
 
 @backends.planned
@@ -129,11 +129,11 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     power, exponent = ("", 1.0) if not isinstance(spec, LpPool) else (power_name(spec.p), float(spec.p))
     shape = window.layout.shape if backward else window.out_shape
     axes, (planes, channels) = three_axes(window), planes_and_channels(window)
-    weight = 1.5 if FEW_WINDOWS * math.prod(a.out for a in axes) <= math.prod(a.length for a in axes) else 1.0
+    cost = 1.5 if FEW_WINDOWS * math.prod(a.out for a in axes) <= math.prod(a.length for a in axes) else 1.0
     if not power and channels == 1 and all(a.out == 1 and cells_under_windows(a)[1, 0] == a.length for a in axes):
         cells, divisor = math.prod(a.length for a in axes), math.prod(float(d[0]) for d in divisors)
         loop = loops.plane_sums_backward if backward else loops.plane_sums
-        return LoopPlan(shape, loop, (cells, divisor), planes, 1.0 if backward else weight)
+        return LoopPlan(shape, loop, (cells, divisor), planes, 1.0 if backward else cost)
     overlap = math.prod(a.overlap for a in axes)
     taps = overlap if backward else math.prod(window.kernel)
     dtype = np.float32 if float32_sums and taps <= MAX_FLOAT32_TAPS else np.float64
@@ -148,10 +148,10 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     common = (np.empty(0, dtype), (*x_sizes, *y_sizes), ranges, steps, numbers, exponent)
     if channels >= LANES and overlap <= (MAX_OVERLAP if power in ("", "absolute", "square") else 1):
         loop = loops.make_sums_by_cell(4 if channels >= 4 * LANES else 1, backward, power)
-        return LoopPlan(shape, loop, (*common, *_cells_in_sums(axes[2], backward), channels, most_rows), rows, weight)
+        return LoopPlan(shape, loop, (*common, *_cells_in_sums(axes[2], backward), channels, most_rows), rows, cost)
     specialised, tables, layout = _along_rows(axes[2], channels, backward)
     loop = loops.make_sums(*specialised, backward, power)
-    return LoopPlan(shape, loop, (*common, tables, layout, most_rows), rows, weight)
+    return LoopPlan(shape, loop, (*common, tables, layout, most_rows), rows, cost)
 
 
 def _cells_in_sums(axis: AnyAxis, backward: bool) -> tuple[Array, int]:
@@ -180,20 +180,20 @@ def _with_zeros(axis: AnyAxis, backward: bool) -> tuple[Array, Array, int]:
 def _along_rows(
     axis: AnyAxis, channels: int, backward: bool
 ) -> tuple[tuple[str, int], tuple[Array, ...], tuple[int, ...]]:
-    """`form` and `few`, `tables` and `layout` of `make_sums`."""
+    """`form` and `unrolled_taps`, `tables` and `layout` of `make_sums`."""
     first, number, step = _with_zeros(axis, backward)
     row = (axis.out if backward else axis.length) * channels
     before = max(0, -int(first.min()))
     reach = int((first + np.maximum(number - 1, 0) * step).max()) + 1
     place, size = (first + before) * channels, max(before * channels + row, (before + reach) * channels)
     kinds, kind_of = np.unique(number, return_inverse=True)
-    apart, shifts, end = np.diff(place), np.zeros(kinds.size, np.int64), first.size * channels
+    distances, shifts, end = np.diff(place), np.zeros(kinds.size, np.int64), first.size * channels
     form, blocks = "blocks", np.array([[0, place[0], 0, end]])
     if channels >= LANES:
         o = np.arange(first.size) * channels
         blocks = np.stack([o, place, kind_of, o + channels], axis=-1)
-    elif kinds.size > 1 or (apart != channels).any():
-        if kinds.size == 1 and channels == 1 and (apart == 2).all():
+    elif kinds.size > 1 or (distances != channels).any():
+        if kinds.size == 1 and channels == 1 and (distances == 2).all():
             form = "evens"
         elif channels == 1 and all((np.diff(place[i::2]) == 1).all() and np.ptp(kind_of[i::2]) == 0 for i in (0, 1)):
             form, kinds, shifts = "pairs", number[:2], place[:2] - place[0]
@@ -210,8 +210,8 @@ def _along_rows(
         picks = np.repeat(kind_of * level + place, channels) + np.tile(np.arange(channels), first.size)
         elements += kinds.size * level + together * picks.size + LANES
     tables = (np.concatenate(offsets), bounds, blocks.reshape(-1), picks)
-    few = offsets[0].size if all(o.size == offsets[0].size <= FEW_TAPS for o in offsets) else 0
-    return (form, few), tables, (before * channels, size, together, level, levels, step, elements)
+    unrolled_taps = offsets[0].size if all(o.size == offsets[0].size <= MAX_UNROLLED_TAPS for o in offsets) else 0
+    return (form, unrolled_taps), tables, (before * channels, size, together, level, levels, step, elements)
 
 
 def _offsets(number: int, step: int, levels: int, level: int) -> Array:
@@ -223,10 +223,10 @@ def _offsets(number: int, step: int, levels: int, level: int) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def pool(x: Array, plan: LoopPlan) -> Callable[[Array], Array]:
+def prepared_loop(x: Array, plan: LoopPlan) -> Callable[[Array], Array]:
     """A function of arrays like x: the loop's result."""
     new, size = backends.new_result(plan.shape, x.dtype), math.prod(plan.shape)
-    nbytes = round(plan.weight * (x.nbytes + size * x.itemsize))
+    nbytes = round(plan.cost * (x.nbytes + size * x.itemsize))
     in_chunks = chunked(plan.units if size else 0, nbytes)
     loop, arguments = plan.run, plan.loop_arguments
 

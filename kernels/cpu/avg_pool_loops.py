@@ -49,23 +49,24 @@ U = np.uintp
 
 @kernel(inlined=True)
 def _rows_under(
-    row_at: Array, weights: Array, plane: int, d: int, h: int, sizes: Any, ranges: Any, steps: Any, divisors: Any
+    row_at: Array, row_divisors: Array, plane: int, d: int, h: int, sizes: Any, ranges: Any, steps: Any, divisors: Any
 ) -> Any:
-    """The number of rows of x under a row of y, and where each begins. If there is room for them, their divisors."""
+    """The number of rows of x under a row of y. Stores where each begins, and its divisor, unless `row_divisors` is
+    empty."""
     rows = U(0)
     for i in range(ranges[0][1, d]):
         x_d = ranges[0][0, d] + i * steps[0]
         for j in range(ranges[1][1, h]):
             x_h = ranges[1][0, h] + j * steps[1]
             row_at[rows] = ((plane * sizes[0] + x_d) * sizes[1] + x_h) * sizes[2]
-            if weights.size > 0:
-                weights[rows] = divisors[0][x_d % divisors[0].size] * divisors[1][x_h % divisors[1].size]
+            if row_divisors.size > 0:
+                row_divisors[rows] = divisors[0][x_d % divisors[0].size] * divisors[1][x_h % divisors[1].size]
             rows += U(1)
     return rows
 
 
 @functools.cache
-def make_sums(form: str, few: int, backward: bool, power: str = "") -> Kernel:
+def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") -> Kernel:
     """The kernel for the sums of windows, of x or of its powers (lp_pool_loops.py).
 
     Lines are `size` long, with zeros before element `before`, and after the row of x. `together` rows of y have their
@@ -75,37 +76,39 @@ def make_sums(form: str, few: int, backward: bool, power: str = "") -> Kernel:
     A sum is of the numbers at some of the `offsets` from a place of a line on; those of kind k are from bounds[k] on.
     The form says how 16 results come from sums of neighbours. "blocks": as they are. `blocks` has the place in a row of
     y, in a line, and the kind. "evens": every second one of 32. "pairs": alternately of kind 0 and 1. "picks": of all
-    places and kinds, `picks` has that of each result."""
+    places and kinds, `picks` has that of each result.
+
+    unrolled_taps: the number of `offsets` of every kind, if they are at most 3 and have no loop; else 0."""
     raised, root = make_power("" if backward else power), make_root("" if backward else power)
 
     @kernel(inlined=True)
-    def power_of_cells(lines: Array, x: Array, at: Any, count: Any, weight: Any, exponent: float) -> Vector:
+    def power_of_cells(lines: Array, x: Array, at: Any, count: Any, divisor: Any, exponent: float) -> Vector:
         value = as_lanes_of(lines, load(x, at) if count >= LANES else load_first(x, at, count))
-        return raised(div(value, broadcast(lines, weight)) if backward and weight != 1 else value, lines, exponent)
+        return raised(div(value, broadcast(lines, divisor)) if backward and divisor != 1 else value, lines, exponent)
 
     @kernel(inlined=True)
     def sum_rows(
-        lines: Array, to: Any, x: Array, row_at: Array, weights: Array, rows: Any, c: Any, count: Any, exponent: float
+        lines: Array, to: Any, x: Array, row_at: Array, divisors: Array, rows: Any, c: Any, count: Any, exponent: float
     ) -> None:
         a = b = broadcast(lines, 0)
         for k in range(rows):
-            at, weight = U(row_at[k]) + c, weights[k] if backward and weights.size > 0 else lines.dtype.type(1)
-            a = add(a, power_of_cells(lines, x, at, count, weight, exponent))
-            b = add(b, power_of_cells(lines, x, at + U(LANES), count - LANES, weight, exponent))
+            at, divisor = U(row_at[k]) + c, divisors[k] if backward and divisors.size > 0 else lines.dtype.type(1)
+            a = add(a, power_of_cells(lines, x, at, count, divisor, exponent))
+            b = add(b, power_of_cells(lines, x, at + U(LANES), count - LANES, divisor, exponent))
         store(lines, to + c, a)
         store(lines, to + c + U(LANES), b)
 
     @kernel(inlined=True)
     def sum_taps(lines: Array, offsets: Array, at: Any, first: Any, last: Any) -> Vector:
-        if few == 0:
+        if unrolled_taps == 0:
             acc = broadcast(lines, 0)
             for t in range(U(first), U(last)):
                 acc = add(acc, load(lines, at + U(offsets[t])))
         else:
             acc = load(lines, at + U(offsets[U(first)]))
-            if few > 1:
+            if unrolled_taps > 1:
                 acc = add(acc, load(lines, at + U(offsets[U(first) + U(1)])))
-            if few > 2:
+            if unrolled_taps > 2:
                 acc = add(acc, load(lines, at + U(offsets[U(first) + U(2)])))
         return acc
 
@@ -120,10 +123,10 @@ def make_sums(form: str, few: int, backward: bool, power: str = "") -> Kernel:
 
     @kernel(allocates=False)  # so that no references are counted in its loops
     def sum_windows(
-        x: Array, y: Array, rooms: Any, past_caches: bool, sizes: Any, ranges: Any, steps: Any, divisors: Any,
+        x: Array, y: Array, buffers: Any, past_caches: bool, sizes: Any, ranges: Any, steps: Any, divisors: Any,
         exponent: float, tables: Any, layout: Any, start: int, stop: int,
     ) -> None:  # fmt: skip
-        lines, weights, row_divisors, row_at, line_of, target = rooms
+        lines, divisor_of, row_divisors, row_at, line_of, target = buffers
         offsets, bounds, blocks, picks = tables
         row, out_d, out_h, out_row, heights, of_row = U(sizes[2]), sizes[3], sizes[4], sizes[5], ranges[1], divisors[2]
         before, size, together, level, levels, step, _ = layout
@@ -144,7 +147,7 @@ def make_sums(form: str, few: int, backward: bool, power: str = "") -> Kernel:
                     if d == out_d:
                         d, plane = 0, plane + 1
                 if not backward:
-                    weights[i] = (
+                    divisor_of[i] = (
                         divisors[0][d * varies_d] * divisors[1][h * varies_h] * (one if of_row.size > 1 else of_row[0])
                     )
                 same = h > 0 and heights[0, h] == heights[0, h - 1] and heights[1, h] == heights[1, h - 1]
@@ -181,7 +184,7 @@ def make_sums(form: str, few: int, backward: bool, power: str = "") -> Kernel:
                 if form == "picks":
                     for o in range(U(0), U(out_row), U(LANES)):
                         acc = load(lines, U(sums + kinds * level + line_of[i] * out_row) + o)
-                        store_until(target, to + o, divided(lines, acc, weights[i], of_row, o, exponent), U(end))
+                        store_until(target, to + o, divided(lines, acc, divisor_of[i], of_row, o, exponent), U(end))
                 else:
                     for b in range(U(0), U(blocks.size), U(4)):
                         o, place, k = U(blocks[b]), at + U(blocks[b + U(1)]), blocks[b + U(2)]
@@ -195,10 +198,10 @@ def make_sums(form: str, few: int, backward: bool, power: str = "") -> Kernel:
                                 odd = sum_taps(lines, offsets, place - U(LANES), bounds[1], bounds[2])
                                 if c + U(LANES) < U(out_row):
                                     o = c + U(LANES)
-                                    more = divided(lines, interleave_high(acc, odd), weights[i], of_row, o, exponent)
+                                    more = divided(lines, interleave_high(acc, odd), divisor_of[i], of_row, o, exponent)
                                     store_until(target, to + o, more, U(end))
                                 acc = interleave_low(acc, odd)
-                            store_until(target, to + c, divided(lines, acc, weights[i], of_row, c, exponent), U(end))
+                            store_until(target, to + c, divided(lines, acc, divisor_of[i], of_row, c, exponent), U(end))
             if past_caches:
                 copy_past_caches(target, y, first * out_row, end)
         if past_caches:
@@ -210,13 +213,13 @@ def make_sums(form: str, few: int, backward: bool, power: str = "") -> Kernel:
         tables: Any, layout: Any, most_rows: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         together, past_caches = layout[2], stored_past_caches(y)
-        lines, weights = np.zeros(layout[6], total.dtype), np.zeros(together, total.dtype)
+        lines, divisor_of = np.zeros(layout[6], total.dtype), np.zeros(together, total.dtype)
         of_rows = backward and (divisors[0].size > 1 or divisors[1].size > 1)
         row_divisors = np.empty(most_rows if of_rows else 0, total.dtype)
         row_at, line_of = np.empty(most_rows, np.int64), np.empty(together, np.int64)
         target = np.empty(together * sizes[5], y.dtype) if past_caches else y
-        rooms = (lines, weights, row_divisors, row_at, line_of, target)
-        sum_windows(x, y, rooms, past_caches, sizes, ranges, steps, divisors, exponent, tables, layout, start, stop)
+        buffers = (lines, divisor_of, row_divisors, row_at, line_of, target)
+        sum_windows(x, y, buffers, past_caches, sizes, ranges, steps, divisors, exponent, tables, layout, start, stop)
 
     return window_sums
 

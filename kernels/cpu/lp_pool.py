@@ -13,7 +13,7 @@ import numpy as np
 from cnnlayers import backends
 from cnnlayers.specs import LpPool
 
-from .avg_pool import pool, pooling_plan
+from .avg_pool import pooling_plan, prepared_loop
 from .lp_pool_loops import make_scale, make_slope, power_name
 from .parallel import chunked, flat, launcher, to_lanes
 from .windows import planes_and_channels, refusal
@@ -32,7 +32,7 @@ def refuses(step: str, spec: LpPool, *arrays: Array) -> str | None:
 @launcher
 def lp_pool_forward(spec: LpPool, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return pool(x, pooling_plan(spec, False, False))
+    return prepared_loop(x, pooling_plan(spec, False, False))
 
 
 @launcher

@@ -111,7 +111,8 @@ def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[
     lines_down = min(height.stride, int(taps_h[-1]) + 1)
     room = LINE_ELEMENTS // (depth.kernel * lines_down * width.stride) - 2 * LANES
     rows = min(max(room // pitch - rows_below, 1), height.out)
-    most_planes = 1 if rows < height.out or depth.out > 1 else min(max(room // ((rows + rows_below) * pitch), 1), planes)
+    complete = rows >= height.out and depth.out <= 1  # planes
+    most_planes = min(max(room // ((rows + rows_below) * pitch), 1), planes) if complete else 1
     size = -(-most_planes * (rows + rows_below) * pitch // LANES) * LANES + LANES
     separable = math.prod(_taps(axes)) > MAX_COMPARED_TAPS and width.kernel > 1
     line = (np.arange(depth.kernel)[:, None] * lines_down + taps_h % height.stride).reshape(-1)
