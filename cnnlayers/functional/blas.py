@@ -28,7 +28,7 @@ T = TypeVar("T")
 CHUNK_FLOPS = 16_000_000  # of a chunk of a product, at least, if there are more than two
 TWO_CHUNKS_FLOPS = 16_000_000  # of a product in two chunks, at least: 160 µs, a third of which Python needs
 # A convolution by columns of no more runs on one thread. Direct loops have a number of their own, in
-# kernels/cpu/conv_direct.py: a chunk of theirs costs no call of Python or BLAS.
+# kernels/cpu/conv_direct_plan.py: a chunk of theirs costs no call of Python or BLAS.
 MIN_PARALLEL_FLOPS = 8_000_000
 MOST_CHUNKS = 32
 RUN_TERMS = 4096  # terms of a run: adding up the runs' products takes a fortieth of the time of these, at most
