@@ -33,7 +33,7 @@ EXTRAS = {
     "keras": {"keras": "keras"},
 }
 
-COST = "about four times as long (mean of `cnnlayers bench`)"
+COST = "about six times as long (mean of `cnnlayers bench`)"
 WIDTH = 100  # columns of a list, beside its title
 
 

@@ -198,7 +198,7 @@ def test_info_says_what_a_missing_numba_costs(monkeypatch: pytest.MonkeyPatch, t
     said = "\n".join(info.lines())
     assert "numpy   none, Numba cannot be imported (made for another NumPy): pip install" in said
     assert "Array code serves until then" in said
-    assert "about four times as long" in said
+    assert "about six times as long" in said
     assert max(map(len, said.splitlines()[6:])) <= 150  # the first rows name CuPy's packages
     assert "compiled code" not in said
 
