@@ -520,8 +520,11 @@ def test_a_tile_is_sums_of_products(name: str, dtype: str) -> None:
     from cnnlayers.kernels.cpu import vector_tiles as tiles
 
     tile, rng = getattr(tiles, name), np.random.default_rng(0)
-    shapes = {"filters_by_windows": (tiles.ROWS, tiles.WIDTH), "one_filter_by_windows": (1, tiles.STRIP // N)}
-    rows, vectors = shapes.get(name, (tiles.ROWS // 2, 2 * tiles.WIDTH))
+    shapes = {
+        "filters_by_windows": (tiles.TILE_FILTERS, tiles.TILE_VECTORS),
+        "one_filter_by_windows": (1, tiles.STRIP // N),
+    }
+    rows, vectors = shapes.get(name, (tiles.TILE_FILTERS // 2, 2 * tiles.TILE_VECTORS))
     count, pitch = 5, N * vectors + 3
     weight, bias, sheets = (rng.standard_normal(n).astype(dtype) for n in (100, 20, 400))
     places, offsets = rng.integers(0, 150, 10), rng.integers(0, 200, 9)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .norm_loops import read, write
+from .norm_loops import write
 from .past_caches import stored_past_caches
+from .vector_ends import read
 from .vectors import LANES, add, broadcast, fence, fma, lane, mul, sub, to_float64
 
 Array = Any

@@ -33,9 +33,9 @@ Array = Any
 LONG_SUM = 2048  # terms in float32, at most, for vectors of windows; those of filters add up long sums from parts
 LEAST_FILTERS = 8  # of a weight's gradient, 1×1 kernels and channels last: vectors of fewer have too many empty lanes
 LEAST_TERMS = 80  # of a sum, for vectors of filters: to transpose the results takes as long as 10 terms
-# Channels whose cells make vectors of windows half as fast: they come from the second-level cache.
+# With so many channels vectors of windows are half as fast: the cells come from the second-level cache.
 CACHED_CHANNELS = 400
-PHASE_CHANNELS = 128  # the same where a stride's phases of the target make vectors of filters slow
+PHASE_CHANNELS = 128  # the adjoint of a stride takes vectors of filters, which its phases make slow, only for more
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
 
 

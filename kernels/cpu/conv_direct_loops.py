@@ -31,10 +31,10 @@ from .vector_tiles import (
     PIECE_STRIP,
     PIECE_TARGET,
     PIECES,
-    ROWS,
     STRIP,
     TAPS,
-    WIDTH,
+    TILE_FILTERS,
+    TILE_VECTORS,
     filters_by_windows,
     half_as_many_filters_by_windows,
     map_by_taps,
@@ -61,7 +61,7 @@ U = np.uint64  # unsigned offsets need no test for negative ones
 # odd cells, which are stored together, else 1.
 SAMPLES, GROUPS, CHANNELS, FILTERS, BATCH, BANDS, SHEET, SAMPLE_PITCH, SHEETS = range(9)
 SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_STEP, TARGET_SAMPLE, TARGET_CHANNEL, TARGET_STEP, TOGETHER = range(9, 16)
-# Columns of `copies`, which conv_direct_plan.py explains.
+# Columns of `copies` (conv_direct_plan.copies_of).
 COPY_FROM, COPY_TO, COPY_CELLS = range(3)
 # Columns of `outputs`: for each phase of the target its first k, their number, and where its weights (groups, blocks of
 # 8 filters, k, 8) begin.
@@ -162,20 +162,20 @@ def _compute_filters(
     """The results of up to 8 filters for some vectors of windows, from places[p] on: a strip for each filter."""
     i = 0
     while i < filters:
-        if filters - i > ROWS // 2:
-            for v in range(0, vectors, WIDTH):
+        if filters - i > TILE_FILTERS // 2:
+            for v in range(0, vectors, TILE_VECTORS):
                 filters_by_windows(
                     weight, w + i, bias, b + i, sheets, places, p + v, offsets, first, count, out,
                     to + i * STRIP + v * LANES, STRIP,
                 )  # fmt: skip
-            i += ROWS
+            i += TILE_FILTERS
         elif filters - i > 1:
-            for v in range(0, vectors, 2 * WIDTH):
+            for v in range(0, vectors, 2 * TILE_VECTORS):
                 half_as_many_filters_by_windows(
                     weight, w + i, bias, b + i, sheets, places, p + v, offsets, first, count, out,
                     to + i * STRIP + v * LANES, STRIP,
                 )  # fmt: skip
-            i += ROWS // 2
+            i += TILE_FILTERS // 2
         else:
             one_filter_by_windows(
                 weight, w + i, bias, b + i, sheets, places, p, offsets, first, count, out, to + i * STRIP, STRIP

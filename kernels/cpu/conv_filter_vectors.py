@@ -213,10 +213,10 @@ def _phases(axes: list[_Axis], cut: _Cut, target_strides: list[int]) -> tuple[Ar
         places.append(_dot([n, *(i * (a.step // a.unit) for i, a in zip(q, axes, strict=True))], strides))
         cells = [i * a.target_step + r for i, a, r in zip(q, axes, origin, strict=True)]
         targets.append(_dot([n, *cells], target_strides))
-        for seen in itertools.product(*reads):
-            cells = [(offset - min(a.offsets)) // a.unit for (_, offset), a in zip(seen, axes, strict=True)]
+        for tap in itertools.product(*reads):
+            cells = [(offset - min(a.offsets)) // a.unit for (_, offset), a in zip(tap, axes, strict=True)]
             tap_cells.append(_dot(cells, strides[1:]))
-            tap_numbers.append([t for t, _ in seen])
+            tap_numbers.append([t for t, _ in tap])
     found = np.array(tap_numbers, np.int64).reshape(-1, 3).T
     return np.array(phases), np.array(tap_cells, np.int64), found, np.concatenate(places), np.concatenate(targets)
 

@@ -15,6 +15,7 @@ from cnnlayers import backends
 from .jit import kernel
 from .parallel import chunked, flat, launcher, to_lanes
 from .past_caches import STREAM_BYTES
+from .vector_ends import read as read  # softmax.py imports it from here, too
 from .vector_math import apply
 from .vectors import (
     LANES,
@@ -27,9 +28,7 @@ from .vectors import (
     integers,
     less,
     less_equal,
-    load,
     load_bits,
-    load_first,
     load_int,
     load_int_first,
     mul,
@@ -44,7 +43,7 @@ Array = Any
 Vector = Any
 U = np.uintp
 BLOCK = 4096  # elements; chunks begin at a multiple of it, so that their bits are whole bytes
-GROUP = 1024  # elements
+GROUP = 1024  # elements whose results are stored before their bits are
 NO_BITS = np.empty(0, np.uint8)
 
 
@@ -55,12 +54,6 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 # --------------------------------------------------------------------------------------------------------------- steps
 # A step computes a vector of results from elements i to i + count of x. `other`: bits, or numbers that were saved.
-@kernel(inlined=True)
-def read(x: Array, i: Any, count: int) -> Vector:
-    """The elements from i on; the lanes from `count` on are 0."""
-    return load(x, i) if count >= LANES else load_first(x, i, count)
-
-
 @kernel(inlined=True)
 def read_integers(x: Array, i: Any, count: int) -> Vector:
     return load_int(x, i) if count >= LANES else load_int_first(x, i, count)
@@ -131,7 +124,7 @@ def _make_loop(step: Any, passes: Any = None) -> Any:
 
 
 NAMES = ("gelu", "gelu tanh", "sigmoid", "tanh")
-MAPS = {name: _make_function(name, False) for name in NAMES}
+FUNCTIONS = {name: _make_function(name, False) for name in NAMES}
 GRADIENTS = {name: _make_function(f"{name} slope", True) for name in NAMES}
 KINDS = ("integers", "floats", "leaky")
 RECTIFIERS, MASKED = ({how: _make_rectifier(how, backward) for how in KINDS} for backward in (False, True))
@@ -157,7 +150,7 @@ def _make_launchers(op: str) -> tuple[Any, Any]:
 
     @launcher
     def forward(spec: str | None, x: Array) -> Callable[[Array], Array]:
-        run = _over_elements(MAPS["gelu tanh" if spec == "tanh" else op], x)
+        run = _over_elements(FUNCTIONS["gelu tanh" if spec == "tanh" else op], x)
         return lambda x: run(x, NO_BITS)
 
     @launcher

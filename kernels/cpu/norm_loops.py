@@ -18,6 +18,7 @@ import numpy as np
 from .jit import kernel
 from .past_caches import stored_past_caches
 from .row_sums import ROOM, SHORT_ROW, totals
+from .vector_ends import read
 from .vectors import (
     LANES,
     add,
@@ -55,12 +56,6 @@ def _part(u: int, length: int, parts: int) -> tuple[int, int, int]:
         return u, u * length, length
     segment, low = u // parts, length * (u % parts) // parts
     return segment, segment * length + low, length * (u % parts + 1) // parts - low
-
-
-@kernel(inlined=True)
-def read(x: Array, i: int, count: int) -> Vector:
-    """The vector from cell i on; the lanes from `count` on are 0."""
-    return load(x, i) if count >= LANES else load_first(x, i, count)
 
 
 @kernel(inlined=True)

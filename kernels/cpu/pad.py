@@ -29,8 +29,8 @@ def refuses(step: str, spec: Pad, *arrays: Array) -> str | None:
 
 # -------------------------------------------------------------------------------------------------------------- tables
 @dataclass(frozen=True)
-class Side:
-    """An axis: its length, the cells added and the cells cropped (before, after)."""
+class PaddedAxis:
+    """A spatial axis: its length, and the cells that are added (`grow`) and cropped, before and after."""
 
     mode: str
     length: int
@@ -48,9 +48,9 @@ class Side:
         return np.concatenate([np.arange(self.grow[0]), np.arange(self.out)[::-1][: self.grow[1]]])
 
     @property
-    def reversed(self) -> Side:
+    def reversed(self) -> PaddedAxis:
         """The backward of constant padding: cropped cells get 0."""
-        return Side(self.mode, self.out, self.crop, self.grow)
+        return PaddedAxis(self.mode, self.out, self.crop, self.grow)
 
     def sources(self, cells: Array) -> Array:
         """The cell of x that each of these cells of y copies; -1 for none."""
@@ -66,10 +66,10 @@ class Side:
         return np.where(at >= length, 2 * (length - 1) + repeats_end - at, at)
 
 
-def _sides(spec: Pad) -> list[Side]:
+def _padded_axes(spec: Pad) -> list[PaddedAxis]:
     """Depth, height and width."""
-    sides = [Side(spec.mode, *side[1:]) for side in spec.sides]
-    return [Side(spec.mode, 1, (0, 0), (0, 0))] * (3 - len(sides)) + sides
+    axes = [PaddedAxis(spec.mode, *side[1:]) for side in spec.sides]
+    return [PaddedAxis(spec.mode, 1, (0, 0), (0, 0))] * (3 - len(axes)) + axes
 
 
 def _elements_of_cell(spec: Pad) -> int:
@@ -82,11 +82,11 @@ def _elements(cells: Array, inner: int) -> Array:
     return np.where(cells[..., None] < 0, -1, cells[..., None] * inner + np.arange(inner))
 
 
-def _runs(side: Side, inner: int) -> tuple[Array, Array]:
+def _runs(axis: PaddedAxis, inner: int) -> tuple[Array, Array]:
     """`runs` and `singles` of the loop `pad_rows`: how a row copies cells that are neighbours, or none, in x too."""
-    sources = side.sources(np.arange(side.out))
-    apart = np.where(sources[:-1] < 0, sources[1:] >= 0, np.diff(sources) != 1)
-    begin = np.concatenate([np.zeros(min(1, sources.size), np.int64), np.flatnonzero(apart) + 1])
+    sources = axis.sources(np.arange(axis.out))
+    breaks = np.where(sources[:-1] < 0, sources[1:] >= 0, np.diff(sources) != 1)
+    begin = np.concatenate([np.zeros(min(1, sources.size), np.int64), np.flatnonzero(breaks) + 1])
     number = np.diff(begin, append=sources.size)
     runs = np.stack([begin * inner, np.where(sources[begin] < 0, -1, sources[begin] * inner), number * inner], axis=1)
     cells = np.flatnonzero(np.repeat(number * inner < LANES, number))
@@ -94,29 +94,29 @@ def _runs(side: Side, inner: int) -> tuple[Array, Array]:
     return runs[number * inner >= LANES].reshape(-1), singles.reshape(-1)
 
 
-def _row_sources(side: Side) -> tuple[Array, Array]:
+def _row_sources(axis: PaddedAxis) -> tuple[Array, Array]:
     """`begin` and `sources` of the loop `fold_rows`: each cell's own copy, then those in the padding."""
-    cells, border = np.arange(side.length), side.border
-    own = np.where((cells >= side.crop[0]) & (cells < side.length - side.crop[1]), cells, -1)
-    own = np.where(own < 0, -1, own + side.grow[0] - side.crop[0])
-    place = np.concatenate([cells, side.sources(border)])
-    begin = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(place, minlength=side.length))])
+    cells, border = np.arange(axis.length), axis.border
+    own = np.where((cells >= axis.crop[0]) & (cells < axis.length - axis.crop[1]), cells, -1)
+    own = np.where(own < 0, -1, own + axis.grow[0] - axis.crop[0])
+    place = np.concatenate([cells, axis.sources(border)])
+    begin = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(place, minlength=axis.length))])
     return begin, np.concatenate([own, border])[np.argsort(place, kind="stable")]
 
 
 @backends.planned
 def _copy_plan(spec: Pad, backward: bool) -> tuple[tuple[int, ...], tuple[Array, ...]]:
     """`shape` and the tables of the loop `pad_rows`."""
-    depth, height, width = (side.reversed if backward else side for side in _sides(spec))
+    depth, height, width = (axis.reversed if backward else axis for axis in _padded_axes(spec))
     inner = _elements_of_cell(spec)
-    tables = [side.sources(np.arange(side.out)) for side in (depth, height)]
+    tables = [axis.sources(np.arange(axis.out)) for axis in (depth, height)]
     return (depth.length, height.length, width.length * inner, width.out * inner), (*tables, *_runs(width, inner))
 
 
 @backends.planned
 def _fold_plan(spec: Pad) -> tuple[tuple[int, ...], tuple[Array, ...], tuple[Array, ...], Array]:
     """`shape`, `begin`, `sources` and `terms` of the loop `fold_rows`."""
-    depth, height, width = _sides(spec)
+    depth, height, width = _padded_axes(spec)
     begin, sources = zip(_row_sources(depth), _row_sources(height), strict=True)
     inner, (before, after), cropped = _elements_of_cell(spec), width.grow, width.crop[0]
     terms = np.stack([width.sources(width.border) + before, width.border + cropped])

@@ -20,8 +20,9 @@ from .vectors import as_bits
 Array = Any
 
 CHUNK_BYTES = 2_400_000  # bytes that a chunk reads and writes, about: Python needs 50 µs to start one in a thread
-# Compiled code needs 1 µs for that: fewer bytes make more chunks, up to FEW_CHUNKS. To wake a thread takes 50 µs.
-SMALL_CHUNK_BYTES, FEW_CHUNKS, WAKING_CHUNKS = 128 << 10, 16, 4
+# Compiled code needs 1 µs for that, so its chunks may be smaller, until there are MANY_CHUNKS.
+SMALL_CHUNK_BYTES, MANY_CHUNKS = 128 << 10, 16
+WAKING_CHUNKS = 4  # from so many on sleeping threads are woken, which takes 50 µs
 ONE_CHUNK = np.zeros(backends.BOARD, np.int64)  # a board that no helper looks at
 HALF_TYPES = ("float16", "bfloat16")
 HALF_TILE_FACTOR = 6  # bytes counted for each byte of a half type: a tile's float32 copies then fit the L2 cache
@@ -51,8 +52,8 @@ def to_lanes(array: Array) -> Array:
 
 @functools.cache
 def _compiled_waits() -> int | None:
-    """Let threads wait in compiled code, from now on, on systems that have `sched_yield`. The board's place with the
-    number of helpers that do, or None."""
+    """Let threads wait in compiled code from now on, where the system has `sched_yield`. Returns the place on the board
+    that has the number of helpers waiting so, or None on other systems."""
     if not hasattr(os, "sched_yield"):
         return None
     from .sharing import AWAKE, serve, wait_until_done
@@ -82,18 +83,18 @@ def chunked(
     nbytes: bytes that all units read and write together. least: units in a chunk, at least. unit: what one unit counts
     in start and stop, the last one up to `end`. python: `run` is no kernel, but a function of Python. workspace: the
     lengths of the workspaces, flat arrays of the first argument's dtype with any content; () by default."""
-    most = nbytes / CHUNK_BYTES if python else max(nbytes / CHUNK_BYTES, min(FEW_CHUNKS, nbytes / SMALL_CHUNK_BYTES))
-    number = max(1, min(units // least, round(most)))
+    wanted = nbytes / CHUNK_BYTES if python else max(nbytes / CHUNK_BYTES, min(MANY_CHUNKS, nbytes / SMALL_CHUNK_BYTES))
+    number = max(1, min(units // least, round(wanted)))
     return _in_chunks(units, number, unit, unit * units if end is None else end)
 
 
-@functools.lru_cache(maxsize=64)  # by number: of about 4,000 chunks at most, for arrays of 10 GB
+@functools.lru_cache(maxsize=64)  # not in the plan cache: a table has about 4,000 chunks at most, for 10 GB
 def _in_chunks(units: int, number: int, unit: int, end: int) -> Callable[..., None]:
     edges = [unit * (units * i // number) for i in range(number)] + [end]
-    table, nothing = np.array(edges, np.int64), edges[0] >= edges[-1]
+    table, empty = np.array(edges, np.int64), edges[0] >= edges[-1]
 
     def in_chunks(run: Any, *arguments: Any, workspace: tuple[int, ...] = ()) -> None:
-        if nothing:
+        if empty:
             return
         shared = getattr(run, "shared", None)
         if shared is not None:
@@ -136,9 +137,9 @@ def over_planes(
     """A function that calls `run(*inputs, *outputs, *arguments, start, stop)`, of its own arguments `(run, inputs,
     outputs, *arguments)`, on flat arrays, over chunks of planes, in parallel.
 
-    units_per_plane: work items in each plane; start and stop count them. dtype: of the first input. nbytes: of all
-    arrays. rows: of each array, where not all are 1; tie bits have a row for each byte of a window, of the windows of
-    all planes. Half types are converted to float32 and back, in tiles of complete planes."""
+    units_per_plane: start and stop count these units. dtype: of the first input. nbytes: of all arrays. rows: of each
+    array, if one has several, each of all planes: tie bits have a row for the first 8 taps of all windows, a row for
+    the next 8, and so on. Half types are converted to float32 and back, in tiles of complete planes."""
     if not _is_half(dtype):
         in_chunks = chunked(planes * units_per_plane, nbytes)
 
@@ -153,7 +154,7 @@ def over_planes(
         arrays = [a.reshape(n, -1) for a, n in zip(arrays, rows or (1,) * len(arrays), strict=True)]
 
         def tile(start: int, stop: int) -> None:
-            parts = [a[:, _part(a, planes, start, stop)] for a in arrays]
+            parts = [a[:, _columns_of_planes(a, planes, start, stop)] for a in arrays]
             tiles = [np.empty(p.shape, np.float32 if p.dtype == dtype else p.dtype) for p in parts]
             for part, tile in zip(parts[: len(inputs)], tiles, strict=False):
                 if part.dtype == dtype:
@@ -177,7 +178,7 @@ def _is_half(dtype: Any) -> bool:
     return str(dtype) in HALF_TYPES
 
 
-def _part(array: Array, planes: int, start: int, stop: int) -> slice:
+def _columns_of_planes(array: Array, planes: int, start: int, stop: int) -> slice:
     """The columns of a row that belong to planes start to stop."""
     plane = array.shape[1] // planes
     return slice(plane * start, plane * stop)

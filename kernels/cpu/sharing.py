@@ -49,24 +49,24 @@ def _function_type(context: Any) -> Any:
     return context.call_conv.get_function_type(types.int64, (types.voidptr, types.int64, types.int64))
 
 
-def _changed(how: str) -> Any:
+def _read_modify_write(operator: str) -> Any:
     """The operation `(board, place, number)` that changes a number in one step, and gives what was there before."""
 
     def change(board: Any, place: Any, number: Any) -> Any:
         def emit(context: Any, builder: Any, board: Any, place: Any, number: Any) -> Any:
-            return builder.atomic_rmw(how, board.pointer(place, 1), number, "seq_cst")
+            return builder.atomic_rmw(operator, board.pointer(place, 1), number, "seq_cst")
 
         return types.int64(board, types.int64, types.int64), emit
 
     return operation(change)
 
 
-exchange, fetch_add = _changed("xchg"), _changed("add")
+exchange, fetch_add = _read_modify_write("xchg"), _read_modify_write("add")
 
 
 @operation
-def look(board: Any, place: Any) -> Any:
-    """The number at a place, as other threads have written it last."""
+def atomic_load(board: Any, place: Any) -> Any:
+    """The number at a place, as another thread has stored it last."""
 
     def emit(context: Any, builder: Any, board: Any, place: Any) -> Any:
         return builder.load_atomic(board.pointer(place, 1), "seq_cst", 8)
@@ -176,11 +176,11 @@ def share_chunks(board: Array, edges: Array, function: int, arguments: int) -> A
     take_chunks(board)
     fetch_add(board, OFFERS, 1)
     polls = 0
-    while look(board, HELPERS) != 0:
+    while atomic_load(board, HELPERS) != 0:
         polls += 1
         if polls > POLLS:
             sched_yield()
-    failed |= look(board, FAILED)
+    failed |= atomic_load(board, FAILED)
     exchange(board, IN_USE, 0)
     return failed
 
@@ -191,11 +191,11 @@ def serve(board: Array, calls: int) -> None:
     a millisecond."""
     fetch_add(board, AWAKE, 1)
     idle, done = 0, 0
-    while idle < MOST_POLLS and look(board, CALLS) == calls:
-        offers = look(board, OFFERS)
+    while idle < MOST_POLLS and atomic_load(board, CALLS) == calls:
+        offers = atomic_load(board, OFFERS)
         if offers % 2 == 1 and offers != done:
             fetch_add(board, HELPERS, 1)  # before it looks again: who closes an offer looks in the other order
-            offers = look(board, OFFERS)
+            offers = atomic_load(board, OFFERS)
             if offers % 2 == 1:
                 take_chunks(board)
                 done, idle = offers, 0
@@ -212,7 +212,7 @@ def serve(board: Array, calls: int) -> None:
 def wait_until_done(done: Array) -> None:
     """Let other threads run until `done[0]` is 1, for a fifth of a millisecond at most."""
     for _ in range(MOST_WAITS):
-        if look(done, 0) == 1:
+        if atomic_load(done, 0) == 1:
             break
         sched_yield()
 

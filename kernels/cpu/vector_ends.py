@@ -1,4 +1,4 @@
-"""Vectors at the end of a range: the lanes beyond it are not loaded, and not stored."""
+"""Loads and stores of vectors at the end of a range: the lanes beyond it are not loaded, and not stored."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Vector = Any
 
 
 @kernel(inlined=True)
-def load_until(x: Array, i: Any, stop: Any) -> Vector:
-    """The vector from element i on; the lanes from `stop` on are 0."""
-    return load(x, i) if i + LANES <= stop else load_first(x, i, stop - i)
+def read(x: Array, i: Any, count: Any) -> Vector:
+    """The vector from element i on; the lanes from `count` on are 0."""
+    return load(x, i) if count >= LANES else load_first(x, i, count)
 
 
 @kernel(inlined=True)

@@ -22,14 +22,14 @@ from .vector_types import FLOATS, I64, LANES, Cells, call, elementary, fill, ope
 
 WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 PACKED = 8  # filters whose weights are neighbours in memory
-ROWS, WIDTH = (8, 3) if WIDE else (4, 1)  # filters and vectors of windows of a tile
-STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: twice WIDTH vectors, or a multiple
+TILE_FILTERS, TILE_VECTORS = (8, 3) if WIDE else (4, 1)  # of a tile whose vectors are windows
+STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: twice TILE_VECTORS vectors, or a multiple
 TAPS = 5  # of a tile of a weight's gradient
 # Windows and vectors of filters of a tile, by the bytes of a number.
 WINDOWS_BY_FILTERS = {4: (8, 2), 8: (8, 1)} if WIDE else {4: (6, 1), 8: (3, 1)}
 
 PIECES = 8 if WIDE else 4  # of a tile of one filter and rows
-# Columns of `pieces`, which conv_direct_plan.py explains.
+# Columns of `pieces` (conv_direct_plan.pieces_of).
 PIECE_COLUMNS = 5
 PIECE_STRIP, PIECE_AT, PIECE_CELLS, PIECE_TARGET, PIECE_SAMPLE = range(PIECE_COLUMNS)
 
@@ -165,8 +165,8 @@ def _windows_by_filters(width: int, depthwise: bool) -> Any:
         def factors(k: Any) -> tuple[list[Any], list[Any]]:
             here, offset = _plus(builder, w, k, LANES), offsets.number(builder.add(first, k))
             columns = [weight.vector(_plus(builder, here, second, j)) for j in range(width)]
-            seen = [builder.add(base, offset) for base in bases]
-            return [sheet.vector(x) if depthwise else fill(builder, sheet.number(x)) for x in seen], columns
+            cells = [builder.add(base, offset) for base in bases]
+            return [sheet.vector(x) if depthwise else fill(builder, sheet.number(x)) for x in cells], columns
 
         sums = _sums(builder, sheet.vector_type, (rows, width), count, start, factors)
         buffer = {(i, j): _plus(builder, at, LANES * (width * i + j)) for i, j, _ in sums}
@@ -248,8 +248,8 @@ def two_axis_transform(matrix: Any) -> Any:
     return transform
 
 
-filters_by_windows = _filters_by_windows(ROWS, WIDTH)
-half_as_many_filters_by_windows = _filters_by_windows(ROWS // 2, 2 * WIDTH)
+filters_by_windows = _filters_by_windows(TILE_FILTERS, TILE_VECTORS)
+half_as_many_filters_by_windows = _filters_by_windows(TILE_FILTERS // 2, 2 * TILE_VECTORS)
 one_filter_by_windows = _filters_by_windows(1, STRIP // LANES)
 windows_by_two_vectors, windows_by_one_vector = _windows_by_filters(2, False), _windows_by_filters(1, False)
 windows_by_channels = _windows_by_filters(1, True)

@@ -37,7 +37,7 @@ SMALL_WEIGHT = 1 << 20  # bytes of a transformed weight, at most, for units of L
 MAX_PARTIAL_SUMS, PARTIAL_BYTES = 16, 8 << 20  # of a weight's gradient: their number, and their bytes together
 PART_TILES = 512  # of a partial sum, at least
 SHARES = 8  # of the channels, where there is one partial sum
-ROWS = 24  # a multiple of the rows of each tile of vector_tiles.py
+ROW_MULTIPLE = 24  # a multiple of the rows of a tile, on each CPU (vector_tiles.py)
 FLOPS_PER_BYTE = 40  # by the definition, that a core computes in the time in which it copies a byte
 ZEROS = np.zeros(2 * LANES, f4)
 
@@ -97,7 +97,7 @@ def _convolution(spec: Any, adjoint: bool) -> Callable[[Array, Array, Array | No
 def _weight_gradient(spec: Any) -> Callable[[Array, Array], Array]:
     """The weight's gradient, as a function of image and maps."""
     plan, (groups, filters, channels, _) = _plan_of(spec, False), spec.weight_shape
-    size = groups * _up(channels, LANES) * POINTS * _up(filters, ROWS)
+    size = groups * _up(channels, LANES) * POINTS * _up(filters, ROW_MULTIPLE)
     parts = min(MAX_PARTIAL_SUMS, PARTIAL_BYTES // (4 * size), plan.units * len(plan.tiles) // PART_TILES)
     parts = max(1, parts)
     rows = 2 * parts if plan.units > parts * STRETCH else parts  # the second half for the sums of earlier stretches
@@ -139,7 +139,7 @@ class _Plan:
     def terms(self, channels: int) -> Array:
         """Where each channel's numbers begin in transformed tiles, with entries more for a last tile of products."""
         c = np.arange(channels)
-        return np.append(c // LANES * self.tiles.size * LANES + c % LANES, np.zeros(ROWS, np.int64))
+        return np.append(c // LANES * self.tiles.size * LANES + c % LANES, np.zeros(ROW_MULTIPLE, np.int64))
 
 
 def _plan_of(spec: Any, adjoint: bool) -> _Plan:
@@ -150,8 +150,8 @@ def _plan_of(spec: Any, adjoint: bool) -> _Plan:
         image, maps, before, filters, channels = maps, image, [2 - n for n in before], channels, filters
     down, across = (-(-length // TILE) for length in maps[2:])
     batch, band = _cut(maps[0], down, across, groups, POINTS * 4 * filters * channels)
-    bands, room = -(-down // band), _up(batch * band * across, ROWS)
-    sizes = [maps[0], groups, batch, band, bands, across, room, _up(filters, ROWS)]
+    bands, room = -(-down // band), _up(batch * band * across, ROW_MULTIPLE)
+    sizes = [maps[0], groups, batch, band, bands, across, room, _up(filters, ROW_MULTIPLE)]
     sizes += [channels, *image[2:], *before, filters, *maps[2:], 0, 0]
     sheet = (TILE * band + 2) * (TILE * across + 2) * LANES
     lengths = POINTS * _up(channels, LANES) * room, POINTS * _up(filters, LANES) * room, sheet

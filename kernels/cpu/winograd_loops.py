@@ -31,7 +31,7 @@ Array = Any
 Kernel = Any
 
 TILE, PATCH, POINTS = 4, 6, 36  # windows of a tile and cells of its patch along an axis; points of both axes
-ROWS, VECTORS = WINDOWS_BY_FILTERS[4]
+TILE_ROWS, TILE_VECTORS = WINDOWS_BY_FILTERS[4]
 STRETCH = 32  # units of a weight's gradient that are summed up before they are added to others: less is rounded
 # Entries of `sizes`. BAND: rows of tiles of a unit; ACROSS: tiles of a row. ROOM: tiles for which a unit has room;
 # ROW_ROOM: filters, for a weight's gradient. Those of the maps are MAPS further than the image's; they have no padding.
@@ -166,8 +166,8 @@ def _multiply(
     i < number; from block to block of the vectors it is `second`. If `more`, they are added to what is in `out`."""
     block = 0
     while block < blocks:
-        width = min(VECTORS, blocks - block)
-        for i in range(0, number, ROWS):
+        width = min(TILE_VECTORS, blocks - block)
+        for i in range(0, number, TILE_ROWS):
             here = to + (block * room + i * width) * LANES
             if width == 2:
                 windows_by_two_vectors(
@@ -185,8 +185,8 @@ def _multiply(
 @kernel(allocates=False)
 def _width_and_place(block: int, blocks: int, room: int) -> Any:
     """Vectors of a row of a block's pair in a product, and where row 0 of the block is."""
-    first = block - block % VECTORS
-    return min(VECTORS, blocks - first), (first * room + block - first) * LANES
+    first = block - block % TILE_VECTORS
+    return min(TILE_VECTORS, blocks - first), (first * room + block - first) * LANES
 
 
 @kernel(allocates=False)
