@@ -2,7 +2,8 @@
 columns.
 
 Arrays are flat, in C order: each sample has `lines` lines of contiguous cells, with the axes (fold, groups, channels of
-a group, inner). A column is a cell of a line. The lines of a sample are cut into `pieces`; piece u is number u % pieces
+a group, inner). `fold` lines of few cells are joined to one. `inner` is 1 with channels last; else all cells of a
+channel. A column is a cell of a line. The lines of a sample are cut into `pieces`; piece u is number u % pieces
 of sample u // pieces. Sums have a number for each piece and column, in this order. Large arrays have x's dtype, halves
 as bits.
 
@@ -147,21 +148,22 @@ def gradient_sums(
 def make_results(backward: bool) -> Kernel:
     """The kernel that fills y of pieces start to stop, or backward dx:
 
-        y = (x - mean) * rstd * gamma + beta
-        dx = (dy * gamma - (x - shift) * x_factor - beta) * rstd
+        y = (x - mean) * rstd * gamma + addend
+        dx = (dy * gamma - (x - shift) * x_factor - addend) * rstd
 
-    Backward x_factor and beta have a number for each row; what forward does not use may be any array."""
+    addend: beta; backward `constant` of norm_blocks.combine_gradient_sums, which has a number for each row, as x_factor
+    has. What forward does not use may be any array."""
 
     @kernel()
     def results(
-        dy: Array, x: Array, y: Array, gamma: Array, beta: Array, x_factor: Array, mean: Array, rstd: Array,
+        dy: Array, x: Array, y: Array, gamma: Array, addend: Array, x_factor: Array, mean: Array, rstd: Array,
         lines: int, pieces: int, fold: int, groups: int, group_size: int, inner: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         width = fold * groups * group_size * inner
         past_caches = stored_past_caches(y) and width % LANES == 0
         shift, scale, offset, of_sample = _zeros(x, width), _zeros(x, width), _zeros(x, width), -1
         if backward:
-            weight, slope = _zeros(x, width), _zeros(x, width)
+            weight, x_slope = _zeros(x, width), _zeros(x, width)
         for u in range(start, stop):
             sample, first, last = _piece(u, lines, pieces)
             if sample != of_sample:
@@ -172,22 +174,22 @@ def make_results(backward: bool) -> Kernel:
                     for _ in range(inner):
                         shift[c] = mean[r]
                         if backward:
-                            weight[c], slope[c], offset[c], scale[c] = gamma[k], -x_factor[r], -beta[r], rstd[r]
+                            weight[c], x_slope[c], offset[c], scale[c] = gamma[k], -x_factor[r], -addend[r], rstd[r]
                         else:
                             scale[c] = factor = rstd[r] * gamma[k]
-                            offset[c] = beta[k] - (mean[r] - shift[c]) * factor
+                            offset[c] = addend[k] - (mean[r] - shift[c]) * factor
                         c += 1
             for block in range(first, last, LINES_AT_ONCE):
                 for c in range(0, width, LANES):
                     count = width - c
                     shifts, scales, offsets = read(shift, c, count), read(scale, c, count), read(offset, c, count)
                     if backward:
-                        weights, slopes = read(weight, c, count), read(slope, c, count)
+                        weights, x_slopes = read(weight, c, count), read(x_slope, c, count)
                     for line in range(block, min(block + LINES_AT_ONCE, last)):
                         at = line * width + c
                         d = sub(read(x, at, count), shifts)
                         if backward:
-                            value = mul(fma(read(dy, at, count), weights, fma(d, slopes, offsets)), scales)
+                            value = mul(fma(read(dy, at, count), weights, fma(d, x_slopes, offsets)), scales)
                         else:
                             value = fma(d, scales, offsets)
                         write(y, at, value, count, past_caches)

@@ -126,20 +126,20 @@ def _make_loop(step: Any, passes: Any = None) -> Any:
 NAMES = ("gelu", "gelu tanh", "sigmoid", "tanh")
 FUNCTIONS = {name: _make_function(name, False) for name in NAMES}
 GRADIENTS = {name: _make_function(f"{name} slope", True) for name in NAMES}
-KINDS = ("integers", "floats", "leaky")
-RECTIFIERS, MASKED = ({how: _make_rectifier(how, backward) for how in KINDS} for backward in (False, True))
+RECTIFIER_KINDS = ("integers", "floats", "leaky")
+RECTIFIERS, MASKED = ({how: _make_rectifier(how, backward) for how in RECTIFIER_KINDS} for backward in (False, True))
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
-def _over_elements(loop: Any, x: Array, number: Any = 0.0, kind: Any = None) -> Callable[[Array, Array], Array]:
-    """A function of an array like x and of `other`: the results of a loop, which takes x as numbers of this kind."""
-    new, large, kind = backends.new_result(x.shape, x.dtype), x.nbytes >= STREAM_BYTES, kind or as_bits(x).dtype
+def _over_elements(loop: Any, x: Array, number: Any = 0.0, view_as: Any = None) -> Callable[[Array, Array], Array]:
+    """A function of an array like x and of `other`: the results of a loop, which takes x viewed as that dtype."""
+    new, large, view_as = backends.new_result(x.shape, x.dtype), x.nbytes >= STREAM_BYTES, view_as or as_bits(x).dtype
     in_chunks = chunked(-(-x.size // BLOCK), 2 * x.nbytes, unit=BLOCK, end=x.size)
 
     def run(x: Array, other: Array) -> Array:
         y = new()
         past_caches = large and y.ctypes.data % 64 == 0  # `stream` needs whole cache lines
-        in_chunks(loop, flat(x).view(kind), other, y.ravel().view(kind), number, past_caches)
+        in_chunks(loop, flat(x).view(view_as), other, y.ravel().view(view_as), number, past_caches)
         return y
 
     return run
@@ -161,9 +161,9 @@ def _make_launchers(op: str) -> tuple[Any, Any]:
     return forward, backward
 
 
-def _rectifier(loop: Any, x: Array, number: Any, kind: Any) -> Callable[[Array], tuple[Array, Array]]:
+def _rectifier(loop: Any, x: Array, number: Any, view_as: Any) -> Callable[[Array], tuple[Array, Array]]:
     """y and the bits of what passes. The loop writes pairs of bytes."""
-    run, nbytes = _over_elements(loop, x, number, kind), -(-x.size // 8)
+    run, nbytes = _over_elements(loop, x, number, view_as), -(-x.size // 8)
 
     def rectify(x: Array) -> tuple[Array, Array]:
         bits = np.empty(nbytes + nbytes % 2, np.uint8)
@@ -172,9 +172,9 @@ def _rectifier(loop: Any, x: Array, number: Any, kind: Any) -> Callable[[Array],
     return rectify
 
 
-def _masked(loop: Any, dy: Array, number: Any, kind: Any) -> Callable[[Array, Array], Array]:
+def _masked(loop: Any, dy: Array, number: Any, view_as: Any) -> Callable[[Array, Array], Array]:
     """dx of bits or bools. The loop reads pairs of bytes."""
-    run = _over_elements(loop, dy, number, kind)
+    run = _over_elements(loop, dy, number, view_as)
 
     def mask(dy: Array, passes: Array) -> Array:
         bits = np.packbits(passes, bitorder="little") if passes.dtype == bool else flat(passes)
@@ -184,13 +184,14 @@ def _masked(loop: Any, dy: Array, number: Any, kind: Any) -> Callable[[Array, Ar
 
 
 def _relu_kind(x: Array) -> tuple[str, Any]:
+    """The rectifier of ReLU for an array of this dtype, and the dtype that it takes the array as."""
     return ("floats", None) if x.itemsize == 8 else ("integers", np.int16 if x.itemsize == 2 else np.int32)
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
 def _relu(x: Array) -> Callable[[Array], tuple[Array, Array]]:
-    how, kind = _relu_kind(x)
-    return _rectifier(RECTIFIERS[how], x, np.array(-np.inf, x.dtype).view(kind).item() if kind else 0.0, kind)
+    how, view_as = _relu_kind(x)
+    return _rectifier(RECTIFIERS[how], x, np.array(-np.inf, x.dtype).view(view_as).item() if view_as else 0.0, view_as)
 
 
 @launcher
@@ -209,8 +210,8 @@ def relu_forward(spec: None, x: Array) -> Callable[[Array], tuple[Array, Array]]
 @launcher
 def relu_backward(spec: None, dy: Array, passes: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    how, kind = _relu_kind(dy)
-    return _masked(MASKED[how], dy, 0.0, kind)
+    how, view_as = _relu_kind(dy)
+    return _masked(MASKED[how], dy, 0.0, view_as)
 
 
 @launcher

@@ -60,10 +60,10 @@ group_norm_backward = instance_norm_backward = layer_norm_backward = rms_norm_ba
 
 def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., tuple[Array, Array]]:
     """A function of dy, x, mean, rstd and gamma: dx, and for each parameter the sums of dy * xhat and of dy."""
-    rows, per_cell, given = norm.rows, layout.parameters_per_cell, norm.gamma_dtype
+    rows, per_cell, own = norm.rows, layout.parameters_per_cell, norm.gamma_dtype
     new, flat_of = layout.arrays(rows.shape, dtype)
-    wide = accumulator(dtype if per_cell or given is None else given)
-    of_gamma, no_mean = parameter(1.0, rows.parameter, given, wide), np.zeros(0 if rows.centred else layout.rows)
+    wide = accumulator(dtype if per_cell or own is None else own)
+    of_gamma, no_mean = parameter(1.0, rows.parameter, own, wide), np.zeros(0 if rows.centred else layout.rows)
     block = 0 if norm.use_running_stats else layout.rows_per_block(dtype.itemsize)
     make = _per_cell if per_cell else _in_blocks if block else _in_pieces
     fill_dx_and_sum = make(norm, dtype, layout, math.prod(rows.shape) * dtype.itemsize)

@@ -60,16 +60,16 @@ def combine_gradient_sums(
         delta, row_dy, row_dy_xhat = mean[r] - lane(broadcast(x, mean[r]), 0), 0.0, 0.0
         sample, group, step = r // groups, r % groups, groups * group_size * inner
         for k in range(group_size):
-            s, q, weight = 0.0, 0.0, gamma[group * group_size + k]
+            channel_dy, products, weight = 0.0, 0.0, gamma[group * group_size + k]
             for line in range(sample * lines, (sample + 1) * lines):
                 first = line * step + (group * group_size + k) * inner
                 for j in range(first, first + inner):
-                    s += sum_dy[j]
-                    q += sum_products[j]
-            q = (q - delta * s) * rstd[r]
-            dbeta[r * group_size + k], dgamma[r * group_size + k] = s, q
-            row_dy += s * weight
-            row_dy_xhat += q * weight
+                    channel_dy += sum_dy[j]
+                    products += sum_products[j]
+            channel_dy_xhat = (products - delta * channel_dy) * rstd[r]
+            dbeta[r * group_size + k], dgamma[r * group_size + k] = channel_dy, channel_dy_xhat
+            row_dy += channel_dy * weight
+            row_dy_xhat += channel_dy_xhat * weight
         x_factor[r] = rstd[r] * row_dy_xhat / n
         constant[r] = row_dy / n - delta * x_factor[r]
 

@@ -6,7 +6,9 @@ A row is a statistics group. Which loops serve:
 | --------------------------------------------------------------- | ------------------------------------------------- |
 | layer and RMS norm; group norm with very short channels         | `make_forward` of norm_blocks                     |
 | small arrays; many rows that fit a core's cache                 | the same, without parameters per cell             |
-| all others                                                      | `moments` of pieces, then `results`               |
+| all others                                                      | `moments` of pieces, then `results`, of           |
+|                                                                 | norm_loops or channels_last_norm                  |
+| running statistics                                              | `results` alone                                   |
 
 Half types are computed in float32, and converted when they are loaded and stored."""
 
@@ -44,15 +46,15 @@ def batch_norm_forward(
     which are updated in training."""
     rows, dtype = norm.rows, x.dtype
     shape = tuple(1 if a in rows.axes else length for a, length in enumerate(rows.view))
-    number, empty, given = (3, math.prod(shape)), not x.size, norm.use_running_stats
+    size, empty, running = (3, math.prod(shape)), not x.size, norm.use_running_stats
     for_layout = for_each_layout(rows, lambda layout: _of_layout(norm, dtype, layout))
 
     def run(
         x: Array, gamma: Array | None, beta: Array | None, running_mean: Array = None, running_var: Array = None
     ) -> tuple[Array, Array | None, Array]:
-        statistics = np.empty(number)
-        if given or empty:
-            statistics[0], statistics[1] = (running_mean, running_var) if given else (0.0, 1.0)
+        statistics = np.empty(size)
+        if running or empty:
+            statistics[0], statistics[1] = (running_mean, running_var) if running else (0.0, 1.0)
             statistics[2] = 1.0 / np.sqrt(statistics[1] + rows.eps)
         mean, var, rstd = statistics
         y = np.empty(x.shape, dtype) if empty else for_layout(x)(x, gamma, beta, mean, var, rstd)
@@ -82,8 +84,8 @@ def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., Ar
     rows, size, per_cell = norm.rows, math.prod(norm.rows.shape), layout.parameters_per_cell
     (new, flat_of), block = layout.arrays(rows.shape, dtype), layout.rows_per_block(dtype.itemsize)
     of_gamma, of_beta = (
-        parameter(neutral, rows.parameter, given, accumulator(dtype if per_cell or given is None else given))
-        for neutral, given in ((1.0, norm.gamma_dtype), (0.0, norm.beta_dtype))
+        parameter(neutral, rows.parameter, own, accumulator(dtype if per_cell or own is None else own))
+        for neutral, own in ((1.0, norm.gamma_dtype), (0.0, norm.beta_dtype))
     )
     if norm.use_running_stats or not (block or per_cell):
         fill = _in_pieces(norm, dtype, layout)

@@ -28,8 +28,8 @@ SHORT_SEGMENT = 16  # cells; shorter segments are not worth an inner loop
 MIN_PARALLEL_ROWS = 16  # enough to occupy all threads
 CACHED_ROW_BYTES = 2**20  # of a row of x that is still in a core's cache at the next pass
 BLOCK_BYTES = 400_000  # of a block of channels of x, at most
-MIN_LINE_CELLS = 64  # shorter lines are joined, if their number allows it
-MIN_LINES = 8  # so many are left
+MIN_LINE_CELLS = 64  # shorter lines are joined two by two, if at least MIN_LINES are left
+MIN_LINES = 8
 MAX_LINE_CELLS = 4096  # of all channels of a sample, whose factors are read for each cell
 
 
@@ -45,13 +45,13 @@ def accumulator(dtype: Any) -> Any:
     return np.float64 if dtype == np.float64 else np.float32
 
 
-def parameter(neutral: float, shape: tuple[int, ...], given: Any, dtype: Any) -> Callable[[Array | None], Array]:
-    """A function that gives a parameter of the dtype `given` in `dtype`, flat in C order. None becomes an array of
-    `neutral` (1 for gamma, 0 for beta)."""
-    if given is None:
+def parameter(neutral: float, shape: tuple[int, ...], own: Any, dtype: Any) -> Callable[[Array | None], Array]:
+    """A function that converts a parameter to `dtype`, flat in C order. own: its own dtype, or None if there is no
+    parameter: then the function gives an array of `neutral` (1 for gamma, 0 for beta)."""
+    if own is None:
         missing = np.full(math.prod(shape), neutral, dtype)
         return lambda array: missing
-    return flat if given == dtype else lambda array: flat(np.asarray(array, dtype))
+    return flat if own == dtype else lambda array: flat(np.asarray(array, dtype))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ChannelLayout:
 class Pieces(NamedTuple):
     """How the loops of norm_loops or channels_last_norm go over x, and the axes of their sums (norm_blocks.py): those
     of one row in `axes`. moments, gradient_sums and results(backward): the loops, with their `arguments` after the
-    arrays; of the moments they are without the first `skipped`. counts: the cells of a sum, with the axes (lines,
+    arrays; `moments` takes them without the first `skipped`. counts: the cells of a sum, with the axes (lines,
     inner)."""
 
     loops: Any
@@ -175,14 +175,14 @@ def pieces_of(layout: ChannelLayout, itemsize: int) -> Pieces:
     channels_last_norm.py serves channels last, and in batch norm also channels first with short segments: a line has
     the cells of all channels of a sample, and each cell has factors of its own."""
     length, channels, axes = layout.length, layout.groups * layout.group_size, (layout.groups, layout.group_size)
-    joined = layout.across_samples and (layout.short_segments or channels * length <= MAX_LINE_CELLS)
-    if not (layout.channels_last or joined):
+    sample_lines = layout.across_samples and (layout.short_segments or channels * length <= MAX_LINE_CELLS)
+    if not (layout.channels_last or sample_lines):
         group_size, parts = layout.row_axes[0], max(1, min(length, length * itemsize // PIECE_BYTES))
         number, lines = layout.samples * channels * parts, layout.samples if layout.across_samples else 1
         counts, arguments = np.tile(_lengths(length, parts), lines), (group_size, 1, length, parts)
         return Pieces(norm_loops, number, arguments, 1, number, counts, (lines, *axes, parts))
     samples, lines = layout.samples, length
-    if layout.across_samples:  # the samples are joined
+    if layout.across_samples:  # the lines of all samples are those of one
         samples, lines = 1, layout.samples * (length if layout.channels_last else 1)
     inner = 1 if layout.channels_last else length
     fold = 1

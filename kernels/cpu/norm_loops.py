@@ -226,16 +226,17 @@ def finish_variance(var: Array, rstd: Array, n: float, eps: float, low: int, hig
 def make_results(backward: bool, per_cell: bool = False) -> Kernel:
     """The kernel that fills y of parts start to stop, or backward dx:
 
-        y = (x - mean) * rstd * gamma + beta
-        dx = (dy * gamma - (x - shift) * x_factor - beta) * rstd
+        y = (x - mean) * rstd * gamma + addend
+        dx = (dy * gamma - (x - shift) * x_factor - addend) * rstd
 
-    shift: the mean as x's lanes round it. Backward x_factor and beta have a number for each row; what forward does not
-    use may be any array. per_cell: gamma and beta have a number for each cell, in the dtype that x is computed in;
-    where they end, they start again. Past the caches only whole cache lines are stored."""
+    shift: the mean as x's lanes round it. addend: beta; backward `constant` of norm_blocks.combine_gradient_sums, which
+    has a number for each row, as x_factor has. What forward does not use may be any array. per_cell: gamma and beta
+    have a number for each cell, in the dtype that x is computed in; where they end, they start again. Past the caches
+    only whole cache lines are stored."""
 
     @kernel(allocates=False)
     def results(
-        dy: Array, x: Array, y: Array, gamma: Array, beta: Array, x_factor: Array, mean: Array, rstd: Array,
+        dy: Array, x: Array, y: Array, gamma: Array, addend: Array, x_factor: Array, mean: Array, rstd: Array,
         group_size: int, samples: int, length: int, parts: int, start: int, stop: int,
     ) -> None:  # fmt: skip
         past_caches, stride = stored_past_caches(y), x.size // samples
@@ -247,9 +248,9 @@ def make_results(backward: bool, per_cell: bool = False) -> Kernel:
             shifts, scale = broadcast(x, mean[r]), rstd[r]
             offset = (lane(shifts, 0) - mean[r]) * scale
             if backward:
-                weights, slopes, offset = broadcast(x, gamma[channel]), broadcast(x, -x_factor[r]), -beta[r]
+                weights, x_slopes, offset = broadcast(x, gamma[channel]), broadcast(x, -x_factor[r]), -addend[r]
             elif not per_cell:
-                scale, offset = scale * gamma[channel], beta[channel] + offset * gamma[channel]
+                scale, offset = scale * gamma[channel], addend[channel] + offset * gamma[channel]
             scales, offsets = broadcast(x, scale), broadcast(x, offset)
             for sample in range(samples):
                 first, end = begin + sample * stride, begin + sample * stride + width
@@ -258,11 +259,11 @@ def make_results(backward: bool, per_cell: bool = False) -> Kernel:
                     count = min(j + LANES, end) - i
                     d = sub(read(x, i, count), shifts)
                     if backward:  # not multiplied out: rstd**3 may overflow although no term of dx does
-                        value = mul(fma(read(dy, i, count), weights, fma(d, slopes, offsets)), scales)
+                        value = mul(fma(read(dy, i, count), weights, fma(d, x_slopes, offsets)), scales)
                     else:
                         value = fma(d, scales, offsets)
                     if per_cell:
-                        value = fma(value, read(gamma, parameter + i, count), read(beta, parameter + i, count))
+                        value = fma(value, read(gamma, parameter + i, count), read(addend, parameter + i, count))
                     write(y, i, value, count, past_caches)
         if past_caches:
             fence()
