@@ -29,7 +29,7 @@ if jit.unavailable() is None:
         """Wait until two threads are in a chunk, for a second or so."""
         sharing.fetch_add(arrived, 0, 1)
         polls = 0
-        while sharing.look(arrived, 0) < 2 and polls < 1_000_000:
+        while sharing.atomic_load(arrived, 0) < 2 and polls < 1_000_000:
             polls += 1
             sharing.sched_yield()
 
