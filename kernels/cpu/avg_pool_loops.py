@@ -131,12 +131,8 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
         row, out_d, out_h, out_row, heights, of_row = U(sizes[2]), sizes[3], sizes[4], sizes[5], ranges[1], divisors[2]
         before, size, together, level, levels, step, _ = layout
         one = lines.dtype.type(1)
-        varies_d, varies_h, kinds, sums = (
-            divisors[0].size > 1,
-            divisors[1].size > 1,
-            bounds.size - 1,
-            (levels + 1) * level,
-        )
+        varies_d, varies_h = divisors[0].size > 1, divisors[1].size > 1
+        kinds, sums = bounds.size - 1, (levels + 1) * level
         h, d, plane = start % out_h - 1, start // out_h % out_d, start // (out_d * out_h)
         for first in range(start, stop, together):
             number = min(together, stop - first)

@@ -8,7 +8,7 @@ They serve float32 and float64, both layouts, and any rank, stride, dilation, pa
 
 The loops multiply the zeros of the padding, so a weight that is not finite would give NaN where the definition has no
 product; so would a number of the image or the maps in the weight's gradient. The launchers then raise `UnsuitableData`,
-and another form computes the call."""
+and the array code of functional/correlation.py computes the call."""
 
 from __future__ import annotations
 

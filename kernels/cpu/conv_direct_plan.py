@@ -29,7 +29,7 @@ UNITS = 16  # at least, if there are so many samples: work for several threads
 MISSING = (1, 1, 1, 1, 1, 0)  # for a spatial axis that the array lacks: arguments of `forward_axis`
 PARTS = 16  # partial sums of a weight's gradient, at most
 PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
-MIN_PARALLEL_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs (columns: functional/blas.py)
+MIN_PARALLEL_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs (BLAS has its own limit)
 
 
 @dataclass(frozen=True)

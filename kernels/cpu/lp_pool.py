@@ -40,11 +40,8 @@ def lp_pool_backward(spec: LpPool, dy: Array, x: Array) -> Callable[[Array, Arra
     """dx."""
     forward, backward = pooling_plan(spec, False, False), pooling_plan(spec, True, False)
     new, planes, power = backends.new_result(x.shape, x.dtype), planes_and_channels(spec.window)[0], power_name(spec.p)
-    in_chunks, scale, slope = (
-        chunked(planes if x.size else 0, BYTES_OF_CELL * x.size),
-        make_scale(power),
-        make_slope(power),
-    )
+    in_chunks = chunked(planes if x.size else 0, BYTES_OF_CELL * x.size)
+    scale, slope = make_scale(power), make_slope(power)
 
     def sums(gradient: Array, source: Array, result: Array, start: int, stop: int) -> None:
         number, cells = stop - start, flat(source[start:stop])

@@ -94,10 +94,8 @@ def _per_cell(norm: Any, dtype: Any, layout: ChannelLayout, nbytes: int) -> Call
 
 def _in_blocks(norm: Any, dtype: Any, layout: ChannelLayout, nbytes: int) -> Callable[..., Array]:
     block, rows = layout.rows_per_block(dtype.itemsize), layout.rows
-    in_chunks, shape = (
-        chunked(-(-rows // block), 3 * nbytes),
-        (2, rows // layout.groups, layout.groups * layout.group_size),
-    )
+    in_chunks = chunked(-(-rows // block), 3 * nbytes)
+    shape = 2, rows // layout.groups, layout.groups * layout.group_size
     arguments, loop = (layout.groups, *layout.row_axes, block), norm_blocks.blocks_backward
 
     def run(*arrays: Array) -> Array:

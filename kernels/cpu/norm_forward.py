@@ -112,11 +112,8 @@ def _of_layout(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., Ar
 def _in_pieces(norm: Any, dtype: Any, layout: ChannelLayout) -> Callable[..., None]:
     """A function of x and y, flat in memory order, gamma, beta, mean, var and rstd that fills y and the statistics."""
     loops, number, arguments, skipped, number_of_sums, counts, axes = pieces_of(layout, dtype.itemsize)
-    nbytes, of_moments, results = (
-        math.prod(norm.rows.shape) * dtype.itemsize,
-        arguments[skipped:],
-        loops.make_results(False),
-    )
+    nbytes = math.prod(norm.rows.shape) * dtype.itemsize
+    of_moments, results = arguments[skipped:], loops.make_results(False)
     sums_in_chunks, in_chunks = chunked(number, nbytes), chunked(number, 2 * nbytes)
 
     def fill(x: Array, y: Array, gamma: Array, beta: Array, mean: Array, var: Array, rstd: Array) -> None:

@@ -141,12 +141,8 @@ def memory_order(x: Array, channel: int) -> tuple[int, ...]:
 def channel_layout(rows: Any, order: tuple[int, ...]) -> ChannelLayout:
     """The layout of an x that is not empty, has the shape of `rows` (specs/norm.py) and its axes in this memory
     order. In layer and RMS norm each cell of a row is a channel."""
-    channel, channels, samples, size = (
-        rows.parameter_axes[0],
-        math.prod(rows.parameter),
-        rows.shape[0],
-        math.prod(rows.shape),
-    )
+    channel, channels = rows.parameter_axes[0], math.prod(rows.parameter)
+    samples, size = rows.shape[0], math.prod(rows.shape)
     if rows.axes == rows.parameter_axes:
         return ChannelLayout(order, size // channels, 1, channels, 1, False, False)
     length, groups = size // samples // channels, rows.view[channel]

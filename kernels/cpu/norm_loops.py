@@ -192,11 +192,8 @@ def make_gradient_sums(per_cell: bool) -> Kernel:
                 for c in range(0, width, RUN_CELLS):
                     run, cut = min(per_run, samples - k), min(RUN_CELLS, width - c)
                     for v in range(number):
-                        begin, shift = (
-                            first + v * length,
-                            broadcast(x, mean[_modulo((segment + v) // group_size, mean.size)]),
-                        )
-                        parameter = begin % gamma.size - begin
+                        row, begin = _modulo((segment + v) // group_size, mean.size), first + v * length
+                        shift, parameter = broadcast(x, mean[row]), begin % gamma.size - begin
                         s, q = lane_sums(dy, x, gamma, shift, begin + k * stride + c, run, stride, cut, parameter)
                         store(room, v * LANES, to_float64(s))
                         store(room, ROOM + v * LANES, to_float64(q))

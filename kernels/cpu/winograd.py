@@ -76,11 +76,8 @@ def _convolution(spec: Any, adjoint: bool) -> Callable[[Array, Array, Array | No
     in_chunks = chunked(plan.units * groups, int(spec.flops / FLOPS_PER_BYTE))
 
     def compute(source: Array, weight: Array, bias: Array | None) -> Array:
-        target, biases, checks = (
-            backends.result(shape, f4),
-            np.zeros((groups, width), f4),
-            np.empty(plan.units * groups),
-        )
+        target, biases = backends.result(shape, f4), np.zeros((groups, width), f4)
+        checks = np.empty(plan.units * groups)
         if bias is not None:
             biases[:, :filters] = bias.reshape(groups, filters)
         with backends.workspace(f4, (POINTS * groups * width * channels,)) as (points,):

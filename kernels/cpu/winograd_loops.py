@@ -289,10 +289,8 @@ def finish_weight_gradient(totals: Array, sizes: Array, shares: int, dweight: Ar
     for group in range(sizes[GROUPS]):
         for share in range(shares):
             first, last = _share(channel_blocks, share, shares), _share(channel_blocks, share + 1, shares)
-            pitch, base = (
-                (last - first) * row_room * LANES,
-                (group * channel_blocks + first) * POINTS * row_room * LANES,
-            )
+            pitch = (last - first) * row_room * LANES
+            base = (group * channel_blocks + first) * POINTS * row_room * LANES
             for block in range(last - first):
                 width, at = _width_and_place(block, last - first, row_room)
                 c = (first + block) * LANES
