@@ -147,88 +147,69 @@ powers_of_unit, rest_of_unit = _make_powers(False), _make_powers(True)
 
 # ----------------------------------------------------------------------------------------------------------- short rows
 # Of float32, 4096 rows of 10 take a quarter of the time of rows computed one by one (the cross-entropy a third, the
-# softmax's gradient half), rows of 24 half (the gradient as long).
-SHORT_ROW = 24  # elements, at most
+# gradient three quarters), rows of 24 less than half.
+SHORT_ROW, SHORT_GRADIENT = 24, 10  # elements, at most: rows of 16 make the gradient slower
 
 
 @kernel(allocates=False)
-def _find_places(places: Array, rows: int, count: int) -> None:
-    """Where the elements of 16 rows beside each other come from, a row after `rows` from the last, and then the way
-    back."""
+def _copy(x: Array, at: int, places: Array, y: Array, to: int, number: int) -> None:
+    """y[to + i] = x[at + places[i]], for i < number."""
+    for i in range(0, number, LANES):
+        store_until(y, to + i, gather(x, at, places, i), to + number)
+
+
+@kernel()
+def _to_units(x: Array, count: int, start: int, stop: int) -> Array:
+    """Rows start to stop of x as units of 16 rows beside each other; the last row is there as often as it takes."""
+    room = count * LANES
+    places, result = np.empty(room, np.int32), np.empty((stop - start + LANES - 1) // LANES * room, x.dtype)
+    for first in range(start, stop, LANES):
+        if first == start or stop - first < LANES:
+            for k in range(count):
+                for r in range(LANES):
+                    places[k * LANES + r] = min(r, stop - first - 1) * count + k
+        _copy(x, first * count, places, result, (first - start) * count, room)
+    return result
+
+
+@kernel()
+def _to_rows(units: Array, y: Array, count: int, start: int, stop: int) -> None:
+    """Units as rows start to stop of y."""
+    places = np.empty(count * LANES, np.int32)
     for r in range(LANES):
         for k in range(count):
-            places[k * LANES + r] = min(r, rows - 1) * count + k
-            places[(LANES + r) * count + k] = k * LANES + r
-
-
-@kernel(allocates=False)
-def _copy(x: Array, at: int, places: Array, first: int, y: Array, to: int, number: int) -> None:
-    """y[to + i] = x[at + places[first + i]], for i < number."""
-    for i in range(0, number, LANES):
-        store_until(y, to + i, gather(x, at, places, first + i), to + number)
+            places[r * count + k] = k * LANES + r
+    for first in range(start, stop, LANES):
+        _copy(units, (first - start) * count, places, y, first * count, min(LANES, stop - first) * count)
 
 
 # --------------------------------------------------------------------------------------------------------------- loops
-@kernel(allocates=False)
-def softmax_of_unit(
-    x: Array, y: Array, powers: Array, tops: Array, sums: Array, u: int, count: int, inner: int, width: int
-) -> None:
-    """y of a unit. x and y may be the same."""
-    powers_of_unit(x, powers, tops, sums, sums, u, count, inner, width)
-    first, steps, pitch, cells, last = _unit(u, count, inner, width)
-    for c in range(0, width, LANES):
-        store(sums, c, div(broadcast(sums, 1.0), load(sums, c)))
-    for k in range(steps):
-        at, number = first + k * pitch, cells if k < steps - 1 else last
-        for c in range(0, number, LANES):
-            if powers.size > 0:
-                power = load(powers, k * width + c)
-            else:
-                power = apply("exp", sub(read(x, at + c, number - c), load(tops, c)))
-            store_until(y, at + c, mul(power, as_lanes_of(x, load(sums, c))), at + number)
-
-
 @kernel()
 def softmax(x: Array, y: Array, count: int, inner: int, width: int, start: int, stop: int) -> None:
     """Softmax of units start to stop. Exponentials that `MOST_POWERS` has no room for are computed twice."""
     room = count + width if inner == 1 else count * width
     powers, tops, sums = _workspace(x, room if room <= MOST_POWERS else 0), _workspace(x, width), np.zeros(width)
     for u in range(start, stop):
-        softmax_of_unit(x, y, powers, tops, sums, u, count, inner, width)
+        powers_of_unit(x, powers, tops, sums, sums, u, count, inner, width)
+        first, steps, pitch, cells, last = _unit(u, count, inner, width)
+        for c in range(0, width, LANES):
+            store(sums, c, div(broadcast(sums, 1.0), load(sums, c)))
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                if powers.size > 0:
+                    power = load(powers, k * width + c)
+                else:
+                    power = apply("exp", sub(read(x, at + c, number - c), load(tops, c)))
+                store_until(y, at + c, mul(power, as_lanes_of(x, load(sums, c))), at + number)
 
 
 @kernel()
 def softmax_of_short_rows(x: Array, y: Array, count: int, start: int, stop: int) -> None:
     """Softmax of rows start to stop."""
-    room = count * LANES
-    powers, tops, sums = _workspace(x, room), _workspace(x, LANES), np.zeros(LANES)
-    block, places = np.empty(room, x.dtype), np.empty(2 * room, np.int32)
-    for first in range(start, stop, LANES):
-        if first == start or stop - first < LANES:
-            _find_places(places, stop - first, count)
-        _copy(x, first * count, places, 0, block, 0, room)
-        softmax_of_unit(block, block, powers, tops, sums, 0, count, LANES, LANES)
-        _copy(block, 0, places, room, y, first * count, min(LANES, stop - first) * count)
-
-
-@kernel(allocates=False)
-def gradient_of_unit(dy: Array, y: Array, dx: Array, sums: Array, u: int, count: int, inner: int, width: int) -> None:
-    """dx of a unit. dy and dx may be the same."""
-    first, steps, pitch, cells, last = _unit(u, count, inner, width)
-    for c in range(0, width, LANES):
-        store(sums, c, broadcast(sums, 0.0))
-    for k in range(steps):
-        at, number = first + k * pitch, cells if k < steps - 1 else last
-        for c in range(0, number, LANES):
-            product = mul(read(dy, at + c, number - c), read(y, at + c, number - c))
-            store(sums, c, add(load(sums, c), to_float64(product)))
-    if inner == 1:
-        sum_of_all(sums, width)
-    for k in range(steps):
-        at, number = first + k * pitch, cells if k < steps - 1 else last
-        for c in range(0, number, LANES):
-            difference = sub(read(dy, at + c, number - c), as_lanes_of(y, load(sums, c)))
-            store_until(dx, at + c, mul(read(y, at + c, number - c), difference), at + number)
+    units = _to_units(x, count, start, stop)
+    softmax(units, units, count, LANES, LANES, 0, units.size // (count * LANES))
+    _to_rows(units, y, count, start, stop)
 
 
 @kernel()
@@ -236,26 +217,33 @@ def softmax_gradient(dy: Array, y: Array, dx: Array, count: int, inner: int, wid
     """dx = y * (dy - sum(dy * y)) of units start to stop."""
     sums = np.zeros(width)
     for u in range(start, stop):
-        gradient_of_unit(dy, y, dx, sums, u, count, inner, width)
+        first, steps, pitch, cells, last = _unit(u, count, inner, width)
+        for c in range(0, width, LANES):
+            store(sums, c, broadcast(sums, 0.0))
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                product = mul(read(dy, at + c, number - c), read(y, at + c, number - c))
+                store(sums, c, add(load(sums, c), to_float64(product)))
+        if inner == 1:
+            sum_of_all(sums, width)
+        for k in range(steps):
+            at, number = first + k * pitch, cells if k < steps - 1 else last
+            for c in range(0, number, LANES):
+                difference = sub(read(dy, at + c, number - c), as_lanes_of(y, load(sums, c)))
+                store_until(dx, at + c, mul(read(y, at + c, number - c), difference), at + number)
 
 
 @kernel()
 def gradient_of_short_rows(dy: Array, y: Array, dx: Array, count: int, start: int, stop: int) -> None:
     """dx of rows start to stop."""
-    room = count * LANES
-    sums, places = np.zeros(LANES), np.empty(2 * room, np.int32)
-    block, factors = np.empty(room, dy.dtype), np.empty(room, y.dtype)
-    for first in range(start, stop, LANES):
-        if first == start or stop - first < LANES:
-            _find_places(places, stop - first, count)
-        _copy(dy, first * count, places, 0, block, 0, room)
-        _copy(y, first * count, places, 0, factors, 0, room)
-        gradient_of_unit(block, factors, block, sums, 0, count, LANES, LANES)
-        _copy(block, 0, places, room, dx, first * count, min(LANES, stop - first) * count)
+    units, factors = _to_units(dy, count, start, stop), _to_units(y, count, start, stop)
+    softmax_gradient(units, factors, units, count, LANES, LANES, 0, units.size // (count * LANES))
+    _to_rows(units, dx, count, start, stop)
 
 
 def _make_losses(short: bool) -> Any:
-    at_once = LANES if short else 1
+    inner = LANES if short else 1
 
     @kernel()
     def row_losses(
@@ -263,17 +251,10 @@ def _make_losses(short: bool) -> Any:
     ) -> None:
         """The losses of rows start to stop, and of each its maximum, `top`, and the sum of the other exponentials."""
         powers, tops, sums, maxima = _workspace(x, 0), _workspace(x, width), np.zeros(width), np.zeros(width)
-        if short:
-            block, places = np.empty(count * LANES, x.dtype), np.empty(2 * count * LANES, np.int32)
-        for first in range(start, stop, at_once):
-            if short:
-                if first == start or stop - first < LANES:
-                    _find_places(places, stop - first, count)
-                _copy(x, first * count, places, 0, block, 0, count * LANES)
-                rest_of_unit(block, powers, tops, sums, maxima, 0, count, LANES, LANES)
-            else:
-                rest_of_unit(x, powers, tops, sums, maxima, first, count, 1, width)
-            for r in range(first, min(first + at_once, stop)):
+        units, begin = (_to_units(x, count, start, stop), start) if short else (x, 0)
+        for first in range(start, stop, inner):
+            rest_of_unit(units, powers, tops, sums, maxima, (first - begin) // inner, count, inner, width)
+            for r in range(first, min(first + inner, stop)):
                 score, largest = lane(load_first(x, r * count + labels[r], 1), 0), tops[r - first]
                 top[r], rest[r] = largest, sums[r - first] + (largest - largest)  # NaN where the maximum is infinite
                 losses[r] = math.log1p(rest[r]) + (largest - score)
@@ -310,8 +291,10 @@ def _by_sixteens(rows: int, nbytes: int) -> Callable[..., None]:
     return chunked(-(-rows // LANES), nbytes, unit=LANES, end=rows)
 
 
-def _along_axis(loop: Any, of_short_rows: Any, axis: int, arrays: tuple[Array, ...]) -> Callable[..., Array]:
-    """A function of arrays like these: the result of a loop along an axis, in their shape and the first one's dtype."""
+def _along_axis(loop: Any, of_short_rows: Any, most: int, axis: int, arrays: tuple[Array, ...]) -> Callable[..., Array]:
+    """A function of arrays like these: the result of a loop along an axis, in their shape and the first one's dtype.
+
+    most: the elements of a short row, at most."""
     shape = arrays[0].shape
     axis %= len(shape)
     count, inner, size = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape)
@@ -319,7 +302,7 @@ def _along_axis(loop: Any, of_short_rows: Any, axis: int, arrays: tuple[Array, .
     width = row_width(count) if inner == 1 else width
     units = 0 if not size else size // count if inner == 1 else size // (count * inner) * -(-inner // width)
     new, nbytes = backends.new_result(shape, arrays[0].dtype), sum(a.nbytes for a in (*arrays, arrays[0]))
-    short = inner == 1 and count <= SHORT_ROW
+    short = inner == 1 and count <= most
     in_chunks = _by_sixteens(units, nbytes) if short else chunked(units, nbytes)
     loop, sizes = (of_short_rows, (count,)) if short else (loop, (count, inner, width))
 
@@ -334,13 +317,13 @@ def _along_axis(loop: Any, of_short_rows: Any, axis: int, arrays: tuple[Array, .
 @launcher
 def softmax_forward(axis: int, x: Array) -> Callable[[Array], Array]:
     """y."""
-    return _along_axis(softmax, softmax_of_short_rows, axis, (x,))
+    return _along_axis(softmax, softmax_of_short_rows, SHORT_ROW, axis, (x,))
 
 
 @launcher
 def softmax_backward(axis: int, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _along_axis(softmax_gradient, gradient_of_short_rows, axis, (dy, y))
+    return _along_axis(softmax_gradient, gradient_of_short_rows, SHORT_GRADIENT, axis, (dy, y))
 
 
 @launcher
@@ -349,7 +332,8 @@ def softmax_cross_entropy_forward(
 ) -> Callable[[Array, Array], tuple[Array, Array, Array]]:
     """The mean loss, and of each row `top` and `rest`, (N, 1), in the dtype that x is computed in."""
     (rows, count), dtype = x.shape, np.float64 if x.dtype == np.float64 else np.float32
-    short, width = count <= SHORT_ROW, row_width(count)
+    short = count <= SHORT_ROW
+    width = LANES if short else row_width(count)
     in_chunks = (_by_sixteens if short else chunked)(rows, x.nbytes)
     loop = losses_of_short_rows if short else row_losses
 
