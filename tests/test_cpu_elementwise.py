@@ -164,6 +164,22 @@ def test_results_past_the_caches_are_the_same(
 # ------------------------------------------------------------------------------------------------ softmax cross-entropy
 
 
+@pytest.mark.parametrize("classes", [1, 10, 11, 24, 25])
+@pytest.mark.parametrize("rows", [1, 16, 50])
+def test_short_rows_are_exact_and_do_not_depend_on_others(rows: int, classes: int, rng: np.random.Generator) -> None:
+    x = (4 * rng.standard_normal((rows, classes))).astype("float32")
+    x[0, -2:] = 20  # the maximum twice
+    labels, exact = rng.integers(0, classes, rows), special.softmax(x.astype("float64"), 1)
+    y, dx = trio("softmax", x, exact.astype("float32"))
+    np.testing.assert_allclose(y, exact, rtol=50 * ULP)
+    np.testing.assert_allclose(dx, exact * (exact - (exact * exact).sum(1, keepdims=True)), atol=4 * ULP)
+    np.testing.assert_array_equal(F.softmax(x[rows // 2 :]), y[rows // 2 :])
+    loss, ctx = F.softmax_cross_entropy_forward(x, labels)
+    np.testing.assert_allclose(loss, -np.log(exact[np.arange(rows), labels]).mean(), rtol=4 * ULP, atol=1e-7)
+    gradient = (exact - (np.arange(classes) == labels[:, None])) / rows
+    np.testing.assert_allclose(F.softmax_cross_entropy_backward(1.0, ctx), gradient, atol=4 * ULP)
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_gelu_of_negative_numbers_is_negative_zero_far_out(dtype: str, approximate: str) -> None:
