@@ -15,7 +15,7 @@ from cnnlayers import backends
 from .jit import kernel
 from .parallel import chunked, flat, launcher, to_lanes
 from .past_caches import STREAM_BYTES
-from .vector_ends import read as read  # softmax.py imports it from here, too
+from .vector_ends import read
 from .vector_math import apply
 from .vectors import (
     LANES,

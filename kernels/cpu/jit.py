@@ -2,7 +2,7 @@
 
 A kernel is a serial loop over a range of contiguous arrays. Numba compiles it, and it releases the GIL. The compiled
 code is stored on disk (code_cache.py) under a key that contains the sources of all modules that the kernel's module
-imports. So a module of kernels imports this module and not parallel.py: fewer changes then make it compile again.
+imports, so a changed module makes those kernels alone compile again.
 
 Somebody waits for the first call. What makes it short (compiler.py says why; `python -m cnnlayers.bench.first_calls`
 measures):
@@ -23,9 +23,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# Fast-math flags that allow reordering a sum. NaN and infinities are still computed as IEEE 754 says.
-RELAXED = frozenset({"reassoc", "nsz", "contract"})
 
 
 @functools.cache
@@ -64,11 +61,8 @@ def _has_vector_units() -> bool:
     return not any(name in assembly for name in ("fmaf", "extendhfsf2", "gnu_h2f"))
 
 
-def kernel(*, relaxed: bool = False, inlined: bool = False, allocates: bool = True) -> Callable[[F], F]:
+def kernel(*, inlined: bool = False, allocates: bool = True) -> Callable[[F], F]:
     """Compile the function at its first call for each set of argument types.
-
-    relaxed: sums may be reordered, which lets the compiler vectorise them. Never use it where the order of operations
-    decides the answer (NaN, ties).
 
     inlined: the kernels that call this one contain its code, for a part of a loop that is short.
 
@@ -79,7 +73,6 @@ def kernel(*, relaxed: bool = False, inlined: bool = False, allocates: bool = Tr
 
     def compile_function(function: F) -> F:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inlined}
-        options["fastmath"] = set(RELAXED) if relaxed else False
         if not allocates:
             options["_nrt"] = False
         dispatcher = _compiler()(function, options)

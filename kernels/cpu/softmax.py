@@ -16,10 +16,10 @@ import numpy as np
 
 from cnnlayers import backends
 
-from .elementwise import read, refuses
+from .elementwise import refuses
 from .jit import kernel
 from .parallel import chunked, flat, launcher, to_lanes
-from .vector_ends import store_until
+from .vector_ends import read, store_until
 from .vector_math import apply
 from .vectors import (
     LANES,
