@@ -82,13 +82,13 @@ def _module(name: str) -> tuple[str, frozenset[str]]:
 
 
 @functools.cache
-def _sources(name: str) -> dict[str, str]:
-    """The hashes of all sources that a module's kernels can depend on, by the names of their modules."""
+def _sources(*names: str, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """The hashes of these modules' sources and of all that they import, by the names of the modules."""
     hashes: dict[str, str] = {}
-    waiting = [name, *COMPILER]
+    waiting = [*names]
     while waiting:
         module = waiting.pop()
-        if module not in hashes:
+        if module not in hashes and module not in without:
             hashes[module], imported = _module(module)
             waiting += imported
     return dict(sorted(hashes.items()))
@@ -132,9 +132,10 @@ def _variables(function: Any) -> list[tuple[str, Any]]:
 
 def _code(function: Any) -> tuple[Any, ...]:
     """The parts of the key that come from a kernel's source, its module's constants and its enclosing function."""
-    sources = _sources(function.__module__)
-    constants = [_constants(module) for module in sources if module not in COMPILER]  # which are imported when needed
-    return function.__module__, function.__qualname__, sources, constants, _variables(function)
+    module = function.__module__
+    # Without those of the compiler and of what it alone imports, which are there only once something is compiled.
+    constants = [_constants(name) for name in _sources(module, without=COMPILER)]
+    return module, function.__qualname__, _sources(module, *COMPILER), constants, _variables(function)
 
 
 @functools.cache
