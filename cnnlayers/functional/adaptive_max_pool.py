@@ -37,7 +37,7 @@ def _adaptive_max_pool(b: Backend, spec: AdaptiveWindow, x: Array) -> Array:
 @in_planes
 @in_accumulator_dtype
 def _adaptive_max_pool_backward(b: Backend, spec: AdaptiveWindow, dy: Array, argmax: Array) -> Array:
-    """dx of a cell is the sum, in C order, of dy of the windows whose maximum is that cell."""
+    """dx. Each window adds its dy to the cell that has its maximum; windows come in C order."""
     lay, ndim, xp = spec.layout, len(spec.layout.shape), b.xp
     maxima_cells = flat_cells(b, spec, argmax, xp.int64)
     cell = b.zeros((1,) * ndim, xp.int64)  # each cell's flat place in its plane

@@ -45,6 +45,7 @@ def _divided(b: Backend, spec: Average, sums: Array) -> Array:
 @in_planes
 @in_accumulator_dtype
 def portable_avg_pool(b: Backend, spec: Average, x: Array) -> Array:
+    """The averages of x in array code."""
     return _divided(b, spec, window_sums(b, spec.window, x))
 
 

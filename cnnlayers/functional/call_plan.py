@@ -126,6 +126,7 @@ class Context:
 
     @property
     def spec(self) -> Any:
+        """The options of the call, checked, and its shapes."""
         return self.plan.spec
 
     @property

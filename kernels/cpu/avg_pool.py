@@ -34,8 +34,8 @@ from .windows import (
 Array = Any
 MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
 MAX_OVERLAP = 25  # windows over a cell, at most, where loops over channels read it from the L1 cache for each of them
-MAX_UNROLLED_TAPS = 3  # along a row: kernels for so many have no loop over them
-MANY_TAPS = 12  # along a row: from so many on, sums of 2, 4, 8, … neighbours are computed first
+MAX_UNROLLED_TAPS = 3  # along a row: up to 3 taps are added one by one, without a loop
+MANY_TAPS = 12  # along a row: for 12 and more, sums of 2, 4, 8, … neighbours are computed first and then combined
 LINE_ELEMENTS = 4096  # of the lines of up to 8 rows, so that they are in the L1 cache
 FEW_WINDOWS = 16  # cells a window: y is then so small that chunks of fewer bytes of x are worth a thread
 
@@ -215,7 +215,10 @@ def _along_rows(
 
 
 def _offsets(number: int, step: int, levels: int, level: int) -> Array:
-    """Where the numbers are whose sum is that of `number` cells: a few of each level, or one of some."""
+    """The places of the numbers that are added up for a window of `number` cells.
+
+    Without levels they are the cells. Level k has the sums of 2**k neighbours, from `k * level` on: a window of 13
+    cells is then the sum of three numbers, one each of levels 3, 2 and 0."""
     if not levels:
         return np.arange(number) * step
     bits = [k for k in reversed(range(levels + 1)) if number >> k & 1]

@@ -27,7 +27,7 @@ Array = Any
 Kernel = Any
 Vector = Any
 RUN_LINES = 64  # lines that are summed in the dtype that x is computed in
-LINES_AT_ONCE = 8  # whose sum, or whose factors, are in registers
+LINES_AT_ONCE = 8  # a column's sums, or its factors, stay in registers for 8 lines
 
 
 @kernel()

@@ -33,7 +33,8 @@ Array = Any
 LONG_SUM = 2048  # terms in float32, at most, for vectors of windows; those of filters add up long sums from parts
 LEAST_FILTERS = 8  # of a weight's gradient, 1×1 kernels and channels last: vectors of fewer have too many empty lanes
 LEAST_TERMS = 80  # of a sum, for vectors of filters: to transpose the results takes as long as 10 terms
-# With so many channels vectors of windows are half as fast: the cells come from the second-level cache.
+# Vectors of windows are slower the more channels there are: with 400 they take twice as long for a product, because the
+# cells come from the second-level cache.
 CACHED_CHANNELS = 400
 PHASE_CHANNELS = 128  # the adjoint of a stride takes vectors of filters, which its phases make slow, only for more
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time

@@ -43,7 +43,7 @@ Array = Any
 Vector = Any
 U = np.uintp
 BLOCK = 4096  # elements; chunks begin at a multiple of it, so that their bits are whole bytes
-GROUP = 1024  # elements whose results are stored before their bits are
+GROUP = 1024  # elements: the loop stores the results of a group, and then its bits
 NO_BITS = np.empty(0, np.uint8)
 
 
@@ -146,7 +146,7 @@ def _over_elements(loop: Any, x: Array, number: Any = 0.0, view_as: Any = None) 
 
 
 def _make_launchers(op: str) -> tuple[Any, Any]:
-    """The forward and backward of an op whose spec is None, or GELU's form."""
+    """The launchers, forward and backward, of an op. The spec is "tanh" for GELU's approximation by tanh."""
 
     @launcher
     def forward(spec: str | None, x: Array) -> Callable[[Array], Array]:

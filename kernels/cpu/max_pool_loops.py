@@ -57,7 +57,7 @@ U = np.uintp
 
 @kernel(inlined=True)
 def _load(x: Array, i: Any) -> Vector:
-    """16 cells. The CPU converts halves and would set a NaN's quiet bit; where there is a NaN, each bit is kept."""
+    """16 cells, with all bits of a NaN: the CPU's conversion of a half number would change one of them."""
     value = load(x, i)
     return load_every_bit(x, i) if any_lane(is_nan(value)) else value
 

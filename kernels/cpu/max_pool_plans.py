@@ -33,7 +33,7 @@ MAX_COMPARED_TAPS = 9
 LEAST_CHANNELS = 8  # of a cell, for loops over channels
 LINE_ELEMENTS = 4_000  # of the lines of a band, so that they are in the L1 cache
 LINE_WINDOWS = 4_096  # of a row of windows in a line, at most
-FULL_ROW = 8 * LANES  # elements; in a row of so many, the empty lanes of the last vector hardly matter
+FULL_ROW = 8 * LANES  # elements: in a longer row, the empty lanes of its last vector cost at most an eighth
 MAX_TABLE = 1 << 24  # elements of a table for one row
 TABLE_ELEMENTS = 1 << 14  # of a table for several rows, so that it is in the cache
 
