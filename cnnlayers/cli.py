@@ -228,7 +228,7 @@ def _train_to(epochs: int, run: Run) -> int:
         with _reporting("no curves.png"):
             run.draw(tested)
     except KeyboardInterrupt:
-        done = len(run.records)
+        done = run.after_interrupt()
         kept = f"epoch {done} is in {out}, --resume continues" if done else f"no epoch was finished, {out} is as it was"
         return _interrupted(f"interrupted: {kept}") if ranks.first else INTERRUPTED
     except BrokenPipeError:  # nobody reads on: the epoch just finished is on disk, and --resume continues

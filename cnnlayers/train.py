@@ -12,6 +12,7 @@ Only the first writes files. What they send one another is distributed.py's matt
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -87,6 +88,7 @@ class Run:
         kind = {"adam": optim.Adam, "sgd": optim.SGD}[settings.optimizer]
         self.optimizer: optim.Optimizer = kind(self.model.params, self.rate)
         self.records: list[Record] = []
+        self._saving: list[Record] | None = None  # the figures that `_save` writes, until all files have them
         self.planned = 0  # epochs in all, by the last call of `train`
 
     def _new_model(self) -> Layer:
@@ -199,28 +201,34 @@ class Run:
         if not self.records:
             run_folder.clear(self.out)
         if not self.records or _merit(record) > max(map(_merit, self.records)):
-            card = {
-                "model": self.settings.model,
-                "arguments": self.arguments,
-                "data": self.dataset.name,
-                "classes": self.dataset.classes,
-                "mean": self.dataset.mean,
-                "std": self.dataset.std,
-                "strokes": self.dataset.strokes,
-            }
+            of_data = {name: getattr(self.dataset, name) for name in ("classes", "mean", "std", "strokes")}
+            card = {"model": self.settings.model, "arguments": self.arguments, "data": self.dataset.name} | of_data
             checkpoint.save_arrays(self.model.state_dict(), self.out / MODEL, {TEXT: json.dumps(card)})
         arrays = {f"model.{name}": a for name, a in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state_dict().items()}
+        records = [*self.records, record]
         kept = {
             "settings": dataclasses.asdict(self.settings),
             "dataset": self.dataset.name,
             "digest": self.dataset.digest,
             "planned": self.planned,
-            "epochs": [*self.records, record],
+            "epochs": records,
         }
+        self._saving = records
         checkpoint.save_arrays(arrays, self.out / LAST, {TEXT: json.dumps(kept)})
-        self.records.append(record)
+        self.records = records
         self.write_history(None)
+        self._saving = None
+
+    def after_interrupt(self) -> int:
+        """The number of epochs on disk after Ctrl-C. If it came while files were replaced, last.safetensors says which
+        epochs there are, and history.json is written to agree with it."""
+        if self._saving is not None:
+            with contextlib.suppress(FileNotFoundError):  # the first epoch's was not written
+                if run_folder.read_last(self.out)[1]["epochs"] == self._saving:
+                    self.records = self._saving
+                    self.write_history(None)
+        return len(self.records)
 
     def continue_from(self, arrays: Mapping[str, Any], records: list[Record]) -> None:
         """Take over the arrays and figures of the last finished epoch. Raises ValueError where they do not fit."""

@@ -130,10 +130,34 @@ def test_interrupted_while_saving(
         run.train(2, Quiet())
     assert len(run.records) == (2 if failing == train.HISTORY else 1)
     monkeypatch.undo()
+    assert run.after_interrupt() == len(timeless(tmp_path)["epochs"]) == (2 if failing == train.HISTORY else 1)
     again = train.resume({}, tmp_path)
     again.train(2, Quiet())
     again.test()
     assert_same_run(two_epochs, tmp_path)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_interrupted_as_soon_as_the_last_file_is_replaced(
+    tmp_path: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch is on disk, although neither the run nor history.json has it."""
+    run = train.start({"seed": 5}, tmp_path)
+    run.train(epochs - 1, Quiet())
+    replace = checkpoint.replace_file
+
+    def interrupted(path: Path, content: bytes) -> None:
+        replace(path, content)
+        if Path(path).name == train.LAST:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "replace_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(epochs, Quiet())
+    assert len(run.records) == epochs - 1
+    monkeypatch.undo()
+    assert run.after_interrupt() == len(timeless(tmp_path)["epochs"]) == epochs
+    assert len(train.resume({}, tmp_path).records) == epochs
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
