@@ -142,7 +142,7 @@ def new_result(shape: tuple[int, ...], dtype: Any) -> Callable[[], Any]:
     return functools.partial(numpy.empty if small else result, shape, dtype)
 
 
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # a limit on their number is enough: results have a fixed size
 def _places(itemsize: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, list[slice]]:
     """The bytes of a workspace, and where in it arrays of these shapes are."""
     sizes = [math.prod(shape) * itemsize for shape in shapes]

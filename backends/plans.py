@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import numpy
 
-LIMIT = 48 << 20  # bytes of all plans; 64 MB with the specs and other results of fixed size that are kept by number
+LIMIT = 48 << 20  # bytes of all plans; 64 MB with the specs and other results of fixed size, whose number is limited
 LARGEST = LIMIT // 2  # bytes of one plan
 ENTRIES = 2048  # plans, at most
 KEY = 1024  # bytes counted for the arguments of a plan: windows and shapes, which have a fixed size

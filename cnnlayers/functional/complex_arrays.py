@@ -75,7 +75,7 @@ def _unpaired(b: Backend, a: Array, axis: int) -> Array:
 
 
 # ------------------------------------------------------------------------------------------ ops that mix no channels
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # a limit on their number is enough: results have a fixed size
 def _of_planes(spec: Any) -> Any:
     """The spec on the real array: (samples * channels, *spatial, 2) for channels first, else twice the channels."""
     first, second, *others = windows_of(spec).layout.shape
@@ -103,7 +103,7 @@ def _channel_axis(spec: Any) -> int:
     return -1 if spec is None else int(spec.window.layout.channel)
 
 
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # a limit on their number is enough: results have a fixed size
 def _of_pairs(spec: Any) -> Any:
     """A convolution's spec with twice the channels on both sides; a linear map has none."""
     if spec is None:

@@ -1,6 +1,6 @@
 """Pooling's portable code on the CPU, a chunk of planes at a time, on the library's threads.
 
-Pooling knows nothing of the neighbours on the sample and channel axes. So with NumPy a call on a large array is several
+A pooling window has cells of one plane alone. So with NumPy a call on a large array is several
 calls on some planes each (channels last: on some samples): what is made on the way stays in a core's cache, and threads
 have something to share. Where a chunk ends depends on the shape alone; its results are those of the whole, to the bit.
 """
@@ -93,7 +93,7 @@ def _whole(b: Backend, part: Array, layout: Layout, units: int) -> Array:
     return b.empty((*part.shape[:at], units, *part.shape[at + 1 :]), part.dtype)
 
 
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # a limit on their number is enough: results have a fixed size
 def _spec_of_chunk(spec: Any, layout: Layout, units: int, merges: bool) -> Any:
     """The spec on so many planes, or samples."""
     shape = (units, 1, *layout.shape[2:]) if merges else (units, *layout.shape[1:])

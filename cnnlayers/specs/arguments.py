@@ -33,10 +33,11 @@ LIMIT = 2**31  # an argument beyond this is a mistake, and would overflow a kern
 
 def cached(make: F) -> F:
     """A function of arguments whose last results are kept: a small call would spend more time on its checks than on its
-    cells. A result is shared, so it must not be changed; it has a fixed size, so it is kept by number and not by bytes.
+    cells. A result is shared, so it must not be changed. Results have a fixed size, so their number is limited and not
+    their bytes.
 
-    Looked up are numbers, strings, None, and tuples of ints; anything else (a list, a NumPy number, a tuple with True,
-    which equals 1) goes to the function, whose error it may deserve. No error is kept.
+    Numbers, strings, None and tuples of ints are looked up; anything else (a list, a NumPy number, a tuple with True,
+    which equals 1) goes to the function, which may refuse it. No error is kept.
     """
     with_cache = functools.lru_cache(maxsize=1024, typed=True)(make)
 

@@ -58,8 +58,8 @@ class Conv:
 
     @functools.cached_property
     def channels_contiguous(self) -> bool:
-        """Whether columns have channels that lie in runs as runs: rows are (tap, channel), stored cell by cell. Else
-        they are (channel, tap), so that a weight need not be permuted."""
+        """Whether a tap's channels are neighbours in the columns: rows are (tap, channel), stored cell by cell. Else they
+        are (channel, tap), so that a weight need not be permuted."""
         return self.last and self.weight_shape[2] >= LEAST_RUN
 
     @functools.cached_property
@@ -118,7 +118,7 @@ class Conv:
         return (samples, *spatial, ALL, ALL) if self.last else (samples, ALL, ALL, *spatial)
 
 
-@functools.lru_cache(maxsize=256)  # by number: results have a fixed size
+@functools.lru_cache(maxsize=256)  # a limit on their number is enough: results have a fixed size
 def interned(spec: Conv) -> Conv:
     """The first one equal to this: what it has worked out of itself serves later calls."""
     return spec

@@ -169,7 +169,7 @@ def pack_of(shape: RowLayout | ColumnLayout, itemsize: int, *aligned_to: int) ->
     return pack
 
 
-@functools.lru_cache(maxsize=4096)  # by number: plans of norms have a fixed size
+@functools.lru_cache(maxsize=4096)  # a limit on their number is enough: these plans have a fixed size
 def make_plan(
     device: Device,
     shape: RowLayout | ColumnLayout,
