@@ -36,9 +36,8 @@ class CallPlan:
     compute_dtype: Any = field(init=False)  # that x is computed in; None for integers and bool, which are not cast
     complex: bool = field(init=False)  # whether x is
     large: bool = field(init=False)  # whether y may not fit the memory
-    steps: dict[tuple[str, str], Callable[..., Any]] = field(
-        init=False, default_factory=dict
-    )  # by name and kernel mode
+    # By name and kernel mode.
+    steps: dict[tuple[str, str], Callable[..., Any]] = field(init=False, default_factory=dict)
     key: Any = field(init=False, default=None)  # of the plan cache
     # On NumPy, if x is floating or complex: the type of array for which `check_backward` need not look for dy's owner.
     dy_type: Any = field(init=False, default=None)

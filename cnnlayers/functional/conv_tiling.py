@@ -20,16 +20,15 @@ from . import blas
 WORKSPACE = 4 << 20  # bytes of columns on the CPU, where each thread's should stay in its core's cache
 DEVICE_WORKSPACE = 128 << 20  # elsewhere few large launches matter more
 TILE_FLOPS = 100_000_000  # of a tile on the CPU, about: less is too little for what Python does for each
-MIN_PRODUCT_WINDOWS = (
-    128  # windows that a product is of on the CPU, at least: with fewer BLAS is busy with packing the weight
-)
-MIN_WINDOWS_PER_SAMPLE_PRODUCT = 256  # windows of a sample, channels first, that on the CPU are a product of their own
+# Windows of one matrix product on the CPU, at least: with fewer, packing the weight takes most of BLAS's time.
+MIN_PRODUCT_WINDOWS = 128
+# From this many windows on, a sample with channels first has a matrix product of its own on the CPU.
+MIN_WINDOWS_PER_SAMPLE_PRODUCT = 256
 MIN_TILES = 4  # tiles on the CPU, at least: some threads can then be busy to the end
 
 ALL = slice(None)
-Tap: TypeAlias = tuple[
-    int, tuple[slice, ...], tuple[slice, ...]
-]  # flat tap, windows that see cells under it, those cells
+# The tap's place in C order, the windows that have an input cell under it, and those cells.
+Tap: TypeAlias = tuple[int, tuple[slice, ...], tuple[slice, ...]]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Pooling's portable code on the CPU, a chunk of planes at a time, on the library's threads.
 
-A pooling window has cells of one plane alone. So with NumPy a call on a large array is several
-calls on some planes each (channels last: on some samples): what is made on the way stays in a core's cache, and threads
-have something to share. Where a chunk ends depends on the shape alone; its results are those of the whole, to the bit.
+A pooling window has cells of one plane alone. So with NumPy a call on a large array is divided into several calls on
+some planes each (channels last: on some samples): temporary arrays stay in a core's cache, and threads have work to
+share. Where a chunk ends depends on the shape alone; its results are those of the whole, to the bit.
 """
 
 from __future__ import annotations

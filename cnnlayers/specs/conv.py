@@ -58,8 +58,8 @@ class Conv:
 
     @functools.cached_property
     def channels_contiguous(self) -> bool:
-        """Whether a tap's channels are neighbours in the columns: rows are (tap, channel), stored cell by cell. Else they
-        are (channel, tap), so that a weight need not be permuted."""
+        """Whether a tap's channels are neighbours in the columns: rows are (tap, channel), stored cell by cell. Else
+        they are (channel, tap), so that a weight need not be permuted."""
         return self.last and self.weight_shape[2] >= LEAST_RUN
 
     @functools.cached_property
