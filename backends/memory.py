@@ -2,7 +2,7 @@
 
 Fresh pages cost a page fault and a clearing each: for a large array as much time as many an op takes. The allocator of
 the C library gives an array of more than 32 MB back to the system as soon as it is freed, and the memory of smaller
-ones when a few of them are free: a training step of a small network then has 1,200 page faults.
+ones when a few of them are free: a fifth of a training step of a small network was page faults.
 So a large result is a view of a buffer that goes to a free list when the last array that views it is gone. A workspace
 goes there when its block ends. A buffer starts at a cache line, so kernels can store past the caches.
 
@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy
 
-LEAST_RESULT = 1 << 20  # bytes of the smallest result in a buffer: to take one needs 8 µs
-MOST_BUFFERS = 64  # that the free list keeps: more take too long to look through
+LEAST_RESULT = 1 << 16  # bytes of the smallest result in a buffer: to take one needs 2 µs
 LEAST_WORKSPACE = 1 << 16  # bytes of the smallest workspace
 MOST_WORKSPACE = 32 << 20  # bytes of the largest workspace that is kept
 ALIGNMENT = 64  # bytes: a cache line
@@ -77,78 +76,98 @@ def available_memory() -> int | None:
 LIMIT = min(512 << 20, _machine() // 32)
 
 
-class _FreeList:
-    """Buffers that wait for their next use, the latest last.
+class _Buffer(numpy.ndarray):
+    """Bytes that are used again. A type of its own, because NumPy looks through bases of one type: the base of a view
+    would else be the memory itself, and not its `_Owner`."""
 
-    There is no lock. Each change is one operation of a dict, which no other thread, signal handler, finaliser or
-    exception divides: so a buffer is in the list, or has one owner, or is garbage.
+    __slots__ = ()
+
+
+class _Owner(_Buffer):
+    """A buffer's owner while arrays view it: each refers to this, so it lives as long as the last of them."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        _free.give(self.base)
+
+
+class _FreeList:
+    """Buffers that wait for their next use.
+
+    There is no lock. Each change is one operation of a dict or a list, which no other thread, signal handler, finaliser
+    or exception divides: so a buffer is in the list, or has one owner, or is garbage.
     """
 
     def __init__(self) -> None:
-        self.buffers: dict[int, Any] = {}
+        self.buffers: dict[int, list[tuple[int, Any]]] = {}  # by their bytes: each with its number, the latest last
         self.numbers = itertools.count()
+        self.bound = 0  # the bytes of all are no more than this; they are counted when it passes LIMIT
 
     def take(self, nbytes: int) -> Any:
         """The latest buffer of this size, or a new one."""
-        # A list of items would make tuples: the collection of garbage may begin there, and give buffers meanwhile.
-        for number in reversed(list(self.buffers)):
-            buffer = self.buffers.get(number)
-            if buffer is not None and buffer.nbytes == nbytes and self.buffers.pop(number, None) is not None:
-                return buffer
-        memory = numpy.empty(nbytes + ALIGNMENT, numpy.uint8)
-        return memory[-memory.ctypes.data % ALIGNMENT :][:nbytes]
+        try:
+            return self.buffers[nbytes].pop()[1]
+        except LookupError:
+            memory = numpy.empty(nbytes + ALIGNMENT, numpy.uint8)
+            return memory[-memory.ctypes.data % ALIGNMENT :][:nbytes].view(_Buffer)
 
     def give(self, buffer: Any) -> None:
         """Keep a buffer that nothing views any more."""
-        while self.buffers and (len(self.buffers) >= MOST_BUFFERS or self.nbytes() + buffer.nbytes > LIMIT):
-            for oldest in list(self.buffers)[:1]:
-                self.buffers.pop(oldest, None)
-        if buffer.nbytes <= LIMIT:
-            self.buffers[next(self.numbers)] = buffer
+        nbytes = buffer.nbytes
+        if nbytes > LIMIT:
+            return
+        self.bound += nbytes
+        if self.bound > LIMIT:
+            while (bound := self.nbytes() + nbytes) > LIMIT:
+                self._drop_oldest()
+            self.bound = bound
+        self.buffers.setdefault(nbytes, []).append((next(self.numbers), buffer))
+
+    def _drop_oldest(self) -> None:
+        # A list of items would make tuples: the collection of garbage may begin there, and give buffers meanwhile.
+        oldest = {}
+        for nbytes in list(self.buffers):
+            if waiting := self.buffers[nbytes][:1]:
+                oldest[waiting[0][0]] = nbytes
+            else:
+                self.buffers.pop(nbytes, None)  # a program's sizes may never repeat
+        if oldest:
+            with contextlib.suppress(IndexError):
+                self.buffers[oldest[min(oldest)]].pop(0)
 
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in list(self.buffers.values()))
+        return sum([nbytes * len(self.buffers[nbytes]) for nbytes in list(self.buffers)])
 
 
 _free = _FreeList()
 
 
-class _Owner:
-    """A buffer's owner while arrays view it: each refers to this, so it lives as long as the last of them."""
-
-    __slots__ = ("__array_interface__", "buffer")
-
-    def __init__(self, buffer: Any) -> None:
-        self.buffer = buffer
-        self.__array_interface__ = buffer.__array_interface__
-
-    def __del__(self) -> None:
-        _free.give(self.buffer)
-
-
-def result(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A new C-contiguous NumPy array with any content, for a result that the caller of an op gets."""
-    dtype = numpy.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < LEAST_RESULT or nbytes > LIMIT:
-        return numpy.empty(shape, dtype)
-    return numpy.asarray(_Owner(_free.take(nbytes))).view(dtype).reshape(shape)
+def _in_buffer(shape: tuple[int, ...], dtype: numpy.dtype, nbytes: int) -> Any:
+    return numpy.ndarray(shape, dtype, _Owner(nbytes, numpy.uint8, _free.take(nbytes)))
 
 
 def new_result(shape: tuple[int, ...], dtype: Any) -> Callable[[], Any]:
     """`result` for one shape and dtype, as a function without arguments."""
     dtype = numpy.dtype(dtype)
-    small = math.prod(shape) * dtype.itemsize < LEAST_RESULT
-    return functools.partial(numpy.empty if small else result, shape, dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < LEAST_RESULT or nbytes > LIMIT:
+        return functools.partial(numpy.empty, shape, dtype)
+    return functools.partial(_in_buffer, shape, dtype, nbytes)
+
+
+def result(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A new C-contiguous NumPy array with any content, for a result that the caller of an op gets."""
+    return new_result(shape, dtype)()
 
 
 @functools.lru_cache(maxsize=256)  # a limit on their number is enough: results have a fixed size
-def _places(itemsize: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, list[slice]]:
-    """The bytes of a workspace, and where in it arrays of these shapes are."""
+def _places(itemsize: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, list[int]]:
+    """The bytes of a workspace, and where in it arrays of these shapes begin."""
     sizes = [math.prod(shape) * itemsize for shape in shapes]
     starts = [*itertools.accumulate([-(-size // ALIGNMENT) * ALIGNMENT for size in sizes], initial=0)]
     total = max(LEAST_WORKSPACE, 1 << (starts[-1] - 1).bit_length())
-    return total, [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
+    return total, starts[:-1]
 
 
 @contextlib.contextmanager
@@ -157,7 +176,7 @@ def workspace(dtype: Any, *shapes: tuple[int, ...]) -> Iterator[list[Any]]:
     ends."""
     total, places = _places(numpy.dtype(dtype).itemsize, shapes)
     buffer = _free.take(total)
-    yield [buffer[place].view(dtype).reshape(shape) for place, shape in zip(places, shapes, strict=True)]
+    yield [numpy.ndarray(shape, dtype, buffer, start) for start, shape in zip(places, shapes, strict=True)]
     # Not after an exception: a thread that was not waited for (a second Ctrl-C) may still write to it.
     if total <= MOST_WORKSPACE:
         _free.give(buffer)

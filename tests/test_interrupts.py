@@ -372,7 +372,7 @@ def test_no_buffer_has_two_owners(monkeypatch: pytest.MonkeyPatch) -> None:
         if not raiser.raised:
             break
         del alive[3:]
-        waiting = list(memory._free.buffers.values())
+        waiting = [buffer for _, buffer in itertools.chain(*memory._free.buffers.values())]
         assert len({b.ctypes.data for b in waiting}) == len(waiting), number
         assert not any(np.shares_memory(a, b) for a in alive for b in waiting), number
         assert memory._free.nbytes() <= memory.LIMIT, number
