@@ -40,7 +40,7 @@ RULES = {
     "bound": (r"(?<=[\w\])]) < (?=[a-z(])", " <= "),
     "tie": (r"(?<=[\w\])]) > (?=[a-z])", " >= "),
 }
-TIES = ("max_pool.cu", "max_pool_tiled.cu", "cross_entropy.cu")
+TIES = ("max_pool.cu", "max_pool_tiled.cu")
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("channels_last_norm_backward.cu", "bound", "j < block.size; j += K * block.step"): ONE_TURN_MORE,
     ("channels_last_norm.cu", "bound", "has_channel = "): "numbers of one channel more, which nobody reads",
     ("channels_last_norm_backward.cu", "bound", "has_channel = "): "numbers of one channel more, which nobody reads",
-    ("cross_entropy.cu", "bound", "first < rows; first +="): ONE_TURN_MORE,
-    ("cross_entropy.cu", "bound", "return nan ?"): "no two threads have one position",
+    ("channels_last_norm.cu", "bound", "j < block.size; j += K * block.step"): ONE_TURN_MORE,
+    ("cross_entropy.cu", "bound", "begin < size; begin += R * step"): ONE_TURN_MORE,
     ("im2col.cu", "bound", "begin < n; begin +="): ONE_TURN_MORE,
     ("im2col.cu", "bound", "i < end; i += run"): ONE_TURN_MORE,
     ("im2col.cu", "bound", "v < run && i + v < end"): "the same thread stores the right value in its next run",

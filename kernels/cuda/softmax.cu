@@ -16,12 +16,6 @@
 #include "row_reduce.cuh"
 #include "column_reduce.cuh"
 
-// exp(v) for elements of type T: of 16 bits by the device's own instruction, whose error is less than their rounding.
-template <typename T, typename A> __device__ __forceinline__ A exponential(A v) {
-  if constexpr (sizeof(T) == 2) return __expf(v);
-  else return exp(v);
-}
-
 // The largest of N channels' values so far, and the sum of the exponentials of their distances to it.
 template <typename T, int N> struct ExponentialSum {
   using A = typename Sum<T>::type;
