@@ -36,7 +36,7 @@ MAX_FLOAT32_TAPS = 32  # in a sum: float32 sums of more lose precision
 MAX_OVERLAP = 25  # windows over a cell, at most, where loops over channels read it from the L1 cache for each of them
 MAX_UNROLLED_TAPS = 3  # along a row: up to 3 taps are added one by one, without a loop
 MANY_TAPS = 12  # along a row: for 12 and more, sums of 2, 4, 8, … neighbours are computed first and then combined
-LINE_ELEMENTS = 4096  # of the lines of up to 8 rows, so that they are in the L1 cache
+LINE_ELEMENTS = 4096  # of the lines of up to 12 rows, so that they are in the L1 cache
 FEW_WINDOWS = 16  # cells a window: y is then so small that chunks of fewer bytes of x are worth a thread
 
 
@@ -138,6 +138,7 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
     taps = overlap if backward else math.prod(window.kernel)
     dtype = np.float32 if float32_sums and taps <= MAX_FLOAT32_TAPS else np.float64
     ranges, steps = zip(*(_cells_in_sums(a, backward) for a in axes[:2]), strict=True)
+    ranges = ranges[0], np.vstack([ranges[1], _repeats(ranges[1])])
     sizes = [(a.length, a.out)[:: -1 if backward else 1] for a in axes]
     x_sizes, y_sizes = ((d, h, w * channels) for d, h, w in zip(*sizes, strict=True))
     last = divisors[2]
@@ -157,6 +158,12 @@ def pooling_plan(spec: Any, backward: bool, float32_sums: bool) -> LoopPlan:
 def _cells_in_sums(axis: AnyAxis, backward: bool) -> tuple[Array, int]:
     """For each cell of y the first cell of x in its sum and the number of cells, (2, cells), and the step between."""
     return windows_over_cells(axis) if backward else (cells_under_windows(axis), dilation_of(axis))
+
+
+def _repeats(cells: Array) -> Array:
+    """For each of some `_cells_in_sums`, how many just before it have the same sum."""
+    at, same = np.arange(cells.shape[1]), (cells[:, 1:] == cells[:, :-1]).all(0)
+    return (at - np.maximum.accumulate(np.where(np.append(False, same), 0, at))).astype(cells.dtype)
 
 
 def _with_zeros(axis: AnyAxis, backward: bool) -> tuple[Array, Array, int]:
@@ -200,17 +207,19 @@ def _along_rows(
         else:
             form = "picks"
     step *= channels
-    together = max(1, min(8, LINE_ELEMENTS // size))
+    together = max(1, min(12, LINE_ELEMENTS // size))
     level = (together + 1) * size + 3 * LANES
     levels = int(kinds.max()).bit_length() - 1 if kinds.max() >= MANY_TAPS and channels < LANES else 0
     offsets = [_offsets(int(n), step, levels, level) + shift for n, shift in zip(kinds, shifts, strict=True)]
     bounds = np.cumsum([0, *(o.size for o in offsets)])
+    unrolled_taps = offsets[0].size if all(o.size == offsets[0].size <= MAX_UNROLLED_TAPS for o in offsets) else 0
+    if form == "picks" and not levels:  # each kind's sums continue those of the kind before
+        offsets, bounds = offsets[-1:], np.append(0, kinds)
     elements, picks = level * (levels + 1), bounds[:0]
     if form == "picks":
         picks = np.repeat(kind_of * level + place, channels) + np.tile(np.arange(channels), first.size)
         elements += kinds.size * level + together * picks.size + LANES
     tables = (np.concatenate(offsets), bounds, blocks.reshape(-1), picks)
-    unrolled_taps = offsets[0].size if all(o.size == offsets[0].size <= MAX_UNROLLED_TAPS for o in offsets) else 0
     return (form, unrolled_taps), tables, (before * channels, size, together, level, levels, step, elements)
 
 

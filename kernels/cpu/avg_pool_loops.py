@@ -76,7 +76,8 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
     A sum is of the numbers at some of the `offsets` from a place of a line on; those of kind k are from bounds[k] on.
     The form says how 16 results come from sums of neighbours. "blocks": as they are. `blocks` has the place in a row of
     y, in a line, and the kind. "evens": every second one of 32. "pairs": alternately of kind 0 and 1. "picks": of all
-    places and kinds, `picks` has that of each result.
+    places and kinds, `picks` has that of each result; without levels, the sums of a kind begin with those of the kind
+    before. Rows of y with the same sum have one line.
 
     unrolled_taps: the number of `offsets` of every kind, if they are at most 3 and have no loop; else 0."""
     raised, root = make_power("" if backward else power), make_root("" if backward else power)
@@ -99,9 +100,8 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
         store(lines, to + c + U(LANES), b)
 
     @kernel(inlined=True)
-    def sum_taps(lines: Array, offsets: Array, at: Any, first: Any, last: Any) -> Vector:
+    def sum_taps(lines: Array, offsets: Array, at: Any, first: Any, last: Any, acc: Vector) -> Vector:
         if unrolled_taps == 0:
-            acc = broadcast(lines, 0)
             for t in range(U(first), U(last)):
                 acc = add(acc, load(lines, at + U(offsets[t])))
         else:
@@ -130,12 +130,16 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
         offsets, bounds, blocks, picks = tables
         row, out_d, out_h, out_row, heights, of_row = U(sizes[2]), sizes[3], sizes[4], sizes[5], ranges[1], divisors[2]
         before, size, together, level, levels, step, _ = layout
-        one = lines.dtype.type(1)
+        one, zero = lines.dtype.type(1), broadcast(lines, 0)
         varies_d, varies_h = divisors[0].size > 1, divisors[1].size > 1
         kinds, sums = bounds.size - 1, (levels + 1) * level
         h, d, plane = start % out_h - 1, start // out_h % out_d, start // (out_d * out_h)
-        for first in range(start, stop, together):
-            number = min(together, stop - first)
+        first = start
+        while first < stop:
+            number, used = min(together, stop - first), 0
+            if backward:
+                repeats = heights[2, (first + number) % out_h]
+                number -= repeats if repeats < number else 0
             for i in range(number):
                 h += 1
                 if h == out_h:
@@ -146,12 +150,12 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
                     divisor_of[i] = (
                         divisors[0][d * varies_d] * divisors[1][h * varies_h] * (one if of_row.size > 1 else of_row[0])
                     )
-                same = h > 0 and heights[0, h] == heights[0, h - 1] and heights[1, h] == heights[1, h - 1]
-                line_of[i] = i
-                if backward and same and (i > 0 or (together == 1 and first > start)):
-                    line_of[i] = line_of[max(i - 1, 0)]
+                if backward and heights[2, h] > 0 and first + i > start:  # the line before, or the only one before
+                    used = max(used, 1)
+                    line_of[i] = used - 1
                     continue
-                line = U(i * size + before)
+                line_of[i], line = used, U(used * size + before)
+                used += 1
                 rows = _rows_under(row_at, row_divisors, plane, d, h, sizes, ranges, steps, divisors)
                 for c in range(U(0), row, U(2 * LANES)):
                     if c + U(2 * LANES) <= row:
@@ -163,18 +167,19 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
                         divisor = load(of_row, c) if of_row.size > 1 else broadcast(lines, of_row[0])
                         store(lines, line + c, div(load(lines, line + c), divisor))
             for k in range(levels):
-                for c in range(U(k * level), U(k * level + number * size), U(LANES)):
+                for c in range(U(k * level), U(k * level + used * size), U(LANES)):
                     store(lines, c + U(level), add(load(lines, c), load(lines, c + U(step << k))))
             origin = 0 if past_caches else first * out_row
             end = origin + number * out_row
             if form == "picks":
-                for k in range(kinds):
-                    for c in range(U(0), U(number * size), U(LANES)):
-                        store(lines, U(sums + k * level) + c, sum_taps(lines, offsets, c, bounds[k], bounds[k + 1]))
-                for i in range(number):
-                    if line_of[i] == i:
-                        for o in range(U(out_row)):
-                            lines[U(sums + kinds * level + i * out_row) + o] = lines[U(sums + i * size + picks[o])]
+                for c in range(U(0), U(used * size), U(LANES)):
+                    acc = zero
+                    for k in range(kinds):
+                        acc = sum_taps(lines, offsets, c, bounds[k], bounds[k + 1], zero if levels > 0 else acc)
+                        store(lines, U(sums + k * level) + c, acc)
+                for i in range(used):
+                    for o in range(U(out_row)):
+                        lines[U(sums + kinds * level + i * out_row) + o] = lines[U(sums + i * size + picks[o])]
             for i in range(number):
                 to, at = U(origin + i * out_row), U(line_of[i] * size)
                 if form == "picks":
@@ -185,13 +190,13 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
                     for b in range(U(0), U(blocks.size), U(4)):
                         o, place, k = U(blocks[b]), at + U(blocks[b + U(1)]), blocks[b + U(2)]
                         for c in range(o, U(blocks[b + U(3)]), U(2 * LANES if form == "pairs" else LANES)):
-                            acc = sum_taps(lines, offsets, place, bounds[k], bounds[k + 1])
+                            acc = sum_taps(lines, offsets, place, bounds[k], bounds[k + 1], zero)
                             place += U(2 * LANES if form == "evens" else LANES)
                             if form == "evens":
-                                more = sum_taps(lines, offsets, place - U(LANES), bounds[k], bounds[k + 1])
+                                more = sum_taps(lines, offsets, place - U(LANES), bounds[k], bounds[k + 1], zero)
                                 acc = evens(acc, more)
                             if form == "pairs":
-                                odd = sum_taps(lines, offsets, place - U(LANES), bounds[1], bounds[2])
+                                odd = sum_taps(lines, offsets, place - U(LANES), bounds[1], bounds[2], zero)
                                 if c + U(LANES) < U(out_row):
                                     o = c + U(LANES)
                                     more = divided(lines, interleave_high(acc, odd), divisor_of[i], of_row, o, exponent)
@@ -200,6 +205,7 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
                             store_until(target, to + c, divided(lines, acc, divisor_of[i], of_row, c, exponent), U(end))
             if past_caches:
                 copy_past_caches(target, y, first * out_row, end)
+            first += number
         if past_caches:
             fence()
 

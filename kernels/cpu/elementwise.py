@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from cnnlayers import backends
 
@@ -17,6 +18,7 @@ from .parallel import chunked, flat, launcher, to_lanes
 from .past_caches import STREAM_BYTES
 from .vector_ends import read
 from .vector_math import apply
+from .vector_types import I16, I64, MASK, operation
 from .vectors import (
     LANES,
     as_bits,
@@ -34,7 +36,6 @@ from .vectors import (
     mul,
     select,
     store,
-    store_bits,
     store_first,
     stream,
 )
@@ -43,7 +44,7 @@ Array = Any
 Vector = Any
 U = np.uintp
 BLOCK = 4096  # elements; chunks begin at a multiple of it, so that their bits are whole bytes
-GROUP = 1024  # elements: the loop stores the results of a group, and then its bits
+GROUP = 64  # elements, whose bits are stored as one number
 NO_BITS = np.empty(0, np.uint8)
 
 
@@ -53,6 +54,12 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------------------- steps
+@operation
+def lane_bits(mask: Any) -> Any:
+    """A mask as uint64; lane 0 is the lowest bit."""
+    return types.uint64(MASK), lambda context, builder, mask: builder.zext(builder.bitcast(mask, I16), I64)
+
+
 # A step computes a vector of results from elements i to i + count of x. `other`: bits, or numbers that were saved.
 @kernel(inlined=True)
 def read_integers(x: Array, i: Any, count: int) -> Vector:
@@ -99,24 +106,29 @@ def _make_loop(step: Any, passes: Any = None) -> Any:
 
     @kernel(allocates=False)
     def loop(x: Array, other: Array, y: Array, number: Any, past_caches: bool, start: int, stop: int) -> None:
-        """y from start to stop, and the bits of what passes: they are stored after those of a group of elements, since
-        stores that go to one place and the other in turn take 1.5 times as long."""
-        for first in range(start, stop, GROUP):
-            last = min(stop, first + GROUP)
-            whole = last - (last - first) % LANES
-            for i in range(U(first), U(whole), U(LANES)):
-                value = step(x, other, number, i, LANES)
-                if past_caches:
-                    stream(y, i, value)
-                else:
-                    store(y, i, value)
-            if saves:
-                for i in range(U(first), U(whole), U(LANES)):
-                    store_bits(other, i // U(8), passes(x, number, i, LANES))
-            if whole < last:
-                store_first(y, U(whole), step(x, other, number, U(whole), last - whole), last - whole)
+        """y from start to stop, and the bits of what passes. They are stored once for a group of elements, since stores
+        that go to one place and the other in turn take 1.5 times as long."""
+        whole = stop - (stop - start) % GROUP
+        for first in range(U(start), U(whole), U(GROUP)):
+            bits = np.uint64(0)
+            for k in range(U(0), U(GROUP), U(LANES)):
+                value = step(x, other, number, first + k, LANES)
                 if saves:
-                    store_bits(other, U(whole) // U(8), passes(x, number, U(whole), last - whole))
+                    bits |= lane_bits(passes(x, number, first + k, LANES)) << k
+                if past_caches:
+                    stream(y, first + k, value)
+                else:
+                    store(y, first + k, value)
+            if saves:
+                other[first // U(GROUP)] = bits
+        bits = np.uint64(0)
+        for i in range(U(whole), U(stop), U(LANES)):
+            count = np.int64(U(stop) - i)
+            if saves:
+                bits |= lane_bits(passes(x, number, i, count)) << i % U(GROUP)
+            store_first(y, i, step(x, other, number, i, count), count)
+        if saves and whole < stop:
+            other[U(whole) // U(GROUP)] = bits
         if past_caches:
             fence()
 
@@ -162,12 +174,12 @@ def _make_launchers(op: str) -> tuple[Any, Any]:
 
 
 def _rectifier(loop: Any, x: Array, number: Any, view_as: Any) -> Callable[[Array], tuple[Array, Array]]:
-    """y and the bits of what passes. The loop writes pairs of bytes."""
+    """y and the bits of what passes."""
     run, nbytes = _over_elements(loop, x, number, view_as), -(-x.size // 8)
 
     def rectify(x: Array) -> tuple[Array, Array]:
-        bits = np.empty(nbytes + nbytes % 2, np.uint8)
-        return run(x, bits), bits[:nbytes]
+        bits = np.empty(-(-x.size // GROUP), np.uint64)
+        return run(x, bits), bits.view(np.uint8)[:nbytes]
 
     return rectify
 
