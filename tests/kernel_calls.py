@@ -105,7 +105,13 @@ def _pools() -> Iterator[Call]:
         yield Call("max_pool", (2, 6, 8, 16), window, LAST)
         yield Call("avg_pool", (2, 6, 8, 16), window, LAST)
     yield Call("max_pool", (2, 2, 9, 9), (3,), {"return_indices": True}, whole)
-    yield Call("max_pool", (2, 9, 9, 3), (3, 2, 1), {**LAST, "ties": "all"}, whole)
+    yield Call("max_pool", (2, 9, 9, 3), (5, 2, 2), {**LAST, "ties": "all"}, whole)
+    for op, shape, window in itertools.product(
+        ("max_pool", "avg_pool"), ((2, 3, 31), (2, 3, 9, 9), (2, 3, 5, 7, 9)), ((2,), (3, 2, 1), (3, 1, 1))
+    ):
+        yield Call(op, shape, window, {}, FLOATS if len(shape) == 4 else FEW)
+    yield Call("max_pool", (2, 5, 7, 9, 8), (3, 2, 1), {**LAST, "ties": "all"}, FEW)
+    yield Call("avg_pool", (2, 9, 9, 3), (3, 2, 1), {**LAST, "count_include_pad": False})
     for side in (40, 300):  # a warp a window; uint16 and uint32 to tell its taps
         yield Call("max_pool", (1, 1, side, side), (side,), {}, FLOATS if side == 40 else FEW)
         yield Call("max_pool", (1, 1, side, side), (side - 1, 1), {}, FEW)

@@ -227,8 +227,8 @@ def wide_by_design(kernel: Asked) -> tuple[bool, bool]:
         or kernel.template == "channels_last_finish"
     ):
         return False, False
-    if kernel.stem in ("max_pool_tiled", "avg_pool_tiled") and kernel.arguments[-1].isdecimal():  # channels last
-        return (numbers[-1] * kernel.itemsize == 16,) * 2
+    if kernel.stem in ("max_pool_narrow", "avg_pool_narrow"):
+        return (numbers[4] * kernel.itemsize == 16,) * 2
     if kernel.stem in ("max_pool_tiled", "avg_pool_tiled"):
         whole = numbers[2] * kernel.itemsize == 16
         back = kernel.template.endswith("_backward")

@@ -40,7 +40,7 @@ RULES = {
     "bound": (r"(?<=[\w\])]) < (?=[a-z(])", " <= "),
     "tie": (r"(?<=[\w\])]) > (?=[a-z])", " >= "),
 }
-TIES = ("max_pool.cu", "max_pool_tiled.cu")
+TIES = ("max_pool.cu", "max_pool_keys.cuh")
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def _running(call: norms.Call, cupy: Any) -> list[Any]:
 LAST = {"data_format": "channels_last"}
 
 
-POOLS = ("avg_pool", "avg_pool_tiled", "avg_pool_planes")
+POOLS = ("avg_pool", "avg_pool_tiled", "avg_pool_narrow", "avg_pool_planes")
 STEMS = {  # the sources that an op's launchers may take; those of norms otherwise
-    **dict.fromkeys(("max_pool", "adaptive_max_pool"), ("max_pool", "max_pool_tiled")),
+    **dict.fromkeys(("max_pool", "adaptive_max_pool"), ("max_pool", "max_pool_tiled", "max_pool_narrow")),
     **dict.fromkeys(("avg_pool", "sum_pool", "adaptive_avg_pool"), POOLS),
     **{stem: (stem,) for stem in ("max_unpool", "lp_pool", "local_response_norm", "softmax")},
     "pad": ("pad", "pad_rows"),
@@ -176,6 +176,11 @@ def runs() -> tuple[Run, ...]:
         _trio("max_pool", (2, 3, 9, 13), (3, 2), (2, 3), 1, 2, ties="all"),
         _trio("max_pool", (2, 3, 9, 13), 3, 2, 1, ties="split"),
         _trio("max_pool", (2, 3, 9, 13), 2, return_indices=True),
+        _trio("max_pool", (2, 3, 9, 13), 5, 2, 2, ties="split"),
+        _trio("max_pool", (2, 3, 9, 13), (3, 2)),
+        _trio("max_pool", (2, 2, 5, 4, 7), 3, 2, 1),
+        _trio("avg_pool", (2, 2, 5, 4, 7), 3, 2, 1),
+        _trio("avg_pool", (2, 3, 9, 13), 5, 2, 2, 1, count_include_pad=False, ceil_mode=True),
         _trio("max_pool", (1, 3, 40), 35, 1),
         _trio("max_pool", (1, 3, 8, 40), (3, 40)),
         _trio("max_pool", (2, 9, 11, 3), 3, 2, 1, **LAST),

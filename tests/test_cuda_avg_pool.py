@@ -10,7 +10,7 @@ import pytest
 import cnnlayers.functional as F
 from cnnlayers import backends, specs
 from cnnlayers.kernels.cuda import avg_pool as launchers
-from cnnlayers.kernels.cuda.window import tile_of
+from cnnlayers.kernels.cuda.window import narrow_of, tile_of
 from cnnlayers.specs import Average
 
 from . import portable, standin_cuda
@@ -42,11 +42,12 @@ def test_windows_that_packs_hold_are_tiled(emulator: Impl, data_format: str, rng
     for pool in CASES:
         x, given = ordered(rng.standard_normal((2, 3, *pool.lengths)), data_format), options(pool)
         window = portable.sum_pool_forward(x, **given, data_format=data_format)[1].spec
-        kernel = "sum_pool_tiled" if tile_of(window, x.dtype.itemsize, 16) else "sum_pool"
+        tile, narrow = tile_of(window, x.dtype.itemsize, 16), narrow_of(window, x.dtype.itemsize)
+        kernel = "sum_pool_tiled" if tile else "sum_pool_narrow" if narrow else "sum_pool"
         assert check(emulator, "sum_pool", x, **given, data_format=data_format) == {kernel, f"{kernel}_backward"}
 
 
-TILES = [((2,), {}), ((3, 2, 1), {}), ((3, 1, 1), {}), ((2,), {"ceil_mode": True})]
+TILES = [((2,), {}), ((3, 2, 1), {}), ((3, 1, 1), {}), ((2,), {"ceil_mode": True}), ((3, 2, 1), {"ceil_mode": True})]
 
 
 @FORMATS
@@ -74,6 +75,7 @@ def test_tiles_give_the_bits_of_the_general_kernels(
                 backends.PLANS.clear()
                 if general:
                     patch.setattr(launchers, "tile_of", lambda *a: None)
+                    patch.setattr(launchers, "narrow_of", lambda *a: None)
                     patch.setattr(launchers, "is_plane", lambda window: False)
                 y, ctx = forward(cupy.asarray(x), *args, **given, data_format=data_format)
                 found.append((y.get().tobytes(), backward(y, ctx).get().tobytes()))
@@ -106,14 +108,19 @@ def test_a_window_of_the_whole_plane(emulator: Impl, dtype: str) -> None:
 
 
 def test_long_rows_are_shared_by_a_warp(emulator: Impl, rng: np.random.Generator) -> None:
-    wide = {"sum_pool_wide", "sum_pool_backward"}
+    def lanes(*args: Any, **given: Any) -> str:
+        assert check(emulator, *args, **given) == {"sum_pool", "sum_pool_backward"}
+        with standin_cuda.emulating() as made:
+            getattr(F, args[0])(emulator.array(args[1]), *args[2:], **given)
+        return made[0].name.split(", ")[1]
+
     for dtype in FLOATS:
         x = rng.standard_normal((2, 3, 7, 70)).astype(numpy_dtype(dtype))
-        assert check(emulator, "avg_pool", x, (3, 40), (2, 30), (1, 5), ceil_mode=True) == wide
-        assert check(emulator, "adaptive_avg_pool", x, (2, 2)) == wide
-        assert check(emulator, "sum_pool", x[:, 0], 33, 3, 0, 2) == wide
+        assert lanes("avg_pool", x, (3, 40), (2, 30), (1, 5), ceil_mode=True) == "32"
+        assert lanes("adaptive_avg_pool", x, (2, 2)) == "32"
+        assert lanes("sum_pool", x[:, 0], 33, 3, 0, 2) == "32"
         last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
-        assert "sum_pool" in check(emulator, "avg_pool", last, (3, 40), data_format="channels_last")
+        assert lanes("avg_pool", last, (3, 40), data_format="channels_last") == "1"
 
 
 @FORMATS

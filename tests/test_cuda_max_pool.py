@@ -1,4 +1,4 @@
-"""max_pool.cu and max_pool_tiled.cu on the emulator: tiles, packs, shared rows. More answers: test_pool_kernels.py."""
+"""max_pool*.cu on the emulator: tiles, packs, narrow windows, shared rows. More answers: test_pool_kernels.py."""
 
 from __future__ import annotations
 
@@ -58,7 +58,34 @@ def test_windows_that_the_compiler_knows(
             with standin_cuda.emulating(order=simt.ORDERS[number % 3], seed=number):
                 for ties in TIES if dtype in ("float32", "float16") else ("first",):
                     ran = check(emulator, x, ties=ties, **given)
-                    assert ran == ["max_pool_tiled", "max_pool_tiled_backward"]
+                    form = "narrow" if data_format == "channels_last" else "tiled"
+                    assert ran == [f"max_pool_{form}", f"max_pool_{form}_backward"]
+
+
+NARROW: list[tuple[tuple[int, ...], Any, Any, Any]] = [  # lengths, kernel, stride, padding
+    ((11,), 2, 2, 1),
+    ((12,), 3, 2, 0),
+    ((9, 7), 3, 2, ((0, 1), (1, 0))),
+    ((8, 7), (1, 3), 1, (0, 1)),
+    ((7, 5), (2, 1), (2, 1), 0),
+    ((4, 5, 7), 3, 2, 1),
+    ((3, 4, 5), 3, 1, 1),
+    ((5, 4, 6), 2, 2, 0),
+    ((5, 6, 4), (3, 1, 3), (2, 1, 2), (1, 0, 1)),
+]
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("number", range(len(NARROW)))
+def test_narrow_windows_of_any_place(emulator: Impl, number: int, rng: np.random.Generator) -> None:
+    lengths, kernel, stride, pad = NARROW[number]
+    dtype, channels = ("float32", "float16")[number % 2], (0, 0, 6, 3)[number % 4]  # 0: channels first
+    data_format = "channels_last" if channels else "channels_first"
+    x = ordered(rivals(rng, (2, channels or 2, *lengths), numpy_dtype(dtype)), data_format)
+    given = {"kernel_size": kernel, "stride": stride, "padding": pad, "data_format": data_format}
+    for ties, ceil_mode in (("first", True), ("first", False), ("split", True)):
+        ran = check(emulator, x, ties=ties, ceil_mode=ceil_mode, **given)
+        assert ran == ["max_pool_narrow", "max_pool_narrow_backward"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -88,7 +115,10 @@ def test_long_rows_are_shared_by_a_warp(emulator: Impl, rng: np.random.Generator
             x = rivals(rng, (2, 2, *lengths), numpy_dtype(dtype))
             given = {"kernel_size": kernel, **given}
             ran = check(emulator, x, return_indices=len(lengths) > 1, **given)
-            assert ran == ["max_pool_wide", "max_pool_gather"]
+            assert ran == ["max_pool", "max_pool_gather"]
+            with standin_cuda.emulating() as made:
+                F.max_pool(emulator.array(x), **given)
+            assert made[0].name.split(", ")[2] == "32"
             assert "max_pool" in check(emulator, x, ties="all", **given)  # tie bits: a thread a window
             if dtype.startswith("float"):
                 check(emulator, np.full(x.shape, -np.inf, dtype), return_indices=True, **given)

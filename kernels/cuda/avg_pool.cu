@@ -8,28 +8,14 @@
 //           `low` to before `high` (the input, or with its declared padding: ceil mode's overhang never counts), the
 //           product of the axes; adaptive windows count their cells. A window without a counted cell has sum 0 and divisor 1.
 // NaN       spreads through its window.
-// Thread    sum_pool: one output. sum_pool_wide, for windows of long rows: a warp an output, whose lanes take every 32nd cell
-//           of a row and add up in pairs. sum_pool_backward: one cell, which gathers from the windows over it in C order.
-//           No atomics; the order depends on the shapes alone.
+// Thread    sum_pool: one output; a warp an output where windows have long rows: its lanes take every 32nd cell of a row and
+//           add up in pairs. sum_pool_backward: one cell, which gathers from the windows over it in C order. No atomics; the
+//           order depends on the shapes alone.
 // Bytes     each array once from memory, the least there is; what windows share comes from the caches.
 // Source    the portable code in functional/avg_pool.py; the tests compare these kernels with it.
 #include "common.cuh"
 #include "window.cuh"
-
-#define BOUNDS int d_low, int d_high, int h_low, int h_high, int w_low, int w_high
-
-// The taps of window o that lie from low to before high.
-__device__ __forceinline__ int taps_within(const Axis& a, int o, int low, int high) {
-  const int start = a.start(o);
-  if (!a.stride) return a.end(o) - start;
-  const int before = low > start ? (low - start - 1) / a.dilation + 1 : 0;
-  const int until = high > start ? (high - start - 1) / a.dilation + 1 : 0;
-  return min(until, a.kernel) - min(before, a.kernel);
-}
-
-#define COUNT(oz, oy, ox) \
-  S(max(taps_within(d, oz, d_low, d_high), 1)) * S(max(taps_within(h, oy, h_low, h_high), 1)) * \
-      S(max(taps_within(w, ox, w_low, w_high), 1))
+#include "window_count.cuh"
 
 constexpr int RUN = 32;  // numbers that are added up in their own type
 
@@ -68,31 +54,19 @@ __device__ __forceinline__ typename Sum<T>::type window_sum(
   return sum.value();
 }
 
-template <typename T, typename I>
+// L lanes of a warp a window; blockDim.x is a multiple of 32.
+template <typename T, int L, typename I>
 __global__ void __launch_bounds__(256, 4) sum_pool(
     const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, INNER, AXES, BOUNDS) {
   LOAD_AXES LOAD_INNER
   using S = typename Sum<T>::type;
-  for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
+  const int lane = int(threadIdx.x) % L, teams = int(blockDim.x) / L;
+  for (I i = I(blockIdx.x) * teams + threadIdx.x / L; i < n; i += I(gridDim.x) * teams) {
     const Place<I> at = place_of(i, d, h, w, by_inner);
-    const S sum = window_sum(x, at, inner, d, h, w, 0, 1);
-    y[i] = narrow<T>(quotient(sum, counted ? COUNT(at.z, at.r, at.c) : divisor));
-  }
-}
-
-// blockDim.x is a multiple of 32.
-template <typename T, typename I>
-__global__ void __launch_bounds__(256, 4) sum_pool_wide(
-    const T* __restrict__ x, T* __restrict__ y, typename Sum<T>::type divisor, int counted, I n, INNER, AXES, BOUNDS) {
-  LOAD_AXES LOAD_INNER
-  using S = typename Sum<T>::type;
-  const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
-  for (I i = I(blockIdx.x) * warps + threadIdx.x / 32; i < n; i += I(gridDim.x) * warps) {
-    const Place<I> at = place_of(i, d, h, w, by_inner);
-    S sum = window_sum(x, at, inner, d, h, w, lane, 32);
+    S sum = window_sum(x, at, inner, d, h, w, lane, L);
 #pragma unroll
-    for (int by = 16; by; by /= 2) sum = plus(sum, __shfl_xor_sync(0xffffffffu, sum, by));
-    if (lane == 0) y[i] = narrow<T>(quotient(sum, counted ? COUNT(at.z, at.r, at.c) : divisor));
+    for (int by = L / 2; by; by /= 2) sum = plus(sum, __shfl_xor_sync(0xffffffffu, sum, by));
+    if (lane == 0) y[i] = narrow<T>(quotient(sum, counted ? COUNT(S, at.z, at.r, at.c) : divisor));
   }
 }
 
@@ -108,7 +82,7 @@ __global__ void __launch_bounds__(256, 4) sum_pool_backward(
     LongSum<S> gathered;
     each_window(d, h, w, at.z, at.r, at.c, [&](int, int oz, int oy, int ox) {
       const S g = widen(dy[element(at, windows, (I(oz) * I(h.out) + I(oy)) * I(w.out) + I(ox), inner)]);
-      gathered.add(counted ? quotient(g, COUNT(oz, oy, ox)) : g);
+      gathered.add(counted ? quotient(g, COUNT(S, oz, oy, ox)) : g);
     });
     const S sum = gathered.value();
     dx[i] = narrow<T>(counted ? sum : quotient(sum, divisor));

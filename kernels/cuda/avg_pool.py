@@ -1,5 +1,5 @@
-"""Launchers of avg_pool.cu, avg_pool_tiled.cu (narrow windows) and avg_pool_planes.cu (global pooling): sum, average
-and adaptive average pooling, called as the portable code is."""
+"""Launchers of avg_pool.cu, avg_pool_tiled.cu and avg_pool_narrow.cu (narrow windows) and avg_pool_planes.cu (global
+pooling): sum, average and adaptive average pooling, called as the portable code is."""
 
 from __future__ import annotations
 
@@ -16,10 +16,25 @@ from cnnlayers.specs import AdaptiveWindow, Average
 from .compile import CUDA_TYPE, instance_name
 from .launch import PACK_BYTES, Launch, Pass, alignment, cached_plan, contiguous, divisor, grid_size, offset_types
 from .norm_plan import THREADS, device_of, lanes_of
-from .window import Tile, axes, axes_of, inner, inner_of, is_adaptive, is_plane, is_wide, planes, tile_of, too_large
+from .window import (
+    Narrow,
+    Tile,
+    axes,
+    axes_of,
+    cells_of,
+    inner,
+    inner_of,
+    is_adaptive,
+    is_plane,
+    is_wide,
+    narrow_of,
+    planes,
+    tile_of,
+    too_large,
+)
 
 Array = Any
-MAX_HALF_DIVISOR = 2**16  # of sums of halves in avg_pool_tiled.cu
+MAX_HALF_DIVISOR = 2**16  # of sums of halves in quotients.cuh
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -92,16 +107,18 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int) -> Pass
     if not math.prod(shape):
         return Pass(None, shape)
     call = _Call(b, window, dtype, divisor, forward)
+    aligned, itemsize = (aligned_to if forward else PACK_BYTES), int(dtype.itemsize)
+    quick = itemsize > 2 or divisor is None or abs(divisor) < MAX_HALF_DIVISOR
     if divisor is not None:
-        narrow = () if forward else ((aligned_to, dtype.itemsize),)
-        tile = tile_of(window, dtype.itemsize, aligned_to if forward else PACK_BYTES, *narrow)
-        if tile and (dtype.itemsize > 2 or abs(divisor) < MAX_HALF_DIVISOR):
+        tile = tile_of(window, itemsize, aligned, *(() if forward else ((aligned_to, itemsize),)))
+        if tile and quick:
             return Pass(call.tiled(tile), shape)
         if is_plane(window):
-            if inner(window) > 1:
-                return Pass(call.whole_columns(aligned_to), shape)
-            return Pass(call.whole_planes(aligned_to if forward else PACK_BYTES), shape)
-    return Pass(call.general([*axes(window, of_cells=not forward), *_bounds(window, include_pad)]), shape)
+            return Pass(call.whole_columns(aligned_to) if inner(window) > 1 else call.whole_planes(aligned), shape)
+    bounds = _bounds(window, include_pad)
+    if quick and (narrow := narrow_of(window, itemsize, (aligned_to, itemsize))):
+        return Pass(call.narrow(narrow, bounds), shape)
+    return Pass(call.general(bounds), shape)
 
 
 @dataclass(frozen=True)
@@ -132,15 +149,25 @@ class _Call:
         (offset, integer), (h, w) = self.offsets, self.window.axes
         rows = h.out if self.forward else -(-h.length // h.stride)
         many = self.element == "__half" and offset == "unsigned"
-        shared = tile.channels == 1 and (h.kernel, h.stride) == (3, 1)
-        lines = -(-rows // ((4 if many else 2) if shared else 1))  # avg_pool_tiled.cu's ROWS
-        threads = tile.planes * lines * tile.row * tile.inner
-        heights = np.int32(h.length), np.int32(h.out)
-        sizes = (self.real, integer(threads), integer(tile.row), *heights, integer(tile.inner))
-        divisors = (*divisor(tile.row), *divisor(lines), *divisor(tile.inner))
+        lines = -(-rows // ((4 if many else 2) if (h.kernel, h.stride) == (3, 1) else 1))  # avg_pool_tiled.cu's ROWS
+        threads = tile.planes * lines * tile.row
+        sizes = (self.real, integer(threads), integer(tile.row), np.int32(h.length), np.int32(h.out))
         kind = "sum_pool_tiled" if self.forward else "sum_pool_tiled_backward"
-        instance = instance_name(kind, self.element, w.kernel, w.stride, tile.cells, offset, *tile.shape)
-        return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), (*sizes, *divisors))
+        instance = instance_name(kind, self.element, w.kernel, w.stride, tile.cells, offset)
+        scalars = (*sizes, *divisor(tile.row), *divisor(lines))
+        return Launch("avg_pool_tiled", instance, grid_size(self.b, threads), scalars)
+
+    def narrow(self, narrow: Narrow, bounds: list[np.int32]) -> Launch:
+        """A kernel of avg_pool_narrow.cu: a thread a window, or a tile of x."""
+        (offset, integer), lanes = self.offsets, max(1, narrow.lanes)
+        tiles = None if self.forward else narrow.tiles(self.window)
+        number = planes(self.window) * math.prod(tiles) if tiles else math.prod(self.window.out_shape)
+        kind = "sum_pool_narrow" if self.forward else "sum_pool_narrow_backward"
+        shape = (*narrow.kernels, narrow.stride, narrow.lanes, self.divisor is None)
+        counts = (self.real, integer(number // lanes), *inner_of(self.window, integer, lanes))
+        scalars = (*counts, *axes(self.window, places=tiles), *bounds)
+        instance = instance_name(kind, self.element, *shape, offset)
+        return Launch("avg_pool_narrow", instance, grid_size(self.b, number // lanes), scalars)
 
     def whole_planes(self, aligned_to: int) -> Launch:
         """A kernel of avg_pool_planes.cu; the array of whole planes is aligned to so many bytes. A plane gets so
@@ -177,16 +204,15 @@ class _Call:
         instance = instance_name("fill_columns", self.element, pack, offset)
         return Launch("avg_pool_planes", instance, grid_size(self.b, threads), counts)
 
-    def general(self, sizes: list[np.int32]) -> Launch:
-        """A kernel of avg_pool.cu; `sizes`: its AXES and BOUNDS."""
+    def general(self, bounds: list[np.int32]) -> Launch:
+        """A kernel of avg_pool.cu."""
         offset, integer = self.offsets
-        wide = self.forward and is_wide(self.window)
-        kind = "sum_pool_wide" if wide else "sum_pool" if self.forward else "sum_pool_backward"
+        lanes = (32 if is_wide(self.window) else 1,) if self.forward else ()
         number = math.prod(self.window.out_shape if self.forward else self.window.layout.shape)
         counts = (self.real, np.int32(self.divisor is None), integer(number), *inner_of(self.window, integer))
-        instance = instance_name(kind, self.element, offset)
-        grid = grid_size(self.b, number * (32 if wide else 1))
-        return Launch("avg_pool", instance, grid, (*counts, *sizes))
+        instance = instance_name("sum_pool" if self.forward else "sum_pool_backward", self.element, *lanes, offset)
+        places = axes(self.window, places=None if self.forward else cells_of(self.window))
+        return Launch("avg_pool", instance, grid_size(self.b, number * math.prod(lanes)), (*counts, *places, *bounds))
 
 
 # ------------------------------------------------------------------------------------------------------------ launches

@@ -12,7 +12,7 @@ from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
 from .launch import Launch, cached_plan, contiguous, grid_size, offset_types
-from .window import axes, inner_of, is_wide, too_large
+from .window import axes, cells_of, inner_of, is_wide, too_large
 
 Array = Any
 FEW_TAPS = 16  # of a window that a cell's gradient works out again; the norms of larger windows get a launch before
@@ -38,7 +38,7 @@ def _make(b: Backend, spec: Any, kernel: str, dtype: Any, *more: str) -> Launch:
     instance = instance_name(kernel, CUDA_TYPE[backends.name_of_dtype(b, dtype)], *more, *lanes, offset)
     numbers = integer(number), *inner_of(window, integer), np.float64(spec.p), np.int32(spec.scaled)
     grid = grid_size(b, number * (lanes[0] if lanes else 1))
-    places = axes(window, of_cells=not lanes, line=kernel == "lp_pool" and lanes == (32,))
+    places = axes(window, places=None if lanes else cells_of(window), line=kernel == "lp_pool" and lanes == (32,))
     return Launch("lp_pool", instance, grid, (*numbers, *places))
 
 

@@ -7,7 +7,7 @@
 //           unsigned long long.
 // Ties, NaN The order is `rank` (integers: nothing is flushed, NaNs are equal and above all numbers, -0 == +0). The first in C
 //           order wins. A window without an input cell gives `lowest`, argmax 0 (a tap outside), no tie bit and index -1.
-// Thread    max_pool: one output. max_pool_wide, for windows of long rows and no tie bits: one warp an output; its lanes take
+// Thread    max_pool: one output; a warp an output where windows have long rows and there are no tie bits: its lanes take
 //           every 32nd cell of a row and then find the first of the largest. max_pool_scatter, for disjoint windows: one
 //           output; it writes every cell from its window's start to the next one's, zeros included, so each cell has one
 //           writer and nothing is cleared first. max_pool_gather, for any windows: one cell, which adds up the windows
@@ -21,53 +21,14 @@
 enum Save { ARGMAX = 1, TIES = 2, INDICES = 4 };  // what forward writes besides y; ARGMAX and TIES exclude each other
 enum TieRule { FIRST = 0, ALL = 1, SPLIT = 2 };   // which of the equal maxima get the gradient
 
-template <typename T, typename A, typename I>
+// L lanes of a warp a window; with 32 there are no tie bits, and blockDim.x is a multiple of 32.
+template <typename T, typename A, int L, typename I>
 __global__ void __launch_bounds__(256, 4) max_pool(const T* __restrict__ x, T* __restrict__ y, A* __restrict__ saved,
     long long* __restrict__ indices, int save, I n, INNER, AXES) {
   LOAD_AXES LOAD_INNER
-  const I plane = I(d.length) * I(h.length) * I(w.length);
-  const int taps = d.kernel * h.kernel * w.kernel;
-  for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
-    const Place<I> at = place_of(i, d, h, w, by_inner);
-    T best = lowest<T>();
-    auto best_rank = rank(best);
-    bool found = false;
-    int argmax = 0;
-    I best_cell = 0;
-    each_tap<I>(d, h, w, at.z, at.r, at.c, [&](int tap, I cell) {
-      const T v = x[element(at, plane, cell, inner)];
-      const auto r = rank(v);
-      if (!found || r > best_rank) {
-        found = true;
-        best = v;
-        best_rank = r;
-        argmax = tap;
-        best_cell = cell;
-      }
-    });
-    y[i] = best;
-    if (save & ARGMAX) saved[i] = A(argmax);
-    if (save & INDICES) indices[i] = found ? static_cast<long long>(best_cell) : -1;
-    if (save & TIES) {
-      int byte = 0;
-      unsigned bits = 0;
-      each_tap<I>(d, h, w, at.z, at.r, at.c, [&](int tap, I cell) {
-        for (; byte < tap / 8; ++byte, bits = 0) saved[I(byte) * n + i] = A(bits);
-        bits |= unsigned(rank(x[element(at, plane, cell, inner)]) == best_rank) << tap % 8;
-      });
-      for (; byte < (taps + 7) / 8; ++byte, bits = 0) saved[I(byte) * n + i] = A(bits);
-    }
-  }
-}
-
-// The same without tie bits. blockDim.x is a multiple of 32.
-template <typename T, typename A, typename I>
-__global__ void __launch_bounds__(256, 4) max_pool_wide(const T* __restrict__ x, T* __restrict__ y, A* __restrict__ saved,
-    long long* __restrict__ indices, int save, I n, INNER, AXES) {
-  LOAD_AXES LOAD_INNER
-  const I plane = I(d.length) * I(h.length) * I(w.length);
-  const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32, no_tap = d.kernel * h.kernel * w.kernel;
-  for (I i = I(blockIdx.x) * warps + threadIdx.x / 32; i < n; i += I(gridDim.x) * warps) {
+  const I plane = I(d.length) * I(h.length) * I(w.length), teams = blockDim.x / L;
+  const int lane = int(threadIdx.x) % L, no_tap = d.kernel * h.kernel * w.kernel;
+  for (I i = I(blockIdx.x) * teams + threadIdx.x / L; i < n; i += I(gridDim.x) * teams) {
     const Place<I> at = place_of(i, d, h, w, by_inner);
     T best = lowest<T>();
     auto best_rank = rank(best) + 0;  // + 0 makes it an int at least, which a shuffle can move
@@ -85,10 +46,10 @@ __global__ void __launch_bounds__(256, 4) max_pool_wide(const T* __restrict__ x,
             best_cell = cell;
           }
         },
-        lane, 32);
+        lane, L);
     const int own_argmax = argmax;
 #pragma unroll
-    for (int by = 16; by; by /= 2) {
+    for (int by = L / 2; by; by /= 2) {
       const auto other = __shfl_xor_sync(0xffffffffu, best_rank, by);
       const int tap = __shfl_xor_sync(0xffffffffu, argmax, by);
       if (other > best_rank || (other == best_rank && tap < argmax)) {
@@ -100,6 +61,15 @@ __global__ void __launch_bounds__(256, 4) max_pool_wide(const T* __restrict__ x,
       y[i] = best;
       if (save & ARGMAX) saved[i] = A(argmax == no_tap ? 0 : argmax);
       if (save & INDICES) indices[i] = argmax == no_tap ? -1 : static_cast<long long>(best_cell);
+    }
+    if (L == 1 && save & TIES) {
+      int byte = 0;
+      unsigned bits = 0;
+      each_tap<I>(d, h, w, at.z, at.r, at.c, [&](int tap, I cell) {
+        for (; byte < tap / 8; ++byte, bits = 0) saved[I(byte) * n + i] = A(bits);
+        bits |= unsigned(rank(x[element(at, plane, cell, inner)]) == best_rank) << tap % 8;
+      });
+      for (; byte < (no_tap + 7) / 8; ++byte, bits = 0) saved[I(byte) * n + i] = A(bits);
     }
   }
 }

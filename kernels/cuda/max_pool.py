@@ -1,8 +1,10 @@
-"""Launchers of max_pool.cu and max_pool_tiled.cu: max pooling and its adaptive form, called as the portable code is.
+"""Launchers of max_pool.cu, max_pool_tiled.cu and max_pool_narrow.cu: max pooling and its adaptive form, called as the
+portable code is.
 
-max_pool_tiled.cu takes two spatial axes, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, no dilation and
-(kernel - stride + 1) // 2 cells of padding before, if rows have a window for each stride and rows (with channels last:
-cells) are whole aligned packs. All other windows, integers, and calls that return indices go to max_pool.cu.
+max_pool_tiled.cu takes two spatial axes, channels first, with windows of 2x2 stride 2 or 3x3 stride 1 or 2, no dilation
+and (kernel - stride + 1) // 2 cells of padding before, if rows have a window for each stride and are whole aligned
+packs; max_pool_narrow.cu such windows of any place, on one to three axes. All other windows, integers, and calls that
+return indices go to max_pool.cu.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
 from .launch import PACK_BYTES, Launch, Pass, alignment, cached_plan, contiguous, divisor, grid_size, offset_types
-from .window import Tile, axes, inner_of, is_adaptive, is_wide, tile_of, too_large
+from .window import MAX_SUMS, axes, cells_of, inner_of, is_adaptive, is_wide, narrow_of, planes, tile_of, too_large
 
 Array = Any
 ARGMAX, TIES, INDICES = 1, 2, 4  # max_pool.cu's Save
@@ -81,21 +83,9 @@ def _disjoint(window: Any) -> bool:
     return not is_adaptive(window) and all(axis.disjoint for axis in window.axes)
 
 
-def _tiled(window: Any, kernel: str, element: str, offset: str, tile: Tile, ties: str | None) -> tuple[str, str]:
-    """The stem and name of a kernel of max_pool_tiled.cu."""
-    w = window.axes[1]
-    shape = (w.kernel, w.stride, tile.cells, _save_flags(ties))
-    return "max_pool_tiled", instance_name(kernel, element, *shape, offset, *tile.shape)
-
-
 def _save_flags(ties: str | None) -> int:
     """The kernels' Save flag for a tie rule."""
     return 0 if ties is None else ARGMAX if ties == "first" else TIES
-
-
-def _warp_per_window(window: Any, ties: str | None) -> bool:
-    """Whether one warp computes one window."""
-    return is_wide(window) and ties in (None, "first")
 
 
 def _uses_scatter(window: Any) -> bool:
@@ -125,21 +115,30 @@ def _make_forward(
     offset, integer = offset_types(x_size, math.prod(y), math.prod(shape))
     element, floats = CUDA_TYPE[name], name in backends.FLOATS and not return_indices
     tile = tile_of(window, dtype.itemsize, aligned_to) if floats else None
+    narrow = narrow_of(window, dtype.itemsize, (aligned_to, dtype.itemsize)) if floats else None
+    flags, number = _save_flags(ties), math.prod(y)
+    kernel: tuple[str, tuple[Any, ...]]
     scalars: tuple[Any, ...]
     if tile:
-        h = window.axes[0]
-        kernel = _tiled(window, "max_pool_tiled", element, offset, tile, ties)
-        threads = tile.planes * h.out * tile.row * tile.inner
-        numbers = (integer(threads), integer(tile.row), np.int32(h.length), np.int32(h.out), integer(tile.inner))
-        scalars = (*numbers, *divisor(tile.row), *divisor(h.out), *divisor(tile.inner))
+        h, w = window.axes
+        kernel = "max_pool_tiled", (w.kernel, w.stride, tile.cells, flags)
+        number = tile.planes * h.out * tile.row
+        heights = map(np.int32, (h.length, h.out))
+        scalars = (integer(number), integer(tile.row), *heights, *divisor(tile.row), *divisor(h.out))
+    elif narrow:
+        kernel = "max_pool_narrow", (*narrow.kernels, narrow.stride, narrow.lanes, flags)
+        lanes = max(1, narrow.lanes)
+        number //= lanes
+        scalars = (integer(number), *inner_of(window, integer, lanes), *axes(window))
     else:
-        warp, number = _warp_per_window(window, ties), math.prod(y)
-        kernel = "max_pool", instance_name(f"max_pool{'_wide' * warp}", element, CUDA_TYPE[saved_dtype], offset)
-        threads = number * (32 if warp else 1)
-        save = np.int32(_save_flags(ties) | (INDICES if return_indices else 0))
-        scalars = (save, integer(number), *inner_of(window, integer), *axes(window, line=warp))
-    launch = Launch(*kernel, grid_size(b, threads), scalars)
-    return Forward(launch, y, shape, getattr(b.xp, saved_dtype))
+        lanes = 32 if is_wide(window) and ties in (None, "first") else 1  # of a warp, for a window
+        kernel = "max_pool", (CUDA_TYPE[saved_dtype], lanes)
+        save = np.int32(flags | (INDICES if return_indices else 0))
+        scalars = (save, integer(number), *inner_of(window, integer), *axes(window, line=lanes > 1))
+        number *= lanes
+    stem, shape_arguments = kernel
+    instance = instance_name(stem, element, *shape_arguments, offset)
+    return Forward(Launch(stem, instance, grid_size(b, number), scalars), y, shape, getattr(b.xp, saved_dtype))
 
 
 def _saved_array(window: Any, ties: str | None) -> tuple[tuple[int, ...], str]:
@@ -158,27 +157,38 @@ def _make_backward(
     if not number:
         return Pass(None, dx)
     offset, integer = offset_types(number, windows, math.prod(shape))
-    narrow = (dy_aligned, dtype.itemsize), (saved_aligned, saved_dtype.itemsize)
-    tile = tile_of(window, dtype.itemsize, PACK_BYTES, *narrow) if name in backends.FLOATS else None
-    rule = np.int32(TIE_RULE[ties])
+    arrays = (dy_aligned, dtype.itemsize), (saved_aligned, saved_dtype.itemsize)
+    floats, element = name in backends.FLOATS, CUDA_TYPE[name]
+    tile = tile_of(window, dtype.itemsize, PACK_BYTES, *arrays) if floats else None
+    split, flags = np.int32(ties == "split"), _save_flags(ties)
+    sums = MAX_SUMS // 2 if flags == TIES else MAX_SUMS  # tie bits take registers too
+    narrow = narrow_of(window, dtype.itemsize, *arrays, sums=sums) if floats else None
+    kernel: tuple[str, str, tuple[Any, ...]]
     scalars: tuple[Any, ...]
     if tile:
-        h = window.axes[0]
-        kernel = _tiled(window, "max_pool_tiled_backward", CUDA_TYPE[name], offset, tile, ties)
+        h, w = window.axes
+        kernel = "max_pool_tiled", "max_pool_tiled_backward", (w.kernel, w.stride, tile.cells, flags)
         tile_rows = -(-h.length // h.stride)
-        threads, in_all = (tile.planes * rows * tile.row * tile.inner for rows in (tile_rows, h.out))
-        numbers = (np.int32(ties == "split"), integer(threads), integer(in_all), integer(tile.row))
+        number, in_all = (tile.planes * rows * tile.row for rows in (tile_rows, h.out))
         heights = map(np.int32, (h.length, tile_rows, h.out))
-        divisors = (*divisor(tile.row), *divisor(tile_rows), *divisor(tile.inner))
-        scalars = (*numbers, *heights, integer(tile.inner), *divisors)
+        numbers = (split, integer(number), integer(in_all), integer(tile.row), *heights)
+        scalars = (*numbers, *divisor(tile.row), *divisor(tile_rows))
+    elif narrow:
+        kernel = "max_pool_narrow", "max_pool_narrow_backward", (*narrow.kernels, narrow.stride, narrow.lanes, flags)
+        lanes, tiles = max(1, narrow.lanes), narrow.tiles(window)
+        number = planes(window) * math.prod(tiles) // lanes
+        numbers = split, integer(number), integer(windows // lanes)
+        scalars = (*numbers, *inner_of(window, integer, lanes), *axes(window, places=tiles))
     else:
         scatter = _uses_scatter(window)
-        kind = "max_pool_scatter" if scatter else "max_pool_gather"
-        kernel = "max_pool", instance_name(kind, CUDA_TYPE[name], CUDA_TYPE[saved_dtype.name], offset)
-        threads = windows if scatter else number
-        counts = (integer(threads),) if scatter else (np.int32(_disjoint(window)), integer(threads), integer(windows))
-        scalars = (rule, *counts, *inner_of(window, integer), *axes(window, of_cells=not scatter))
-    return Pass(Launch(*kernel, grid_size(b, threads), scalars), dx)
+        kernel = "max_pool", "max_pool_scatter" if scatter else "max_pool_gather", (CUDA_TYPE[saved_dtype.name],)
+        number = windows if scatter else number
+        counts = (integer(number),) if scatter else (np.int32(_disjoint(window)), integer(number), integer(windows))
+        places = None if scatter else cells_of(window)
+        scalars = (np.int32(TIE_RULE[ties]), *counts, *inner_of(window, integer), *axes(window, places=places))
+    stem, template, shape_arguments = kernel
+    instance = instance_name(template, element, *shape_arguments, offset)
+    return Pass(Launch(stem, instance, grid_size(b, number), scalars), dx)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
@@ -191,8 +201,7 @@ def _forward(
     y, saved = b.empty(plan.y, x.dtype), b.empty(plan.saved, plan.saved_dtype)
     indices = b.empty(plan.y, b.xp.int64) if return_indices else None
     if plan.launch is not None:
-        tiled = plan.launch.stem == "max_pool_tiled"  # which has no indices
-        plan.launch(x, y, saved, *(() if tiled else (indices,)))
+        plan.launch(x, y, saved, *((indices,) if plan.launch.stem == "max_pool" else ()))
     return y, saved, indices
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from .launch import PACK_BYTES, divisor
 MAX_LENGTH = 2**30
 WIDE_ROW = 32  # the fewest taps of a row for which one warp computes one window
 TILED_WINDOWS = ((2, 2), (3, 1), (3, 2))  # (kernel, stride) that the tiled kernels are compiled for
+MAX_SUMS = 32  # of gradients that a thread of the narrow kernels keeps
 MISSING = (1, 1, 1, 1, 1, 0)  # the sizes of a missing axis
 
 
@@ -21,24 +23,29 @@ def axes_of(window: Any) -> tuple[Any, ...]:
     return (None,) * (3 - len(window.axes)) + tuple(window.axes)
 
 
-def axes(window: Any, *, of_cells: bool = False, line: bool = False) -> list[Any]:
-    """The arguments AXES of window.cuh, AXIS for each axis. `of_cells`: threads are numbered by cells, not windows;
-    `line`: a window that is its whole plane becomes one of a single axis, since its cells and taps are in the same
-    order."""
+def axes(window: Any, *, places: Sequence[int] | None = None, line: bool = False) -> list[Any]:
+    """The arguments AXES of window.cuh, AXIS for each axis. `places`: what threads are numbered by on each axis, the
+    windows if it is None; `line`: a window that is its whole plane becomes one of a single axis, since its cells and
+    taps are in the same order."""
     sizes = [_axis(axis) for axis in axes_of(window)]
     if line and is_plane(window):
         cells = math.prod(window.kernel)
         sizes = [MISSING, MISSING, (cells, 1, cells, 1, 1, 0)]
     found: list[Any] = []
-    for axis in sizes:
-        places = axis[0 if of_cells else 1]
-        found += [*map(np.int32, axis), *divisor(max(1, axis[3])), np.uint32(places), *divisor(places)]
+    for axis, number in zip(sizes, places or [axis[1] for axis in sizes], strict=True):
+        found += [*map(np.int32, axis), *divisor(max(1, axis[3])), np.uint32(number), *divisor(number)]
     return found
 
 
-def inner_of(window: Any, integer: Any) -> tuple[Any, ...]:
-    """The arguments INNER of window.cuh; `integer`: the type of offsets."""
-    return integer(inner(window)), *divisor(inner(window))
+def cells_of(window: Any) -> list[int]:
+    """The cells of each of the three axes, as `axes` takes them."""
+    return [axis.length if axis else 1 for axis in axes_of(window)]
+
+
+def inner_of(window: Any, integer: Any, lanes: int = 1) -> tuple[Any, ...]:
+    """The arguments INNER of window.cuh, in packs of `lanes` channels; `integer`: the type of offsets."""
+    packs = inner(window) // lanes
+    return integer(packs), *divisor(packs)
 
 
 def is_wide(window: Any) -> bool:
@@ -76,42 +83,57 @@ def is_plane(window: Any) -> bool:
 
 
 class Tile(NamedTuple):
-    """How the tiled kernels divide an array: packs of `cells` cells (C) with `channels` channels each (L), one of
-    which is 1; `inner` packs of channels a cell, `row` packs of cells a row, rows of `planes` planes."""
+    """How the tiled kernels divide an array: packs of `cells` cells (C), `row` packs a row, rows of `planes` planes."""
 
     cells: int
-    channels: int
-    inner: int
     row: int
     planes: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The template argument L: left out where it is 1."""
-        return (self.channels,) if self.channels > 1 else ()
 
 
 def tile_of(window: Any, itemsize: int, wide: int, *narrow: tuple[int, int]) -> Tile | None:
     """The widest packs, at most 16 bytes, that are aligned in an array of cells that is aligned to `wide` bytes, and in
     arrays of windows of (alignment, itemsize). None if the tiled kernels do not serve these windows. New arrays need
     not be named: they always are aligned."""
-    if is_adaptive(window) or len(window.axes) != 2:
+    if is_adaptive(window) or len(window.axes) != 2 or inner(window) > 1:
         return None
     h, w = window.axes
     same = (h.kernel, h.stride, h.dilation, h.before) == (w.kernel, w.stride, 1, w.before) and w.dilation == 1
     fits = w.before == (w.kernel - w.stride + 1) // 2 and w.out * w.stride == w.length
     if not (same and fits and (w.kernel, w.stride) in TILED_WINDOWS):
         return None
-    channels = inner(window)
-    size, extent = PACK_BYTES // itemsize, channels if channels > 1 else w.length
-    cells = 1 if channels > 1 else w.stride  # of a pack of windows
-    while extent % size or size * itemsize > wide or any(size // cells * n > aligned for aligned, n in narrow):
+    size = PACK_BYTES // itemsize
+    while w.length % size or size * itemsize > wide or any(size // w.stride * n > aligned for aligned, n in narrow):
         size //= 2
-    if size == 1:
+    return Tile(size, w.length // size, planes(window)) if size > 1 else None
+
+
+class Narrow(NamedTuple):
+    """The windows of window_narrow.cuh: kernels KD, KH, KW, stride S and lanes L, its template arguments."""
+
+    kernels: tuple[int, int, int]
+    stride: int
+    lanes: int
+
+    def tiles(self, window: Any) -> list[int]:
+        """Of each axis, as `axes` takes them."""
+        pairs = zip(axes_of(window), self.kernels, strict=True)
+        return [-(-(axis.length + axis.before) // (self.stride if k > 1 else 1)) if axis else 1 for axis, k in pairs]
+
+
+def narrow_of(window: Any, itemsize: int, *arrays: tuple[int, int], sums: int = MAX_SUMS) -> Narrow | None:
+    """How the narrow kernels serve these windows, or None; `arrays`: (alignment, itemsize) of those that come in;
+    `sums`: the most gradients that a thread may keep."""
+    pooled = [a for a in axes_of(window) if a and (a.kernel, a.length) != (1, a.out)]
+    if is_adaptive(window) or not pooled or any((a.dilation, a.stride) != (1, pooled[0].stride) for a in pooled):
         return None
-    if channels > 1:
-        return Tile(w.stride, size, channels // size, w.out, int(window.layout.shape[0]))
-    return Tile(size, 1, 1, w.length // size, planes(window))
+    if any((a.kernel, a.stride) not in TILED_WINDOWS for a in pooled):
+        return None
+    kernels = tuple(a.kernel if a in pooled else 1 for a in axes_of(window))
+    channels, stride = inner(window), pooled[0].stride
+    lanes = min(PACK_BYTES // itemsize, sums // stride ** len(pooled))
+    while channels % lanes or any(lanes * n > aligned for aligned, n in arrays):
+        lanes //= 2
+    return Narrow(kernels, stride, lanes if channels > 1 else 0)  # type: ignore[arg-type]
 
 
 def planes(window: Any) -> int:
