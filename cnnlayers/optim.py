@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy
 
-from cnnlayers import backends
+from cnnlayers import backends, kernels
 from cnnlayers.autograd import Tensor
 from cnnlayers.backends import Backend
 from cnnlayers.functional.arrays import Array, accumulator_dtype, cast, is_complex
@@ -32,7 +32,7 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 
 def _wide(b: Backend, dtype: Any) -> Any:
     """The dtype in which a parameter is updated."""
-    return dtype if is_complex(b, dtype) else accumulator_dtype(b, dtype)
+    return dtype if dtype == b.xp.float32 or is_complex(b, dtype) else accumulator_dtype(b, dtype)
 
 
 class Optimizer:
@@ -52,6 +52,12 @@ class Optimizer:
     """
 
     slots: tuple[str, ...] = ()
+    _kernel = ""  # the step of kernels.TABLE that does what `_update` does
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "_kernel" not in vars(cls) and {"_update", "_update_real"} & vars(cls).keys():
+            cls._kernel = ""  # an update rule of its own
 
     def __init__(
         self, params: Mapping[str, Array] | Mapping[str, Tensor] | Iterable[Tensor], lr: float, weight_decay: float
@@ -71,6 +77,8 @@ class Optimizer:
             b = self._owner(name)
             if backends.dtype_name(b, p) not in (*backends.FLOATS, *backends.COMPLEX):
                 raise TypeError(f"parameter {name!r} must be floating or complex, got {p.dtype}")
+            if isinstance(p, numpy.generic):
+                raise TypeError(f"parameter {name!r} must be an array, which can be changed in place, got {p!r}")
             for slot in self.slots:
                 self._state[f"{slot}.{name}"] = b.zeros(tuple(p.shape), _wide(b, p.dtype))
 
@@ -139,13 +147,22 @@ class Optimizer:
         grads = self._gradients(grads)
         lr = number(self.lr, "lr", 0.0)
         self.steps += 1
+        launch = self._kernel and kernels.find(self._kernel, backends.of(next(iter(self.params.values()))), None)
+        numbers = self._kernel_numbers(lr) if launch else ()
         for name in grads:
             p, b = self.params[name], self._owner(name)
-            wide = cast(b, p, _wide(b, p.dtype))
-            g = cast(b, grads[name], wide.dtype)
+            dtype = _wide(b, p.dtype)
+            g, own = cast(b, grads[name], dtype), [self._state[f"{slot}.{name}"] for slot in self.slots]
+            if launch and b.name == "numpy" and launch(numbers, p, g, *own):
+                continue
+            wide = cast(b, p, dtype)
             self._update(b, name, wide, g + self.weight_decay * wide if self.weight_decay else g, lr)
             if wide is not p:
                 p[...] = cast(b, wide, p.dtype)
+
+    def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
+        """What the kernel takes besides arrays. It adds the weight decay itself."""
+        raise NotImplementedError
 
     def _check_in_use(self) -> None:
         """RuntimeError where a parameter is an array that its layer no longer uses (after `to` or `map_arrays`)."""
@@ -177,7 +194,7 @@ class Optimizer:
             )
         for name in expected:
             p, g = self.params[name], grads[name]
-            if backends.all_numpy((p, g)) and g.dtype == p.dtype and g.shape == p.shape:
+            if type(g) is type(p) is numpy.ndarray and g.dtype == p.dtype and g.shape == p.shape:
                 continue
             if backends.of(grads[name], name=f"the gradient of {name!r}") != self._owner(name):
                 raise TypeError(
@@ -291,6 +308,7 @@ class SGD(Optimizer):
     """
 
     slots = ("velocity",)
+    _kernel = "sgd_update"
 
     def __init__(
         self,
@@ -306,6 +324,9 @@ class SGD(Optimizer):
         if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov needs a momentum above 0, got 0")
         super().__init__(params, lr, weight_decay)
+
+    def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
+        return lr, float(self.weight_decay), float(self.momentum), self.nesterov
 
     def _update(self, b: Backend, name: str, p: Array, g: Array, lr: float) -> None:
         v = self._state[f"velocity.{name}"]
@@ -362,6 +383,7 @@ class Adam(Optimizer):
     """
 
     slots = ("mean", "square")
+    _kernel = "adam_update"
 
     def __init__(
         self,
@@ -376,6 +398,15 @@ class Adam(Optimizer):
         self.betas = (number(betas[0], "betas[0]", 0.0, 1.0), number(betas[1], "betas[1]", 0.0, 1.0))
         self.eps = number(eps, "eps", 0.0)
         super().__init__(params, lr, weight_decay)
+
+    def _corrected(self, lr: float) -> tuple[float, float]:
+        """The factor of the mean, and the divisor of the square's root."""
+        first, second = self.betas
+        return lr / (1.0 - first**self.steps), math.sqrt(1.0 - second**self.steps)
+
+    def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
+        (first, second), (size, correction) = self.betas, self._corrected(lr)
+        return size, float(self.weight_decay), first, 1.0 - first, second, 1.0 - second, correction, float(self.eps)
 
     def _update(self, b: Backend, name: str, p: Array, g: Array, lr: float) -> None:
         mean, square = self._state[f"mean.{name}"], self._state[f"square.{name}"]
@@ -393,5 +424,5 @@ class Adam(Optimizer):
         mean += (1.0 - first) * g
         square *= second
         square += (1.0 - second) * g * g
-        size = lr / (1.0 - first**self.steps)
-        p -= size * mean / (b.xp.sqrt(square) / math.sqrt(1.0 - second**self.steps) + self.eps)
+        size, correction = self._corrected(lr)
+        p -= size * mean / (b.xp.sqrt(square) / correction + self.eps)

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
-from cnnlayers import backends
+from cnnlayers import backends, kernels
 from cnnlayers.layers import BatchNorm, Conv, Flatten, Linear, Sequential
 from cnnlayers.optim import SGD, Adam
 
@@ -160,6 +160,7 @@ def test_a_gradient_of_another_owner() -> None:
         (lambda p: Adam({}), ValueError, "params is empty"),
         (lambda p: Adam({"n": np.arange(3)}), TypeError, "'n' must be floating or complex, got int64"),
         (lambda p: Adam({"n": [1.0]}), TypeError, "'n' must be an array"),
+        (lambda p: SGD({"n": np.float32(1.0)}, lr=0.1), TypeError, "'n' must be an array, which can be changed"),
     ],
 )
 def test_wrong_arguments(make, error: type, said: str) -> None:
@@ -370,3 +371,73 @@ def test_copies_of_an_optimizer_with_its_network(twin) -> None:
     params = twin(net.params)
     assert type(params) is dict
     assert all(np.array_equal(p, net.params[name]) and p is not net.params[name] for name, p in params.items())
+
+
+# ------------------------------------------------------------------------------------------------------- CPU kernels
+def layouts(p: np.ndarray) -> dict[str, np.ndarray]:
+    """The same numbers in arrays that a kernel takes, and in such that it leaves to the portable code."""
+    wide = np.zeros((*p.shape[:-1], 2 * p.shape[-1]), p.dtype)
+    unaligned = np.zeros(p.nbytes + 1, np.uint8)[1:].view(p.dtype).reshape(p.shape)
+    made = {"C": p.copy(), "F": np.asfortranarray(p), "strided": wide[..., ::2], "reversed": p[::-1].copy()[::-1]}
+    for array in (made["strided"], made["reversed"], unaligned):
+        array[...] = p
+    return {**made, "unaligned": unaligned}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_kernels_give_the_portable_bits(kind: type, options: dict, dtype: str, rng: np.random.Generator) -> None:
+    start = rng.standard_normal((9, 1000)).astype(numpy_dtype(dtype))
+    ours = {**layouts(start), "one": start[0, :1].copy(), "none": start[:0].copy(), "number": np.array(start[0, 0])}
+    theirs = {name: p.copy() for name, p in ours.items()}
+    compiled, portable = kind(ours, **options), kind(theirs, **options)
+    for _ in range(3):
+        grads = {name: rng.standard_normal(p.shape).astype(p.dtype) for name, p in ours.items()}
+        grads["C"][0, :5] = [0.0, -0.0, np.inf, -np.inf, np.nan]
+        grads["F"] = np.asfortranarray(grads["F"])
+        grads["strided"] = grads["strided"][::-1, ::-1]
+        for g in grads.values():
+            g.flags.writeable = False
+        compiled.step(grads)
+        with kernels.mode("off"):
+            portable.step(grads)
+    for name, p in ours.items():
+        np.testing.assert_array_equal(p.astype("float64"), theirs[name].astype("float64"), err_msg=name)
+    for name, array in compiled.state_dict().items():
+        np.testing.assert_array_equal(array, portable.state_dict()[name], err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["auto", "require"])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_a_gradient_in_the_memory_of_its_parameter(kind: type, options: dict, mode: str) -> None:
+    results = []
+    for chosen in (mode, "off"):
+        memory = np.arange(1.0, 101.0)
+        with kernels.mode(chosen):
+            kind({"p": memory[3:]}, **options).step({"p": memory[:-3]})
+        results.append(memory)
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_read_only_parameter_is_refused() -> None:
+    p = np.ones(3, np.float32)
+    optimizer = SGD({"p": p}, lr=0.1)
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.step({"p": np.ones(3, np.float32)})
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_an_update_rule_of_ones_own_is_called(kind: type) -> None:
+    class Half(kind):
+        def _update(self, b, name, p, g, lr):  # type: ignore[no-untyped-def]
+            super()._update(b, name, p, g / 2, lr)
+
+    class Same(Half):
+        pass
+
+    for number in (np.float32, np.float64):
+        given, expected = np.ones(5, number), np.ones(5, number)
+        Same({"p": given}, lr=0.5).step({"p": np.arange(5, dtype=number)})
+        kind({"p": expected}, lr=0.5).step({"p": np.arange(5, dtype=number) / 2})
+        np.testing.assert_array_equal(given, expected)

@@ -240,7 +240,10 @@ class Layer(MissingAttributeErrors):
         """This layer and all inside it, each with the prefix of its names."""
         yield prefix, self
         for name, child in self.children.items():
-            yield from child.walk(f"{prefix}{name}.")
+            if child.children:
+                yield from child.walk(f"{prefix}{name}.")
+            else:  # without a generator of its own
+                yield f"{prefix}{name}.", child
 
     @property
     def params(self) -> Parameters:
