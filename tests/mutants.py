@@ -219,7 +219,7 @@ def runs() -> tuple[Run, ...]:
         _trio("softmax_cross_entropy", (7, 2)),
         _trio("softmax_cross_entropy", (40, 1100)),
         _trio("local_response_norm", (2, 9, 4, 3), 5, alpha=0.5),
-        _trio("local_response_norm", (2, 70, 3), 3, alpha=0.5),
+        _trio("local_response_norm", (2, 70, 3), 12, alpha=0.5),
         _trio("lp_pool", (2, 3, 9, 8), 2),
         _trio("lp_pool", (2, 3, 9, 8), 3, 9.0, 2, 1),
         _trio("lp_pool", (2, 2, 5, 5, 5), 2),
@@ -340,6 +340,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("im2col.cu", "bound", "v < run && i + v < end"): "the same thread stores the right value in its next run",
     ("max_pool.cu", "bound", "tap < argmax"): "no two lanes have one tap",
     ("norm_backward.cu", "bound", "j < end; j += K * step"): ONE_TURN_MORE,
+    ("scale_shift.cuh", "bound", "        if (k < number)"): "the pivot alone changes, here to an older cell",
     ("softmax.cu", "bound", "begin < size; begin += turn"): ONE_TURN_MORE,
     ("row_reduce.cuh", "bound", "return b < a ? b : a"): "of equal numbers either will do",
     ("pad.cu", "bound", "i < n_y; i +="): ONE_TURN_MORE,
@@ -348,6 +349,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ("pad.cu", "bound", "first < row && row - first >= V"): "the next comparison says more",
     ("pad.cuh", "bound", "to_front < before(), out"): "one cell further out is cell -1, which is none",
     ("layer_norm_backward.cu", "bound", "j < end; j += N * step"): ONE_TURN_MORE,
+    ("layer_norm_backward.cu", "bound", "k < end; k += N * warps"): ONE_TURN_MORE,
+    ("norm_forward.cu", "bound", "j < size; j += K * step"): ONE_TURN_MORE,
 }
 
 

@@ -206,28 +206,29 @@ __global__ void __launch_bounds__(256, 3) layer_norm_apply(ARRAYS, const Pair* _
   out[I((rows + Depth - 1) / Depth) * length] = dbeta;
 }
 
-// Sums down the columns of both halves of (2, blocks, length). A block has 32 columns; each of its 32 warps sums every 32nd
-// row, eight of them loaded at a time.
+// Sums down the columns of both halves of (2, blocks, length). A block has 32 columns; each of its warps sums every so many
+// rows, 16 of them loaded at a time.
 template <typename A, typename I>
 __global__ void __launch_bounds__(1024) reduce_parameter_gradients(const A* __restrict__ columns, void* __restrict__ dgamma,
     void* __restrict__ dbeta, int flags, unsigned blocks, unsigned length) {
-  __shared__ double warps[32][32];
-  const unsigned width = (length + 31) / 32, is_beta = blockIdx.x / width, warp = threadIdx.x / 32;
-  const unsigned j = blockIdx.x % width * 32 + threadIdx.x % 32;
+  constexpr int N = 16;
+  __shared__ double sums[32][32];
+  const unsigned width = (length + 31) / 32, is_beta = blockIdx.x / width, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const unsigned j = blockIdx.x % width * 32 + threadIdx.x % 32, end = j < length ? blocks : 0u;
   if (!(flags & (is_beta ? DBETA : DGAMMA))) return;
+  const A* const column = columns + I(is_beta) * blocks * length + j;
   double sum = 0.0;
-  for (unsigned k = warp; k < blocks; k += 8 * 32) {
-    A values[8];
+  for (unsigned k = warp; k < end; k += N * warps) {
+    A values[N];
 #pragma unroll
-    for (unsigned r = 0; r < 8; ++r)
-      values[r] = j < length && k + r * 32 < blocks ? columns[(I(is_beta) * blocks + k + r * 32) * length + j] : A(0);
+    for (int r = 0; r < N; ++r) values[r] = k + r * warps < end ? column[I(k + r * warps) * length] : A(0);
 #pragma unroll
-    for (int r = 0; r < 8; ++r) sum += double(values[r]);
+    for (int r = 0; r < N; ++r) sum += double(values[r]);
   }
-  warps[warp][threadIdx.x % 32] = sum;
+  sums[warp][threadIdx.x % 32] = sum;
   __syncthreads();
   if (warp == 0 && j < length) {
-    for (unsigned k = 1; k < 32; ++k) sum += warps[k][threadIdx.x];
+    for (unsigned k = 1; k < warps; ++k) sum += sums[k][threadIdx.x];
     static_cast<A*>(is_beta ? dbeta : dgamma)[j] = A(sum);
   }
 }

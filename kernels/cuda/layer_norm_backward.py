@@ -20,7 +20,8 @@ Array = Any
 REGISTER_PACKS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 4}  # packs of x, dy, dgamma and dbeta a thread
 MAX_DEPTH = 64  # the most rows that a block of layer_norm_apply goes down
 MIN_ROWS_PER_TEAM = 4  # the fewest rows of a team; with fewer, its sums for dgamma and dbeta cost too much
-COLUMNS = 32  # columns of a block of reduce_parameter_gradients, which has as many warps
+COLUMNS = 32  # of a block of reduce_parameter_gradients, which has at most as many warps
+ROWS = 16  # that a warp of it loads at once
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def _launch_parameter_gradients(
         arrays = [columns, *(columns if a is None else a for a in gradients)]
         numbers = [np.int32(flags), np.uint32(plan.blocks), np.uint32(columns.shape[2])]
         grid_size = 2 * -(-columns.shape[2] // COLUMNS) if flags else 0
-        launch("layer_norm_backward", instance, grid_size, 32 * COLUMNS, [*arrays, *numbers])
+        threads = 32 * min(COLUMNS, -(-plan.blocks // ROWS))
+        launch("layer_norm_backward", instance, grid_size, threads, [*arrays, *numbers])
     dgamma, dbeta = (
         None if a is None else norm_arguments.as_dtype(a, p).reshape(spec.rows.parameter)
         for a, p in zip(gradients, dtypes, strict=True)

@@ -11,9 +11,12 @@ from cnnlayers import backends
 from cnnlayers.backends import Backend
 
 from .compile import CUDA_TYPE, instance_name
-from .launch import BLOCK, Launch, cached_plan, contiguous, grid_size, offset_types
+from .launch import BLOCK, Launch, alignment, cached_plan, contiguous, divisor, grid_size, offset_types
 
 Array = Any
+NARROW = 9  # the largest window that is a template argument, whose threads take
+CHANNELS = 8  # channels of
+PLACE_BYTES = 4  # bytes of places
 SHORT = 32  # channels of a window that are added up in the type that is computed in; more in double
 RUN = 32  # channels that a thread of the backward takes, at least
 RING_BYTES = 48 << 10  # of shared memory for a block's rings
@@ -25,7 +28,7 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
     if spec.layout.channels >= LIMIT:
         return f"{spec.layout.channels} channels; the kernels take fewer than {LIMIT}"
     size, itemsize = _window(spec)[2], 8
-    if step.endswith("_backward") and 32 * size * itemsize > RING_BYTES:
+    if step.endswith("_backward") and spec.size > NARROW and 32 * size * itemsize > RING_BYTES:
         return f"windows of {size} channels; the backward's kernel takes {RING_BYTES // (32 * itemsize)}"
     return None
 
@@ -52,29 +55,32 @@ def _parameters(spec: Any, real: Any) -> tuple[Any, ...]:
     return real(spec.alpha / spec.size), real(spec.beta), real(spec.k)
 
 
-def _make_forward(b: Backend, spec: Any, dtype: Any) -> Launch:
-    size = math.prod(spec.layout.shape)
-    offset, integer = offset_types(size)
-    element, sums, real = _types(b, spec, dtype)
-    before, after, _ = _window(spec)
-    counts = integer(size), integer(_inner(spec)), *map(np.int32, (spec.layout.channels, before, after))
-    instance = instance_name("local_response_norm", element, sums, offset)
-    return Launch("local_response_norm", instance, grid_size(b, size), (*counts, *_parameters(spec, real)))
-
-
-def _make_backward(b: Backend, spec: Any, dtype: Any) -> Launch:
+def _make(b: Backend, spec: Any, name: str, dtype: Any, aligned_to: int) -> Launch:
+    """The launch of a pass, for arrays of this alignment."""
     size, channels, inner = math.prod(spec.layout.shape), spec.layout.channels, _inner(spec)
     offset, integer = offset_types(size)
     element, sums, real = _types(b, spec, dtype)
+    parameters, three_quarters = _parameters(spec, real), spec.beta == 0.75
+    if spec.size <= NARROW:
+        pack = math.gcd(inner, max(1, min(PLACE_BYTES, aligned_to) // dtype.itemsize))
+        places, runs = inner // pack, -(-channels // CHANNELS)
+        n = size // channels // pack * runs
+        instance = instance_name(name, element, spec.size, CHANNELS, pack, three_quarters, offset)
+        numbers = integer(n), integer(places), *divisor(places), integer(runs), *divisor(runs), np.int32(channels)
+        return Launch("local_response_norm", instance, -(-n // BLOCK), (*numbers, *parameters))
     before, after, window = _window(spec)
+    instance = instance_name(f"wide_{name}", element, sums, three_quarters, offset)
+    if not name.endswith("_backward"):
+        counts = integer(size), integer(inner), *map(np.int32, (channels, before, after))
+        return Launch("local_response_norm", instance, grid_size(b, size), (*counts, *parameters))
     run = max(RUN, 2 * window)
     runs = size // channels * -(-channels // run)
     ring = window * real().itemsize
     block = min(BLOCK, RING_BYTES // ring // 32 * 32)
-    numbers = integer(runs), integer(inner), *map(np.int32, (channels, before, after, window, run))
-    instance = instance_name("local_response_norm_backward", element, sums, offset)
-    scalars = (*numbers, *_parameters(spec, real))
-    return Launch("local_response_norm", instance, grid_size(b, runs, block), scalars, block, block * ring)
+    counts = integer(runs), integer(inner), *map(np.int32, (channels, before, after, window, run))
+    return Launch(
+        "local_response_norm", instance, grid_size(b, runs, block), (*counts, *parameters), block, block * ring
+    )
 
 
 def local_response_norm_forward(b: Backend, spec: Any, x: Array) -> Array:
@@ -82,7 +88,7 @@ def local_response_norm_forward(b: Backend, spec: Any, x: Array) -> Array:
     x = contiguous(b, x)
     y = b.empty(x.shape, x.dtype)
     if x.size:
-        cached_plan(_make_forward, b, spec, x.dtype)(x, y)
+        cached_plan(_make, b, spec, "local_response_norm", x.dtype, alignment(x))(x, y)
     return y
 
 
@@ -91,5 +97,6 @@ def local_response_norm_backward(b: Backend, spec: Any, dy: Array, x: Array) -> 
     dy, x = contiguous(b, dy), contiguous(b, x)
     dx = b.empty(x.shape, x.dtype)
     if x.size:
-        cached_plan(_make_backward, b, spec, x.dtype)(dy, x, dx)
+        launch = cached_plan(_make, b, spec, "local_response_norm_backward", x.dtype, alignment(dy, x))
+        launch(dy, x, dx)
     return dx

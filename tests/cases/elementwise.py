@@ -36,7 +36,8 @@ CALLS: list[tuple[str, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = [
     ("softmax", (1, 300, 9), (1,), {}),  # columns in several turns
     ("softmax_cross_entropy", (5, 10), (), {}),
     ("softmax_cross_entropy", (300, 3), (), {}),  # several blocks
-    ("softmax_cross_entropy", (3, 1500), (), {}),  # a block a row
+    ("softmax_cross_entropy", (3, 1500), (), {}),  # in several turns
+    ("softmax_cross_entropy", (3, 9001), (), {}),  # a block a row
     ("softmax_cross_entropy", (3, 33), (), {}),
     ("softmax_cross_entropy", (1, 1), (), {}),
     ("local_response_norm", (2, 9, 4, 3), (5,), {"alpha": 0.5}),

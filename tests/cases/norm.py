@@ -226,6 +226,13 @@ CALLS = {
     "layer in lanes": Call(
         "layer_norm", (37, 24), ((24,),), launches=("norm_forward", "layer_norm_backward reduce_parameter_gradients")
     ),
+    "layer in many blocks": Call(
+        "layer_norm",
+        (300, 24),
+        ((24,),),
+        launches=("norm_forward", "layer_norm_backward reduce_parameter_gradients"),
+        device={"MultiProcessorCount": 20},
+    ),
     "layer in blocks": Call(
         "layer_norm",
         (9, 9, 104),
