@@ -167,13 +167,15 @@ def test_maxima_that_are_stored_past_the_caches(shape: Any, args: Any, rng: np.r
         np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize("channels", [8, 20])
+@pytest.mark.parametrize("channels", [3, 8, 13, 20])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_maxima_of_cells_of_many_channels(channels: int, dtype: str, rng: np.random.Generator) -> None:
-    x = rivals(rng, (2, 9, 11, channels), np.dtype(dtype))
+def test_maxima_of_cells_of_channels(channels: int, dtype: str, rng: np.random.Generator) -> None:
+    """Overlapping windows some cells apart, dilated ones, and large ones whose rows take more than one band."""
+    x = rivals(rng, (2, 9, 41, channels), np.dtype(dtype))
     with kernels.mode("require"):
-        for op, args in (("max_pool", (3, 2, 1)), ("max_pool", (2, 1, 0, 3)), ("adaptive_max_pool", (4,))):
-            agree(Impl("cpu", np), op, x, *args, data_format="channels_last", near_dx=0.0)
+        for args in ((3, 2, 1), (4, 3, 1), (2, 1, 0, 3), (5, 1, 2)):
+            agree(Impl("cpu", np), "max_pool", x, *args, data_format="channels_last", near_dx=0.0)
+        agree(Impl("cpu", np), "adaptive_max_pool", x, 4, data_format="channels_last", near_dx=0.0)
 
 
 @pytest.mark.parametrize("kernel_size", [2, 3])

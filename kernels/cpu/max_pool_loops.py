@@ -92,13 +92,24 @@ def _store_places(argmax: Array, i: Any, place: Vector, stop: Any) -> None:
 
 
 @kernel(inlined=True)
-def _split(x: Array, at: int, cells: int, lines: Array, to: int, stride: int, size: int, before: int) -> None:
-    """Copy a row of x to a line, `before` elements after its start; the vectors that it ends in are filled with −inf.
-    With stride 2 the even places are in one line, and the odd ones in another, `size` elements after it."""
+def _split(
+    x: Array, at: int, cells: int, lines: Array, to: int, split: str, lines_across: int, size: int, before: int,
+    channels: int,
+) -> None:  # fmt: skip
+    """Copy a row of x to as many lines as the stride is, `size` elements apart: places 0, stride, … are in the first.
+    `before`: elements, from the start of the row on, that are not copied. Vectors' other lanes are filled with −inf."""
     lowest, stop = broadcast(lines, -np.inf), at + cells
-    if stride == 1:
+    if split == "none":
         for i in range(0, cells, LANES):
             store(lines, to + before + i, _load_until(x, at + i, stop, lowest))
+    elif split == "cells":
+        first = before // channels
+        line, place = first % lines_across * size, first // lines_across * channels
+        for i in range(at, stop, channels):
+            store(lines, to + line + place, _load_until(x, i, i + channels, lowest))
+            line += size
+            if line == lines_across * size:
+                line, place = 0, place + channels
     else:
         even = to + (before & 1) * size + (before >> 1)
         odd = to + ((before + 1) & 1) * size + ((before + 1) >> 1)
@@ -111,8 +122,8 @@ def _split(x: Array, at: int, cells: int, lines: Array, to: int, stride: int, si
 
 
 @functools.cache
-def make_forward(unrolled_taps: int, stride: int, separable: bool, direct: bool, padded: bool, save: bool) -> Kernel:
-    """The kernel for windows of one size on each axis, 1 or 2 cells apart along a row: y, and with `save` the argmax.
+def make_forward(unrolled_taps: int, split: str, separable: bool, direct: bool, padded: bool, save: bool) -> Kernel:
+    """The kernel for windows of one size on each axis: y, and with `save` the argmax.
 
     A *band* of rows of windows, or some planes of them, is computed together. The cells under it are copied to lines,
     with −inf where there is padding, so that edges need no code. The cells under one tap of neighbouring windows are
@@ -120,9 +131,11 @@ def make_forward(unrolled_taps: int, stride: int, separable: bool, direct: bool,
     also take what lies between the windows of two rows, which is not stored. If `separable`, the maxima along each row
     come first, and then the maxima of these: the work for a window is the sum of its sizes, not the product.
 
-    unrolled_taps: the number of a window's taps if loops over them are unrolled, else 0. direct: vectors have windows
-    of one row only, and are stored at once, because few lanes are lost. padded: windows may have taps outside of x;
-    `firsts` then has their first taps inside, axis by axis. Its last vector has zeros, for the further windows of rows.
+    unrolled_taps: the number of a window's taps if loops over them are unrolled, else 0. split: how a row is copied to
+    lines: "none" with stride 1, "pairs" of elements with stride 2, "cells" with any, of fewer than 16 channels. direct:
+    vectors have windows of one row only, and are stored at once, because few lanes are lost. padded: windows may have
+    taps outside of x; `firsts` then has their first taps inside, axis by axis. Its last vector has zeros, for the
+    further windows of rows.
 
     `geometry`: for depth the stride, the padding and the distance of taps; for height and width the stride, the padding
     and the cells from a window's first tap to its last. `layout`: the most planes and rows of a band, and windows of a
@@ -192,7 +205,7 @@ def make_forward(unrolled_taps: int, stride: int, separable: bool, direct: bool,
                             if (z >= 0) & (z < depth) & (h >= 0) & (h < height) & (first < last):
                                 at = ((((plane + p) * depth + z) * height + h) * sizes[2] + first) * channels
                                 cells, before = (last - first) * channels, cells_before * channels
-                                _split(x, at, cells, lines, to, stride, size, before)
+                                _split(x, at, cells, lines, to, split, lines_across, size, before, channels)
                             elif padded:
                                 for line in range(lines_across):
                                     for i in range(0, pitch, LANES):
@@ -291,14 +304,13 @@ def make_forward_by_tap(lanes: str, save: bool) -> Kernel:
             for o in range(out_w):
                 for block in range(0, channels, LANES):
                     c = block if elements else min(block, max(channels - LANES, 0))  # the last may overlap another
-                    first, best = load(w, c) if elements else integers(w[2 * out_w + o]), lowest
-                    if lanes == "taps":
-                        first = add(first, load(index, 0))
-                    place = add(first, integers(base))
+                    before = base if elements else base + w[2 * out_w + o]  # taps
+                    first, best = load(w, c) if elements else load(index, 0) if lanes == "taps" else integers(0), lowest
+                    place = add(first, integers(before))
                     for td in range(d[1, od]):
                         for th in range(h[1, oh]):
                             at = (first_row + td * dilations[0] * height + th * dilations[1]) * row_size
-                            tap = base + (td * taps[1] + th) * taps[2]
+                            tap = before + (td * taps[1] + th) * taps[2]
                             if not elements:
                                 at += w[o] * channels + c
                             for t in range(0, taps[2] if elements else np.int64(w[out_w + o]), step):
@@ -316,7 +328,8 @@ def make_forward_by_tap(lanes: str, save: bool) -> Kernel:
                                     if elements:  # not before the first tap inside of x
                                         here = add(integers(tap), maximum(integers(t), first))
                                     else:
-                                        here = add(integers(tap + t), first)
+                                        here = integers(tap + t)
+                                        here = add(here, first) if lanes == "taps" else here
                                     place = select(better, here, place)
                     if elements:
                         best = select(less(first, integers(0)), lowest, best)

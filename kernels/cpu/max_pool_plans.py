@@ -32,6 +32,7 @@ Array = Any
 MAX_COMPARED_TAPS = 9
 LEAST_CHANNELS = 8  # of a cell, for loops over channels
 LINE_ELEMENTS = 4_000  # of the lines of a band, so that they are in the L1 cache
+CELL_LINE_ELEMENTS = 16_000  # with several channels, whose rows are long: in the L2 cache
 LINE_WINDOWS = 4_096  # of a row of windows in a line, at most
 FULL_ROW = 8 * LANES  # elements: in a longer row, the empty lanes of its last vector cost at most an eighth
 MAX_TABLE = 1 << 24  # elements of a table for one row
@@ -46,7 +47,7 @@ def table_refusal(window: AnyWindow) -> str | None:
     size = max(width.length, width.kernel * width.out) * channels
     if size <= MAX_TABLE or _form(axes, channels) != "elements":
         return None
-    return f"rows whose windows have {size} elements together, not 1 or 2 cells apart; kernels take at most {MAX_TABLE}"
+    return f"rows whose windows have {size} elements together, of irregular windows; kernels take at most {MAX_TABLE}"
 
 
 @backends.planned
@@ -77,8 +78,10 @@ def _form(axes: Sequence[AnyAxis], channels: int) -> str:
     """The loops that serve: "bands", or those by tap whose vectors are the "channels" of a cell, the "taps" of a window
     or any "elements"."""
     height, width = axes[1:]
-    regular = isinstance(width, Axis) and width.stride <= (2 if channels == 1 else 1) and all(map(_fits_lines, axes))
-    if channels >= LEAST_CHANNELS:
+    regular = all(map(_fits_lines, axes))
+    if isinstance(width, Axis) and width.stride > (2 if channels == 1 else 1):  # rows are copied cell by cell
+        regular = regular and 1 < channels < LANES and (channels >= LEAST_CHANNELS or width.stride < width.kernel)
+    if channels >= (LANES if regular else LEAST_CHANNELS):
         # Loops over channels read a cell once for each window over it, and bands read it once. So loops over channels
         # serve where few windows overlap.
         distances = [min(a.stride if isinstance(a, Axis) else a.length, a.kernel) for a in (height, width)]
@@ -103,13 +106,16 @@ def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[
     depth, height, width = axes
     taps_h, taps_w = (np.arange(a.kernel) * a.dilation for a in axes[1:])
     row_windows, rows_below = min(width.out, -(-LINE_WINDOWS // channels)), int(taps_h[-1]) // height.stride
-    pitch, padded = (row_windows + int(taps_w[-1]) // width.stride) * channels, not all(a.whole for a in axes)
+    beside, lines_down = int(taps_w[-1]) // width.stride, min(height.stride, int(taps_h[-1]) + 1)
+    elements = LINE_ELEMENTS if channels == 1 else CELL_LINE_ELEMENTS
+    room = elements // (depth.kernel * lines_down * width.stride) - 2 * LANES
+    if room < 2 * rows_below * (row_windows + beside) * channels:  # bands of few rows would compute most rows twice
+        row_windows = min(row_windows, max(math.isqrt(max(room, 0) // channels) - beside, 1))
+    pitch, padded = (row_windows + beside) * channels, not all(a.whole for a in axes)
     contiguous = not padded and rows_below == 0 and pitch == width.out * channels
     direct = contiguous or -row_windows * channels % LANES < row_windows * channels / 6
     if not contiguous and -pitch % LANES < pitch / 8:  # vectors in cache lines are faster, if few lanes are lost
         pitch += -pitch % LANES
-    lines_down = min(height.stride, int(taps_h[-1]) + 1)
-    room = LINE_ELEMENTS // (depth.kernel * lines_down * width.stride) - 2 * LANES
     rows = min(max(room // pitch - rows_below, 1), height.out)
     complete = rows >= height.out and depth.out <= 1  # planes
     most_planes = min(max(room // ((rows + rows_below) * pitch), 1), planes) if complete else 1
@@ -130,7 +136,8 @@ def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[
     geometry = tuple(number for a, r in zip(axes, reach, strict=True) for number in (a.stride, a.before, r))
     layout = (most_planes, rows, row_windows, pitch, size, lines_down, width.stride)
     unrolled = 0 if offsets.size > MAX_COMPARED_TAPS or separable else offsets.size
-    make = functools.partial(loops.make_forward, unrolled, width.stride, separable, direct, padded)
+    split = "none" if width.stride == 1 else "pairs" if channels == 1 else "cells"
+    make = functools.partial(loops.make_forward, unrolled, split, separable, direct, padded)
     return make, (sizes, geometry, _taps(axes), layout, offsets, np.concatenate(firsts))
 
 
