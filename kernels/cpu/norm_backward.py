@@ -96,7 +96,7 @@ def _in_blocks(norm: Any, dtype: Any, layout: ChannelLayout, nbytes: int) -> Cal
     block, rows = layout.rows_per_block(dtype.itemsize), layout.rows
     in_chunks = chunked(-(-rows // block), 3 * nbytes)
     shape = 2, rows // layout.groups, layout.groups * layout.group_size
-    arguments, loop = (layout.groups, *layout.row_axes, block), norm_blocks.blocks_backward
+    arguments, loop = (*layout.row_axes, block), norm_blocks.blocks_backward
 
     def run(*arrays: Array) -> Array:
         sums = np.empty(shape)
@@ -110,21 +110,22 @@ def _in_pieces(norm: Any, dtype: Any, layout: ChannelLayout, nbytes: int) -> Cal
     loops, number, arguments, _, number_of_sums, _, axes = pieces_of(layout, dtype.itemsize)
     sums_in_chunks, in_chunks = chunked(number, 2 * nbytes), chunked(number, 3 * nbytes)
     n, rows, channels = math.prod(norm.rows.shape) / layout.rows, layout.rows, layout.groups * layout.group_size
-    results, shape = loops.make_results(not norm.use_running_stats), (2, rows // layout.groups, channels)
+    results, sample = loops.make_results(not norm.use_running_stats), rows // layout.groups
+    shape = 2, sample, axes[0], channels, axes[3]
 
     def run(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> Array:
-        sum_dy, sum_products = np.zeros((2, number_of_sums))
-        gradients, (x_factor, constant) = np.empty(shape), np.empty((2, rows))
-        sums_in_chunks(loops.gradient_sums, dy, x, gamma, mean, sum_dy, sum_products, *arguments)
-        dgamma, dbeta = gradients.reshape(2, -1)
+        sums, (x_factor, constant) = np.zeros((2, number_of_sums)), np.empty((2, rows))
+        sums_in_chunks(loops.gradient_sums, dy, x, gamma, mean, *sums, *arguments)
+        sums = sums.reshape(shape).sum(axis=(2, 4))
+        sum_dy, sum_products = sums.reshape(2, -1)
         norm_blocks.combine_gradient_sums(
-            x, sum_dy, sum_products, gamma, mean, rstd, dgamma, dbeta, x_factor, constant, n, 0, rows, *axes
+            x, sum_dy, sum_products, gamma, mean, rstd, x_factor, constant, n, layout.group_size, 0, rows
         )
         if norm.use_running_stats:  # they do not depend on x: dx = dy * rstd * gamma
             zeros = np.zeros(channels, gamma.dtype)
             in_chunks(results, dy, dy, dx, gamma, zeros, zeros, np.zeros(rows), rstd, *arguments)
         else:
             in_chunks(results, dy, x, dx, gamma, constant, x_factor, mean, rstd, *arguments)
-        return gradients.sum(axis=1)
+        return sums[::-1].sum(axis=1)
 
     return run

@@ -46,32 +46,24 @@ def combine_moments(
 
 @kernel(allocates=False)
 def combine_gradient_sums(
-    x: Array, sum_dy: Array, sum_products: Array, gamma: Array, mean: Array, rstd: Array, dgamma: Array, dbeta: Array,
-    x_factor: Array, constant: Array, n: float,
-    low: int, high: int, lines: int, groups: int, group_size: int, inner: int,
+    x: Array, sum_dy: Array, sum_products: Array, gamma: Array, mean: Array, rstd: Array, x_factor: Array,
+    constant: Array, n: float, group_size: int, low: int, high: int,
 ) -> None:  # fmt: skip
-    """From the sums of dy and of dy * (x - shift), where shift is the mean as x's lanes round it, for rows low to high,
-    each of n cells: dgamma and dbeta of each sample, and the factors of
+    """From the sums of dy and of dy * (x - shift) over each channel of a sample, where shift is the mean as x's lanes
+    round it, for rows low to high, each of n cells: the sums of dy * xhat, instead of the latter, and the factors of
 
-    dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd.
-
-    dbeta and dgamma may be the arrays of the sums, if there is one line and `inner` is 1."""
+    dx = (dy * gamma - (x - shift) * x_factor - constant) * rstd."""
+    channel, small = low * group_size % gamma.size, 1.0 / n
     for r in range(low, high):
-        delta, row_dy, row_dy_xhat = mean[r] - lane(broadcast(x, mean[r]), 0), 0.0, 0.0
-        sample, group, step = r // groups, r % groups, groups * group_size * inner
-        for k in range(group_size):
-            channel_dy, products, weight = 0.0, 0.0, gamma[group * group_size + k]
-            for line in range(sample * lines, (sample + 1) * lines):
-                first = line * step + (group * group_size + k) * inner
-                for j in range(first, first + inner):
-                    channel_dy += sum_dy[j]
-                    products += sum_products[j]
-            channel_dy_xhat = (products - delta * channel_dy) * rstd[r]
-            dbeta[r * group_size + k], dgamma[r * group_size + k] = channel_dy, channel_dy_xhat
+        delta, scale, row_dy, row_dy_xhat = mean[r] - lane(broadcast(x, mean[r]), 0), rstd[r], 0.0, 0.0
+        for j in range(r * group_size, (r + 1) * group_size):
+            channel_dy, weight = sum_dy[j], gamma[channel]
+            sum_products[j] = channel_dy_xhat = (sum_products[j] - delta * channel_dy) * scale
             row_dy += channel_dy * weight
             row_dy_xhat += channel_dy_xhat * weight
-        x_factor[r] = rstd[r] * row_dy_xhat / n
-        constant[r] = row_dy / n - delta * x_factor[r]
+            channel = channel + 1 if channel + 1 < gamma.size else 0
+        x_factor[r] = factor = scale * row_dy_xhat * small
+        constant[r] = row_dy * small - delta * factor
 
 
 # -------------------------------------------------------------------------------------------------------------- blocks
@@ -105,7 +97,7 @@ _results = norm_loops.make_results(True)
 def blocks_backward(
     dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, sum_dy: Array, sum_dy_xhat: Array,
     x_factor: Array, constant: Array,
-    groups: int, group_size: int, samples: int, length: int, block: int, start: int, stop: int,
+    group_size: int, samples: int, length: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Fill dx of blocks start to stop, and of each of their segments the sums of dy and of dy * xhat. x_factor,
     constant: of each row, with any content."""
@@ -114,8 +106,5 @@ def blocks_backward(
         high = min(low + block, mean.size)
         first, last = low * group_size, high * group_size
         gradient_sums(dy, x, gamma, mean, sum_dy, sum_dy_xhat, group_size, samples, length, 1, first, last)
-        combine_gradient_sums(
-            x, sum_dy, sum_dy_xhat, gamma, mean, rstd, sum_dy_xhat, sum_dy, x_factor, constant, n,
-            low, high, 1, groups, group_size, 1,
-        )  # fmt: skip
+        combine_gradient_sums(x, sum_dy, sum_dy_xhat, gamma, mean, rstd, x_factor, constant, n, group_size, low, high)
         _results(dy, x, dx, gamma, constant, x_factor, mean, rstd, group_size, samples, length, 1, first, last)

@@ -18,7 +18,6 @@ import numpy as np
 from .jit import kernel
 from .past_caches import stored_past_caches
 from .row_sums import ROOM, SHORT_ROW, totals
-from .vector_ends import read
 from .vectors import (
     LANES,
     add,
@@ -45,6 +44,7 @@ from .vectors import (
 Array = Any
 Kernel = Any
 Vector = Any
+U = np.uintp
 # Cells that are summed lane by lane: in float32, with 16 lanes and two accumulators, 128 in each.
 RUN_CELLS = 4096
 
@@ -84,44 +84,28 @@ def _make_lane_sums(backward: bool, per_cell: bool) -> Kernel:
 
     @kernel(inlined=True, allocates=False)
     def lane_sums(
-        dy: Array, x: Array, gamma: Array, shift: Vector, start: int, samples: int, stride: int, length: int,
-        parameter: int,
+        dy: Array, x: Array, gamma: Array, shift: Vector, weight: Vector, start: int, samples: int, stride: int,
+        length: int, parameter: int,
     ) -> tuple[Vector, Vector]:  # fmt: skip
-        s0 = s1 = q0 = q1 = zero = broadcast(x, 0.0)
+        s = t = q = p = zero = broadcast(x, 0.0)
         for sample in range(samples):
             i, end = start + sample * stride, start + sample * stride + length
-            while i + 2 * LANES <= end:
-                d0, d1 = sub(load(x, i), shift), sub(load(x, i + LANES), shift)
-                g0, g1 = d0, d1
-                if backward:
-                    g0, g1 = load(dy, i), load(dy, i + LANES)
+            while i + LANES <= end:
+                d = sub(load(x, i), shift)
+                g = load(dy, i) if backward else mul(d, weight)
                 if per_cell:
-                    g0, g1 = mul(g0, load(gamma, parameter + i)), mul(g1, load(gamma, parameter + i + LANES))
-                s0, s1, q0, q1 = add(s0, g0), add(s1, g1), fma(g0, d0, q0), fma(g1, d1, q1)
-                i += 2 * LANES
-            while i < end:
-                count = min(LANES, end - i)
-                d0 = select(first_lanes(count), sub(load_first(x, i, count), shift), zero)
-                g0 = load_first(dy, i, count) if backward else d0
+                    g = mul(g, load(gamma, parameter + i))
+                s, t, q, p, i = t, add(s, g), p, fma(g, d, q), i + LANES
+            if i < end:
+                count = end - i
+                d = select(first_lanes(count), sub(load_first(x, i, count), shift), zero)
+                g = load_first(dy, i, count) if backward else mul(d, weight)
                 if per_cell:
-                    g0 = mul(g0, load_first(gamma, parameter + i, count))
-                s0, q0, i = add(s0, g0), fma(g0, d0, q0), i + LANES
-        return add(s0, s1), add(q0, q1)
+                    g = mul(g, load_first(gamma, parameter + i, count))
+                s, q = add(s, g), fma(g, d, q)
+        return add(s, t), add(q, p)
 
     return lane_sums
-
-
-@kernel(inlined=True, allocates=False)
-def _mean_lanes(x: Array, start: int, samples: int, stride: int, length: int) -> Vector:
-    """Lanes whose sum is the mean. Cells are divided before they are added, because their sum may be too large."""
-    small, s0, s1 = broadcast(x, 1.0 / (samples * length)), broadcast(x, 0.0), broadcast(x, 0.0)
-    for sample in range(samples):
-        i, end = start + sample * stride, start + sample * stride + length
-        while i + 2 * LANES <= end:
-            s0, s1, i = fma(load(x, i), small, s0), fma(load(x, i + LANES), small, s1), i + 2 * LANES
-        while i < end:
-            s0, i = fma(load_first(x, i, min(LANES, end - i)), small, s0), i + LANES
-    return add(s0, s1)
 
 
 @functools.cache
@@ -136,7 +120,7 @@ def make_moments(centred: bool) -> Kernel:
     ) -> None:
         room = np.full(2 * ROOM + LANES, lane(broadcast(x, 0.0), 0))  # the means are last
         stride, together = x.size // samples, LANES if parts == 1 and samples * length <= SHORT_ROW else 1
-        none = broadcast(mean, 0.0)
+        none, zero, one = broadcast(mean, 0.0), broadcast(x, 0.0), broadcast(x, 1.0)
         for u in range(start, stop, together):
             number, means, sums, cells = min(together, stop - u), none, none, 0.0
             _, first, width = _part(u, length, parts)
@@ -145,17 +129,19 @@ def make_moments(centred: bool) -> Kernel:
                 for c in range(0, width, RUN_CELLS):
                     begin, run, cut = first + k * stride + c, min(per_run, samples - k), min(RUN_CELLS, width - c)
                     if centred:
+                        small = broadcast(x, 1.0 / (run * cut))  # the sum of the cells may be too large
                         for v in range(number):
-                            store(room, v * LANES, _mean_lanes(x, begin + v * length, run, stride, cut))
-                        store(room, 2 * ROOM, totals(room, 0))
+                            s, _ = lane_sums(x, x, x, zero, small, begin + v * length, run, stride, cut, 0)
+                            store(room, v * LANES, s)
+                        store(room, 2 * ROOM, totals(room, U(0)))
                     for v in range(number):
                         shift = broadcast(x, room[2 * ROOM + v])
-                        s, q = lane_sums(x, x, x, shift, begin + v * length, run, stride, cut, 0)
+                        s, q = lane_sums(x, x, x, shift, one, begin + v * length, run, stride, cut, 0)
                         store(room, v * LANES, s)
                         store(room, ROOM + v * LANES, q)
-                    about_mean = to_float64(totals(room, ROOM))
+                    about_mean = to_float64(totals(room, U(ROOM)))
                     if centred:
-                        n, rest = 1.0 * run * cut, to_float64(totals(room, 0))
+                        n, rest = 1.0 * run * cut, to_float64(totals(room, U(0)))
                         rest = select(equal(sub(rest, rest), none), rest, none)  # where it is finite
                         beyond = div(rest, broadcast(mean, n))
                         about_mean = maximum(none, sub(about_mean, mul(rest, beyond)))
@@ -182,22 +168,28 @@ def make_gradient_sums(per_cell: bool) -> Kernel:
         dy: Array, x: Array, gamma: Array, mean: Array, sum_dy: Array, sum_products: Array,
         group_size: int, samples: int, length: int, parts: int, start: int, stop: int,
     ) -> None:  # fmt: skip
-        room = np.empty(2 * ROOM)
+        room, none = np.full(2 * ROOM, lane(broadcast(x, 0.0), 0)), broadcast(mean, 0.0)
         stride, together = x.size // samples, LANES if parts == 1 and samples * length <= SHORT_ROW else 1
         for u in range(start, stop, together):
-            number, sums, products = min(together, stop - u), broadcast(room, 0.0), broadcast(room, 0.0)
+            number, sums, products = min(together, stop - u), none, none
             segment, first, width = _part(u, length, parts)
             per_run = max(1, RUN_CELLS // width)
             for k in range(0, samples, per_run):
                 for c in range(0, width, RUN_CELLS):
                     run, cut = min(per_run, samples - k), min(RUN_CELLS, width - c)
                     for v in range(number):
-                        row, begin = _modulo((segment + v) // group_size, mean.size), first + v * length
-                        shift, parameter = broadcast(x, mean[row]), begin % gamma.size - begin
-                        s, q = lane_sums(dy, x, gamma, shift, begin + k * stride + c, run, stride, cut, parameter)
-                        store(room, v * LANES, to_float64(s))
-                        store(room, ROOM + v * LANES, to_float64(q))
-                    sums, products = add(sums, totals(room, 0)), add(products, totals(room, ROOM))
+                        row, begin = segment + v, first + v * length
+                        row = _modulo(row if group_size == 1 else row // group_size, mean.size)
+                        at, shift, parameter = (
+                            begin + k * stride + c,
+                            broadcast(x, mean[row]),
+                            begin % gamma.size - begin,
+                        )
+                        s, q = lane_sums(dy, x, gamma, shift, shift, at, run, stride, cut, parameter)
+                        store(room, v * LANES, s)
+                        store(room, ROOM + v * LANES, q)
+                    sums = add(sums, to_float64(totals(room, U(0))))
+                    products = add(products, to_float64(totals(room, U(ROOM))))
             store_first(sum_dy, u, sums, number)
             store_first(sum_products, u, products, number)
 
@@ -250,18 +242,34 @@ def make_results(backward: bool, per_cell: bool = False) -> Kernel:
                 scale, offset = scale * gamma[channel], addend[channel] + offset * gamma[channel]
             scales, offsets = broadcast(x, scale), broadcast(x, offset)
             for sample in range(samples):
-                first, end = begin + sample * stride, begin + sample * stride + width
-                for j in range(first - first % LANES if past_caches else first, end, LANES):
-                    i = max(first, j)
-                    count = min(j + LANES, end) - i
-                    d = sub(read(x, i, count), shifts)
-                    if backward:  # not multiplied out: rstd**3 may overflow although no term of dx does
-                        value = mul(fma(read(dy, i, count), weights, fma(d, x_slopes, offsets)), scales)
-                    else:
-                        value = fma(d, scales, offsets)
-                    if per_cell:
-                        value = fma(value, read(gamma, parameter + i, count), read(addend, parameter + i, count))
-                    write(y, i, value, count, past_caches)
+                i, end = begin + sample * stride, begin + sample * stride + width
+                head = -i % LANES if past_caches else 0  # cells before the first whole cache line
+                while i < end:
+                    while head == 0 and i + LANES <= end:
+                        d = sub(load(x, i), shifts)
+                        if backward:  # not multiplied out: rstd**3 may overflow although no term of dx does
+                            value = mul(fma(load(dy, i), weights, fma(d, x_slopes, offsets)), scales)
+                        else:
+                            value = fma(d, scales, offsets)
+                        if per_cell:
+                            value = fma(value, load(gamma, parameter + i), load(addend, parameter + i))
+                        if past_caches:
+                            stream(y, i, value)
+                        else:
+                            store(y, i, value)
+                        i += LANES
+                    count = min(head, end - i) if head > 0 else end - i
+                    if count > 0:
+                        d = sub(load_first(x, i, count), shifts)
+                        if backward:
+                            value = mul(fma(load_first(dy, i, count), weights, fma(d, x_slopes, offsets)), scales)
+                        else:
+                            value = fma(d, scales, offsets)
+                        if per_cell:
+                            at = parameter + i
+                            value = fma(value, load_first(gamma, at, count), load_first(addend, at, count))
+                        store_first(y, i, value, count)
+                    i, head = i + count, 0
         if past_caches:
             fence()
 
