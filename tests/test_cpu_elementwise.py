@@ -22,6 +22,10 @@ from cnnlayers.kernels.cpu import jit, parallel
 if jit.unavailable():
     pytest.skip(str(jit.unavailable()), allow_module_level=True)
 
+from cnnlayers.kernels.cpu.jit import kernel
+from cnnlayers.kernels.cpu.vector_math import power
+from cnnlayers.kernels.cpu.vectors import LANES, load, store
+
 special = pytest.importorskip("scipy.special")
 
 OPS = [("relu", ()), ("leaky_relu", (0.1,)), ("gelu", ()), ("gelu", ("tanh",)), ("sigmoid", ()), ("tanh", ()),
@@ -89,6 +93,36 @@ def test_float64_is_exact_to_some_units_of_the_last_place(
     expected = exact(x.astype(np.longdouble))
     error = np.abs(getattr(F, op)(x) - expected) / np.spacing(np.abs(expected).astype("float64"))
     assert error.max() <= ulps
+
+
+@kernel()
+def raise_to(x: Any, p: Any, y: Any) -> None:
+    for i in range(0, x.size, LANES):
+        store(y, i, power(load(x, i), load(p, i)))
+
+
+@pytest.mark.parametrize("p", [2.5, 0.4, 1 / 3, 3.0, 20.5, 100.0, 1000.0, 1e-3])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_powers_are_exact_to_some_units_of_the_last_place(p: float, sign: int, rng: np.random.Generator) -> None:
+    if np.finfo(np.longdouble).nmant < 63:
+        pytest.skip("long double is no longer than double here")
+    p *= sign
+    near_one, wide = 1 + rng.uniform(-1e-3, 1e-3, 8000), np.exp(rng.uniform(-700, 700, 8000) / max(1.0, abs(p)))
+    x = np.concatenate([near_one, wide])
+    y = np.empty_like(x)
+    raise_to(x, np.full_like(x, p), y)
+    expected = x.astype(np.longdouble) ** np.longdouble(p)
+    error = np.abs(y - expected) / np.spacing(expected.astype(float))
+    assert float(error.max()) <= 1 + abs(p) / 40
+
+
+@pytest.mark.parametrize("p", [2.5, 0.4, -0.5, -1.5, 100.0, -300.0])
+def test_powers_of_numbers_at_the_limits(p: float) -> None:
+    x = np.array([0, np.inf, np.nan, 5e-324, 1e-310, 2.3e-308, 1.79e308, 1, 0.5, 2, 1e-200, 1e200, 1e-30, 1e30, 3, 7.0])
+    y = np.empty_like(x)
+    raise_to(x, np.full_like(x, p), y)
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(y, x**p, rtol=1e-14, atol=1e-323)
 
 
 def test_zeros_keep_their_signs() -> None:
