@@ -229,7 +229,8 @@ class CodeCache(NullCache):  # type: ignore[misc]
         rtsys.initialize(target_context)  # Numba's functions for memory, which compiled code calls
         stored, called, reduced = pickle.loads(data)
         if any(address_of_symbol(name) is None for name in called):
-            target_context.refresh()  # Numba makes all its functions known: half of what a first call takes
+            # Numba makes all its functions known, which takes half of a first call (not its `refresh`: compiler.py).
+            type(target_context).refresh(target_context)
         return CompileResult._rebuild(target_context, *reduced) if stored == signature else None
 
     def save(self, signature: Any, result: Any) -> None:

@@ -16,9 +16,14 @@ from typing import Any
 from numba import _dynfunc, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.cpu import CPUContext
 from numba.core.environment import lookup_environment
-from numba.core.registry import CPUDispatcher
+from numba.core.errors import TypingError
+from numba.core.imputils import builtin_registry
+from numba.core.registry import CPUDispatcher, cpu_target
+from numba.core.runtime import rtsys
 from numba.core.typed_passes import (
     AnnotateTypes,
     InlineOverloads,
@@ -39,6 +44,8 @@ from numba.core.untyped_passes import (
     TranslateByteCode,
 )
 
+from .vector_types import OperationType
+
 # Those of Numba's default that kernels need. Without: closures, context managers, `literal_unroll`, computed arguments
 # of exceptions, and the fusion of expressions of whole arrays.
 PASSES = (
@@ -48,8 +55,22 @@ PASSES = (
 ENVIRONMENT = "_ZN08NumbaEnv"  # how the names of variables for the environments of functions begin
 
 
-class _Library(JITCodeLibrary):  # type: ignore[misc]
-    """The LLVM code of a kernel."""
+class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """Code that is only linked to that of other kernels. It is optimised first: without that, backward of a 3x3 average
+    with stride 2 took 1.8 times as long."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """Nothing: what optimises the module does all of it again."""
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _finalize_final_module(self) -> None:
+        """Without machine code."""
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _EntryLibrary(JITCodeLibrary):  # type: ignore[misc]
+    only_calls = False
 
     def _optimize_functions(self, ll_module: Any) -> None:
         """As Numba's method, without the functions that are only declared, which would take as long."""
@@ -61,20 +82,6 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]
             if not function.is_declaration:
                 passes, builder = self._codegen._function_pass_manager()
                 passes.run(function, builder)
-
-
-class _PartLibrary(_Library):
-    """Code that is only linked to that of other kernels. It is optimised first: without that, backward of a 3x3 average
-    with stride 2 took 1.8 times as long."""
-
-    def _finalize_final_module(self) -> None:
-        """Without machine code."""
-        self._finalize_dynamic_globals()
-        self._finalized = True
-
-
-class _EntryLibrary(_Library):
-    only_calls = False
 
     def _optimize_final_module(self) -> None:
         """The parts become functions that no other module can see: what is inlined everywhere is then deleted, and what
@@ -128,16 +135,85 @@ class _LowerPart(NativeLowering):  # type: ignore[misc]
         return True
 
 
+@functools.cache
+def _load_some() -> None:
+    """Make known to Numba's contexts what kernels need: numbers, tuples, ranges and arrays. All that Numba has takes
+    0.3 s more, as it imports SciPy too."""
+    for name in ("builtins", "iterators", "numbers", "rangeobj", "slicing", "tupleobj"):
+        importlib.import_module(f"numba.cpython.{name}")
+    importlib.import_module("numba.np.arrayobj")
+    target = cpu_target.target_context
+    rtsys.initialize(target)
+    target.install_registry(builtin_registry)
+    target.typing_context.refresh()
+
+
+@functools.cache
+def _load_all() -> None:
+    CPUContext.refresh(cpu_target.target_context)
+
+
+class _Target(CPUContext):  # type: ignore[misc]
+    def get_function(self, fn: Any, sig: Any, _firstcall: bool = True) -> Any:
+        """As Numba's method, but not to find these loads nothing: Numba has something in their place."""
+        return super().get_function(fn, sig, _firstcall and fn not in ("__array__", "static_getitem", "static_setitem"))
+
+
+class _Types:
+    """Numba's typing context for one kernel. It keeps what it has found of functions, and does not look whether a
+    function has an attribute `__call__`. That is half of the time that Numba needs to find the types."""
+
+    def __init__(self, context: Any) -> None:
+        self.context, self.signatures = context, dict[Any, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def refresh(self) -> None:
+        _load_some()
+
+    def resolve_getattr(self, kind: Any, name: str) -> Any:
+        found = self.context.resolve_getattr(kind, name)
+        if found is None:
+            _load_all()
+            found = self.context.resolve_getattr(kind, name)
+        return found
+
+    def resolve_function_type(self, function: Any, args: Any, kws: Any) -> Any:
+        if kws or not isinstance(function, types.Function | types.Dispatcher | OperationType):
+            return self.context.resolve_function_type(function, args, kws)
+        key = function, tuple(args)
+        if key not in self.signatures:
+            try:
+                self.signatures[key] = function.get_call_type(self.context, args, kws)
+            except TypingError:
+                _load_all()
+                self.signatures[key] = function.get_call_type(self.context, args, kws)
+        return self.signatures[key]
+
+
+class _Steps(PassManager):  # type: ignore[misc]
+    def _runPass(self, index: int, step: Any, state: Any) -> None:
+        """As Numba's method, without what it does between two steps: events, times, and an analysis that those steps
+        which need it make themselves."""
+        step.analysis = self._analysis
+        step.run_initialization(state)
+        step.run_pass(state)
+        step.run_finalizer(state)
+
+
 def _compiler(lowering: Any) -> Any:
     class Compiler(CompilerBase):  # type: ignore[misc]
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, context: Any, *others: Any) -> None:
             from .substitutes import Substitute  # imports much of Numba that compiled code does not need
 
             self.before = TranslateByteCode, FixupArgs, IRProcessing, Substitute
-            super().__init__(*arguments)
+            super().__init__(_Types(context), *others)
+            self.state.targetctx.__class__ = _Target
+            del self.state.targetctx.refresh  # see _compiling
 
         def define_pipelines(self) -> list[PassManager]:
-            passes = PassManager("kernel")
+            passes = _Steps("kernel")
             for step in (*self.before, *PASSES, lowering, NoPythonBackend):
                 passes.add_pass(step, step.__name__)
             passes.finalize()
@@ -149,10 +225,27 @@ def _compiler(lowering: Any) -> Any:
 ENTRY, PART = _compiler(_LowerEntry), _compiler(_LowerPart)
 
 
-def _no_collections() -> Any:
-    """A block in which Python does not collect garbage: a sixth of a compilation's time goes into that."""
+def _compiling() -> Any:
+    """A block in which Python does not collect garbage, which takes a sixth of a compilation's time, and Numba does not
+    load all that it has: `_load_some` does."""
     backends: Any = importlib.import_module("cnnlayers.backends")  # compiled code does not depend on it: code_cache.py
-    return backends.Block(gc.disable, lambda: gc.enable if gc.isenabled() else gc.isenabled)
+    target = vars(cpu_target.target_context)
+
+    def prepare() -> Any:
+        collects = gc.isenabled()
+
+        def undo() -> None:
+            target.pop("refresh", None)
+            if collects:
+                gc.enable()
+
+        return undo
+
+    def enter() -> None:
+        gc.disable()
+        target["refresh"] = lambda: None
+
+    return backends.Block(enter, prepare)
 
 
 class Kernel(CPUDispatcher):  # type: ignore[misc]
@@ -163,7 +256,7 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
         super().__init__(function, targetoptions=options, pipeline_class=ENTRY)
 
     def compile(self, sig: Any) -> Any:
-        with _no_collections():
+        with global_compiler_lock, _compiling():
             return super().compile(sig)
 
     @functools.cached_property

@@ -37,7 +37,7 @@ INT, MASK = TYPES["int32"], TYPES["bool"]
 
 
 # ----------------------------------------------------------------------------------------------------------- operations
-class _OperationType(types.Callable, types.Opaque):  # type: ignore[misc]
+class OperationType(types.Callable, types.Opaque):  # type: ignore[misc]
     """Numba's type of an operation, which keeps the signatures that it has found. At each call of a function of
     `numba.extending.intrinsic` Numba would look for what other packages have registered since."""
 
@@ -75,12 +75,12 @@ class _OperationType(types.Callable, types.Opaque):  # type: ignore[misc]
         return self, signature.args
 
 
-register_model(_OperationType)(models.OpaqueModel)
+register_model(OperationType)(models.OpaqueModel)
 
 
 class _Operation:
     def __init__(self, typed: Callable[..., Any]) -> None:
-        self._numba_type_, self.__doc__ = _OperationType(typed), typed.__doc__
+        self._numba_type_, self.__doc__ = OperationType(typed), typed.__doc__
 
 
 def operation(typed: Callable[..., Any]) -> Any:
