@@ -515,36 +515,48 @@ except kernels.KernelUnavailable as error:
 
 # --------------------------------------------------------------------------------------------------------------- tiles
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["filters_by_windows", "half_as_many_filters_by_windows", "one_filter_by_windows"])
-def test_a_tile_is_sums_of_products(name: str, dtype: str) -> None:
+@pytest.mark.parametrize("segments", [0, 1, 2])
+@pytest.mark.parametrize("tile", ["of all", "of half", "of one"])
+def test_a_tile_of_vectors_of_windows_is_sums_of_products(tile: str, segments: int, dtype: str) -> None:
     from cnnlayers.kernels.cpu import vector_tiles as tiles
 
-    tile, rng = getattr(tiles, name), np.random.default_rng(0)
-    shapes = {
-        "filters_by_windows": (tiles.TILE_FILTERS, tiles.TILE_VECTORS),
-        "one_filter_by_windows": (1, tiles.STRIP // N),
-    }
-    rows, vectors = shapes.get(name, (tiles.TILE_FILTERS // 2, 2 * tiles.TILE_VECTORS))
-    count, pitch = 5, N * vectors + 3
-    weight, bias, sheets = (rng.standard_normal(n).astype(dtype) for n in (100, 20, 400))
+    rng, count, last, pitch = np.random.default_rng(0), 5, 3, 500
+    rows, width = {
+        "of all": (tiles.ROWS, tiles.WIDTH),
+        "of half": (tiles.ROWS // 2, 2 * tiles.WIDTH),
+        "of one": (1, tiles.VECTORS),
+    }[tile]
+    filters = max(1, rows - 1)
+    weight, bias, sheets = (rng.standard_normal(n).astype(dtype) for n in (200, 20, 400))
     places, offsets = rng.integers(0, 150, 10), rng.integers(0, 200, 9)
-    out = np.full(rows * pitch + 7, 7.0, dtype)
+    targets = np.zeros((10, tiles.TARGET_COLUMNS), np.int64)  # rows of 11 cells and of 3, and of 16 and none
+    targets[:, :3], targets[:, 3:] = [0, 11, 0], [240, 3, 13]
+    targets[2] = [0, 16, 0, 240, 0, 16]
+    targets[:, [0, 3]] += 20 * np.arange(10)[:, None]
+    target = np.full(pitch * rows + 1000, 7.0, dtype)
 
     @njit
     def run(
-        weight: Any, bias: Any, sheets: Any, places: Any, offsets: Any, count: int, out: Any, pitch: int
+        weight: Any, bias: Any, sheets: Any, places: Any, offsets: Any, count: int, target: Any, targets: Any
     ) -> None:  # fmt: skip
-        tile(weight, 3, bias, 2, sheets, places, 1, offsets, 4, count, out, 1, pitch)
+        filters_by_windows(
+            rows, width, segments, weight, 3, bias, 2, sheets, places, 1, last, offsets, 4, count, target, targets, 6,
+            pitch, filters,
+        )  # fmt: skip
 
-    run(weight, bias, sheets, places, offsets, count, out, pitch)
-    expected = np.full(len(out), 7.0, dtype)
-    for i in range(rows):
-        for j in range(vectors):
-            terms = [
-                weight[3 + tiles.PACKED * k + i] * sheets[places[1 + j] + offsets[4 + k] :][:N] for k in range(count)
-            ]
-            expected[1 + pitch * i + N * j :][:N] = bias[2 + i] + np.sum(terms, axis=0)
-    np.testing.assert_allclose(out, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
+    filters_by_windows = tiles.filters_by_windows
+    run(weight, bias, sheets, places, offsets, count, target, targets.ravel())
+    expected = np.full(len(target), 7.0, dtype)
+    for i in range(rows if segments == 0 else filters):
+        for j in range(width):
+            v = min(1 + j, last)
+            seen = [sheets[places[v] + offsets[4 + k] :][:N] for k in range(count)]
+            total = bias[2 + i] + sum(weight[3 + N * k + i] * seen[k] for k in range(count))
+            if segments == 0:
+                expected[6 + pitch * i + N * j :][:N] = total
+            for first, cells, lane in targets[v].reshape(2, 3)[:segments]:
+                expected[6 + pitch * i + first :][:cells] = total[lane : lane + cells]
+    np.testing.assert_allclose(target, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -569,39 +581,14 @@ def test_a_tile_of_a_weights_gradient_is_sums_of_products(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_tile_of_one_filter_is_stored_in_rows(dtype: str) -> None:
-    from cnnlayers.kernels.cpu import vector_tiles as tiles
-
-    rng, number, count = np.random.default_rng(0), tiles.PIECES + 3, 5
-    weight, bias, sheets = (rng.standard_normal(n).astype(dtype) for n in (100, 20, 400))
-    offsets, pieces = rng.integers(0, 200, 9), np.zeros((number, tiles.PIECE_COLUMNS), np.int64)
-    pieces[:, tiles.PIECE_AT], pieces[:, tiles.PIECE_CELLS] = rng.integers(0, 150, number), rng.integers(1, 17, number)
-    pieces[:, tiles.PIECE_TARGET] = rng.permutation(number) * 20
-    target = np.full(20 * number + 7, 7.0, dtype)
-
-    @njit
-    def run(weight: Any, bias: Any, sheets: Any, offsets: Any, count: int, pieces: Any, last: int, target: Any) -> None:
-        for piece in range(1, last + 1, tiles.PIECES):
-            tiles.one_filter_by_rows(
-                weight, 3, bias, 2, sheets, offsets, 4, count, pieces, piece, last, target, 6
-            )  # fmt: skip
-
-    run(weight, bias, sheets, offsets, count, pieces.ravel(), number - 2, target)
-    expected = np.full(len(target), 7.0, dtype)
-    for piece in pieces[1:-1]:
-        seen = [sheets[piece[tiles.PIECE_AT] + offsets[4 + k] :][:N] for k in range(count)]
-        total = bias[2] + sum(weight[3 + tiles.PACKED * k] * seen[k] for k in range(count))
-        expected[6 + piece[tiles.PIECE_TARGET] :][: piece[tiles.PIECE_CELLS]] = total[: piece[tiles.PIECE_CELLS]]
-    np.testing.assert_allclose(target, expected, rtol=1e-5 if dtype == "float32" else 1e-14, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["windows_by_two_vectors", "windows_by_one_vector", "windows_by_channels"])
+@pytest.mark.parametrize(("width", "depthwise"), [(1, 0), (2, 0), (1, 1)])
 @pytest.mark.parametrize(("direct", "more"), [(True, False), (False, False), (False, True)])
-def test_a_tile_of_vectors_of_filters_is_sums_of_products(direct: bool, more: bool, name: str, dtype: str) -> None:
+def test_a_tile_of_vectors_of_filters_is_sums_of_products(
+    direct: bool, more: bool, width: int, depthwise: int, dtype: str
+) -> None:
     from cnnlayers.kernels.cpu import vector_tiles as tiles
 
-    tile, rng, width = getattr(tiles, name), np.random.default_rng(0), 2 if "two" in name else 1
+    rng, windows_by_filters = np.random.default_rng(0), tiles.windows_by_filters
     windows, count, second = tiles.WINDOWS_BY_FILTERS[np.dtype(dtype).itemsize][0], 5, 7 * N
     weight, bias, sheet = (rng.standard_normal(n).astype(dtype) for n in (300, 50, 400))
     starts, offsets = rng.integers(0, 100, 20), rng.integers(0, 200, 9)
@@ -613,18 +600,16 @@ def test_a_tile_of_vectors_of_filters_is_sums_of_products(direct: bool, more: bo
         sheet: Any, starts: Any, offsets: Any, count: int, weight: Any, second: int, bias: Any, target: Any,
         targets: Any, out: Any, direct: bool, more: bool,
     ) -> None:  # fmt: skip
-        tile(
-            sheet, starts, 3, 11, offsets, 4, count, weight, 2, second, bias, 1, target, targets, 6, out, 5, direct,
-            more,
+        windows_by_filters(
+            width, depthwise, sheet, starts, 3, 11, offsets, 4, count, weight, 2, second, bias, 1, target, targets, 6,
+            out, 5, direct, more,
         )  # fmt: skip
 
     run(sheet, starts, offsets, count, weight, second, bias, target, targets, out, direct, more)
     expected = np.full(shape, 7.0, dtype)
     for i in range(windows):
         for j in range(width):
-            seen = [
-                sheet[starts[3 + i] + 11 + offsets[4 + k] :][: N if "channels" in name else 1] for k in range(count)
-            ]
+            seen = [sheet[starts[3 + i] + 11 + offsets[4 + k] :][: N if depthwise else 1] for k in range(count)]
             terms = [seen[k] * weight[2 + second * j + N * k :][:N] for k in range(count)]
             at = 6 + targets[3 + i] if direct else 5 + N * width * i
             before = expected[at + N * j :][:N] if more else bias[1 + N * j :][:N]

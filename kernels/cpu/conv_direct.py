@@ -1,7 +1,6 @@
 """Launchers of direct convolutions: vector loops, without columns and BLAS.
 
-The vectors of conv_direct_loops.py go over windows; it explains sheets and units.
-Those of conv_filter_loops.py go over filters (`_by_filters` chooses, and conv_filter_vectors.py launches them).
+Vectors go over windows or over filters (`_by_filters` chooses); conv_direct_loops.py explains the loops.
 
 They serve float32 and float64, both layouts, and any rank, stride, dilation, padding and groups. `form_of`
 (functional/conv_form.py) says which convolutions take this form. Results have the same bits on every CPU.
@@ -13,7 +12,8 @@ and the array code of functional/correlation.py computes the call."""
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,9 @@ from cnnlayers.backends import Backend
 from cnnlayers.kernels import UnsuitableData
 
 from . import conv_direct_loops as loops
-from . import conv_filter_vectors as filter_vectors
-from .conv_direct_plan import PART_WINDOWS, PARTS, Plan, plan_of
+from .conv_direct_plan import plan_of
+from .conv_rows import FILTERS, GROUPS
 from .parallel import chunked, flat
-from .vector_tiles import PACKED
 from .vectors import LANES
 
 Array = Any
@@ -37,6 +36,10 @@ LEAST_TERMS = 80  # of a sum, for vectors of filters: to transpose the results t
 # cells come from the second-level cache.
 CACHED_CHANNELS = 400
 PHASE_CHANNELS = 128  # the adjoint of a stride takes vectors of filters, which its phases make slow, only for more
+PARTS = 16  # partial sums of a weight's gradient, at most
+PART_WINDOWS = 1500  # of a partial sum, at least: to add up the lanes of its vectors takes as long as 200 windows
+PARTIAL_BYTES = 8 << 20  # of the partial sums together, at most, if there are several
+SHARES = 8  # of the filters, for several threads, where there is one partial sum
 FLOPS_PER_BYTE = 16  # that a core computes in the time in which it copies a byte: chunks are cut by this time
 
 
@@ -49,101 +52,93 @@ def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
 
 def direct_correlate(b: Backend, spec: Any, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """The maps of `correlate`. Raises UnsuitableData for a weight that is not finite."""
-    maps = backends.result(spec.maps_shape, image.dtype)
-    _run("correlate", spec, image, np.reshape(weight, spec.weight_shape), bias, maps)
-    return maps
+    return _convolution(spec, "correlate", image.dtype)(image, weight, bias)
 
 
 def direct_correlate_adjoint(b: Backend, spec: Any, maps: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image of the adjoint of `correlate`. Raises UnsuitableData for a weight that is not finite."""
-    image = backends.result(spec.window.layout.shape, maps.dtype)
-    _run("correlate_adjoint", spec, maps, np.reshape(weight, spec.weight_shape), bias, image)
-    return image
+    return _convolution(spec, "correlate_adjoint", maps.dtype)(maps, weight, bias)
 
 
 def direct_weight_gradient(b: Backend, spec: Any, image: Array, maps: Array) -> Array:
     """The weight's gradient. Raises UnsuitableData if a number is not finite."""
-    if _by_filters(spec, "weight_gradient"):
-        dweight, finite = filter_vectors.weight_gradient(spec, image, maps, _nbytes(spec, image, maps))
-        if not finite:
-            _refuse_data("weight's gradient")
-        return dweight
-    plan = plan_of(spec, "weight_gradient", image.itemsize)
-    filters, taps = int(plan.sizes[loops.FILTERS]), math.prod(spec.weight_shape[2:])
-    parts = _parts(plan, spec, PARTS)
-    partial = np.zeros((parts, spec.groups, filters, taps))
-    lengths = plan.sheets * plan.sheet, filters * LANES * len(plan.places), filters * LANES * len(plan.offsets)
-    arrays = flat(image), flat(maps), partial.reshape(-1), plan.sizes, *plan.tables, plan.offsets, taps
-    in_chunks = chunked(parts * spec.groups, _nbytes(spec, image, maps))
-    in_chunks(loops.weight_gradient, *arrays, parts, workspace=lengths)
-    dweight = partial.sum(axis=0)
-    _check_finite(dweight, "weight's gradient")
-    return dweight.astype(image.dtype).reshape(spec.filters, spec.weight_shape[2], *spec.window.kernel)
-
-
-def _parts(plan: Plan, spec: Any, most: int) -> int:
-    """Partial sums of a weight's gradient: one, two, four, … as for chunks."""
-    samples = spec.window.layout.shape[0]
-    parts = min(
-        most, plan.units // int(plan.sizes[loops.GROUPS]), samples * math.prod(spec.window.out_lengths) // PART_WINDOWS
-    )
-    return 1 << max(0, int(parts).bit_length() - 1)
-
-
-def _run(step: str, spec: Any, source: Array, weight: Array, bias: Array | None, target: Array) -> None:
-    """Compute the target of "correlate" or "correlate_adjoint". weight: (groups, filters, channels, taps)."""
-    if _by_filters(spec, step):
-        if not filter_vectors.correlate(spec, step, source, weight, bias, target, _nbytes(spec, source, target)):
-            _refuse_data("weight")
-        return
-    _check_finite(weight, "weight")
-    plan, weight = plan_of(spec, step, source.itemsize), weight if step == "correlate" else weight.swapaxes(1, 2)
-    groups, filters, _, taps = weight.shape
-    biases = np.zeros((groups, -(-filters // PACKED) * PACKED), source.dtype)
-    if bias is not None:
-        biases[:, :filters] = bias.reshape(groups, filters)
-    if len(plan.taps) == 1 and plan.taps[0] == list(range(taps)):
-        packed = _packed(weight)
-    else:
-        packed = np.concatenate([_packed(weight[..., some]) for some in plan.taps])
-    arrays: tuple[Any, ...] = flat(source), packed, biases.reshape(-1), flat(target)
-    run: Any = loops.correlate
-    tables: tuple[Array, ...] = plan.sizes, *plan.tables, plan.outputs, plan.offsets
-    if plan.one_filter:
-        copies, copy_ends, _, pieces, piece_ends = plan.tables
-        run, tables = loops.correlate_one_filter, (plan.sizes, copies, copy_ends, pieces, piece_ends, plan.offsets)
-    in_chunks = chunked(plan.units, _nbytes(spec, source, target))
-    in_chunks(run, *arrays, *tables, workspace=(plan.sheets * plan.sheet,))
-
-
-def _packed(weight: Array) -> Array:
-    """A weight (groups, filters, channels, taps) as (groups, blocks of 8 filters, channels and taps, 8), flat."""
-    groups, filters, channels, taps = weight.shape
-    blocks = -(-filters // PACKED)
-    if filters % PACKED:
-        padded = np.zeros((groups, blocks * PACKED, channels, taps), weight.dtype)
-        padded[:, :filters] = weight
-        weight = padded
-    return flat(weight.reshape(groups, blocks, PACKED, channels * taps).swapaxes(2, 3))
-
-
-def _nbytes(spec: Any, *arrays: Array) -> int:
-    """Bytes that take about as long to copy as the convolution takes."""
-    return int(max(sum(a.nbytes for a in arrays), spec.flops / FLOPS_PER_BYTE))
-
-
-def _check_finite(numbers: Array, name: str) -> None:
-    if not np.isfinite(numbers).all():
-        _refuse_data(name)
-
-
-def _refuse_data(name: str) -> NoReturn:
-    raise UnsuitableData(
-        f"the {name} has NaN or infinity, which would change other cells; in mode 'auto' another form computes it"
-    )
+    return _weight_gradient(spec, image.dtype)(image, maps)
 
 
 @backends.planned
+def _convolution(spec: Any, step: str, dtype: Any) -> Callable[[Array, Array, Array | None], Array]:
+    """`correlate` or its adjoint, as a function of source, weight and bias."""
+    plan = plan_of(spec, step, _by_filters(spec, step), dtype.itemsize)
+    shape = spec.maps_shape if step == "correlate" else spec.window.layout.shape
+    groups, filters, blocks = _sizes(plan)
+    loop, in_chunks = (
+        loops.make_correlate(plan.form, plan.single, dtype.itemsize),
+        chunked(plan.units, _nbytes(spec, dtype)),
+    )
+    no_bias, length = np.zeros(groups * blocks * LANES, dtype), (groups * blocks * plan.terms * LANES,)
+
+    def compute(source: Array, weight: Array, bias: Array | None) -> Array:
+        target, biases = backends.result(shape, dtype), no_bias
+        if bias is not None:
+            biases = np.zeros((groups, blocks * LANES), dtype)
+            biases[:, :filters] = bias.reshape(groups, filters)
+        with backends.workspace(dtype, length) as (packed,):
+            finite = loops.pack(flat(weight), plan.weight_strides, plan.sizes, plan.slots, plan.terms, packed)
+            _check_finite(finite, "weight")
+            arrays = flat(source), packed, biases.reshape(-1), flat(target)
+            in_chunks(loop, *arrays, plan.sizes, *plan.tables, workspace=(plan.sheets,))
+        return target
+
+    return compute
+
+
+@backends.planned
+def _weight_gradient(spec: Any, dtype: Any) -> Callable[[Array, Array], Array]:
+    """The weight's gradient, as a function of image and maps."""
+    plan = plan_of(spec, "weight_gradient", _by_filters(spec, "weight_gradient"), dtype.itemsize)
+    groups, filters, blocks = _sizes(plan)
+    size = groups * blocks * plan.terms * LANES
+    most = PARTIAL_BYTES // (8 * size)
+    shares = 1 if most > 1 else max(1, min(SHARES, blocks // 4))
+    most = max(1 if shares > 1 else 2, min(PARTS, most))
+    windows = spec.window.layout.shape[0] * math.prod(spec.window.out_lengths)
+    parts = max(1, min(most, plan.units // groups, windows // PART_WINDOWS))
+    parts = 1 << (parts.bit_length() - 1)  # one, two, four, … as for chunks
+    shape = spec.filters, spec.weight_shape[2], *spec.window.kernel
+    loop = loops.make_weight_gradient(plan.form, dtype.itemsize)
+    lengths = plan.sheets, plan.places * LANES * (filters if plan.form in loops.WINDOWS else blocks)
+    in_chunks = chunked(parts * groups * shares, _nbytes(spec, dtype))
+
+    def compute(image: Array, maps: Array) -> Array:
+        partial, dweight = np.zeros(parts * size), np.empty(shape, dtype)
+        arrays = flat(image), flat(maps), partial
+        in_chunks(loop, *arrays, plan.sizes, *plan.tables, parts, shares, workspace=lengths)
+        finite = loops.finish_weight_gradient(partial, parts, plan.sizes, plan.slots, dweight.reshape(-1))
+        _check_finite(finite, "weight's gradient")
+        return dweight
+
+    return compute
+
+
+def _sizes(plan: Any) -> tuple[int, int, int]:
+    """Groups, and the filters of a group and their blocks of 16."""
+    groups, filters = int(plan.sizes[GROUPS]), int(plan.sizes[FILTERS])
+    return groups, filters, -(-filters // LANES)
+
+
+def _nbytes(spec: Any, dtype: Any) -> int:
+    """Bytes that take about as long to copy as the convolution takes."""
+    numbers = math.prod(spec.window.layout.shape) + math.prod(spec.maps_shape)
+    return int(max(numbers * dtype.itemsize, spec.flops / FLOPS_PER_BYTE))
+
+
+def _check_finite(finite: bool, name: str) -> None:
+    if not finite:
+        raise UnsuitableData(
+            f"the {name} has NaN or infinity, which would change other cells; in mode 'auto' another form computes it"
+        )
+
+
 def _by_filters(spec: Any, step: str) -> bool:
     """Whether vectors go over filters (16 of one window), not over windows (16 of one filter).
 

@@ -1,364 +1,261 @@
-"""The loops of direct convolution, on vectors of 16 windows.
+"""The loops of direct convolution: sums of products of a weight and of the cells that windows see.
 
-The cells that some windows read are first copied to *sheets*: for each channel of the source rows of cells with zeros
-for the padding. With a stride s, cells that are s apart go to one sheet, so that neighbouring windows read neighbouring
-cells under every tap. Then a convolution is, for any rank, stride, dilation and padding,
+The cells that the windows of a *unit* see are first copied to *sheets*: rows of cells of the source, with zeros for the
+padding. With a stride s, cells that are s apart go to one sheet, so that neighbouring windows read neighbouring cells
+under every tap. Then a convolution is, for any rank, stride, dilation and padding,
 
-    out[f, p] = bias[f] + the sum over k of weight[f, k] * sheets[offsets[k] + p]
+    out[f, p] = bias[f] + the sum over k of weight[f, k] * sheets[places[p] + offsets[k]]
 
-where k counts channels and taps, and p is where a window begins in a sheet. A vector has the windows p to p + 15, of
-one row or of several. Those between two rows are no windows; their results are not copied to the target.
+where k counts channels and taps. A unit is a group of channels, a band of windows (on one axis) and a batch of samples,
+so that its sheets stay in the cache of a core. A *strip* is some windows whose cells stay in the first-level cache for
+all filters. Vectors are of 16 windows or of 16 filters: conv_window_loops.py and conv_filter_loops.py compute a strip.
 
-A *unit* is a group of channels, a band of windows (on one axis) and a batch of samples, so that its sheets stay in the
-cache of a core. A *strip* is some vectors of windows, whose cells stay in the first-level cache for all filters.
-conv_direct_plan.py makes the tables: `copies` from the source to the sheets, `places` p of vectors, and `pieces` of
-rows of the target; `copy_ends` and `piece_ends` have where those of a band (a phase, a strip) begin and end. `sizes`
-has the entries named below. Each sum is over k in order, so the bits depend on nothing but the shapes."""
+The *forms*: "windows", "steps" (the same, where neighbouring windows are no neighbours in the target) and "filters"
+have one sheet for each channel. "cells", vectors of filters for channels last and for many channels, has the channels
+of each cell of a sheet together; so has "channels", for depthwise convolutions with channels last.
+
+conv_direct_plan.py makes the tables. `copies`: rows from the source to the sheets; those of a band begin at
+`copy_ends`. `phases`: for each phase of the target (for the first bands, and for the last) which places and which terms
+it has. `places` p of windows, or of vectors of windows; `targets`: where their results go, counted from the unit's
+first cell. Each sum is over k in order, so the bits depend on nothing but the shapes."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from . import conv_filter_loops as by_filters
+from . import conv_window_loops as by_windows
+from .conv_rows import (
+    BANDS,
+    BATCH,
+    CHANNEL_PITCH,
+    CHANNELS,
+    COUNT,
+    FILTERS,
+    FIRST,
+    GROUPS,
+    NUMBER,
+    PHASES,
+    SAMPLE_PITCH,
+    SAMPLES,
+    SOURCE_CHANNEL,
+    SOURCE_SAMPLE,
+    SOURCE_STEP,
+    TARGET_BAND,
+    TARGET_CHANNEL,
+    TARGET_SAMPLE,
+    TOGETHER,
+    copy,
+    gather,
+    transpose_block,
+    zero,
+)  # fmt: skip
 from .jit import kernel
-from .vector_tiles import (
-    PACKED,
-    PIECE_AT,
-    PIECE_CELLS,
-    PIECE_COLUMNS,
-    PIECE_SAMPLE,
-    PIECE_STRIP,
-    PIECE_TARGET,
-    PIECES,
-    STRIP,
-    TAPS,
-    TILE_FILTERS,
-    TILE_VECTORS,
-    filters_by_windows,
-    half_as_many_filters_by_windows,
-    map_by_taps,
-    one_filter_by_rows,
-    one_filter_by_windows,
-)
-from .vectors import (
-    LANES,
-    evens,
-    interleave_high,
-    interleave_low,
-    load,
-    load_first,
-    store,
-    store_first,
-    total,
-)
+from .vector_tiles import TAPS
+from .vectors import LANES, add, broadcast, evens, load, load_first, store, sub, total
 
 Array = Any
-U = np.uint64  # unsigned offsets need no test for negative ones
+Kernel = Any
 
-# Entries of `sizes`. SAMPLE_PITCH: from a sample to the next in a sheet. SHEETS: of a channel. SOURCE_STEP and
-# TARGET_STEP: elements from a cell of a row to the next. TOGETHER: 2 if phases of the target come in pairs of even and
-# odd cells, which are stored together, else 1.
-SAMPLES, GROUPS, CHANNELS, FILTERS, BATCH, BANDS, SHEET, SAMPLE_PITCH, SHEETS = range(9)
-SOURCE_SAMPLE, SOURCE_CHANNEL, SOURCE_STEP, TARGET_SAMPLE, TARGET_CHANNEL, TARGET_STEP, TOGETHER = range(9, 16)
-# Columns of `copies` (conv_direct_plan.copies_of).
-COPY_FROM, COPY_TO, COPY_CELLS = range(3)
-# Columns of `outputs`: for each phase of the target its first k, their number, and where its weights (groups, blocks of
-# 8 filters, k, 8) begin.
-FIRST, COUNT, WEIGHTS = range(3)
-
-VECTORS = STRIP // LANES  # of a strip
-LANE_TERMS = 1024  # of a sum in float32, at most; the sums of these are in float64
-RUN = 48  # vectors of windows whose maps stay in the first-level cache while all taps' cells are multiplied by them
+# Columns of `copies`.
+COPY_FROM, COPY_TO, COPY_CELLS, COPY_ZEROS = range(4)
+WINDOWS = "windows", "steps"  # the forms of vectors of windows
 
 
-# -------------------------------------------------------------------------------------------------------- rows of cells
-@kernel(allocates=False)
-def copy(source: Array, at: int, target: Array, to: int, count: int) -> None:
-    """Copy neighbours."""
-    done = count & ~15
-    for i in range(0, done, LANES):
-        store(target, to + i, load(source, at + i))
-    if done < count:
-        store_first(target, to + done, load_first(source, at + done, count - done), count - done)
+# --------------------------------------------------------------------------------------------------------------- sheets
+@kernel(allocates=False, inlined=True)
+def _copy_row(source: Array, at: int, step: int, sheets: Array, to: int, cells: int) -> None:
+    """Copy cells, `step` apart, to neighbours, and put up to 15 zeros after them."""
+    if step == 1:
+        whole = cells & -LANES
+        for i in range(0, whole, LANES):
+            store(sheets, to + i, load(source, at + i))
+        if whole < cells:
+            store(sheets, to + whole, load_first(source, at + whole, cells - whole))
+    elif step == 2:
+        for i in range(0, cells, LANES):
+            left = 2 * (cells - i) - 1
+            low, high = load_first(source, at + 2 * i, left), load_first(source, at + 2 * i + LANES, left - LANES)
+            store(sheets, to + i, evens(low, high))
+    else:
+        gather(source, at, step, sheets, to, cells)
 
 
 @kernel(allocates=False)
-def _copy_with_zeros(source: Array, at: int, target: Array, to: int, count: int) -> None:
-    """Copy neighbours, and put up to 15 zeros after them."""
-    done = count & ~15
-    for i in range(0, done, LANES):
-        store(target, to + i, load(source, at + i))
-    if done < count:
-        store(target, to + done, load_first(source, at + done, count - done))
-
-
-@kernel(allocates=False)
-def _copy_every_second(source: Array, at: int, target: Array, to: int, count: int) -> None:
-    """Copy every second cell to neighbours, and put up to 15 zeros after them."""
-    cells = 2 * count - 1
-    for i in range(0, cells, 2 * LANES):
-        low, high = load_first(source, at + i, cells - i), load_first(source, at + i + LANES, cells - i - LANES)
-        store(target, to + i // 2, evens(low, high))
-
-
-@kernel(allocates=False)
-def _gather(source: Array, at: int, step: int, target: Array, to: int, count: int) -> None:
-    """Copy cells, `step` apart, to neighbours."""
-    for i in range(U(count)):
-        target[U(to) + i] = source[U(at) + i * U(step)]
-
-
-@kernel(allocates=False)
-def _scatter(source: Array, at: int, target: Array, to: int, step: int, count: int) -> None:
-    """Copy neighbours to cells that are `step` apart."""
-    for i in range(U(count)):
-        target[U(to) + i * U(step)] = source[U(at) + i]
-
-
-@kernel(allocates=False)
-def _scatter_pairs(source: Array, even: int, odd: int, target: Array, to: int, count: int) -> None:
-    """Copy neighbours at two places to `count` cells, alternately."""
-    for i in range(0, count, 2 * LANES):
-        x, y = load(source, even + i // 2), load(source, odd + i // 2)
-        store_first(target, to + i, interleave_low(x, y), count - i)
-        store_first(target, to + i + LANES, interleave_high(x, y), count - i - LANES)
-
-
-@kernel(allocates=False)
-def zero(array: Array, to: int, count: int) -> None:
-    for i in range(U(to), U(to + count)):
-        array[i] = 0.0
-
-
-@kernel(allocates=False)
-def _fill_sheets(
+def _fill_planes(
     source: Array, base: int, samples: int, sizes: Array, copies: Array, copy_ends: Array, band: int, sheets: Array
 ) -> None:
     """Copy the cells that the windows of a unit see. base: the unit's first element of the source."""
-    step = sizes[SOURCE_STEP]
-    if sizes[BANDS] > 1:  # cells of another band may be where this one has padding
-        zero(sheets, 0, len(sheets))
+    zeros, step = broadcast(sheets, 0), sizes[SOURCE_STEP]
     for n in range(samples):
         for c in range(sizes[CHANNELS]):
             at = base + n * sizes[SOURCE_SAMPLE] + c * sizes[SOURCE_CHANNEL]
-            to = n * sizes[SAMPLE_PITCH] + c * sizes[SHEETS] * sizes[SHEET]
+            to = n * sizes[SAMPLE_PITCH] + c * sizes[CHANNEL_PITCH]
             for i in range(copy_ends[band], copy_ends[band + 1]):  # in order: zeros after a row may be in the next
-                first, here, cells = at + copies[i, COPY_FROM], to + copies[i, COPY_TO], copies[i, COPY_CELLS]
-                if step == 1:
-                    _copy_with_zeros(source, first, sheets, here, cells)
-                elif step == 2:
-                    _copy_every_second(source, first, sheets, here, cells)
-                else:
-                    _gather(source, first, step, sheets, here, cells)
-
-
-# ------------------------------------------------------------------------------------------------------------ correlate
-@kernel(allocates=False)
-def _compute_filters(
-    sheets: Array, places: Array, p: int, vectors: int, offsets: Array, first: int, count: int, weight: Array, w: int,
-    bias: Array, b: int, filters: int, out: Array, to: int,
-) -> None:  # fmt: skip
-    """The results of up to 8 filters for some vectors of windows, from places[p] on: a strip for each filter."""
-    i = 0
-    while i < filters:
-        if filters - i > TILE_FILTERS // 2:
-            for v in range(0, vectors, TILE_VECTORS):
-                filters_by_windows(
-                    weight, w + i, bias, b + i, sheets, places, p + v, offsets, first, count, out,
-                    to + i * STRIP + v * LANES, STRIP,
-                )  # fmt: skip
-            i += TILE_FILTERS
-        elif filters - i > 1:
-            for v in range(0, vectors, 2 * TILE_VECTORS):
-                half_as_many_filters_by_windows(
-                    weight, w + i, bias, b + i, sheets, places, p + v, offsets, first, count, out,
-                    to + i * STRIP + v * LANES, STRIP,
-                )  # fmt: skip
-            i += TILE_FILTERS // 2
-        else:
-            one_filter_by_windows(
-                weight, w + i, bias, b + i, sheets, places, p, offsets, first, count, out, to + i * STRIP, STRIP
-            )  # fmt: skip
-            i += 1
+                here, cells = to + copies[i, COPY_TO], copies[i, COPY_CELLS]
+                _copy_row(source, at + copies[i, COPY_FROM], step, sheets, here, cells)
+                if sizes[BANDS] > 1:  # else zeros of the unit before are there
+                    done = (cells + LANES - 1) & -LANES if step <= 2 else cells
+                    for j in range(done, cells + copies[i, COPY_ZEROS], LANES):
+                        store(sheets, here + j, zeros)
 
 
 @kernel(allocates=False)
-def _store_row(out: Array, at: int, target: Array, to: int, between: int, cells: int, filters: int) -> None:
-    """Copy some cells of the results of filters, a strip apart, to rows of the target, `between` apart."""
-    done = cells & ~(LANES - 1)
-    for i in range(filters):
-        for j in range(0, done, LANES):
-            store(target, to + i * between + j, load(out, at + i * STRIP + j))
-    if done < cells:
-        for i in range(filters):
-            store_first(target, to + i * between + done, load(out, at + i * STRIP + done), cells - done)
-
-
-@kernel(allocates=False)
-def _store_pieces(
-    out: Array, odd: int, target: Array, base: int, sizes: Array, pieces: Array, start: int, stop: int, filters: int
+def _fill_cells(
+    source: Array, base: int, samples: int, sizes: Array, copies: Array, copy_ends: Array, band: int, sheets: Array
 ) -> None:
-    """Copy the results of some filters to pieces of the target's rows. odd: where those of odd cells begin."""
-    between = sizes[TARGET_CHANNEL]
-    for piece in range(start, stop):
-        at, to, cells = pieces[piece, PIECE_AT], base + pieces[piece, PIECE_TARGET], pieces[piece, PIECE_CELLS]
-        if sizes[TOGETHER] == 1 and sizes[TARGET_STEP] == 1:
-            _store_row(out, at, target, to, between, cells, filters)
-            continue
-        for i in range(filters):
-            if sizes[TOGETHER] == 2:
-                _scatter_pairs(out, at + i * STRIP, odd + at + i * STRIP, target, to + i * between, cells)
-            else:
-                _scatter(out, at + i * STRIP, target, to + i * between, sizes[TARGET_STEP], cells)
+    """The same for sheets that have the channels of each cell together."""
+    channels, by_channel, step = sizes[CHANNELS], sizes[SOURCE_CHANNEL], sizes[SOURCE_STEP]
+    for n in range(samples):
+        at, to = base + n * sizes[SOURCE_SAMPLE], n * sizes[SAMPLE_PITCH]
+        for i in range(copy_ends[band], copy_ends[band + 1]):
+            first, here, cells = at + copies[i, COPY_FROM], to + copies[i, COPY_TO], copies[i, COPY_CELLS]
+            if step == channels:
+                copy(source, first, sheets, here, cells * channels)
+            elif by_channel == 1:
+                for j in range(cells):
+                    copy(source, first + j * step, sheets, here + j * channels, channels)
+            else:  # `step` is 1
+                for c in range(0, channels, LANES):
+                    for j in range(0, cells, LANES):
+                        begin, there = first + c * by_channel + j, here + j * channels + c
+                        transpose_block(source, begin, by_channel, channels - c, cells - j, sheets, there, channels)
+            zero(sheets, here + cells * channels, copies[i, COPY_ZEROS] * channels)
+
+
+# ------------------------------------------------------------------------------------------------------------ the loops
+@kernel()
+def pack(weight: Array, strides: Array, sizes: Array, slots: Array, terms: int, packed: Array) -> bool:
+    """Copy a weight's numbers to (groups, blocks of 16 filters, k, 16), with `terms` k. Returns whether all are finite.
+
+    strides: elements from one group, filter and row to the next. slots: the k of each element of the rows, or -1."""
+    filters, blocks, (rows, columns) = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES, slots.shape
+    block, zeros = np.zeros(LANES * LANES, weight.dtype), broadcast(weight, 0)
+    for b in range(sizes[GROUPS] * blocks):
+        f = b % blocks * LANES
+        for row in range(rows):
+            at = b // blocks * strides[0] + f * strides[1] + row * strides[2]
+            for i in range(0, columns, LANES):
+                transpose_block(weight, at + i, strides[1], filters - f, columns - i, block, 0, LANES)
+                for j in range(min(LANES, columns - i)):
+                    numbers, k = load(block, j * LANES), slots[row, i + j]
+                    zeros = add(zeros, sub(numbers, numbers))
+                    if k >= 0:
+                        store(packed, (b * terms + k) * LANES, numbers)
+    finite: bool = total(zeros) == 0.0
+    return finite
+
+
+@functools.cache
+def make_correlate(form: str, single: bool, itemsize: int) -> Kernel:
+    """The kernel for the target of units `start` to `stop`, for numbers of `itemsize` bytes. weight: as `pack` gives
+    it; bias: (groups, blocks of 16 filters, 16)."""
+    fill = _fill_cells if form in ("cells", "channels") else _fill_planes
+    if form in WINDOWS:
+        compute, strip, step = by_windows.make_compute(form == "windows", single), by_windows.STRIP, LANES
+        results = by_windows.PITCH if form == "windows" else by_windows.RESULTS
+    else:
+        compute, strip, step = by_filters.make_compute(form == "channels", itemsize), by_filters.STRIP, by_filters.STEP
+        results = by_filters.RESULTS
+
+    @kernel()
+    def correlate(
+        source: Array, weight: Array, bias: Array, target: Array, sizes: Array, copies: Array, copy_ends: Array,
+        phases: Array, offsets: Array, places: Array, targets: Array, start: int, stop: int, sheets: Array,
+    ) -> None:  # fmt: skip
+        filters, groups, bands = sizes[FILTERS], sizes[GROUPS], sizes[BANDS]
+        blocks = (filters + LANES - 1) // LANES
+        pitch, out = len(weight) // (groups * blocks), np.empty(results, bias.dtype)
+        zero(sheets, 0, len(sheets))
+        for unit in range(start, stop):
+            group, band, n = unit % groups, unit // groups % bands, unit // (groups * bands) * sizes[BATCH]
+            samples = min(sizes[BATCH], sizes[SAMPLES] - n)
+            base = n * sizes[SOURCE_SAMPLE] + group * sizes[CHANNELS] * sizes[SOURCE_CHANNEL]
+            fill(source, base, samples, sizes, copies, copy_ends, band, sheets)
+            base = n * sizes[TARGET_SAMPLE] + band * sizes[TARGET_BAND] + group * filters * sizes[TARGET_CHANNEL]
+            row = sizes[PHASES] if band > 0 and band == bands - 1 else 0
+            for phase in range(row, row + sizes[PHASES], sizes[TOGETHER]):
+                first, end = phases[phase, FIRST], phases[phase, FIRST] + samples * phases[phase, NUMBER]
+                for f in range(0, filters, step):
+                    block = group * blocks + f // LANES
+                    for p in range(first, end, strip):
+                        compute(
+                            sheets, places, p, min(p + strip, end), f, filters, offsets, phases, phase, weight,
+                            block * pitch, pitch, bias, block * LANES, target, targets,
+                            base + f * sizes[TARGET_CHANNEL], sizes, out,
+                        )  # fmt: skip
+
+    return correlate
+
+
+@functools.cache
+def make_weight_gradient(form: str, itemsize: int) -> Kernel:
+    """The kernel for partial sums of the weight's gradient (parts, groups, blocks of 16 filters, k, 16), which are in
+    float64 and begin as zeros. A part is a range of the units. Jobs `start` to `stop` are of (parts, groups, shares); a
+    share is a range of the blocks. cells: for the maps, packed as the products need them."""
+    fill = _fill_cells if form in ("cells", "channels") else _fill_planes
+    windows, flush, taps = form in WINDOWS, by_windows.flush, TAPS
+    pack_maps = by_windows.pack_maps if windows else by_filters.pack_maps
+    add_products = by_windows.add_products if windows else by_filters.make_add_products(form == "channels", itemsize)
+    most, results = by_windows.LANE_TERMS, by_filters.RESULTS
+
+    @kernel()
+    def weight_gradient(
+        image: Array, maps: Array, partial: Array, sizes: Array, copies: Array, copy_ends: Array, phases: Array,
+        offsets: Array, places: Array, targets: Array, parts: int, shares: int, start: int, stop: int, sheets: Array,
+        cells: Array,
+    ) -> None:  # fmt: skip
+        filters, groups, bands, terms = sizes[FILTERS], sizes[GROUPS], sizes[BANDS], phases[0, COUNT]
+        blocks, units = (filters + LANES - 1) // LANES, -(-sizes[SAMPLES] // sizes[BATCH]) * bands
+        pitch = len(cells) // (filters if windows else blocks)
+        sums = np.zeros(filters * (terms + taps) * LANES if windows else results, image.dtype)
+        zero(sheets, 0, len(sheets))
+        zero(cells, 0, len(cells))  # also the lanes of missing filters: garbage may be slow to multiply
+        for job in range(start, stop):
+            part, group, share = job // shares // groups, job // shares % groups, job % shares
+            block, last_block = blocks * share // shares, blocks * (share + 1) // shares
+            result, added = job // shares * blocks * terms * LANES, 0
+            for unit in range(units * part // parts, units * (part + 1) // parts):
+                band, n = unit % bands, unit // bands * sizes[BATCH]
+                samples = min(sizes[BATCH], sizes[SAMPLES] - n)
+                base = n * sizes[SOURCE_SAMPLE] + group * sizes[CHANNELS] * sizes[SOURCE_CHANNEL]
+                fill(image, base, samples, sizes, copies, copy_ends, band, sheets)
+                base = n * sizes[TARGET_SAMPLE] + band * sizes[TARGET_BAND] + group * filters * sizes[TARGET_CHANNEL]
+                row = 1 if band > 0 and band == bands - 1 else 0
+                p, number = phases[row, FIRST], samples * phases[row, NUMBER]
+                pack_maps(maps, base, targets, p, number, sizes, block, last_block, cells, pitch)
+                if windows and added + number > most:
+                    flush(sums, filters, terms, partial, result)
+                    added = 0
+                added += number
+                add_products(
+                    sheets, places, p, number, offsets, terms, cells, pitch, block, last_block, partial, result, sums
+                )  # fmt: skip
+            if windows:
+                flush(sums, filters, terms, partial, result)
+
+    return weight_gradient
 
 
 @kernel()
-def correlate(
-    source: Array, weight: Array, bias: Array, target: Array, sizes: Array, copies: Array, copy_ends: Array,
-    places: Array, pieces: Array, piece_ends: Array, outputs: Array, offsets: Array, start: int, stop: int,
-    sheets: Array,
-) -> None:  # fmt: skip
-    """The target of units `start` to `stop`. weight: for each phase (groups, blocks of 8 filters, k, 8); bias: (groups,
-    blocks, 8).
-
-    While one tile is computed the CPU writes the results of the last."""
-    filters, together = sizes[FILTERS], sizes[TOGETHER]
-    blocks, strips = (filters + PACKED - 1) // PACKED, len(places) // VECTORS
-    out = np.zeros(2 * PACKED * STRIP + LANES, bias.dtype)
-    zero(sheets, 0, len(sheets))
-    for unit in range(start, stop):
-        group, band = unit % sizes[GROUPS], unit // sizes[GROUPS] % sizes[BANDS]
-        n = unit // (sizes[GROUPS] * sizes[BANDS]) * sizes[BATCH]
-        samples = min(sizes[BATCH], sizes[SAMPLES] - n)
-        base = n * sizes[SOURCE_SAMPLE] + group * sizes[CHANNELS] * sizes[SOURCE_CHANNEL]
-        _fill_sheets(source, base, samples, sizes, copies, copy_ends, band, sheets)
-        base = n * sizes[TARGET_SAMPLE] + group * filters * sizes[TARGET_CHANNEL]
-        for strip in range(strips):
-            for phase in range(0, len(outputs), together):
-                row = (band * len(outputs) + phase) // together
-                first_piece, stop_piece = piece_ends[row, strip], piece_ends[row, strip + 1]
-                while stop_piece > first_piece and pieces[stop_piece - 1, PIECE_SAMPLE] >= samples:
-                    stop_piece -= 1
-                if stop_piece == first_piece:
-                    continue
-                end = (
-                    pieces[stop_piece - 1, PIECE_AT] + (pieces[stop_piece - 1, PIECE_CELLS] + together - 1) // together
-                )
-                vectors = (end + LANES - 1) // LANES
-                for block in range(blocks):
-                    f = block * PACKED
-                    filters_here, b = min(PACKED, filters - f), group * blocks + block
-                    for i in range(together):
-                        first, count = outputs[phase + i, FIRST], outputs[phase + i, COUNT]
-                        _compute_filters(
-                            sheets, places, strip * VECTORS, vectors, offsets, first, count, weight,
-                            outputs[phase + i, WEIGHTS] + b * count * PACKED, bias, b * PACKED, filters_here, out,
-                            i * PACKED * STRIP,
-                        )  # fmt: skip
-                    to = base + f * sizes[TARGET_CHANNEL]
-                    _store_pieces(out, PACKED * STRIP, target, to, sizes, pieces, first_piece, stop_piece, filters_here)
-
-
-@kernel(allocates=False)
-def correlate_one_filter(
-    source: Array, weight: Array, bias: Array, target: Array, sizes: Array, copies: Array, copy_ends: Array,
-    pieces: Array, piece_ends: Array, offsets: Array, start: int, stop: int, sheets: Array,
-) -> None:  # fmt: skip
-    """The same for one filter in a group (a depthwise convolution) and one phase of the target. Vectors end with their
-    row and are stored where they belong: 1.5 to 3 times as fast as strips, which save little time with one filter."""
-    zero(sheets, 0, len(sheets))
-    for unit in range(start, stop):
-        group, band = unit % sizes[GROUPS], unit // sizes[GROUPS] % sizes[BANDS]
-        n = unit // (sizes[GROUPS] * sizes[BANDS]) * sizes[BATCH]
-        samples = min(sizes[BATCH], sizes[SAMPLES] - n)
-        base = n * sizes[SOURCE_SAMPLE] + group * sizes[CHANNELS] * sizes[SOURCE_CHANNEL]
-        _fill_sheets(source, base, samples, sizes, copies, copy_ends, band, sheets)
-        base = n * sizes[TARGET_SAMPLE] + group * sizes[TARGET_CHANNEL]
-        first_piece, last = piece_ends[band, 0], piece_ends[band, 1] - 1
-        while pieces[last * PIECE_COLUMNS + PIECE_SAMPLE] >= samples:
-            last -= 1
-        for piece in range(first_piece, last + 1, PIECES):
-            one_filter_by_rows(
-                weight, group * PACKED * len(offsets), bias, group * PACKED, sheets, offsets, 0, len(offsets), pieces,
-                piece, last, target, base,
-            )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------ weight gradient
-@kernel(allocates=False)
-def _pack_maps(
-    maps: Array, base: int, samples: int, sizes: Array, pieces: Array, start: int, stop: int, packed: Array, pitch: int
-) -> Any:
-    """Copy the maps of a unit's windows to the positions of the vectors of windows, with zeros between rows. Returns
-    the number of these vectors. base: the unit's first element of the maps. pitch: from a filter to the next."""
-    if sizes[BANDS] > 1 or samples < sizes[BATCH]:
-        zero(packed, 0, len(packed))
-    while stop > start and pieces[stop - 1, PIECE_SAMPLE] >= samples:
-        stop -= 1
-    for f in range(sizes[FILTERS]):
-        for i in range(start, stop):
-            to = f * pitch + pieces[i, PIECE_STRIP] * STRIP + pieces[i, PIECE_AT]
-            at, cells = base + f * sizes[TARGET_CHANNEL] + pieces[i, PIECE_TARGET], pieces[i, PIECE_CELLS]
-            if sizes[TARGET_STEP] == 1:
-                copy(maps, at, packed, to, cells)
-            else:
-                _gather(maps, at, sizes[TARGET_STEP], packed, to, cells)
-    last = stop - 1
-    return (pieces[last, PIECE_STRIP] * STRIP + pieces[last, PIECE_AT] + pieces[last, PIECE_CELLS] + LANES - 1) // LANES
-
-
-@kernel(allocates=False)
-def _add_products(
-    sheets: Array, places: Array, p: int, count: int, offsets: Array, taps: int, maps: Array, pitch: int, filters: int,
-    sums: Array,
-) -> None:  # fmt: skip
-    """Add the products of all maps at `count` vectors of windows, from places[p] on, and all taps' cells to sums."""
-    for f in range(filters):
-        for k in range(0, taps, TAPS):
-            to = (f * len(offsets) + k) * LANES
-            map_by_taps(maps, f * pitch + p * LANES, sheets, places, p, offsets, k, count, sums, to)
-
-
-@kernel(allocates=False)
-def _flush(sums: Array, filters: int, taps: int, pitch: int, dweight: Array, to: int) -> None:
-    """Add the totals of vectors of sums, `pitch` vectors a filter, to the weight's gradient, and set all sums to 0."""
-    for f in range(filters):
-        for k in range(taps):
-            dweight[U(to + f * taps + k)] += total(load(sums, LANES * (f * pitch + k)))
-    zero(sums, 0, len(sums))
-
-
-@kernel(allocates=False)
-def weight_gradient(
-    image: Array, maps: Array, dweight: Array, sizes: Array, copies: Array, copy_ends: Array, places: Array,
-    pieces: Array, piece_ends: Array, offsets: Array, taps: int, parts: int, start: int, stop: int, sheets: Array,
-    packed: Array, sums: Array,
-) -> None:  # fmt: skip
-    """The partial sums `start` to `stop` of the weight's gradient (parts, groups, filters, taps), which are in float64.
-
-    A part is a range of the units of one group. taps: of all channels; `offsets` has more, for complete tiles. packed:
-    the maps as vectors of windows."""
-    filters, pitch = sizes[FILTERS], len(places) * LANES
-    units = -(-sizes[SAMPLES] // sizes[BATCH]) * sizes[BANDS]
-    zero(sheets, 0, len(sheets))
-    zero(packed, 0, len(packed))
-    zero(sums, 0, len(sums))
-    for job in range(start, stop):
-        part, group = job // sizes[GROUPS], job % sizes[GROUPS]
-        result, terms = job * filters * taps, 0
-        for unit in range(units * part // parts, units * (part + 1) // parts):
-            band, n = unit % sizes[BANDS], unit // sizes[BANDS] * sizes[BATCH]
-            samples = min(sizes[BATCH], sizes[SAMPLES] - n)
-            base = n * sizes[SOURCE_SAMPLE] + group * sizes[CHANNELS] * sizes[SOURCE_CHANNEL]
-            _fill_sheets(image, base, samples, sizes, copies, copy_ends, band, sheets)
-            base = n * sizes[TARGET_SAMPLE] + group * filters * sizes[TARGET_CHANNEL]
-            first, last = piece_ends[band, 0], piece_ends[band, piece_ends.shape[1] - 1]
-            vectors = _pack_maps(maps, base, samples, sizes, pieces, first, last, packed, pitch)
-            if terms + vectors > LANE_TERMS:
-                _flush(sums, filters, taps, len(offsets), dweight, result)
-                terms = 0
-            terms += vectors
-            for p in range(0, vectors, RUN):
-                _add_products(sheets, places, p, min(RUN, vectors - p), offsets, taps, packed, pitch, filters, sums)
-        _flush(sums, filters, taps, len(offsets), dweight, result)
+def finish_weight_gradient(partial: Array, parts: int, sizes: Array, slots: Array, dweight: Array) -> bool:
+    """Add up the parts, and store the sums in the weight's order. Returns whether all are finite. slots: as of `pack`,
+    with one row."""
+    filters, blocks, terms = sizes[FILTERS], (sizes[FILTERS] + LANES - 1) // LANES, slots.shape[1]
+    block, size, zeros = np.empty(LANES * LANES, np.float64), len(partial) // parts, broadcast(partial, 0)
+    for b in range(sizes[GROUPS] * blocks):
+        f, to = b % blocks * LANES, (b // blocks * filters + b % blocks * LANES) * terms
+        for i in range(0, terms, LANES):
+            for k in range(min(LANES, terms - i)):
+                at = (b * terms + slots[0, i + k]) * LANES
+                sums = load_first(partial, at, filters - f)  # lanes without a filter may have anything
+                for part in range(1, parts):
+                    sums = add(sums, load_first(partial, at + part * size, filters - f))
+                store(block, k * LANES, sums)
+                zeros = add(zeros, sub(sums, sums))
+            transpose_block(block, 0, LANES, terms - i, filters - f, dweight, to + i, terms)
+    finite: bool = total(zeros) == 0.0
+    return finite

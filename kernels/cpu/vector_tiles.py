@@ -13,38 +13,57 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 from .vector_memory import check_array
-from .vector_types import FLOATS, I64, LANES, Cells, call, elementary, fill, operation, shuffle
+from .vector_types import (
+    FLOATS,
+    I1,
+    I16,
+    I32,
+    I64,
+    LANES,
+    Cells,
+    call,
+    elementary,
+    fill,
+    operation,
+    shuffle,
+    suffix,
+    vector_of,
+)
 
 WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
-PACKED = 8  # filters whose weights are neighbours in memory
-TILE_FILTERS, TILE_VECTORS = (8, 3) if WIDE else (4, 1)  # of a tile whose vectors are windows
-STRIP = (6 if WIDE else 4) * LANES  # windows of a tile of one filter: twice TILE_VECTORS vectors, or a multiple
+ROWS, WIDTH = (8, 3) if WIDE else (4, 1)  # filters and vectors of windows of a tile
+VECTORS = 8 if WIDE else 4  # of windows of a tile of one filter
 TAPS = 5  # of a tile of a weight's gradient
 # Windows and vectors of filters of a tile, by the bytes of a number.
 WINDOWS_BY_FILTERS = {4: (8, 2), 8: (8, 1)} if WIDE else {4: (6, 1), 8: (3, 1)}
 
-PIECES = 8 if WIDE else 4  # of a tile of one filter and rows
-# Columns of `pieces` (conv_direct_plan.pieces_of).
-PIECE_COLUMNS = 5
-PIECE_STRIP, PIECE_AT, PIECE_CELLS, PIECE_TARGET, PIECE_SAMPLE = range(PIECE_COLUMNS)
+# What `targets` has for each of the two rows in a vector of windows: where in the target the row's cells go, their
+# number, and the lane of the first.
+TARGET, CELLS, LANE = range(3)
+TARGET_COLUMNS = 6
 
 
 def _tile_operation(emit: Callable[..., None]) -> Any:
-    """The operation `emit(builder, *arguments)`, which has no result. Arguments are arrays, indices and bools."""
+    """The operation `emit(builder, *arguments)`, which has no result. Arguments are constants (those of `emit` that are
+    annotated as `int`, which come first), arrays, indices and bools."""
+    number = [*emit.__annotations__.values()].count("int")
 
     @functools.wraps(emit)
     def typed(*arguments: Any) -> Any:
+        constants, arguments = arguments[:number], arguments[number:]
         arrays = [a for a in arguments if isinstance(a, types.Array)]
         for array in arrays:
             check_array(array, (*FLOATS, "int64"))
         others = {types.boolean: types.boolean}
         kinds = [a if a in arrays else others.get(types.unliteral(a), types.int64) for a in arguments]
-        return types.void(*kinds), lambda context, builder, *values: emit(builder, *values)
+        known = [constant.literal_value for constant in constants]
+        return types.void(*constants, *kinds), lambda _, builder, *values: emit(builder, *known, *values[number:])
 
     return operation(typed)
 
@@ -71,57 +90,75 @@ def _plus(builder: Any, index: Any, step: Any, times: int = 1) -> Any:
     return builder.add(index, builder.mul(step, I64(times)))
 
 
-def _filters_by_windows(rows: int, width: int) -> Any:
-    @_tile_operation
-    def filters_by_windows(
-        builder: Any, weight: Cells, w: Any, bias: Cells, b: Any, sheets: Cells, places: Cells, p: Any, offsets: Cells,
-        first: Any, count: Any, out: Cells, to: Any, pitch: Any,
-    ) -> None:  # fmt: skip
-        """out[to + pitch * i + LANES * j] = bias[b + i] + the sum over k of weight[w + PACKED * k + i] *
-        sheets[places[p + j] + offsets[first + k]], for the filters i and the vectors of windows j of a tile, and
-        `count` terms k."""
-        starts = [places.number(_plus(builder, p, j)) for j in range(width)]
-        at_once = rows if sheets.size == 4 else -(-rows // 2)  # a vector of float64 takes twice as many registers
-        for row in range(0, rows, at_once):
-
-            def start(i: int, j: int, row: int = row) -> Any:
-                return fill(builder, bias.number(_plus(builder, b, row + i)))
-
-            def factors(k: Any, row: int = row) -> tuple[list[Any], list[Any]]:
-                here, offset = _plus(builder, w, k, PACKED), offsets.number(builder.add(first, k))
-                columns = [sheets.vector(builder.add(place, offset)) for place in starts]
-                return [fill(builder, weight.number(_plus(builder, here, row + i))) for i in range(at_once)], columns
-
-            for i, j, total in _sums(builder, sheets.vector_type, (at_once, width), count, start, factors):
-                out.store(_plus(builder, _plus(builder, to, pitch, row + i), LANES, j), total)
-
-    return filters_by_windows
-
-
 @_tile_operation
-def one_filter_by_rows(
-    builder: Any, weight: Cells, w: Any, bias: Cells, b: Any, sheets: Cells, offsets: Cells, first: Any, count: Any,
-    pieces: Cells, piece: Any, last: Any, target: Cells, to: Any,
+def filters_by_windows(
+    builder: Any, rows: int, width: int, segments: int, weight: Cells, w: Any, bias: Cells, b: Any, sheets: Cells,
+    places: Cells, p: Any, last: Any, offsets: Cells, first: Any, count: Any, target: Cells, targets: Cells, to: Any,
+    pitch: Any, filters: Any,
 ) -> None:  # fmt: skip
-    """target[to + a piece's target] = bias[b] + the sum over k of weight[w + PACKED * k] * sheets[a piece's place +
-    offsets[first + k]], for `count` terms k and `PIECES` pieces from `piece` on, or piece `last` in place of those
-    after it: vectors of windows of one row each, as many lanes as the piece has cells."""
-    rows = []
-    for i in range(PIECES):
-        row = _plus(builder, piece, i)
-        row = builder.select(builder.icmp_signed("<", row, last), row, last)
-        rows.append(builder.mul(row, I64(PIECE_COLUMNS)))
-    starts = [pieces.number(_plus(builder, row, PIECE_AT)) for row in rows]
+    """The sums bias[b + i] + the sum over k < count of weight[w + LANES * k + i] * sheets[places[p + j] + offsets[first
+    + k]], for `rows` filters i and `width` vectors of windows j.
 
-    def factors(k: Any) -> tuple[list[Any], list[Any]]:
-        offset = offsets.number(builder.add(first, k))
-        columns = [sheets.vector(builder.add(place, offset)) for place in starts]
-        return [fill(builder, weight.number(_plus(builder, w, k, PACKED)))], columns
+    In place of vectors after `last` this one is computed again. The cells of the first `filters` filters are stored
+    where `targets` has them, from target[to + pitch * i] on: those of the vector's first row, or with two segments of
+    both rows. With none all vectors are stored, from target[to + pitch * i + LANES * j] on."""
+    vectors = [call(builder, "llvm.smin.i64", I64, _plus(builder, p, j), last) for j in range(width)]
+    starts = [places.number(v) for v in vectors]
+    at_once = rows if sheets.size == 4 else -(-rows // 2)  # a vector of float64 takes twice as many registers
+    sums: dict[tuple[int, int], Any] = {}
+    for row in range(0, rows, at_once):
 
-    start = fill(builder, bias.number(b))
-    for _, j, total in _sums(builder, sheets.vector_type, (1, PIECES), count, lambda i, j: start, factors):
-        at = builder.add(to, pieces.number(_plus(builder, rows[j], PIECE_TARGET)))
-        target.store(at, total, pieces.number(_plus(builder, rows[j], PIECE_CELLS)))
+        def start(i: int, j: int, row: int = row) -> Any:
+            return fill(builder, bias.number(_plus(builder, b, row + i)))
+
+        def factors(k: Any, row: int = row) -> tuple[list[Any], list[Any]]:
+            here, offset = _plus(builder, w, k, LANES), offsets.number(builder.add(first, k))
+            columns = [sheets.vector(builder.add(place, offset)) for place in starts]
+            return [fill(builder, weight.number(_plus(builder, here, row + i))) for i in range(at_once)], columns
+
+        found = _sums(builder, sheets.vector_type, (at_once, width), count, start, factors)
+        sums |= {(row + i, j): total for i, j, total in found}
+    for j, vector in enumerate(vectors):
+        line = [sums[i, j] for i in range(rows)]
+        if segments:
+            _store_rows(builder, line, filters, target, to, pitch, targets, vector, segments)
+        else:
+            for i, total in enumerate(line):
+                target.store(_plus(builder, _plus(builder, to, pitch, i), LANES, j), total)
+
+
+def _store_rows(
+    builder: Any, sums: list[Any], filters: Any, target: Cells, to: Any, pitch: Any, targets: Cells, vector: Any,
+    segments: int,
+) -> None:  # fmt: skip
+    """Store a vector of windows of each of the first `filters` filters, as filters_by_windows says. Other filters are
+    stored in place of filter 0, before it: a branch would take longer."""
+    row = builder.mul(vector, I64(TARGET_COLUMNS))
+    first, cells, *others = (targets.number(_plus(builder, row, c)) for c in range(TARGET_COLUMNS))
+    inside = [builder.icmp_signed(">", filters, I64(i)) for i in range(len(sums))]
+    places = [builder.select(x, _plus(builder, to, pitch, i), to) for i, x in enumerate(inside)]
+    stores = [*zip(places, sums, strict=True)][::-1]
+    name = f"llvm.masked.store.v{LANES}{suffix(sums[0].type.element)}.p0"
+
+    def store_lanes() -> None:
+        for there, count, begin in ((first, cells, I64(0)), others[1:])[:segments]:
+            bits = builder.shl(builder.sub(builder.shl(I64(1), count), I64(1)), begin)
+            mask = builder.bitcast(builder.trunc(bits, I16), vector_of(I1))
+            for place, total in stores:
+                pointer = builder.gep(target.pointer(builder.add(place, there), count), [builder.neg(begin)])
+                pointer = builder.bitcast(pointer, total.type.as_pointer())
+                call(builder, name, ir.VoidType(), total, pointer, I32(target.size), mask)
+
+    if WIDE:
+        store_lanes()
+        return
+    # Some CPUs without AVX-512 take 20 cycles and more to store the lanes of a mask.
+    with builder.if_else(builder.icmp_signed("==", cells, I64(LANES))) as (then, otherwise):
+        with then:
+            for place, total in stores:
+                target.store(builder.add(place, first), total)
+        with otherwise:
+            store_lanes()
 
 
 @_tile_operation
@@ -143,45 +180,42 @@ def map_by_taps(
         sums.store(at, builder.fadd(sums.vector(at), total))
 
 
-def _windows_by_filters(width: int, depthwise: bool) -> Any:
-    @_tile_operation
-    def windows_by_filters(
-        builder: Any, sheet: Cells, starts: Cells, q: Any, shift: Any, offsets: Cells, first: Any, count: Any,
-        weight: Cells, w: Any, second: Any, bias: Cells, b: Any, target: Cells, targets: Cells, to: Any, out: Cells,
-        at: Any, direct: Any, more: Any,
-    ) -> None:  # fmt: skip
-        """The sums bias[b + LANES * j] + the sum over k < count of sheet[starts[q + i] + shift + offsets[first + k]] *
-        weight[w + second * j + LANES * k], for the windows i of a tile and vectors j of filters.
+@_tile_operation
+def windows_by_filters(
+    builder: Any, width: int, depthwise: int, sheet: Cells, starts: Cells, q: Any, shift: Any, offsets: Cells,
+    first: Any, count: Any, weight: Cells, w: Any, second: Any, bias: Cells, b: Any, target: Cells, targets: Cells,
+    to: Any, out: Cells, at: Any, direct: Any, more: Any,
+) -> None:  # fmt: skip
+    """The sums bias[b + LANES * j] + the sum over k < count of sheet[starts[q + i] + shift + offsets[first + k]] *
+    weight[w + second * j + LANES * k], for the windows i of a tile and `width` vectors j of filters.
 
-        If `depthwise`, a window has a vector of cells for these filters. The vectors of a window are stored from
-        target[to + targets[q + i]] on if `direct`, else from out[at + LANES * width * i] on. If `more`, they have no
-        bias, and are added to what is in `out`."""
-        rows = WINDOWS_BY_FILTERS[sheet.size][0]
-        bases = [builder.add(shift, starts.number(_plus(builder, q, i))) for i in range(rows)]
+    If `depthwise`, a window has a vector of cells for these filters. The vectors of a window are stored from
+    target[to + targets[q + i]] on if `direct`, else from out[at + LANES * width * i] on. If `more`, they have no bias,
+    and are added to what is in `out`."""
+    rows = WINDOWS_BY_FILTERS[sheet.size][0]
+    bases = [builder.add(shift, starts.number(_plus(builder, q, i))) for i in range(rows)]
 
-        def start(i: int, j: int) -> Any:
-            return builder.select(more, bias.vector_type(None), bias.vector(_plus(builder, b, LANES, j)))
+    def start(i: int, j: int) -> Any:
+        return builder.select(more, bias.vector_type(None), bias.vector(_plus(builder, b, LANES, j)))
 
-        def factors(k: Any) -> tuple[list[Any], list[Any]]:
-            here, offset = _plus(builder, w, k, LANES), offsets.number(builder.add(first, k))
-            columns = [weight.vector(_plus(builder, here, second, j)) for j in range(width)]
-            cells = [builder.add(base, offset) for base in bases]
-            return [sheet.vector(x) if depthwise else fill(builder, sheet.number(x)) for x in cells], columns
+    def factors(k: Any) -> tuple[list[Any], list[Any]]:
+        here, offset = _plus(builder, w, k, LANES), offsets.number(builder.add(first, k))
+        columns = [weight.vector(_plus(builder, here, second, j)) for j in range(width)]
+        cells = [builder.add(base, offset) for base in bases]
+        return [sheet.vector(x) if depthwise else fill(builder, sheet.number(x)) for x in cells], columns
 
-        sums = _sums(builder, sheet.vector_type, (rows, width), count, start, factors)
-        buffer = {(i, j): _plus(builder, at, LANES * (width * i + j)) for i, j, _ in sums}
-        with builder.if_else(more) as (then, otherwise):
-            with then:
-                for i, j, total in sums:
-                    out.store(buffer[i, j], builder.fadd(out.vector(buffer[i, j]), total))
-            with otherwise:
-                lanes = builder.select(direct, I64(LANES), I64(0))
-                for i, j, total in sums:
-                    place = _plus(builder, builder.add(to, targets.number(_plus(builder, q, i))), LANES, j)
-                    pointers = target.pointer(place, lanes, total.type), out.pointer(buffer[i, j], LANES, total.type)
-                    builder.store(total, builder.select(direct, *pointers), align=sheet.size)
-
-    return windows_by_filters
+    sums = _sums(builder, sheet.vector_type, (rows, width), count, start, factors)
+    buffer = {(i, j): _plus(builder, at, LANES * (width * i + j)) for i, j, _ in sums}
+    with builder.if_else(more) as (then, otherwise):
+        with then:
+            for i, j, total in sums:
+                out.store(buffer[i, j], builder.fadd(out.vector(buffer[i, j]), total))
+        with otherwise:
+            lanes = builder.select(direct, I64(LANES), I64(0))
+            for i, j, total in sums:
+                place = _plus(builder, builder.add(to, targets.number(_plus(builder, q, i))), LANES, j)
+                pointers = target.pointer(place, lanes, total.type), out.pointer(buffer[i, j], LANES, total.type)
+                builder.store(total, builder.select(direct, *pointers), align=sheet.size)
 
 
 @_tile_operation
@@ -246,10 +280,3 @@ def two_axis_transform(matrix: Any) -> Any:
             check.store(I64(0), total)
 
     return transform
-
-
-filters_by_windows = _filters_by_windows(TILE_FILTERS, TILE_VECTORS)
-half_as_many_filters_by_windows = _filters_by_windows(TILE_FILTERS // 2, 2 * TILE_VECTORS)
-one_filter_by_windows = _filters_by_windows(1, STRIP // LANES)
-windows_by_two_vectors, windows_by_one_vector = _windows_by_filters(2, False), _windows_by_filters(1, False)
-windows_by_channels = _windows_by_filters(1, True)

@@ -18,13 +18,7 @@ from typing import Any
 import numpy as np
 
 from .jit import kernel
-from .vector_tiles import (
-    WINDOWS_BY_FILTERS,
-    transpose,
-    two_axis_transform,
-    windows_by_one_vector,
-    windows_by_two_vectors,
-)
+from .vector_tiles import WINDOWS_BY_FILTERS, transpose, two_axis_transform, windows_by_filters
 from .vectors import LANES, add, broadcast, load, store, total
 
 Array = Any
@@ -170,13 +164,13 @@ def _multiply(
         for i in range(0, number, TILE_ROWS):
             here = to + (block * room + i * width) * LANES
             if width == 2:
-                windows_by_two_vectors(
-                    factors, starts, i, at, offsets, 0, count, vectors, w + block * second, second, zeros, 0, out,
+                windows_by_filters(
+                    2, 0, factors, starts, i, at, offsets, 0, count, vectors, w + block * second, second, zeros, 0, out,
                     starts, 0, out, here, False, more,
                 )  # fmt: skip
             else:
-                windows_by_one_vector(
-                    factors, starts, i, at, offsets, 0, count, vectors, w + block * second, second, zeros, 0, out,
+                windows_by_filters(
+                    1, 0, factors, starts, i, at, offsets, 0, count, vectors, w + block * second, second, zeros, 0, out,
                     starts, 0, out, here, False, more,
                 )  # fmt: skip
         block += width
