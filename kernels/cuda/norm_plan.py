@@ -191,22 +191,24 @@ def make_plan(
             return replace(columns, parts=columns.stream_blocks)
         return _column_plan(device, shape, pack, most) or _column_three_launches(device, shape, pack)
     if use_running_stats:
-        return _stream_plan(shape, pack)
+        return _stream_plan(device, shape, pack, ITEMSIZE[dtype])
     if group > 1:
-        return _group_plan(device, shape, pack, most // 2, group, 2 * max(4, ITEMSIZE[dtype]))
-    return _row_plan(device, shape, pack, most)
+        return _group_plan(device, shape, pack, most // 2, group, ITEMSIZE[dtype])
+    return _row_plan(device, shape, pack, most, ITEMSIZE[dtype])
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
-def _row_plan(device: Device, shape: RowLayout, pack: int, most: int) -> LaunchPlan:
+def _row_plan(device: Device, shape: RowLayout, pack: int, most: int, itemsize: int) -> LaunchPlan:
     """Lanes of a warp or a block a row, with `most` packs a thread in registers; or two launches."""
     rows, packs = shape.rows, shape.segments * shape.cells // pack
     many = rows >= 4 * device.multiprocessors
     if packs <= 64 or (packs <= 32 * most and many):
         lanes = lanes_of(packs)
+        if pack == 1 and rows >= 64 * device.multiprocessors:  # a warp that has several rows issues fewer instructions
+            lanes = min(lanes, max(8, lanes_of(-(-packs // most))))
         return LaunchPlan("warp", rows, packs, pack, _register_packs(packs, lanes, most), WARP_THREADS, lanes)
     if packs > most * device.threads:
-        return _two_launches(device, shape, pack, most)
+        return _two_launches(device, shape, pack, most, itemsize)
     # Small blocks where rows are many: a multiprocessor holds several. Else many threads, each with few packs.
     threads = threads_of(packs, most if many else max(1, most // 2), device.threads)
     return LaunchPlan("block", rows, packs, pack, _register_packs(packs, threads, most), threads)
@@ -216,41 +218,43 @@ def _register_packs(packs: int, threads: int, most: int) -> int:
     return min(most, FEW_PACKS) if packs <= FEW_PACKS * threads else most
 
 
-def _group_plan(device: Device, shape: RowLayout, pack: int, most: int, channels: int, sum_bytes: int) -> LaunchPlan:
-    """One block a group of `channels` rows, with each row in whole runs of packs; or two launches. sum_bytes: of a
-    run's two sums."""
+def _group_plan(device: Device, shape: RowLayout, pack: int, most: int, channels: int, itemsize: int) -> LaunchPlan:
+    """One block a group of `channels` rows, with each row in whole runs of packs; or two launches."""
     length = shape.cells // pack
     lanes = next(n for n in (32, 16, 8, 4, 2, 1) if 4 * (-length % n) <= length)  # at most a quarter is unused
     slots = -(-channels * -(-length // lanes) * lanes // 32) * 32
     threads = threads_of(slots, most, device.threads)
-    shared = slots // lanes * sum_bytes
+    shared = slots // lanes * 2 * max(4, itemsize)  # a run's two sums
     if slots > most * threads or shared > DYNAMIC_SMEM:
-        return _two_launches(device, shape, pack, 4)
+        return _two_launches(device, shape, pack, 4, itemsize)
     return LaunchPlan("group", shape.rows // channels, slots, pack, most, threads, lanes, shared=shared)
 
 
-def _two_launches(device: Device, shape: RowLayout, pack: int, register_packs: int) -> LaunchPlan:
+def _two_launches(device: Device, shape: RowLayout, pack: int, register_packs: int, itemsize: int) -> LaunchPlan:
     """Rows that are read twice."""
     packs = shape.segments * shape.cells // pack
     run = STREAM_THREADS * register_packs  # packs that a block loads at once
     wanted = max(-(-8 * device.multiprocessors // shape.rows), -(-packs // (64 * run)))  # a full device, no long block
     parts = _without_empty_parts(packs, max(1, min(wanted, -(-packs // run), MAX_PARTS)))
-    stream_blocks, threads = _stream_blocks(packs)
+    stream_blocks, threads = _stream_blocks(device, shape.rows, packs, pack * itemsize)
     return LaunchPlan(
         "two_launches", shape.rows, packs, pack, register_packs, threads, parts=parts, stream_blocks=stream_blocks
     )
 
 
-def _stream_plan(shape: RowLayout, pack: int) -> LaunchPlan:
+def _stream_plan(device: Device, shape: RowLayout, pack: int, itemsize: int) -> LaunchPlan:
     """Rows whose statistics are known: one launch that keeps nothing in registers."""
     packs = shape.segments * shape.cells // pack
-    blocks, threads = _stream_blocks(packs)
+    blocks, threads = _stream_blocks(device, shape.rows, packs, pack * itemsize)
     return LaunchPlan("stream", shape.rows, packs, pack, 0, threads, parts=blocks, stream_blocks=blocks)
 
 
-def _stream_blocks(packs: int) -> tuple[int, int]:
-    """Blocks of a row that is only read and written, and their threads."""
-    blocks = _without_empty_parts(packs, -(-packs // (STREAM_THREADS * STREAM_PACKS)))
+def _stream_blocks(device: Device, rows: int, packs: int, pack_bytes: int) -> tuple[int, int]:
+    """Blocks of a row that is only read and written, and their threads. Narrow packs are more for a block, as long as
+    the device is full."""
+    run = STREAM_THREADS * STREAM_PACKS
+    fewest = min(-(-packs // run), -(-8 * device.multiprocessors // rows))
+    blocks = _without_empty_parts(packs, max(fewest, -(-packs * pack_bytes // (16 * run))))
     return blocks, threads_of(-(-packs // blocks), 4, STREAM_THREADS)
 
 
