@@ -420,6 +420,7 @@ NEIGHBOURS = [  # kinds that the table leaves out
     Call("softmax_cross_entropy", (16384, 1000), (), {}, HALVES),
     Call("local_response_norm", (32, 64, 56, 56), (5,), {}, HALVES),
     Call("gelu", (32, 64, 56, 56), (), {}, HALVES),
+    Call("instance_norm", (256, 512, 7, 7), (), {}, ("float32",)),
 ]
 
 
