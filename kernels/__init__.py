@@ -83,6 +83,7 @@ CPU = {
     "elementwise": ("relu", *_steps("relu leaky_relu gelu sigmoid tanh")),
     "softmax": _steps("softmax softmax_cross_entropy"),
     "channel_sums": ("channel_sums",),
+    "matmul": ("matmul",),
     "optim": ("sgd_update", "adam_update"),
     "conv_direct": tuple(f"direct_{step}" for step in CONVOLUTION),
     "winograd": tuple(f"winograd_{step}" for step in CONVOLUTION),

@@ -115,11 +115,33 @@ def matmul(
         if plus is not None:
             y += plus
 
-    if uncut or (not batch and backends.is_small_product(x.shape[0], x.shape[1], w.shape[1])):
+    small = not batch and backends.is_small_product(x.shape[0], x.shape[1], w.shape[1])
+    if not (uncut or small) and _by_kernel(b, x, w, plus, y):
+        return y
+    if uncut or small:
         compute((x, w, y, plus))
     else:
         in_chunks(b, compute, _jobs(x, w, y, plus))
     return y
+
+
+def _by_kernel(b: Backend, x: Array, w: Array, plus: Array | None, y: Array) -> bool:
+    """Whether a CPU kernel has computed y = x @ w + plus, by runs of its own where the sums are long."""
+    short = _is_short(b, x)
+    if x.ndim != 2 or not y.flags.c_contiguous or (not short and y.size <= SMALL):
+        return False
+    launch = kernels.find("matmul", b, None, x, w, required=False)
+    if launch is None or (plus is not None and plus.shape != y.shape[-1:]):
+        return False
+    if short:
+        launch(b, None, x, w, plus, y, slice(0, x.shape[1]))
+        return True
+    total, part = numpy.zeros(y.shape), numpy.empty_like(y)
+    for run in split_evenly(x.shape[1], -(-x.shape[1] // RUN_TERMS)):
+        launch(b, None, x, w, None, part, run)
+        total += part
+    y[...] = total if plus is None else total + plus
+    return True
 
 
 def _product(b: Backend, x: Array, w: Array) -> Array:

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
+
 from cnnlayers import backends
 from cnnlayers.functional.arrays import Array, cast
 
@@ -155,7 +157,10 @@ class Sequential(_Container):
 
 @backends.quiet
 def _sum(x: Array, y: Array) -> Array:
-    return x + y
+    b = backends.of(x)
+    if b.name != "numpy":
+        return x + y
+    return numpy.add(x, y, out=b.empty(x.shape, numpy.result_type(x, y)))
 
 
 class Residual(_Container):

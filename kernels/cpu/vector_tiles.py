@@ -39,6 +39,7 @@ from .vector_types import (
 WIDE = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
 ROWS, WIDTH = (8, 3) if WIDE else (4, 1)  # filters and vectors of windows of a tile
 VECTORS = 8 if WIDE else 4  # of windows of a tile of one filter
+PANEL = WIDTH * LANES  # columns of a matrix that a tile multiplies
 TAPS = 5  # of a tile of a weight's gradient
 # Windows and vectors of filters of a tile, by the bytes of a number.
 WINDOWS_BY_FILTERS = {4: (8, 2), 8: (8, 1)} if WIDE else {4: (6, 1), 8: (3, 1)}
@@ -178,6 +179,41 @@ def map_by_taps(
     for _, j, total in _sums(builder, sheets.vector_type, (1, TAPS), count, lambda i, j: zeros, factors):
         at = _plus(builder, to, LANES, j)
         sums.store(at, builder.fadd(sums.vector(at), total))
+
+
+@_tile_operation
+def rows_by_columns(
+    builder: Any, a: Cells, at: Any, row: Any, term: Any, rows: Any, panel: Cells, count: Any, bias: Cells, b: Any,
+    out: Cells, to: Any, pitch: Any, columns: Any, more: Any,
+) -> None:  # fmt: skip
+    """out[to + pitch * i + c] = the sum over k < count of a[at + row * i + term * k] * panel[PANEL * k + c], for the
+    first `rows` rows i of a tile and the first `columns` columns c of a panel. It is added to what is there if `more`,
+    else to bias[b + c]."""
+    at_once = ROWS if a.size == 4 else ROWS // 2
+    lanes = [builder.sub(columns, I64(LANES * j)) for j in range(WIDTH)]
+    last = builder.sub(rows, I64(1))
+
+    def part(first: int) -> None:
+        """The rows from `first` on. In place of those that are not there it computes the last one again."""
+        places = [call(builder, "llvm.smin.i64", I64, I64(first + i), last) for i in range(at_once)]
+        targets = [builder.add(to, builder.mul(pitch, place)) for place in places]
+        sources = [builder.add(at, builder.mul(row, place)) for place in places]
+
+        def start(i: int, j: int) -> Any:
+            begun = out.vector(_plus(builder, targets[i], LANES, j), lanes[j])
+            return builder.select(more, begun, bias.vector(_plus(builder, b, LANES, j)))
+
+        def factors(k: Any) -> tuple[list[Any], list[Any]]:
+            offset = builder.mul(term, k)
+            vectors = [panel.vector(_plus(builder, I64(LANES * j), k, PANEL)) for j in range(WIDTH)]
+            return [fill(builder, a.number(builder.add(source, offset))) for source in sources], vectors
+
+        for i, j, total in _sums(builder, a.vector_type, (at_once, WIDTH), count, start, factors):
+            out.store(_plus(builder, targets[i], LANES, j), total, lanes[j])
+
+    for first in range(0, ROWS, at_once):
+        with builder.if_then(builder.icmp_signed(">", rows, I64(first))):
+            part(first)
 
 
 @_tile_operation
