@@ -118,10 +118,10 @@ def _fold_plan(spec: Pad) -> tuple[tuple[int, ...], tuple[Array, ...], tuple[Arr
     """`shape`, `begin`, `sources` and `terms` of the loop `fold_rows`."""
     depth, height, width = _padded_axes(spec)
     begin, sources = zip(_row_sources(depth), _row_sources(height), strict=True)
-    inner, (before, after), cropped = _elements_of_cell(spec), width.grow, width.crop[0]
-    terms = np.stack([width.sources(width.border) + before, width.border + cropped])
-    sizes = (cropped, width.out, before + width.length + after, before, width.length)
-    shape = (depth.out, height.out, *(n * inner for n in sizes))
+    inner, cropped = _elements_of_cell(spec), min(width.crop[0], width.length)
+    kept = max(width.length - cropped - width.crop[1], 0)
+    terms = np.stack([width.sources(width.border), width.border])
+    shape = (depth.out, height.out, *(n * inner for n in (width.out, width.length, width.grow[0], cropped, kept)))
     return shape, begin, sources, np.moveaxis(_elements(terms, inner), 0, -1).reshape(-1)
 
 
@@ -160,7 +160,7 @@ def pad_backward(spec: Pad, dy: Array) -> Callable[[Array], Array]:
         kind = dy.dtype if dy.dtype.kind == "f" else np.dtype(f"u{dy.dtype.itemsize}")
         lanes, total = lambda array: flat(array).view(kind), np.empty(0, kind)
     shape, *tables = _fold_plan(spec)
-    in_chunks, fold = chunked(size // max(1, shape[6]), dy.nbytes + size * dy.itemsize), loops.make_fold_rows(half)
+    in_chunks, fold = chunked(size // max(1, shape[3]), dy.nbytes + size * dy.itemsize), loops.make_fold_rows(half)
 
     def run(dy: Array) -> Array:
         dx = new()

@@ -99,17 +99,19 @@ def make_fold_rows(half: bool) -> Kernel:
     """The kernel of the backward; half: of half types, which are summed in float32. The dtype of sums is `total`'s.
 
     Row (d, h) of dx is the sum over its depths of the sums over its heights of folded rows of dy, in the order of
-    `sources`; `begin` has the first source of each. -1, which comes only first, stands for zeros. A row of dy is folded
-    as a `line`, whose cropped elements are 0: pairs of `terms` are a place in it, and the place that is added to it."""
+    `sources`; `begin` has the first source of each. -1, which comes only first, stands for zeros. To fold a row of dy,
+    its elements from `first` on are copied to the `kept` ones of dx from `cropped` on, the others are 0. Then of each
+    pair of `terms` the second place, in dy, is added to the first, in dx."""
 
     @kernel()
     def fold_rows(
         dy: Array, dx: Array, total: Array, shape: Any, begin: Any, sources: Any, terms: Array, start: int, stop: int
     ) -> None:
-        out_d, out_h, cropped, out_row, size, first, row = shape
+        out_d, out_h, out_row, row, first, cropped, kept = shape
         height, depth = begin[1].size - 1, begin[0].size - 1
         h, d, plane = start % height, start // height % depth, start // (height * depth)
-        line, sums = np.zeros(size, total.dtype), np.zeros(2 * row, total.dtype)
+        line, sums = np.zeros(row, total.dtype), np.zeros(2 * row, total.dtype)
+        row_of_dy = np.empty(out_row if half else 0, total.dtype)
         for unit in range(start, stop):
             if half:
                 result, base = sums, U(row)
@@ -118,27 +120,27 @@ def make_fold_rows(half: bool) -> Kernel:
             for i in range(begin[0][d], begin[0][d + 1]):
                 into, to = (result, base) if i == begin[0][d] else (sums, U(0))
                 for j in range(begin[1][h], begin[1][h + 1]):
-                    od, oh, at = sources[0][i], sources[1][j], U(first)
+                    od, oh = sources[0][i], sources[1][j]
                     if od < 0 or oh < 0:
                         for c in range(U(row)):
                             into[to + c] = 0
                         continue
+                    target, place = (line, U(0)) if j > begin[1][h] else (into, to)
                     if half:
-                        _convert(dy, U(((plane * out_d + od) * out_h + oh) * out_row), line, U(cropped), U(out_row))
+                        cells, at = row_of_dy, U(0)
+                        _convert(dy, U(((plane * out_d + od) * out_h + oh) * out_row), cells, U(0), U(out_row))
                     else:
-                        _copy(line, U(cropped), dy, U(((plane * out_d + od) * out_h + oh) * out_row), U(out_row), U(1))
+                        cells, at = dy, U(((plane * out_d + od) * out_h + oh) * out_row)
+                    _copy(target, place + U(cropped), cells, at + U(first), U(kept), U(1))
                     for c in range(U(cropped)):
-                        line[c] = 0
-                    for c in range(U(cropped + out_row), U(size)):
-                        line[c] = 0
+                        target[place + c] = 0
+                    for c in range(U(cropped + kept), U(row)):
+                        target[place + c] = 0
                     for k in range(U(0), U(terms.size), U(2)):
-                        line[U(terms[k])] += line[U(terms[k + U(1)])]
+                        target[place + U(terms[k])] += cells[at + U(terms[k + U(1)])]
                     if j > begin[1][h]:
                         for c in range(U(row)):
-                            into[to + c] += line[at + c]
-                    else:
-                        for c in range(U(row)):
-                            into[to + c] = line[at + c]
+                            into[to + c] += line[c]
                 if i > begin[0][d]:
                     for c in range(U(row)):
                         result[base + c] += sums[c]
