@@ -78,9 +78,9 @@ def _modulo(i: int, n: int) -> int:
 # ---------------------------------------------------------------------------------------------------------------- sums
 @functools.cache
 def _make_lane_sums(backward: bool, per_cell: bool) -> Kernel:
-    """The kernel for the sums of g and of g * (x - shift), lane by lane, over `length` cells in each of some samples,
-    from cell `start` on. g: x - shift; backward dy, times a parameter for each cell where there is one: that of cell i
-    is at `parameter` + i."""
+    """The kernel for the sums of g * weight and of g * (x - shift), lane by lane, over `length` cells in each of some
+    samples, from cell `start` on. g: x - shift; backward dy, times a parameter for each cell where there is one: that
+    of cell i is at `parameter` + i. Vectors are added to two sums in turn."""
 
     @kernel(inlined=True, allocates=False)
     def lane_sums(
@@ -92,17 +92,17 @@ def _make_lane_sums(backward: bool, per_cell: bool) -> Kernel:
             i, end = start + sample * stride, start + sample * stride + length
             while i + LANES <= end:
                 d = sub(load(x, i), shift)
-                g = load(dy, i) if backward else mul(d, weight)
+                g = load(dy, i) if backward else d
                 if per_cell:
                     g = mul(g, load(gamma, parameter + i))
-                s, t, q, p, i = t, add(s, g), p, fma(g, d, q), i + LANES
+                s, t, q, p, i = t, fma(g, weight, s), p, fma(g, d, q), i + LANES
             if i < end:
                 count = end - i
                 d = select(first_lanes(count), sub(load_first(x, i, count), shift), zero)
-                g = load_first(dy, i, count) if backward else mul(d, weight)
+                g = load_first(dy, i, count) if backward else d
                 if per_cell:
                     g = mul(g, load_first(gamma, parameter + i, count))
-                s, q = add(s, g), fma(g, d, q)
+                s, q = fma(g, weight, s), fma(g, d, q)
         return add(s, t), add(q, p)
 
     return lane_sums
@@ -168,7 +168,8 @@ def make_gradient_sums(per_cell: bool) -> Kernel:
         dy: Array, x: Array, gamma: Array, mean: Array, sum_dy: Array, sum_products: Array,
         group_size: int, samples: int, length: int, parts: int, start: int, stop: int,
     ) -> None:  # fmt: skip
-        room, none = np.full(2 * ROOM, lane(broadcast(x, 0.0), 0)), broadcast(mean, 0.0)
+        none, one = broadcast(mean, 0.0), broadcast(x, 1.0)
+        room = np.full(2 * ROOM, lane(one, 0))
         stride, together = x.size // samples, LANES if parts == 1 and samples * length <= SHORT_ROW else 1
         for u in range(start, stop, together):
             number, sums, products = min(together, stop - u), none, none
@@ -180,12 +181,9 @@ def make_gradient_sums(per_cell: bool) -> Kernel:
                     for v in range(number):
                         row, begin = segment + v, first + v * length
                         row = _modulo(row if group_size == 1 else row // group_size, mean.size)
-                        at, shift, parameter = (
-                            begin + k * stride + c,
-                            broadcast(x, mean[row]),
-                            begin % gamma.size - begin,
-                        )
-                        s, q = lane_sums(dy, x, gamma, shift, shift, at, run, stride, cut, parameter)
+                        shift, parameter = broadcast(x, mean[row]), begin % gamma.size - begin
+                        at = begin + k * stride + c
+                        s, q = lane_sums(dy, x, gamma, shift, one, at, run, stride, cut, parameter)
                         store(room, v * LANES, s)
                         store(room, ROOM + v * LANES, q)
                     sums = add(sums, to_float64(totals(room, U(0))))
