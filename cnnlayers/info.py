@@ -16,7 +16,7 @@ import numpy
 import threadpoolctl
 
 import cnnlayers
-from cnnlayers import backends, kernels
+from cnnlayers import backends, functional, kernels
 from cnnlayers.kernels.cpu.cache_directory import directory
 
 # The distributions that each extra of pyproject.toml for users brings, with the module that shows them.
@@ -33,6 +33,13 @@ EXTRAS = {
     "keras": {"keras": "keras"},
 }
 
+# Steps of kernels.TABLE, and what a user calls of which they are a part. Other steps that are no ops are not listed.
+CALLED = {
+    "direct_correlate": ("conv", "conv_transpose"),
+    "im2col": ("conv", "conv_transpose"),
+    "sgd_update": ("SGD",),
+    "adam_update": ("Adam",),
+}
 COST = "about six times as long (mean of `cnnlayers bench`)"
 WIDTH = 100  # columns of a list, beside its title
 
@@ -114,7 +121,8 @@ def _kernels() -> Iterator[str]:
     yield from textwrap.wrap(f"cuDNN {allowed} (CNNLAYERS_CUDNN sets it): {usable}", WIDTH, subsequent_indent=" " * 8)
     for name in backends.available():
         entries = {op: entry for (op, backend), entry in kernels.TABLE.items() if backend == name}
-        ops = {op.removesuffix("_forward").removesuffix("_backward") for op in entries if not op.startswith("cudnn_")}
+        steps = {op.removesuffix("_forward").removesuffix("_backward") for op in entries}
+        ops = {op for op in steps if op in functional.__all__} | {op for step in steps for op in CALLED.get(step, ())}
         missing = [reasons[needed] for needed in sorted({e.needs for e in entries.values() if e.needs} & {*reasons})]
         if missing:
             yield from (f"{name:<8}none, {reason}" for reason in missing)

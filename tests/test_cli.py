@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import cnnlayers
-from cnnlayers import backends, cli, info, train
+from cnnlayers import backends, cli, functional, info, kernels, train
 from cnnlayers.kernels.cpu import jit
 
 from . import standin_cupy
@@ -133,6 +133,13 @@ def test_info() -> None:
         "" if jit.unavailable() else "cnnlayers.kernels.warmup",
     ):
         assert word in said.stdout
+
+
+def test_info_lists_what_users_call_and_no_steps_inside() -> None:
+    words = set(command("info").stdout.replace(",", " ").split())
+    assert {"conv", "conv_transpose", "max_pool"} <= words  # of CUDA's kernels at least
+    steps = {step.removesuffix("_forward").removesuffix("_backward") for step, _ in kernels.TABLE}
+    assert words & steps <= set(functional.__all__)
 
 
 def test_info_shows_every_extra_for_users() -> None:
