@@ -110,13 +110,13 @@ def _tap_counts(axis: Axis, include_pad: bool) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class LoopPlan:
-    """A loop of avg_pool_loops.py and its arguments.
+    """A loop of avg_pool_loops.py and its arguments: the loop is called `(x, y, arguments, start, stop)`.
 
     shape: of the result. units: rows of it, or planes. cost: of a byte; a chunk has CHUNK_BYTES / cost bytes."""
 
     shape: tuple[int, ...]
     run: Callable[..., None]
-    loop_arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...]
     units: int
     cost: float = 1.0
 
@@ -240,11 +240,11 @@ def prepared_loop(x: Array, plan: LoopPlan) -> Callable[[Array], Array]:
     new, size = backends.new_result(plan.shape, x.dtype), math.prod(plan.shape)
     nbytes = round(plan.cost * (x.nbytes + size * x.itemsize))
     in_chunks = chunked(plan.units if size else 0, nbytes)
-    loop, arguments = plan.run, plan.loop_arguments
+    loop, arguments = plan.run, plan.arguments
 
     def run(x: Array) -> Array:
         y = new()
-        in_chunks(loop, to_lanes(x), to_lanes(y), *arguments)
+        in_chunks(loop, to_lanes(x), to_lanes(y), arguments)
         return y
 
     return run

@@ -210,10 +210,8 @@ def make_sums(form: str, unrolled_taps: int, backward: bool, power: str = "") ->
             fence()
 
     @kernel()
-    def window_sums(
-        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
-        tables: Any, layout: Any, most_rows: int, start: int, stop: int,
-    ) -> None:  # fmt: skip
+    def window_sums(x: Array, y: Array, plan: Any, start: int, stop: int) -> None:
+        total, sizes, ranges, steps, divisors, exponent, tables, layout, most_rows = plan
         together, past_caches = layout[2], stored_past_caches(y)
         lines, divisor_of = np.zeros(layout[6], total.dtype), np.zeros(together, total.dtype)
         of_rows = backward and (divisors[0].size > 1 or divisors[1].size > 1)
@@ -249,10 +247,8 @@ def make_sums_by_cell(vectors: int, backward: bool, power: str = "") -> Kernel:
             store(y, to, result)
 
     @kernel()
-    def sums_by_cell(
-        x: Array, y: Array, total: Array, sizes: Any, ranges: Any, steps: Any, divisors: Any, exponent: float,
-        w: Any, step: int, channels: int, most_rows: int, start: int, stop: int,
-    ) -> None:  # fmt: skip
+    def sums_by_cell(x: Array, y: Array, plan: Any, start: int, stop: int) -> None:
+        total, sizes, ranges, steps, divisors, exponent, w, step, channels, most_rows = plan
         out_d, out_h, out_w, one = sizes[3], sizes[4], w.shape[1], total.dtype.type(1)
         varies_d, varies_h, varies_w = divisors[0].size > 1, divisors[1].size > 1, divisors[2].size > 1
         of_taps = backward and (varies_d or varies_h or varies_w)  # whether cells of x have different divisors
@@ -293,10 +289,11 @@ def make_sums_by_cell(vectors: int, backward: bool, power: str = "") -> Kernel:
 
 
 @kernel()
-def plane_sums(x: Array, y: Array, cells: int, divisor: float, start: int, stop: int) -> None:
+def plane_sums(x: Array, y: Array, plan: Any, start: int, stop: int) -> None:
     """The sum of each plane of `cells` contiguous cells, divided by the divisor: one window a plane.
 
     The sums of the lanes over up to SHORT_ROW cells are in x's compute dtype; the sums of these in float64."""
+    cells, divisor = plan
     sums = np.zeros(ROOM, np.float64)
     for first in range(start, stop, LANES):
         number = min(LANES, stop - first)
@@ -310,8 +307,9 @@ def plane_sums(x: Array, y: Array, cells: int, divisor: float, start: int, stop:
 
 
 @kernel(allocates=False)
-def plane_sums_backward(dy: Array, dx: Array, cells: int, divisor: float, start: int, stop: int) -> None:
+def plane_sums_backward(dy: Array, dx: Array, plan: Any, start: int, stop: int) -> None:
     """The backward of `plane_sums`: each cell of a plane of dx is dy / divisor."""
+    cells, divisor = plan
     for plane in range(start, stop):
         value = div(load_first(dy, plane, 1), broadcast(dy, divisor))
         share = broadcast(dx, lane(value, 0))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
 from .jit import kernel
+from .vector_ends import read, store_until
 from .vector_math import power as power_of
 from .vectors import (
     LANES,
@@ -20,16 +23,17 @@ from .vectors import (
     equal,
     is_nan,
     less,
-    load_first,
+    load,
     mul,
     select,
     square_root,
-    store_first,
+    store,
     sub,
 )
 
 Array = Any
 Kernel = Any
+U = np.uintp
 
 
 def power_name(p: float) -> str:
@@ -87,36 +91,31 @@ def make_root(power: str) -> Kernel:
 
 
 @functools.cache
-def make_scale(power: str) -> Kernel:
-    """The kernel that turns y into dy * y**(1 - p), and into 0 where y is 0."""
+def make_backward(forward: Kernel, backward: Kernel, power: str) -> Kernel:
+    """The kernel of backward, over planes: with y from the forward's loop, dx is sign(x) * abs(x)**(p - 1) times the
+    sums of dy * y**(1 - p) over each cell's windows, which the backward's loop adds. Where x or y is 0, that is 0.
 
-    @kernel()
-    def scale(dy: Array, y: Array, p: float) -> None:
+    sizes: planes of a group and of all, and rows of y and of x in a plane."""
+    raised = make_power(power if power in ("whole", "real") else "")
+
+    @kernel(allocates=False)
+    def scale(dy: Array, y: Array, p: float, first: int, number: int) -> None:
+        """dy * y**(1 - p), in place of y."""
         zero = broadcast(y, 0)
-        for i in range(0, y.size, LANES):
-            n = min(LANES, y.size - i)
-            value, result = load_first(y, i, n), as_lanes_of(y, load_first(dy, i, n))
+        for i in range(U(0), U(number), U(LANES)):
+            value, result = load(y, i), as_lanes_of(y, read(dy, U(first) + i, np.int64(U(number) - i)))
             if power == "square":
                 result = div(result, value)
             elif power != "absolute":
                 result = mul(result, power_of(value, broadcast(y, 1 - p)))
-            store_first(y, i, select(equal(value, zero), zero, result), n)
+            store(y, i, select(equal(value, zero), zero, result))
 
-    return scale
-
-
-@functools.cache
-def make_slope(power: str) -> Kernel:
-    """The kernel of dx = sums * sign(x) * abs(x)**(p - 1), 0 where x is 0. sums: of `scale`'s results over each cell's
-    windows."""
-    raised = make_power(power if power in ("whole", "real") else "")
-
-    @kernel()
-    def slope(sums: Array, x: Array, dx: Array, p: float) -> None:
+    @kernel(allocates=False)
+    def slope(sums: Array, x: Array, dx: Array, p: float, first: int, number: int) -> None:
+        """dx from the sums."""
         zero = broadcast(sums, 0)
-        for i in range(0, sums.size, LANES):
-            n = min(LANES, sums.size - i)
-            cell, result = as_lanes_of(sums, load_first(x, i, n)), load_first(sums, i, n)
+        for i in range(U(0), U(number), U(LANES)):
+            cell, result = as_lanes_of(sums, read(x, U(first) + i, np.int64(U(number) - i))), load(sums, i)
             if power == "square":
                 result = mul(result, cell)
             else:
@@ -125,6 +124,20 @@ def make_slope(power: str) -> Kernel:
                 result = select(less(cell, zero), sub(zero, result), result)
             if power == "absolute":  # the others are a product with the cell
                 result = select(is_nan(cell), cell, result)
-            store_first(dx, i, as_lanes_of(dx, select(equal(cell, zero), zero, result)), n)
+            store_until(dx, U(first) + i, select(equal(cell, zero), zero, result), U(first + number))
 
-    return slope
+    @kernel()
+    def lp_backward(
+        total: Array, dy: Array, x: Array, dx: Array, forward_plan: Any, backward_plan: Any, sizes: Any, p: float,
+        start: int, stop: int, norms: Array, sums: Array,
+    ) -> None:  # fmt: skip
+        group, planes, y_rows, x_rows = sizes
+        windows, cells = dy.size // planes, x.size // planes
+        for plane in range(start, stop, group):
+            number = min(group, stop - plane)
+            forward(x[plane * cells : (plane + number) * cells], norms, forward_plan, 0, number * y_rows)
+            scale(dy, norms, p, plane * windows, number * windows)
+            backward(norms, sums, backward_plan, 0, number * x_rows)
+            slope(sums, x, dx, p, plane * cells, number * cells)
+
+    return lp_backward
