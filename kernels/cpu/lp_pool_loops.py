@@ -64,9 +64,10 @@ def _square_root(x: Any, like: Array, p: float) -> Any:
 @kernel(inlined=True)
 def _whole_power(x: Any, like: Array, p: float) -> Any:
     size = absolute(x)
-    result = size
-    for _ in range(1, int(p)):
+    result, raised_to = size, 1.0
+    while raised_to < p:
         result = mul(result, size)
+        raised_to += 1.0
     return result
 
 
