@@ -196,3 +196,32 @@ def test_what_first_calls_cost_is_measured(capsys: pytest.CaptureFixture[str]) -
     assert min(float(cold), float(warm), float(start)) > 0
     with pytest.raises(SystemExit, match="no such op: rely; there are: all of a network, conv"):
         first_calls.main(["rely"])
+
+
+OF_NUMBA = """
+import math
+import numpy as np
+from cnnlayers.kernels.cpu.jit import kernel
+
+@kernel(allocates=False)
+def to_int(x, y):
+    for i in range(x.size):
+        y[i] = int(x[i])
+
+@kernel(allocates=False)
+def logarithm(x, y):
+    for i in range(x.size):
+        y[i] = math.log1p(x[i])
+
+x, y = np.array([1.5, 0.0, 2.75]), np.zeros(3)
+to_int(x, y)
+assert y.tolist() == [1, 0, 2], y
+logarithm(x, y)
+np.testing.assert_allclose(y, np.log1p(x))
+"""
+
+
+def test_what_numba_loads_only_when_needed_is_found() -> None:
+    """A process that has compiled nothing has loaded little of Numba."""
+    ran = subprocess.run([sys.executable, "-c", OF_NUMBA], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr

@@ -20,7 +20,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.cpu import CPUContext
 from numba.core.environment import lookup_environment
-from numba.core.errors import TypingError
+from numba.core.errors import NumbaError, TypingError
 from numba.core.imputils import builtin_registry
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.runtime import rtsys
@@ -153,6 +153,11 @@ def _load_all() -> None:
     CPUContext.refresh(cpu_target.target_context)
 
 
+def _load_new() -> None:
+    """What has been registered since: Numba's intrinsics are where they are first used (the one in `int(x)`)."""
+    cpu_target.target_context.install_registry(builtin_registry)
+
+
 class _Target(CPUContext):  # type: ignore[misc]
     def get_function(self, fn: Any, sig: Any, _firstcall: bool = True) -> Any:
         """As Numba's method, but not to find these loads nothing: Numba has something in their place."""
@@ -243,7 +248,7 @@ def _compiling() -> Any:
 
     def enter() -> None:
         gc.disable()
-        target["refresh"] = lambda: None
+        target["refresh"] = _load_new  # for Numba's own functions, which its own compiler compiles
 
     return backends.Block(enter, prepare)
 
@@ -257,7 +262,14 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
 
     def compile(self, sig: Any) -> Any:
         with global_compiler_lock, _compiling():
-            return super().compile(sig)
+            loaded = _load_all.cache_info().currsize > 0
+            try:
+                return super().compile(sig)
+            except (NotImplementedError, NumbaError):
+                if loaded:
+                    raise
+                _load_all()
+                return super().compile(sig)
 
     @functools.cached_property
     def _part(self) -> CPUDispatcher:
