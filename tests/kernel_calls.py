@@ -128,6 +128,7 @@ def _pools() -> Iterator[Call]:
         yield Call(op, (2, 3, 9, 40), (2,))
         yield Call(op, (2, 3, 9, 40), ((9, 40),))
     yield Call("adaptive_avg_pool", (2, 3, 9, 13), (5,))
+    yield Call("adaptive_avg_pool", (2, 9, 13, 8), (5,), LAST)
     yield Call("max_unpool", (2, 3, 4, 5), (2,))
 
 

@@ -327,6 +327,8 @@ def noticed(mutant: Mutant) -> str | None:
 ONE_TURN_MORE = "a turn more, in which nothing is in bounds"
 # Mutants that cannot be noticed: (file, rule, a part of the line) and why.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
+    ("avg_pool.cu", "bound", "offset * w.dilation; c < sw.end"): ONE_TURN_MORE,
+    ("avg_pool.cu", "bound", "k < RUN && c < sw.end"): ONE_TURN_MORE,
     ("avg_pool_planes.cu", "bound", "for (int p = t; p < packs"): ONE_TURN_MORE,
     ("avg_pool_planes.cu", "bound", "first < n; first +="): ONE_TURN_MORE,
     ("avg_pool_planes.cu", "bound", "j < block.size; j += U * block.step"): ONE_TURN_MORE,

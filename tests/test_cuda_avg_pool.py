@@ -123,6 +123,21 @@ def test_long_rows_are_shared_by_a_warp(emulator: Impl, rng: np.random.Generator
         assert lanes("avg_pool", last, (3, 40), data_format="channels_last") == "1"
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_neighbouring_channels_are_added_up_by_one_thread(emulator: Impl, dtype: str, rng: np.random.Generator) -> None:
+    for channels, packs in ((8, {"float32": 4, "float64": 2}.get(dtype, 8)), (6, 2), (3, 1)):
+        x = rng.standard_normal((2, 9, 7, channels)).astype(numpy_dtype(dtype))
+        for op, args, more in (
+            ("adaptive_avg_pool", ((4, 5),), {}),
+            ("avg_pool", (5, 2, 2), {"count_include_pad": False}),
+        ):
+            given = {**more, "data_format": "channels_last"}
+            with standin_cuda.emulating() as made:
+                getattr(F, op)(emulator.array(x), *args, **given)
+            assert made[0].name.split(", ")[2] == str(packs)
+            assert check(emulator, op, x, *args, **given) == {"sum_pool", "sum_pool_backward"}
+
+
 @FORMATS
 def test_a_large_sum_stays_exact(cupy: Any, data_format: str) -> None:  # one running sum in float32 is off by 1e-5
     x = 1 + np.random.default_rng(0).random((1, 2, 512, 512), "float32") / 8

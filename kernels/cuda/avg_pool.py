@@ -28,6 +28,7 @@ from .window import (
     is_plane,
     is_wide,
     narrow_of,
+    pack_of,
     planes,
     tile_of,
     too_large,
@@ -118,7 +119,7 @@ def _make(b: Backend, spec: Any, part: str, dtype: Any, aligned_to: int) -> Pass
     bounds = _bounds(window, include_pad)
     if quick and (narrow := narrow_of(window, itemsize, (aligned_to, itemsize))):
         return Pass(call.narrow(narrow, bounds), shape)
-    return Pass(call.general(bounds), shape)
+    return Pass(call.general(bounds, aligned_to), shape)
 
 
 @dataclass(frozen=True)
@@ -204,13 +205,18 @@ class _Call:
         instance = instance_name("fill_columns", self.element, pack, offset)
         return Launch("avg_pool_planes", instance, grid_size(self.b, threads), counts)
 
-    def general(self, bounds: list[np.int32]) -> Launch:
+    def general(self, bounds: list[np.int32], aligned_to: int) -> Launch:
         """A kernel of avg_pool.cu."""
-        offset, integer = self.offsets
+        (offset, integer), itemsize = self.offsets, int(self.dtype.itemsize)
         lanes = (32 if is_wide(self.window) else 1,) if self.forward else ()
-        number = math.prod(self.window.out_shape if self.forward else self.window.layout.shape)
-        counts = (self.real, np.int32(self.divisor is None), integer(number), *inner_of(self.window, integer))
-        instance = instance_name("sum_pool" if self.forward else "sum_pool_backward", self.element, *lanes, offset)
+        most = min(PACK_BYTES // itemsize, 8 if self.forward else 4)  # as registers are left for
+        channels = pack_of(self.window, most, (aligned_to, itemsize))
+        number = math.prod(self.window.out_shape if self.forward else self.window.layout.shape) // channels
+        small = math.prod(self.window.kernel) < MAX_HALF_DIVISOR
+        counted = np.int32(0 if self.divisor is not None else 1 if small else 2)
+        counts = (self.real, counted, integer(number), *inner_of(self.window, integer, channels))
+        kind = "sum_pool" if self.forward else "sum_pool_backward"
+        instance = instance_name(kind, self.element, *lanes, channels, offset)
         places = axes(self.window, places=None if self.forward else cells_of(self.window))
         return Launch("avg_pool", instance, grid_size(self.b, number * math.prod(lanes)), (*counts, *places, *bounds))
 

@@ -14,31 +14,37 @@ struct Span {  // one window on one axis: the first tap inside the input, the ce
 
 struct Axis {
   int length, out, kernel, stride, dilation, before;
-  Divisor<unsigned> by_stride, by_places;  // places: the cells or windows that threads are numbered by
+  Divisor<unsigned> by_stride, by_places;  // by_stride: by `out` if adaptive; places: the cells or windows of threads
 
   __device__ __forceinline__ int cell(int o, int tap) const { return o * stride + tap * dilation - before; }  // not adaptive
   __device__ __forceinline__ bool contains(int i) const { return i >= 0 && i < length; }
 
+  // (i * times + more) / by.number, rounded down.
+  static __device__ __forceinline__ int scaled(int i, int times, int more, const Divisor<unsigned>& by) {
+    const long long product = static_cast<long long>(i) * times + more;
+    return product < 1LL << 31 ? int(by.quotient(unsigned(product))) : int(product / by.number);
+  }
   __device__ __forceinline__ int start(int o) const {
-    return stride ? o * stride - before : int(static_cast<long long>(o) * length / out);
+    return stride ? o * stride - before : scaled(o, length, 0, by_stride);
   }
   __device__ __forceinline__ int end(int o) const {
-    return stride ? min(length, start(o) + kernel * dilation) : int((static_cast<long long>(o + 1) * length + out - 1) / out);
+    return stride ? min(length, start(o) + kernel * dilation) : scaled(o + 1, length, out - 1, by_stride);
   }
   __device__ __forceinline__ Span span(int o) const {
     const int s = start(o), skipped = s < 0 ? (dilation - 1 - s) / dilation : 0;
     return {skipped, s + skipped * dilation, end(o)};
   }
 
-  // The first and the last window whose extent includes a cell. With dilation, some windows between them do not read it.
+  // The first and the last window whose extent includes a cell, where threads have cells if windows are adaptive. With
+  // dilation, some windows between them do not read it.
   __device__ __forceinline__ int first(int cell) const {
-    if (!stride) return int(static_cast<long long>(cell) * out / length);
+    if (!stride) return scaled(cell, out, 0, by_places);
     const int behind = cell + before - dilation * (kernel - 1);
     return behind > 0 ? int(by_stride.quotient(unsigned(behind - 1))) + 1 : 0;
   }
   __device__ __forceinline__ int last(int cell) const {
     return stride ? min(out - 1, int(by_stride.quotient(unsigned(cell + before))))
-                  : int((static_cast<long long>(cell + 1) * out + length - 1) / length) - 1;
+                  : scaled(cell + 1, out, length - 1, by_places) - 1;
   }
   // The tap of window o that reads a cell at or after the window's start; -1 if none does.
   __device__ __forceinline__ int tap(int o, int cell) const {
@@ -49,6 +55,8 @@ struct Axis {
     }
     return by < kernel ? by : -1;
   }
+  // Whether window o, of those from the first to the last, reads a cell.
+  __device__ __forceinline__ bool reads(int o, int cell) const { return dilation == 1 || tap(o, cell) >= 0; }
 };
 #define AXIS(a) \
   int a##_length, int a##_out, int a##_kernel, int a##_stride, int a##_dilation, int a##_before, DIVISOR(a##_stride), \
@@ -56,7 +64,7 @@ struct Axis {
 #define AXES AXIS(d), AXIS(h), AXIS(w)
 #define LOAD_AXIS(a) \
   const Axis a = {a##_length, a##_out, a##_kernel, a##_stride, a##_dilation, a##_before, \
-      LOAD_DIVISOR(a##_stride, unsigned(a##_stride)), LOAD_DIVISOR(a##_places, a##_number)};
+      LOAD_DIVISOR(a##_stride, unsigned(a##_stride ? a##_stride : a##_out)), LOAD_DIVISOR(a##_places, a##_number)};
 #define LOAD_AXES LOAD_AXIS(d) LOAD_AXIS(h) LOAD_AXIS(w)
 
 template <typename I> struct Place {  // the coordinates of an element in (outer, D, H, W, inner)

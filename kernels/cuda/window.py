@@ -33,7 +33,7 @@ def axes(window: Any, *, places: Sequence[int] | None = None, line: bool = False
         sizes = [MISSING, MISSING, (cells, 1, cells, 1, 1, 0)]
     found: list[Any] = []
     for axis, number in zip(sizes, places or [axis[1] for axis in sizes], strict=True):
-        found += [*map(np.int32, axis), *divisor(max(1, axis[3])), np.uint32(number), *divisor(number)]
+        found += [*map(np.int32, axis), *divisor(axis[3] or max(1, axis[1])), np.uint32(number), *divisor(number)]
     return found
 
 
@@ -129,11 +129,16 @@ def narrow_of(window: Any, itemsize: int, *arrays: tuple[int, int], sums: int = 
     if any((a.kernel, a.stride) not in TILED_WINDOWS for a in pooled):
         return None
     kernels = tuple(a.kernel if a in pooled else 1 for a in axes_of(window))
-    channels, stride = inner(window), pooled[0].stride
-    lanes = min(PACK_BYTES // itemsize, sums // stride ** len(pooled))
-    while channels % lanes or any(lanes * n > aligned for aligned, n in arrays):
+    stride = pooled[0].stride
+    lanes = pack_of(window, min(PACK_BYTES // itemsize, sums // stride ** len(pooled)), *arrays)
+    return Narrow(kernels, stride, lanes if inner(window) > 1 else 0)  # type: ignore[arg-type]
+
+
+def pack_of(window: Any, lanes: int, *arrays: tuple[int, int]) -> int:
+    """The widest packs of neighbouring channels, at most `lanes`, in arrays of (alignment, itemsize)."""
+    while inner(window) % lanes or any(lanes * n > aligned for aligned, n in arrays):
         lanes //= 2
-    return Narrow(kernels, stride, lanes if channels > 1 else 0)  # type: ignore[arg-type]
+    return lanes
 
 
 def planes(window: Any) -> int:
