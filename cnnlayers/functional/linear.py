@@ -1,4 +1,5 @@
-"""Linear maps of the last axis: y = x @ weight.T + bias. Products are BLAS's, sums are float32 (float64 for float64).
+"""Linear maps of the last axis: y = x @ weight.T + bias. Sums are float32 (float64 for float64). On the CPU products of
+middle size have a kernel, and BLAS computes the others (`matmul` in blas.py chooses); on a GPU cuBLAS does.
 
 Source: torch.nn.functional.linear.
 """
