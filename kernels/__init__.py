@@ -344,7 +344,7 @@ def _run_through(call: Any, args: list[Any], options: dict[str, Any]) -> None:
         call(*args, **options)
         return
     args, options = [_copied(a) for a in args], {key: _copied(value) for key, value in options.items()}
-    call(*args, **options)
+    getattr(module, name, call)(*args, **options)
     y, ctx = forward(*args, **options)
     if str(_first(y).dtype) != "bool":  # which has no gradient
         backward(_first(y), ctx)

@@ -225,3 +225,16 @@ def test_no_channels_or_samples_with_channels_last(shape: tuple[int, ...], ties:
             y, ctx = getattr(F, f"{op}_forward")(x, *args, **options, **last)
             assert y.size == 0
             assert getattr(F, f"{op}_backward")(y, ctx).shape == shape
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_windows_whose_rows_are_cut(channels: int, dtype: str) -> None:
+    """A band takes several rows, and some windows of each: none of them is stored over those of the next row."""
+    x = np.random.default_rng(0).integers(-9, 9, (2, 48, 50, channels)).astype(dtype)
+    args, options = (x, (40, 41), 1, ((20, 19), (17, 23))), {"data_format": "channels_last"}
+    y, ctx = F.max_pool_forward(*args, **options)
+    with kernels.mode("off"):
+        expected, portable = F.max_pool_forward(*args, **options)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(ctx.arrays["saved"], portable.arrays["saved"])

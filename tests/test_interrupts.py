@@ -64,7 +64,8 @@ class Raiser:
 
 def run_and_raise(function: Callable[[], Any], number: int, files: Sequence[str]) -> BaseException | None:
     """The exception, or None where the function has fewer events."""
-    raiser = Raiser(number, files)
+    raiser, reported = Raiser(number, files), list[Any]()
+    hook, sys.unraisablehook = sys.unraisablehook, reported.append
     sys.settrace(raiser)
     try:
         function()
@@ -72,6 +73,10 @@ def run_and_raise(function: Callable[[], Any], number: int, files: Sequence[str]
         return error
     finally:
         sys.settrace(None)
+        sys.unraisablehook = hook
+    if reported:  # raised in the finaliser of a buffer: Python reports it and goes on
+        assert reported[0].exc_type is KeyboardInterrupt
+        return KeyboardInterrupt()
     assert not raiser.raised, "the exception was lost"
     return None
 

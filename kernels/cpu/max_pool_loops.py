@@ -238,6 +238,10 @@ def make_forward(unrolled_taps: int, split: str, separable: bool, direct: bool, 
                     for row in range(shape[1]):
                         at, to = (p * slots + row) * pitch, (unit + p * rows + row) * out_row + left * channels
                         base = (firsts[od] * taps[1] + firsts[out_d + oh + row]) * taps[2] if padded else 0
+                        # The last vector may reach into the next row, unless the windows there are stored already.
+                        end, places_end = limit, stop * out_row
+                        if most_windows < out_w:
+                            end, places_end = to + run, to + run
                         for c in range(0, run, LANES):
                             if direct:
                                 best, place = maximum_at(
@@ -249,9 +253,9 @@ def make_forward(unrolled_taps: int, split: str, separable: bool, direct: bool, 
                                 first_of = load(firsts, min(out_d + out_h + left * channels + c, zeros_at))
                                 first_of = add(first_of, integers(base))
                                 place = select(equal(best, lowest), first_of, place)
-                            _store_until(target, to + c - origin, best, limit - origin)
+                            _store_until(target, to + c - origin, best, end - origin)
                             if save:
-                                _store_places(argmax, to + c, place, stop * out_row)
+                                _store_places(argmax, to + c, place, places_end)
             if past_caches:
                 copy_past_caches(target, y, origin, limit - origin)
             unit += planes * rows
