@@ -410,6 +410,8 @@ LEAST_BOUND = {
 }  # fmt: skip
 LEAST_GUESS, MEANS = 0.6, (0.95, 0.85)
 HALVES = ("float16",)  # float32 is further from every limit but memory
+# Of the rows of 8192 cells, which take half of the test's time, one call.
+LARGE = Call("rms_norm", (8192, 8192), ((8192,),), {}, HALVES)
 NEIGHBOURS = [  # kinds that the table leaves out
     Call("max_pool", (32, 56, 56, 64), (3, 2, 1), LAST, HALVES),
     Call("avg_pool", (32, 56, 56, 64), (3, 2, 1), LAST, HALVES),
@@ -431,7 +433,7 @@ NEIGHBOURS = [  # kinds that the table leaves out
 @disassembled
 def test_streaming_launches_reach_the_goal() -> None:
     counted, missed = [], []
-    for call, dtype, found in table.all_judged(table.CALLS):
+    for call, dtype, found in table.all_judged([c for c in table.CALLS if c.args != LARGE.args] + [LARGE]):
         assert found, call
         for v in found:
             assert v.kernel.spills == 0
