@@ -89,7 +89,8 @@ class _Owner(_Buffer):
     __slots__ = ()
 
     def __del__(self) -> None:
-        _free.give(self.base)
+        if type(self.base) is _Buffer:  # what a user makes of an array's `base` is an _Owner too: a view of it, a copy
+            _free.give(self.base)
 
 
 class _FreeList:
@@ -119,25 +120,28 @@ class _FreeList:
             return
         self.bound += nbytes
         if self.bound > LIMIT:
-            while (bound := self.nbytes() + nbytes) > LIMIT:
-                self._drop_oldest()
-            self.bound = bound
+            self.bound = nbytes + self._shrink(LIMIT - nbytes)
         self.buffers.setdefault(nbytes, []).append((next(self.numbers), buffer))
 
-    def _drop_oldest(self) -> None:
-        # A list of items would make tuples: the collection of garbage may begin there, and give buffers meanwhile.
-        oldest = {}
-        for nbytes in list(self.buffers):
-            if waiting := self.buffers[nbytes][:1]:
-                oldest[waiting[0][0]] = nbytes
-            else:
-                self.buffers.pop(nbytes, None)  # a program's sizes may never repeat
-        if oldest:
-            with contextlib.suppress(IndexError):
-                self.buffers[oldest[min(oldest)]].pop(0)
+    # Below, another thread or a finaliser may take a buffer, or give one and shrink the list, at any moment.
+    def _shrink(self, limit: int) -> int:
+        """Free the buffers that have waited longest where all have more than `limit` bytes. The bytes that are left."""
+        if (total := self.nbytes()) <= limit:
+            return total
+        waiting = [(number, n) for n in list(self.buffers) for number, _ in self.buffers.get(n, [])]
+        for _, n in sorted(waiting):
+            if total <= limit - LIMIT // 8:  # an eighth at once: to find the oldest takes a millisecond of thousands
+                break
+            with contextlib.suppress(LookupError):
+                self.buffers[n].pop(0)
+            total -= n
+        for n in list(self.buffers):
+            if not self.buffers.get(n):
+                self.buffers.pop(n, None)  # a program's sizes may never repeat
+        return total
 
     def nbytes(self) -> int:
-        return sum([nbytes * len(self.buffers[nbytes]) for nbytes in list(self.buffers)])
+        return sum([n * len(self.buffers.get(n, [])) for n in list(self.buffers)])
 
 
 _free = _FreeList()

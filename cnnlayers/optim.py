@@ -141,24 +141,34 @@ class Optimizer:
             A gradient of another owner or not of real numbers.
         RuntimeError
             Other arrays stand in the place of these parameters (after `to` or `map_arrays`), or no Tensor has a
-            gradient. Where it raises, nothing has changed.
+            gradient.
+        KernelUnavailable
+            In kernel mode "require", where the CPU's kernel cannot update a parameter. Where it raises, nothing has
+            changed.
         """
         self._check_in_use()
         grads = self._gradients(grads)
         lr = number(self.lr, "lr", 0.0)
-        self.steps += 1
         launch = self._kernel and kernels.find(self._kernel, backends.of(next(iter(self.params.values()))), None)
+        if launch and kernels.current_mode() == "require":
+            for name in grads:
+                kernels.find(self._kernel, self._owner(name), None, *self._arrays(name, grads[name]))
+        self.steps += 1
         numbers = self._kernel_numbers(lr) if launch else ()
         for name in grads:
-            p, b = self.params[name], self._owner(name)
-            dtype = _wide(b, p.dtype)
-            g, own = cast(b, grads[name], dtype), [self._state[f"{slot}.{name}"] for slot in self.slots]
+            b = self._owner(name)
+            p, g, *own = self._arrays(name, grads[name])
             if launch and b.name == "numpy" and launch(numbers, p, g, *own):
                 continue
-            wide = cast(b, p, dtype)
+            wide = cast(b, p, g.dtype)
             self._update(b, name, wide, g + self.weight_decay * wide if self.weight_decay else g, lr)
             if wide is not p:
                 p[...] = cast(b, wide, p.dtype)
+
+    def _arrays(self, name: str, g: Array) -> list[Array]:
+        """A parameter, its gradient in the dtype of the update, and the optimiser's own arrays."""
+        b, p = self._owner(name), self.params[name]
+        return [p, cast(b, g, _wide(b, p.dtype)), *[self._state[f"{slot}.{name}"] for slot in self.slots]]
 
     def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
         """What the kernel takes besides arrays. It adds the weight decay itself."""
@@ -325,6 +335,11 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs a momentum above 0, got 0")
         super().__init__(params, lr, weight_decay)
 
+    def _arrays(self, name: str, g: Array) -> list[Array]:
+        """A parameter, its gradient in the dtype of the update, and the optimiser's own arrays."""
+        b, p = self._owner(name), self.params[name]
+        return [p, cast(b, g, _wide(b, p.dtype)), *[self._state[f"{slot}.{name}"] for slot in self.slots]]
+
     def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
         return lr, float(self.weight_decay), float(self.momentum), self.nesterov
 
@@ -403,6 +418,11 @@ class Adam(Optimizer):
         """The factor of the mean, and the divisor of the square's root."""
         first, second = self.betas
         return lr / (1.0 - first**self.steps), math.sqrt(1.0 - second**self.steps)
+
+    def _arrays(self, name: str, g: Array) -> list[Array]:
+        """A parameter, its gradient in the dtype of the update, and the optimiser's own arrays."""
+        b, p = self._owner(name), self.params[name]
+        return [p, cast(b, g, _wide(b, p.dtype)), *[self._state[f"{slot}.{name}"] for slot in self.slots]]
 
     def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
         (first, second), (size, correction) = self.betas, self._corrected(lr)

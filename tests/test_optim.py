@@ -14,7 +14,7 @@ from cnnlayers.layers import BatchNorm, Conv, Flatten, Linear, Sequential
 from cnnlayers.optim import SGD, Adam
 
 from . import standin_cupy
-from .implementations import numpy_dtype
+from .implementations import numpy_dtype, on_cpu_kernels
 
 KINDS = [
     pytest.param(SGD, {"lr": 0.1, "momentum": 0.0}, id="sgd"),
@@ -407,16 +407,45 @@ def test_kernels_give_the_portable_bits(kind: type, options: dict, dtype: str, r
         np.testing.assert_array_equal(array, portable.state_dict()[name], err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["auto", "require"])
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_a_gradient_in_the_memory_of_its_parameter(kind: type, options: dict, mode: str) -> None:
+def test_a_gradient_in_the_memory_of_its_parameter(kind: type, options: dict) -> None:
     results = []
-    for chosen in (mode, "off"):
+    for chosen in ("auto", "off"):
         memory = np.arange(1.0, 101.0)
         with kernels.mode(chosen):
             kind({"p": memory[3:]}, **options).step({"p": memory[:-3]})
         results.append(memory)
     np.testing.assert_array_equal(*results)
+
+
+@on_cpu_kernels
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: (p[::2], np.ones(50)), "not in C order"),
+        (lambda p: (p[3:], p[:-3]), "in the memory of its parameter"),
+        (lambda p: (p + 1j, p + 1j), "complex"),
+    ],
+    ids=["strided", "overlap", "complex"],
+)
+def test_a_kernel_that_is_required_updates_all_parameters_or_none(kind: type, options: dict, make, reason) -> None:
+    params = {"first": np.ones(5, np.float32), "last": make(np.arange(100.0))[0]}
+    before = copy.deepcopy(params)
+    grads = {
+        "first": np.ones(5, np.float32),
+        "last": make(params["last"].base if reason[:2] == "in" else np.ones(100))[1],
+    }
+    optimizer = kind(params, **options)
+    with kernels.mode("require"), pytest.raises(kernels.KernelUnavailable, match=reason):
+        optimizer.step(grads)
+    assert optimizer.steps == 0
+    for name, p in params.items():
+        np.testing.assert_array_equal(p, before[name])
+    optimizer.step(grads)
+    assert all(np.any(p != before[name]) for name, p in params.items())
+    with kernels.mode("require"):
+        kind({"first": params["first"]}, **options).step({"first": grads["first"]})
 
 
 def test_a_read_only_parameter_is_refused() -> None:

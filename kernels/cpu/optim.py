@@ -25,8 +25,16 @@ U = np.uintp
 BLOCK = 4096  # elements; chunks begin at a multiple of it
 
 
-def refuses(step: str, spec: Any) -> None:
-    """Nothing is known before a launcher has seen the arrays."""
+def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
+    """Of p, g and the optimiser's own arrays. Without arrays: None, as most can be served."""
+    if not arrays:
+        return None
+    p, g, own = arrays[:3]
+    if p.dtype.kind == "c":
+        return "a parameter is complex"
+    if not (p.flags.carray and own.flags.carray):
+        return "a parameter is not in C order, not aligned or read-only"
+    return "a gradient is in the memory of its parameter" if backends.share_memory(p, g) else None
 
 
 @kernel(inlined=True)
@@ -74,8 +82,8 @@ def _in_chunks(size: int, nbytes: int) -> Callable[..., None]:
 def _make_launcher(loop: Any) -> Any:
     def update(numbers: tuple[Any, ...], p: Array, g: Array, *own: Array) -> bool:
         """Update p and the optimiser's own arrays with the numbers that the loop takes. False, and nothing is done,
-        where p is complex or cannot be written to in C order, or where g overlaps it."""
-        if not (p.flags.carray and own[0].flags.carray) or p.dtype.kind == "c" or backends.share_memory(p, g):
+        where `refuses` says so."""
+        if refuses("", None, p, g, *own):
             return False
         in_chunks = _in_chunks(p.size, (2 + 2 * len(own)) * g.nbytes)
         in_chunks(loop, to_lanes(p), flat(g), *[a.ravel() for a in own], *numbers)
