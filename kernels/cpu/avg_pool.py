@@ -187,7 +187,10 @@ def _with_zeros(axis: AnyAxis, backward: bool) -> tuple[Array, Array, int]:
 def _along_rows(
     axis: AnyAxis, channels: int, backward: bool
 ) -> tuple[tuple[str, int], tuple[Array, ...], tuple[int, ...]]:
-    """`form` and `unrolled_taps`, `tables` and `layout` of `make_sums`."""
+    """How sums go along rows: `form` and `unrolled_taps`, `tables` and `layout` of `make_sums`, which explains them.
+
+    Neighbours of y are sums of neighbours of x in the form "blocks"; with stride 2 in "evens"; where every second one
+    is so, in "pairs" (the two phases of a stride's backward, say); otherwise each sum is looked up, "picks"."""
     first, number, step = _with_zeros(axis, backward)
     row = (axis.out if backward else axis.length) * channels
     before = max(0, -int(first.min()))

@@ -102,7 +102,12 @@ def _fits_lines(axis: AnyAxis) -> bool:
 
 
 def _bands(axes: Sequence[Any], planes: int, channels: int) -> tuple[Any, tuple[Any, ...]]:
-    """The maker of `make_forward`'s kernels, and their arguments."""
+    """The maker of `make_forward`'s kernels, and their arguments. That docstring says what bands and lines are.
+
+    A band has up to `rows` rows of windows, or `most_planes` planes where all rows of a plane fit, so that its lines
+    have about `elements` elements and stay in the cache. Of a long row it has `row_windows` windows. From one row to
+    the next a line goes `pitch` elements on: the windows of a row, and the cells beside them that only its last windows
+    see. `offsets`: where in the lines a window's taps are."""
     depth, height, width = axes
     taps_h, taps_w = (np.arange(a.kernel) * a.dilation for a in axes[1:])
     row_windows, rows_below = min(width.out, -(-LINE_WINDOWS // channels)), int(taps_h[-1]) // height.stride

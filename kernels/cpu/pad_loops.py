@@ -98,6 +98,10 @@ def _convert(x: Array, at: Any, y: Array, to: Any, number: Any) -> None:
 def make_fold_rows(half: bool) -> Kernel:
     """The kernel of the backward; half: of half types, which are summed in float32. The dtype of sums is `total`'s.
 
+    To *fold* a row of dy is to undo its padding: what is in a cell of the padding is added to the cell that this is a
+    copy of, and the row is then as long as one of dx. Rows in the padding above, below, before and behind are added to
+    the rows that they are copies of.
+
     Row (d, h) of dx is the sum over its depths of the sums over its heights of folded rows of dy, in the order of
     `sources`; `begin` has the first source of each. -1, which comes only first, stands for zeros. To fold a row of dy,
     its elements from `first` on are copied to the `kept` ones of dx from `cropped` on, the others are 0. Then of each

@@ -54,8 +54,9 @@ U = np.uintp
 MOST_POWERS = 1 << 20  # exponentials in memory: 4 MB of float32 a thread
 # Of float32, 4096 rows of 10 take a quarter of the time of rows computed one by one (the cross-entropy a third).
 SHORT_ROW = 24  # elements, at most
-# From so many rows on, with so many elements in all, reading 16 neighbours of one after another is slow: 16×150×128²
-# took 1.6 times as long as with copies, which read up to MAX_WIDTH neighbours.
+# Along another axis than the last, the elements of a sum are in rows of memory that are far apart. From FAR_ROWS such
+# rows on, with FAR_ELEMENTS elements in all, reading 16 neighbours of one row after another is slow: 16×150×128² took
+# 1.6 times as long as with copies, for which up to MAX_WIDTH neighbours of a row are read at once.
 FAR_ROWS, FAR_ELEMENTS, MAX_WIDTH = 40, 1 << 17, 256
 COPIED = 32_768  # elements of a copy that stay in the second cache
 

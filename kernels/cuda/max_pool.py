@@ -24,9 +24,8 @@ from .window import MAX_SUMS, axes, cells_of, inner_of, is_adaptive, is_wide, na
 Array = Any
 ARGMAX, TIES, INDICES = 1, 2, 4  # max_pool.cu's Save
 TIE_RULE = {"first": 0, "all": 1, "split": 2}  # max_pool.cu's TieRule
-MAX_SCATTER_CELLS = (
-    64  # the most cells that one thread writes; for larger disjoint windows one thread a cell uses the device better
-)
+# The most cells that one thread writes: for larger disjoint windows one thread a cell uses the device better.
+MAX_SCATTER_CELLS = 64
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
