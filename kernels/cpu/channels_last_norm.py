@@ -168,16 +168,20 @@ def make_results(backward: bool) -> Kernel:
             sample, first, last = _piece(u, lines, pieces)
             if sample != of_sample:
                 of_sample, c = sample, 0
-                for channel in range(fold * groups * group_size):
-                    k = channel % gamma.size
-                    r = sample * groups + k // group_size
-                    for _ in range(inner):
-                        shift[c] = mean[r]
+                for group in range(fold * groups):
+                    r, k = sample * groups + group % groups, group % groups * group_size
+                    shift[c] = mean[r]
+                    center, beyond = shift[c], mean[r] - shift[c]
+                    for channel in range(k, k + group_size):
                         if backward:
-                            weight[c], x_slope[c], offset[c], scale[c] = gamma[k], -x_factor[r], -addend[r], rstd[r]
+                            a, b, w, slope = rstd[r], -addend[r], gamma[channel], -x_factor[r]
                         else:
-                            scale[c] = factor = rstd[r] * gamma[k]
-                            offset[c] = addend[k] - (mean[r] - shift[c]) * factor
+                            a = rstd[r] * gamma[channel]
+                            b = addend[channel] - beyond * a
+                        for c in range(c, c + inner):
+                            shift[c], scale[c], offset[c] = center, a, b
+                            if backward:
+                                weight[c], x_slope[c] = w, slope
                         c += 1
             for block in range(first, last, LINES_AT_ONCE):
                 for c in range(0, width, LANES):

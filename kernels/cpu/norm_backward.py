@@ -116,7 +116,7 @@ def _in_pieces(norm: Any, dtype: Any, layout: ChannelLayout, nbytes: int) -> Cal
     def run(dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array) -> Array:
         sums, (x_factor, constant) = np.zeros((2, number_of_sums)), np.empty((2, rows))
         sums_in_chunks(loops.gradient_sums, dy, x, gamma, mean, *sums, *arguments)
-        sums = sums.reshape(shape).sum(axis=(2, 4))
+        sums = sums.reshape(shape).sum(axis=(2, 4)) if number_of_sums > sample * channels else sums
         sum_dy, sum_products = sums.reshape(2, -1)
         norm_blocks.combine_gradient_sums(
             x, sum_dy, sum_products, gamma, mean, rstd, x_factor, constant, n, layout.group_size, 0, rows
@@ -126,6 +126,6 @@ def _in_pieces(norm: Any, dtype: Any, layout: ChannelLayout, nbytes: int) -> Cal
             in_chunks(results, dy, dy, dx, gamma, zeros, zeros, np.zeros(rows), rstd, *arguments)
         else:
             in_chunks(results, dy, x, dx, gamma, constant, x_factor, mean, rstd, *arguments)
-        return sums[::-1].sum(axis=1)
+        return sums.reshape(2, sample, channels)[::-1].sum(axis=1)
 
     return run

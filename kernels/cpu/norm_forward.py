@@ -22,7 +22,7 @@ import numpy as np
 
 from . import norm_blocks, norm_loops
 from .norm_layout import ChannelLayout, accumulator, for_each_layout, parameter, pieces_of, refuses
-from .parallel import chunked, launcher
+from .parallel import chunked, flat, launcher
 from .row_sums import SHORT_ROW
 from .vectors import LANES
 
@@ -52,11 +52,11 @@ def batch_norm_forward(
     def run(
         x: Array, gamma: Array | None, beta: Array | None, running_mean: Array = None, running_var: Array = None
     ) -> tuple[Array, Array | None, Array]:
-        statistics = np.empty(size)
-        if running or empty:
-            statistics[0], statistics[1] = (running_mean, running_var) if running else (0.0, 1.0)
-            statistics[2] = 1.0 / np.sqrt(statistics[1] + rows.eps)
-        mean, var, rstd = statistics
+        mean, var, rstd = np.empty(size)
+        if running:
+            norm_loops.of_running(_as_lanes(running_mean), _as_lanes(running_var), rows.eps, mean, rstd)
+        elif empty:
+            mean[...], rstd[...] = 0.0, 1.0 / math.sqrt(1.0 + rows.eps)
         y = np.empty(x.shape, dtype) if empty else for_layout(x)(x, gamma, beta, mean, var, rstd)
         if norm.training and running_mean is not None and not empty:
             _update(norm, running_mean, running_var, mean, var)
@@ -66,6 +66,11 @@ def batch_norm_forward(
 
 
 group_norm_forward = instance_norm_forward = layer_norm_forward = rms_norm_forward = batch_norm_forward
+
+
+def _as_lanes(running: Array) -> Array:
+    """Running statistics, flat in C order; half types as float32."""
+    return flat(running if running.dtype.itemsize > 2 else running.astype(np.float32))
 
 
 def _update(norm: Any, running_mean: Array, running_var: Array, mean: Array, var: Array) -> None:

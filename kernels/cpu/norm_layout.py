@@ -25,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 PIECE_BYTES = 300_000  # of x in a piece, about
 MAX_REPEATS = 63  # of a parameter
 SHORT_SEGMENT = 16  # cells; shorter segments are not worth an inner loop
+MAX_SHORT_SEGMENTS = 8  # of a row: then sums of lines of columns take up to three times as long
 MIN_PARALLEL_ROWS = 16  # enough to occupy all threads
 CACHED_ROW_BYTES = 2**20  # of a row of x that is still in a core's cache at the next pass
 BLOCK_BYTES = 400_000  # of a block of channels of x, at most
@@ -86,7 +87,8 @@ class ChannelLayout:
 
         All rows of a small array. 0 if rows are larger, stored otherwise or too few for all threads."""
         row = math.prod(self.row_axes) * itemsize
-        if self.channels_last or (self.short_segments and self.across_samples):
+        many_segments = self.across_samples and self.samples > min(MAX_SHORT_SEGMENTS, 4 * self.length)
+        if self.channels_last or (self.short_segments and many_segments):
             return 0
         if self.rows * row <= PIECE_BYTES:
             return self.rows

@@ -11,6 +11,7 @@ fixed order. The lanes of up to 16 short segments are added together (row_sums.p
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -272,6 +273,13 @@ def make_results(backward: bool, per_cell: bool = False) -> Kernel:
             fence()
 
     return results
+
+
+@kernel(allocates=False)
+def of_running(running_mean: Array, running_var: Array, eps: float, mean: Array, rstd: Array) -> None:
+    """The running mean and rstd in float64."""
+    for i in range(mean.size):
+        mean[i], rstd[i] = running_mean[i], 1.0 / math.sqrt(np.float64(running_var[i]) + eps)
 
 
 @kernel(allocates=False)
