@@ -178,11 +178,11 @@ def make_results(backward: bool) -> Kernel:
                         else:
                             a = rstd[r] * gamma[channel]
                             b = addend[channel] - beyond * a
-                        for c in range(c, c + inner):
-                            shift[c], scale[c], offset[c] = center, a, b
+                        for i in range(c, c + inner):
+                            shift[i], scale[i], offset[i] = center, a, b
                             if backward:
-                                weight[c], x_slope[c] = w, slope
-                        c += 1
+                                weight[i], x_slope[i] = w, slope
+                        c += inner
             for block in range(first, last, LINES_AT_ONCE):
                 for c in range(0, width, LANES):
                     count = width - c

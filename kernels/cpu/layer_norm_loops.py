@@ -19,27 +19,30 @@ from .vector_ends import read
 from .vectors import LANES, add, broadcast, fence, fma, lane, mul, sub, to_float64
 
 Array = Any
+U = np.uintp
+FACTORS = 5  # of a row: shift, rstd, (shift - mean) * rstd, -x_factor, -constant
 BATCH_ROWS = 8  # rows whose part of dgamma and dbeta is summed in registers
 _gradient_sums = norm_loops.make_gradient_sums(True)
 
 
 @kernel(allocates=False)
 def _batch_gradients(
-    dy: Array, x: Array, dx: Array, gamma: Array, mean: Array, rstd: Array, x_factor: Array, constant: Array,
-    dgamma: Array, dbeta: Array, cells: int, first_row: int, last_row: int, step: int, to: int,
+    dy: Array, x: Array, dx: Array, gamma: Array, factors: Array, dgamma: Array, dbeta: Array, cells: int,
+    low: int, first_row: int, last_row: int, step: int, to: int,
 ) -> None:  # fmt: skip
     """dx of some rows, `step` apart, with the same parameters, and their part of dgamma and dbeta, added from `to`
-    on."""
+    on. factors: those of rows from `low` on."""
     first, past_caches = first_row * cells % gamma.size, stored_past_caches(dx) and cells % LANES == 0
     for j in range(0, cells, LANES):
         count, sum_dy_xhat, sum_dy = cells - j, broadcast(x, 0.0), broadcast(x, 0.0)
         weight = read(gamma, first + j, count)
         for r in range(first_row, last_row, step):
-            at, shift, scale = r * cells + j, broadcast(x, mean[r]), broadcast(x, rstd[r])
-            offset = broadcast(x, (lane(shift, 0) - mean[r]) * rstd[r])
-            g, d = read(dy, at, count), sub(read(x, at, count), shift)
-            sum_dy, sum_dy_xhat = add(sum_dy, g), fma(g, fma(d, scale, offset), sum_dy_xhat)
-            rest = fma(d, broadcast(x, -x_factor[r]), broadcast(x, -constant[r]))
+            at, k = r * cells + j, U(FACTORS * (r - low))
+            scale = broadcast(x, factors[k + U(1)])
+            g, d = read(dy, at, count), sub(read(x, at, count), broadcast(x, factors[k]))
+            xhat = fma(d, scale, broadcast(x, factors[k + U(2)]))
+            sum_dy, sum_dy_xhat = add(sum_dy, g), fma(g, xhat, sum_dy_xhat)
+            rest = fma(d, broadcast(x, factors[k + U(3)]), broadcast(x, factors[k + U(4)]))
             write(dx, at, mul(fma(g, weight, rest), scale), count, past_caches)
         at = to + first + j
         write(dgamma, at, add(read(dgamma, at, count), to_float64(sum_dy_xhat)), count, False)
@@ -54,18 +57,21 @@ def per_cell_backward(
     """dx of the rows of pieces start to stop. Each piece adds its part of dgamma and dbeta to its own line of these."""
     rows, step = rstd.size, gamma.size // cells
     sum_dy, sum_products = np.empty(rows), np.empty(rows)
+    factors = np.full(FACTORS * BATCH_ROWS * step, lane(broadcast(x, 0.0), 0))
     for piece in range(start, stop):
         last = rows * (piece + 1) // pieces
         for low in range(rows * piece // pieces, last, BATCH_ROWS * step):
             high = min(low + BATCH_ROWS * step, last)
             _gradient_sums(dy, x, gamma, mean, sum_dy, sum_products, 1, 1, cells, 1, low, high)
-            for r in range(low, high):  # the sums become the factors of norm_blocks.combine_gradient_sums
-                delta = mean[r] - lane(broadcast(x, mean[r]), 0)
+            for r in range(low, high):  # x_factor and constant as in norm_blocks.combine_gradient_sums
+                k = U(FACTORS * (r - low))
+                factors[k] = mean[r]
+                delta = mean[r] - factors[k]
                 x_factor = rstd[r] * (sum_products[r] - delta * sum_dy[r]) * rstd[r] / cells
-                sum_products[r], sum_dy[r] = x_factor, (sum_dy[r] / cells if centred else 0.0) - delta * x_factor
+                factors[k + U(1)], factors[k + U(2)], factors[k + U(3)] = rstd[r], -delta * rstd[r], -x_factor
+                factors[k + U(4)] = delta * x_factor - (sum_dy[r] / cells if centred else 0.0)
             for r in range(low, min(low + step, high)):
                 _batch_gradients(
-                    dy, x, dx, gamma, mean, rstd, sum_products, sum_dy, dgamma, dbeta, cells, r, high, step,
-                    piece * gamma.size,
-                )  # fmt: skip
+                    dy, x, dx, gamma, factors, dgamma, dbeta, cells, low, r, high, step, piece * gamma.size
+                )
     fence()
