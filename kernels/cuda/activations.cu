@@ -17,11 +17,19 @@ template <typename A> __device__ __forceinline__ A limited(A x) {  // within [-1
   return x > A(1e4) ? A(1e4) : x < A(-1e4) ? A(-1e4) : x;
 }
 
+// v, or 0. Of the bits, because a choice between 16-bit floats makes the compiler load packs in pieces on sm_100.
+template <typename T> __device__ __forceinline__ T only_if(bool keep, T v) {
+  const auto all = bits(v);
+  const decltype(bits(v)) some = keep ? all : 0;
+  memcpy(&v, &some, sizeof(T));
+  return v;
+}
+
 struct Relu {
   template <typename T> static __device__ __forceinline__ bool passes(T x) { return rank(x) > 0; }
   template <typename T, typename A> static __device__ __forceinline__ T forward(T x, A) { return passes(x) ? x : T(0.f); }
   template <typename T, typename A> static __device__ __forceinline__ T backward(T dy, unsigned char passed, A) {
-    return passed ? dy : T(0.f);
+    return only_if(passed, dy);
   }
 };
 
@@ -107,7 +115,7 @@ struct Tanh : Smooth<Tanh> {
 
 struct Dropout {
   template <typename T, typename A> static __device__ __forceinline__ T backward(T dy, unsigned char kept, A scale) {
-    return kept ? narrow<T>(widen(dy) * scale) : T(0.f);
+    return only_if(kept, narrow<T>(widen(dy) * scale));
   }
 };
 

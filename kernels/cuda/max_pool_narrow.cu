@@ -17,8 +17,9 @@ template <typename T, int KD, int KH, int KW, int S, int L, int Saved, typename 
 __global__ void __launch_bounds__(256, 4) max_pool_narrow(const Pack<T, LANES(L)>* __restrict__ x,
     Pack<T, LANES(L)>* __restrict__ y, Pack<unsigned char, LANES(L)>* __restrict__ saved, I n, INNER, AXES) {
   LOAD_NARROW
-  constexpr int M = LANES(L), Rows = KH * KW, N = (Rows + 1) / 2 * 2;
   constexpr bool Keyed = sizeof(T) == 2 && Saved != TIES;
+  constexpr bool Lines = KD > 1 && L && !Keyed;  // a plane's packs and ranks take more registers than there are
+  constexpr int M = LANES(L), Some = Lines ? KW : KH * KW, N = (Some + 1) / 2 * 2;  // cells loaded at once
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
     const Place<I> at = place_of(i, d, h, w, by_inner);
     const NarrowWindow<I, KD, KH, KW, S> window(at, d, h, w, by_inner.number);
@@ -29,18 +30,19 @@ __global__ void __launch_bounds__(256, 4) max_pool_narrow(const Pack<T, LANES(L)
 #pragma unroll
     for (int m = 0; m < M; ++m) keys[m] = BELOW_ALL;
 #pragma unroll 1
-    for (int tz = 0; tz < KD; ++tz) {
+    for (int turn = 0; turn < KD * KH * KW / Some; ++turn) {
+      const int tz = Lines ? turn / KH : turn, ty = Lines ? turn % KH : 0;
       Pack<T, M> cells[N] = {};
       bool in[N] = {};
 #pragma unroll
-      for (int k = 0; k < Rows; ++k) {
-        in[k] = window.has(tz, k / KW, k % KW);
-        if (in[k]) cells[k] = corner[window.offset(tz, k / KW, k % KW)];
+      for (int k = 0; k < Some; ++k) {
+        in[k] = window.has(tz, ty + k / KW, k % KW);
+        if (in[k]) cells[k] = corner[window.offset(tz, ty + k / KW, k % KW)];
       }
       if constexpr (Keyed) {
-        const int last = 31 - tz * Rows;
+        const int last = 31 - turn * Some;
 #pragma unroll
-        for (int k = 0; k < Rows * M; k += 2) {
+        for (int k = 0; k < Some * M; k += 2) {
           unsigned pair;
           memcpy(&pair, &cells[0].v[0] + k, 4);
           int key[2];
@@ -48,15 +50,15 @@ __global__ void __launch_bounds__(256, 4) max_pool_narrow(const Pack<T, LANES(L)
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const int tap = (k + j) / M, m = (k + j) % M;
-            if (tap < Rows) keys[m] = max(keys[m], in[tap] ? key[j] + (last - tap) : BELOW_ALL);
+            if (tap < Some) keys[m] = max(keys[m], in[tap] ? key[j] + (last - tap) : BELOW_ALL);
           }
         }
       } else {
 #pragma unroll
-        for (int k = 0; k < Rows; ++k)
+        for (int k = 0; k < Some; ++k)
 #pragma unroll
           for (int m = 0; m < M; ++m)
-            if (in[k]) maxima[m].add(cells[k].v[m], rank(cells[k].v[m]), tz * Rows + k);
+            if (in[k]) maxima[m].add(cells[k].v[m], rank(cells[k].v[m]), turn * Some + k);
       }
     }
     Pack<T, M> best;
@@ -65,14 +67,14 @@ __global__ void __launch_bounds__(256, 4) max_pool_narrow(const Pack<T, LANES(L)
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         taps[m] = 31u - (unsigned(keys[m]) & 31u);
-        if (lost) best.v[m] = corner[window.offset(taps[m] / Rows, taps[m] % Rows / KW, taps[m] % KW)].v[m];
+        if (lost) best.v[m] = corner[window.offset(taps[m] / (KH * KW), taps[m] / KW % KH, taps[m] % KW)].v[m];
       }
     } else {
 #pragma unroll
       for (int m = 0; m < M; ++m) best.v[m] = maxima[m].value, taps[m] = maxima[m].taps;
     }
     y[i] = best;
-    save_taps<Saved, KD * Rows>(saved, i, n, taps);
+    save_taps<Saved, KD * KH * KW>(saved, i, n, taps);
   }
 }
 
