@@ -76,6 +76,9 @@ def available_memory() -> int | None:
 LIMIT = min(512 << 20, _machine() // 32)
 
 
+_base_of = vars(numpy.ndarray)["base"].__get__
+
+
 class _Buffer(numpy.ndarray):
     """Bytes that are used again. A type of its own, because NumPy looks through bases of one type: the base of a view
     would else be the memory itself, and not its `_Owner`."""
@@ -87,10 +90,12 @@ class _Owner(_Buffer):
     """A buffer's owner while arrays view it: each refers to this, so it lives as long as the last of them."""
 
     __slots__ = ()
+    base = property(lambda self: None)  # whoever got the buffer itself would hold what has another owner soon
 
     def __del__(self) -> None:
-        if type(self.base) is _Buffer:  # what a user makes of an array's `base` is an _Owner too: a view of it, a copy
-            _free.give(self.base)
+        buffer = _base_of(self)
+        if type(buffer) is _Buffer:  # what a user makes of an array's `base` is an _Owner too: a view of it, a copy
+            _free.give(buffer)
 
 
 class _FreeList:

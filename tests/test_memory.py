@@ -104,6 +104,19 @@ def test_what_is_made_of_an_arrays_base_gives_nothing_back() -> None:
     assert kept() == [400, 400]
 
 
+def test_the_last_base_of_an_array_holds_on_to_its_memory() -> None:
+    a = last = backends.result(SHAPE, "float32")
+    while last.base is not None:
+        last = last.base
+    first = address(a)
+    del a
+    gc.collect()
+    assert kept() == []
+    assert address(backends.result(SHAPE, "float32")) != first
+    del last
+    assert first in [address(buffer) for buffer in waiting()]
+
+
 def test_a_size_that_another_thread_has_freed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sizes(dict):
         """At each look at all sizes the last of them is taken away behind the looker's back."""
