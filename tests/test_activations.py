@@ -190,6 +190,16 @@ def test_mse_loss_of_many_elements_keeps_its_digits() -> None:
     assert abs(float(F.mse_loss(x, np.zeros_like(x))) - 0.01) < 1e-8
 
 
+@HALF
+def test_mse_loss_of_one_number_has_arrays_without_axes(impl: Impl, dtype: str) -> None:
+    x, target = np.array(3.0, dtype), np.array(1.0, dtype)
+    loss, ctx = F.mse_loss_forward(impl.array(x), impl.array(target))
+    dx = F.mse_loss_backward(1.0, ctx)
+    assert type(loss) is type(dx) is type(impl.array(x))
+    impl.close(loss, np.array(4.0, dtype))
+    impl.close(dx, np.array(4.0, dtype))
+
+
 def test_mse_loss_gradient(rng: np.random.Generator) -> None:
     target = rng.standard_normal((3, 4))
     gradcheck(F.mse_loss, rng.standard_normal((3, 4)), target)

@@ -195,7 +195,7 @@ def softmax_cross_entropy_backward(dy: Any, ctx: Context) -> Array:
 
 # --------------------------------------------------------------------------------------------------- mean squared error
 def _difference(b: Backend, x: Array, target: Array, dtype: Any) -> Array:
-    return cast(b, x, dtype) - cast(b, target, dtype)
+    return b.array(cast(b, x, dtype) - cast(b, target, dtype), dtype)  # NumPy gives a scalar for two 0-d arrays
 
 
 def _mse_plan(x: Array, target: Array) -> CallPlan:
@@ -277,4 +277,4 @@ def mse_loss_backward(dy: Any, ctx: Context) -> Array:
         b, dy = check_backward("mse_loss", _factor(dy, ctx), ctx)
         x: Array = ctx.arrays["x"]
         difference = _difference(b, x, ctx.arrays["target"], dy.dtype)
-        return cast(b, difference * (dy * (2.0 / x.size)), ctx.dtype)
+        return cast(b, b.array(difference * (dy * (2.0 / x.size)), dy.dtype), ctx.dtype)
