@@ -212,6 +212,8 @@ def test_mse_loss_gradient(rng: np.random.Generator) -> None:
         (lambda x: F.leaky_relu(x, "1"), TypeError, "negative_slope"),
         (lambda x: F.leaky_relu(x, np.nan), ValueError, "negative_slope"),
         (lambda x: F.gelu(x, "exact"), ValueError, "approximate must be 'none' or 'tanh', got 'exact'"),
+        (lambda x: F.gelu(x, np.array(["none", "tanh"])), ValueError, "approximate must be 'none' or 'tanh'"),
+        (lambda x: F.leaky_relu(x, np.True_), TypeError, "negative_slope must be a real number"),
         (lambda x: F.softmax(x, 2), ValueError, r"axis must be an axis of x, whose shape is \(2, 3\), got 2"),
         (lambda x: F.softmax(x[0, 0], 0), ValueError, "axis"),
         (lambda x: F.softmax(x, 0.5), TypeError, "axis"),

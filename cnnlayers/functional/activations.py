@@ -151,7 +151,7 @@ def _finite_x(b: Backend, x: Array) -> Array:
 
 def _gelu_plan(x: Array, approximate: Any) -> CallPlan:
     plan = plan_of_same_shape(x, "gelu", approximate)
-    if approximate not in ("none", "tanh"):
+    if not isinstance(approximate, str) or approximate not in ("none", "tanh"):
         raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
     return plan
 

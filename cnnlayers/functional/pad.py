@@ -18,7 +18,7 @@ from typing import Any
 from cnnlayers import backends
 from cnnlayers.backends import Backend
 from cnnlayers.specs import Pad, pad_spec
-from cnnlayers.specs.arguments import DataFormat, PadMode, Pair, Sides, real
+from cnnlayers.specs.arguments import DataFormat, PadMode, Pair, Sides, is_bool, real
 
 from .arrays import Array, cast, in_accumulator_dtype, is_complex, sum_widely, writes_in_place
 from .call_plan import CallPlan, Context, check_backward, inference_of, on_device, plan_of
@@ -145,6 +145,7 @@ def _fill(b: Backend, x: Array, value: Any) -> Any:
     """`value` as a Python number that x's dtype can hold. TypeError for no number, ValueError for one out of range."""
     if type(value) is int and value == 0:
         return value
+    value = bool(value) if is_bool(value) else value
     name = backends.dtype_name(b, x)
     if name in backends.INTEGERS or name == "bool":
         low, high = (0, 1) if name == "bool" else (b.xp.iinfo(x.dtype).min, b.xp.iinfo(x.dtype).max)

@@ -64,10 +64,15 @@ def _of_ints(entries: tuple[Any, ...]) -> bool:
     return all(type(v) is int or (type(v) is tuple and _of_ints(v)) for v in entries)
 
 
+def is_bool(value: Any) -> bool:
+    """Whether it is Python's or NumPy's True or False."""
+    return type(value).__name__ in ("bool", "bool_")
+
+
 def integer(value: Any, name: str, least: int | None = None) -> int:
     """`value` as an int of at least `least`. TypeError unless it is a whole-number type (bool is not)."""
     try:
-        if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # NumPy's was an index once
+        if is_bool(value):  # NumPy's was an index once
             raise TypeError
         number = operator.index(value)
     except TypeError:
@@ -82,7 +87,7 @@ def integer(value: Any, name: str, least: int | None = None) -> int:
 def real(value: Any, name: str, *, finite: bool = True) -> float:
     """`value` as a float. TypeError unless it is a real number, ValueError for NaN or infinity unless allowed."""
     try:
-        if isinstance(value, str | bytes | bool) or (hasattr(value, "ndim") and value.ndim > 0):
+        if isinstance(value, str | bytes) or is_bool(value) or (hasattr(value, "ndim") and value.ndim > 0):
             raise TypeError
         number = float(value)
     except OverflowError:
@@ -96,7 +101,7 @@ def real(value: Any, name: str, *, finite: bool = True) -> float:
 
 def flag(value: Any, name: str) -> bool:
     """`value` as a bool. TypeError unless it is one."""
-    if value is True or value is False or type(value).__name__ in ("bool_", "bool"):
+    if is_bool(value):
         return bool(value)
     raise TypeError(f"{name} must be True or False, got {value!r}")
 
