@@ -419,11 +419,6 @@ class Adam(Optimizer):
         first, second = self.betas
         return lr / (1.0 - first**self.steps), math.sqrt(1.0 - second**self.steps)
 
-    def _arrays(self, name: str, g: Array) -> list[Array]:
-        """A parameter, its gradient in the dtype of the update, and the optimiser's own arrays."""
-        b, p = self._owner(name), self.params[name]
-        return [p, cast(b, g, _wide(b, p.dtype)), *[self._state[f"{slot}.{name}"] for slot in self.slots]]
-
     def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
         (first, second), (size, correction) = self.betas, self._corrected(lr)
         return size, float(self.weight_decay), first, 1.0 - first, second, 1.0 - second, correction, float(self.eps)

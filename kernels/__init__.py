@@ -72,29 +72,27 @@ def _steps(ops: str, parts: tuple[str, ...] = PASSES) -> tuple[str, ...]:
 
 # The modules of kernels/cpu and kernels/cuda, and the steps that each serves: max_pool_forward is the function of this
 # name in max_pool.py. An op that is not here has the portable code alone.
-CPU = {
+BOTH = {
     "max_pool": _steps("max_pool adaptive_max_pool", TRIO),
     "avg_pool": _steps("avg_pool sum_pool adaptive_avg_pool"),
     "lp_pool": _steps("lp_pool"),
     "max_unpool": _steps("max_unpool"),
     "pad": _steps("pad"),
     "norm_forward": _steps(f"{NORMS} layer_norm rms_norm", ("_forward",)),
+    "matmul": ("matmul",),
+}
+CPU = {
+    **BOTH,
     "norm_backward": _steps(f"{NORMS} layer_norm rms_norm", ("_backward",)),
     "elementwise": ("relu", *_steps("relu leaky_relu gelu sigmoid tanh")),
     "softmax": _steps("softmax softmax_cross_entropy"),
     "channel_sums": ("channel_sums",),
-    "matmul": ("matmul",),
     "optim": ("sgd_update", "adam_update"),
     "conv_direct": tuple(f"direct_{step}" for step in CONVOLUTION),
     "winograd": tuple(f"winograd_{step}" for step in CONVOLUTION),
 }
 CUDA = {
-    "max_pool": _steps("max_pool adaptive_max_pool", TRIO),
-    "avg_pool": _steps("avg_pool sum_pool adaptive_avg_pool"),
-    "lp_pool": _steps("lp_pool"),
-    "max_unpool": _steps("max_unpool"),
-    "pad": _steps("pad"),
-    "norm_forward": _steps(f"{NORMS} layer_norm rms_norm", ("_forward",)),
+    **BOTH,
     "norm_backward": _steps(NORMS, ("_backward",)),
     "layer_norm_backward": _steps("layer_norm rms_norm", ("_backward",)),
     "local_response_norm": _steps("local_response_norm"),
@@ -102,7 +100,6 @@ CUDA = {
     "softmax": _steps("softmax"),
     "cross_entropy": _steps("softmax_cross_entropy"),
     "im2col": ("im2col", "col2im"),
-    "matmul": ("matmul",),
     "cudnn": tuple(f"cudnn_{step}" for step in CONVOLUTION),
 }
 # (step, backend) -> where its kernel is.

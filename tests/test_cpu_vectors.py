@@ -212,18 +212,16 @@ def test_half_types_round_to_nearest_and_keep_nan(name: str) -> None:
     np.testing.assert_array_equal(v.as_bits(out)[~nan], v.as_bits(expected)[~nan])
 
 
-def test_masks_as_bits() -> None:
-    load, store, less, load_bits, store_bits, select = v.load, v.store, v.less, v.load_bits, v.store_bits, v.select
+def test_masks_from_bits() -> None:
+    load, store, load_bits, select = v.load, v.store, v.load_bits, v.select
 
     @njit
-    def pack(x: Any, y: Any, bits: Any, out: Any) -> None:
-        store_bits(bits, 1, less(load(x, 0), load(y, 0)))
+    def choose(x: Any, y: Any, bits: Any, out: Any) -> None:
         store(out, 0, select(load_bits(bits, 1), load(x, 0), load(y, 0)))
 
     x, y = np.random.default_rng(0).standard_normal((2, N)).astype(np.float32)
-    bits, out = np.zeros(4, np.uint8), np.empty(N, np.float32)
-    pack(x, y, bits, out)
-    np.testing.assert_array_equal(bits, np.r_[0, np.packbits(x < y, bitorder="little"), 0])
+    bits, out = np.r_[0, np.packbits(x < y, bitorder="little"), 0].astype(np.uint8), np.empty(N, np.float32)
+    choose(x, y, bits, out)
     np.testing.assert_array_equal(out, np.minimum(x, y))
 
 
@@ -282,18 +280,18 @@ COMPARISONS = {
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("comparison", COMPARISONS)
 def test_comparisons(comparison: str, name: str) -> None:
-    compare, load, store_bits, is_nan = getattr(v, comparison), v.load, v.store_bits, v.is_nan
+    compare, load, is_nan = getattr(v, comparison), v.load, v.is_nan
+    store, select, integers = v.store, v.select, v.integers
 
     @njit
-    def kernel(x: Any, y: Any, bits: Any) -> None:
-        store_bits(bits, 0, compare(load(x, 0), load(y, 0)))
-        store_bits(bits, 2, is_nan(load(x, 0)))
+    def kernel(x: Any, y: Any, out: Any) -> None:
+        store(out, 0, select(compare(load(x, 0), load(y, 0)), integers(1), integers(0)))
+        store(out, 16, select(is_nan(load(x, 0)), integers(1), integers(0)))
 
     for seed in range(20):
-        x, y, bits = floats(name, N, seed), floats(name, N, seed + 100), np.empty(4, np.uint8)
-        kernel(v.as_bits(x), v.as_bits(y), bits)
-        expected = np.r_[COMPARISONS[comparison](wide(x), wide(y)), np.isnan(wide(x))]
-        np.testing.assert_array_equal(bits, np.packbits(expected, bitorder="little"))
+        x, y, out = floats(name, N, seed), floats(name, N, seed + 100), np.empty(32, np.uint8)
+        kernel(v.as_bits(x), v.as_bits(y), out)
+        np.testing.assert_array_equal(out, np.r_[COMPARISONS[comparison](wide(x), wide(y)), np.isnan(wide(x))])
 
 
 INTEGER = {
@@ -320,8 +318,8 @@ def test_integer_operations(operation: str) -> None:
 
 def test_masks_conversions_and_constants() -> None:
     @njit
-    def kernel(x: Any, i: Any, f32: Any, f64: Any, ints: Any, bits: Any, count: int) -> None:
-        value, first = v.load(x, 0), v.first_lanes(count)
+    def kernel(x: Any, i: Any, f32: Any, f64: Any, ints: Any, masks: Any, count: int) -> None:
+        value, first, one, zero = v.load(x, 0), v.first_lanes(count), v.integers(1), v.integers(0)
         v.store(f64, 0, v.to_float64(value))
         v.store(f32, 0, v.as_lanes_of(f32, v.to_float64(value)))
         v.store(f32, 16, v.as_lanes_of(f32, v.load(i, 0)))
@@ -330,19 +328,19 @@ def test_masks_conversions_and_constants() -> None:
         v.store(ints, 0, v.add(v.integers(count), v.load(i, 0)))
         v.store(ints, 16, v.bit_not(v.load(i, 0)))
         small = v.less(value, v.broadcast(x, 0))
-        v.store_bits(bits, 0, first)
-        v.store_bits(bits, 2, v.bit_and(first, v.bit_not(small)))
-        v.store_bits(bits, 4, v.bit_or(first, small))
+        v.store(masks, 0, v.select(first, one, zero))
+        v.store(masks, 16, v.select(v.bit_and(first, v.bit_not(small)), one, zero))
+        v.store(masks, 32, v.select(v.bit_or(first, small), one, zero))
 
     rng = np.random.default_rng(0)
     x, i = rng.standard_normal(N).astype(np.float32), rng.integers(-(2**31), 2**31, N).astype(np.int32)
-    f32, f64, ints, bits = np.empty(48, np.float32), np.empty(32), np.empty(32, np.int32), np.empty(6, np.uint8)
-    kernel(x, i, f32, f64, ints, bits, 5)
+    f32, f64, ints, masks = np.empty(48, np.float32), np.empty(32), np.empty(32, np.int32), np.empty(48, np.uint8)
+    kernel(x, i, f32, f64, ints, masks, 5)
     np.testing.assert_array_equal(f32, np.r_[x, i.astype(np.float32), np.full(N, 2.5, np.float32)])
     np.testing.assert_array_equal(f64, np.r_[x.astype(float), i.astype(float)])
     np.testing.assert_array_equal(ints, np.r_[5 + i, ~i])
     first, small = np.arange(N) < 5, x < 0
-    np.testing.assert_array_equal(bits, np.packbits(np.r_[first, first & ~small, first | small], bitorder="little"))
+    np.testing.assert_array_equal(masks, np.r_[first, first & ~small, first | small])
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -457,7 +455,7 @@ def stored_part(x, i, n): v.store_first(x, i, v.load(x, 0), n)
 @njit
 def ints(x, i): v.store(x, 0, v.load_int(x, i))
 @njit
-def bits(x, i): v.store_bits(x, 0, v.load_bits(x, i))
+def bits(x, i): v.store(x, 0, v.select(v.load_bits(x, i), v.integers(1), v.integers(0)))
 
 for dtype in (np.float32, np.float64, np.uint16, np.int16):
     x = np.zeros(20, dtype)

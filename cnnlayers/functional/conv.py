@@ -18,6 +18,7 @@ Conventions are those of torch.nn.functional's conv1d, conv2d, conv3d and conv_t
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 from cnnlayers import kernels
@@ -110,15 +111,15 @@ def _conv_forward(b: Backend, spec: Conv, x: Array, weight: Array, bias: Array |
 
 
 def _conv_backward(
-    b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
+    b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool, transposed: bool = False
 ) -> tuple[Array | None, Array]:
+    """dx and dweight. A transposed convolution is the adjoint, so x and dy change places."""
+    adjoint, image, maps = (correlate, dy, x) if transposed else (correlate_adjoint, x, dy)
     with _blas_for(b, spec, x.dtype):
-        dx = (
-            correlate_adjoint(b, spec, *_in_compute_dtype(b, "correlate_adjoint", spec, x, weight, dy, weight))
-            if needs_dx
-            else None
-        )
-        return dx, weight_gradient(b, spec, *_in_compute_dtype(b, "weight_gradient", spec, x, weight, x, dy))
+        dx = None
+        if needs_dx:
+            dx = adjoint(b, spec, *_in_compute_dtype(b, adjoint.__name__, spec, x, weight, dy, weight))
+        return dx, weight_gradient(b, spec, *_in_compute_dtype(b, "weight_gradient", spec, x, weight, image, maps))
 
 
 def _conv_plan(
@@ -244,12 +245,7 @@ def _conv_transpose_forward(b: Backend, spec: Conv, x: Array, weight: Array, bia
     return cast(b, correlate_adjoint(b, spec, *arrays, _bias(b, x, bias)), x.dtype)
 
 
-def _conv_transpose_backward(
-    b: Backend, spec: Conv, dy: Array, x: Array, weight: Array, needs_dx: bool
-) -> tuple[Array | None, Array]:
-    with _blas_for(b, spec, x.dtype):
-        dx = correlate(b, spec, *_in_compute_dtype(b, "correlate", spec, x, weight, dy, weight)) if needs_dx else None
-        return dx, weight_gradient(b, spec, *_in_compute_dtype(b, "weight_gradient", spec, x, weight, dy, x))
+_conv_transpose_backward = functools.partial(_conv_backward, transposed=True)
 
 
 def _conv_transpose_plan(x: Array, weight: Array, bias: Array | None, *options: Any) -> CallPlan:

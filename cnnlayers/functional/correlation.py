@@ -268,6 +268,12 @@ def _bias(b: Backend, spec: Conv, bias: Array | None, channels: int) -> Array | 
     return None if bias is None else b.xp.reshape(bias, (spec.groups, channels // spec.groups, *ones))
 
 
+def _only_bias(b: Backend, spec: Conv, shape: Shape, dtype: Any, bias: Array | None) -> Array:
+    """The result where there is nothing to multiply."""
+    zeros = b.zeros(shape, dtype)
+    return zeros if bias is None else zeros + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+
+
 def _is_long(b: Backend, spec: Conv, dtype: Any) -> bool:
     """Whether `dtype` is too short for the sums of `correlate_adjoint`, or of a depthwise `correlate`."""
     if dtype == b.xp.float64:
@@ -296,8 +302,7 @@ def multiplies_halves(b: Backend, spec: Conv, dtype: Any) -> bool:
 def correlate(b: Backend, spec: Conv, image: Array, weight: Array, bias: Array | None = None) -> Array:
     """The image's maps, (N, filters, *windows) or channels last; `weight` is (filters, channels / groups, *kernel)."""
     if spec.empty:
-        maps = b.zeros(spec.maps_shape, image.dtype)
-        return maps if bias is None else maps + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+        return _only_bias(b, spec, spec.maps_shape, image.dtype, bias)
     if spec.depthwise and _is_long(b, spec, image.dtype):
         return _widely(b, correlate, spec, image, weight, bias)
     maps = by_kernel("correlate", b, spec, image, weight, bias)
@@ -324,8 +329,7 @@ def correlate_adjoint(b: Backend, spec: Conv, maps: Array, weight: Array, bias: 
     """The maps' image under `correlate`'s adjoint, plus a bias, one number a channel of the image."""
     shape = spec.window.layout.shape
     if spec.empty:
-        image = b.zeros(shape, maps.dtype)
-        return image if bias is None else image + b.xp.reshape(bias, (-1, *(() if spec.last else (1,) * spec.ndim)))
+        return _only_bias(b, spec, shape, maps.dtype, bias)
     if _is_long(b, spec, maps.dtype):
         return _widely(b, correlate_adjoint, spec, maps, weight, bias)
     image = by_kernel("correlate_adjoint", b, spec, maps, weight, bias)

@@ -115,43 +115,22 @@ def _as_bytes(plan: CallPlan, x: Array) -> Array:
 
 @overload
 def max_pool(
-    x: Array,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    *,
-    ceil_mode: bool = False,
-    ties: Ties = "first",
+    x: Array, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, dilation: Size = 1, *,
+    ceil_mode: bool = False, ties: Ties = "first", data_format: DataFormat = "channels_first",
     return_indices: Literal[False] = False,
-    data_format: DataFormat = "channels_first",
-) -> Array: ...
+) -> Array: ...  # fmt: skip
 @overload
 def max_pool(
-    x: Array,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    *,
-    ceil_mode: bool = False,
-    ties: Ties = "first",
+    x: Array, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, dilation: Size = 1, *,
+    ceil_mode: bool = False, ties: Ties = "first", data_format: DataFormat = "channels_first",
     return_indices: Literal[True],
-    data_format: DataFormat = "channels_first",
-) -> tuple[Array, Array]: ...
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def max_pool(
-    x: Array,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    *,
-    ceil_mode: bool = False,
-    ties: Ties = "first",
+    x: Array, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, dilation: Size = 1, *,
+    ceil_mode: bool = False, ties: Ties = "first", data_format: DataFormat = "channels_first",
     return_indices: bool,
-    data_format: DataFormat = "channels_first",
-) -> Array | tuple[Array, Array]: ...
+) -> Array | tuple[Array, Array]: ...  # fmt: skip
 @on_device
 def max_pool(
     x: Array,
@@ -230,43 +209,22 @@ def max_pool(
 
 @overload
 def max_pool_forward(
-    x: Array,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    *,
-    ceil_mode: bool = False,
-    ties: Ties = "first",
+    x: Array, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, dilation: Size = 1, *,
+    ceil_mode: bool = False, ties: Ties = "first", data_format: DataFormat = "channels_first",
     return_indices: Literal[False] = False,
-    data_format: DataFormat = "channels_first",
-) -> tuple[Array, Context]: ...
+) -> tuple[Array, Context]: ...  # fmt: skip
 @overload
 def max_pool_forward(
-    x: Array,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    *,
-    ceil_mode: bool = False,
-    ties: Ties = "first",
+    x: Array, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, dilation: Size = 1, *,
+    ceil_mode: bool = False, ties: Ties = "first", data_format: DataFormat = "channels_first",
     return_indices: Literal[True],
-    data_format: DataFormat = "channels_first",
-) -> tuple[tuple[Array, Array], Context]: ...
+) -> tuple[tuple[Array, Array], Context]: ...  # fmt: skip
 @overload
 def max_pool_forward(
-    x: Array,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Padding = 0,
-    dilation: Size = 1,
-    *,
-    ceil_mode: bool = False,
-    ties: Ties = "first",
+    x: Array, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, dilation: Size = 1, *,
+    ceil_mode: bool = False, ties: Ties = "first", data_format: DataFormat = "channels_first",
     return_indices: bool,
-    data_format: DataFormat = "channels_first",
-) -> tuple[Array | tuple[Array, Array], Context]: ...
+) -> tuple[Array | tuple[Array, Array], Context]: ...  # fmt: skip
 @on_device
 def max_pool_forward(
     x: Array,

@@ -188,14 +188,3 @@ def load_bits(array: Any, index: Any) -> Any:
         return builder.load(cells.pointer(index, 2, vector_of(I1)), align=1)
 
     return MASK(array, types.int64), emit
-
-
-@operation
-def store_bits(array: Any, index: Any, mask: Any) -> Any:
-    """A mask as two bytes of a uint8 array."""
-    check_array(array, ("uint8",))
-
-    def emit(context: Any, builder: Any, cells: Any, index: Any, mask: Any) -> None:
-        builder.store(builder.bitcast(mask, I16), cells.pointer(index, 2, I16), align=1)
-
-    return types.void(array, types.int64, MASK), emit

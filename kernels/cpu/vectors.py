@@ -41,7 +41,6 @@ from .vector_memory import (
     load_int,
     load_int_first,
     store,
-    store_bits,
     store_every_bit,
     store_first,
     store_first_every_bit,
@@ -75,7 +74,7 @@ __all__ = [
     "copy_lanes", "div", "equal", "evens", "exceeds", "fence", "first_lanes", "first_true", "fma", "gather", "integers",
     "interleave_high", "interleave_low", "is_nan", "lane", "less", "less_equal", "load", "load_bits", "load_every_bit",
     "load_first", "load_first_every_bit", "load_int", "load_int_first", "maximum", "mul", "odds",
-    "select", "slide", "square_root", "store", "store_bits", "store_every_bit", "store_first", "store_first_every_bit",
+    "select", "slide", "square_root", "store", "store_every_bit", "store_first", "store_first_every_bit",
     "stream", "stream_copy", "sub", "to_float64", "total",
 ]  # fmt: skip
 
