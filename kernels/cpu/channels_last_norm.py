@@ -27,6 +27,7 @@ Array = Any
 Kernel = Any
 Vector = Any
 RUN_LINES = 64  # lines that are summed in the dtype that x is computed in
+SHIFT_LINES = 16  # the first lines of a piece, whose mean is the shift of its moments
 LINES_AT_ONCE = 8  # a column's sums, or its factors, stay in registers for 8 lines
 
 
@@ -106,7 +107,7 @@ def moments(
     shift, s, q = _zeros(x, width), _zeros(x, width), _zeros(x, width)
     for u in range(start, stop):
         _, first, last = _piece(u, lines, pieces)
-        _store_means(x, shift, first, min(first + RUN_LINES, last))
+        _store_means(x, shift, first, min(first + SHIFT_LINES, last))
         _add_moments(x, x, shift, s, q, mean, squares, u * width, first, last)
         overflows = 0.0
         for c in range(width):

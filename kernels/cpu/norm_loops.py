@@ -22,6 +22,7 @@ from .row_sums import ROOM, SHORT_ROW, totals
 from .vectors import (
     LANES,
     add,
+    as_lanes_of,
     broadcast,
     div,
     equal,
@@ -40,6 +41,7 @@ from .vectors import (
     stream,
     sub,
     to_float64,
+    total,
 )
 
 Array = Any
@@ -48,6 +50,10 @@ Vector = Any
 U = np.uintp
 # Cells that are summed lane by lane: in float32, with 16 lanes and two accumulators, 128 in each.
 RUN_CELLS = 4096
+# A row's first run is summed about the mean of so many of its cells, a later one about the mean of the runs before it.
+# Where that is far from the run's own mean, the distance is a large part of the row's variance, so few digits are lost.
+# To find each run's mean first took 1.4 to 1.7 times as long for rows of 4096 cells and more.
+SHIFT_CELLS = 128
 
 
 @kernel(allocates=False)
@@ -129,18 +135,26 @@ def make_moments(centred: bool) -> Kernel:
             for k in range(0, samples, per_run):
                 for c in range(0, width, RUN_CELLS):
                     begin, run, cut = first + k * stride + c, min(per_run, samples - k), min(RUN_CELLS, width - c)
-                    if centred:
-                        small = broadcast(x, 1.0 / (run * cut))  # the sum of the cells may be too large
+                    of_shift = 0 if cells > 0.0 else SHIFT_CELLS
+                    while True:
+                        if centred and of_shift == 0:
+                            store(room, 2 * ROOM, as_lanes_of(room, means))
+                        elif centred:
+                            head, few = min(cut, of_shift), min(run, max(1, of_shift // cut))
+                            small = broadcast(x, 1.0 / (few * head))  # the sum of the cells may be too large
+                            for v in range(number):
+                                s, _ = lane_sums(x, x, x, zero, small, begin + v * length, few, stride, head, 0)
+                                store(room, v * LANES, s)
+                            store(room, 2 * ROOM, totals(room, U(0)))
                         for v in range(number):
-                            s, _ = lane_sums(x, x, x, zero, small, begin + v * length, run, stride, cut, 0)
+                            shift = broadcast(x, room[2 * ROOM + v])
+                            s, q = lane_sums(x, x, x, shift, one, begin + v * length, run, stride, cut, 0)
                             store(room, v * LANES, s)
-                        store(room, 2 * ROOM, totals(room, U(0)))
-                    for v in range(number):
-                        shift = broadcast(x, room[2 * ROOM + v])
-                        s, q = lane_sums(x, x, x, shift, one, begin + v * length, run, stride, cut, 0)
-                        store(room, v * LANES, s)
-                        store(room, ROOM + v * LANES, q)
-                    about_mean = to_float64(totals(room, U(ROOM)))
+                            store(room, ROOM + v * LANES, q)
+                        about_mean = to_float64(totals(room, U(ROOM)))
+                        if not centred or of_shift >= run * cut or total(sub(about_mean, about_mean)) == 0.0:
+                            break
+                        of_shift = run * cut  # an infinity, or cells too far from the shift: about the run's own mean
                     if centred:
                         n, rest = 1.0 * run * cut, to_float64(totals(room, U(0)))
                         rest = select(equal(sub(rest, rest), none), rest, none)  # where it is finite
