@@ -14,7 +14,7 @@ from cnnlayers.specs import adaptive_window
 from cnnlayers.specs.padding import pad_spec
 from cnnlayers.specs.windows import Axis
 
-from .ops.windows import one_or_all, sides, window_of
+from .ops.windows import one_or_all, sides, windows_of
 
 Value = Any  # a tensor of the ONNX graph
 Shape = Sequence[int]
@@ -81,7 +81,7 @@ def geometry(axes: Sequence[Axis]) -> dict[str, list[int]]:
 
 def _axes(op: str, x: Value, sizes: Sequence[Any], ceil_mode: bool) -> tuple[Axis, ...]:
     """The axes of a pool's windows. sizes: kernel_size to dilation."""
-    return window_of(static_shape(op, x), sizes, ceil_mode, "channels_first").axes
+    return windows_of(static_shape(op, x), (*sizes, ceil_mode, "channels_first")).axes
 
 
 def _maxima(x: Value, axes: Sequence[Axis], dilations: list[int]) -> Value:

@@ -11,7 +11,7 @@ from cnnlayers import backends
 from cnnlayers import functional as F
 
 from .batching import LOOP, Rule
-from .library import Op, context, differentiable_by_x, second_output
+from .library import Op, context, differentiable_by_x, second_output, with_forward
 
 ONE = Rule({0: 0}, stacked=True)
 TWO = Rule({0: 0, 1: 0}, stacked=True)
@@ -106,17 +106,8 @@ def _fake_loss_forward(x: torch.Tensor, labels: torch.Tensor) -> Any:
     return x.new_empty(()), *(x.new_empty((x.shape[0], 1), dtype=wide) for _ in range(2))
 
 
-softmax_cross_entropy = Op(
-    "softmax_cross_entropy(Tensor x, Tensor labels) -> Tensor",
-    F.softmax_cross_entropy,
-    lambda x, labels: _fake_loss_forward(x, labels)[0],
-    LOOP,
-)
-softmax_cross_entropy_forward = Op(
-    "softmax_cross_entropy_forward(Tensor x, Tensor labels) -> (Tensor, Tensor, Tensor)",
-    _loss_forward,
-    _fake_loss_forward,
-    LOOP,
+softmax_cross_entropy, softmax_cross_entropy_forward = with_forward(
+    "softmax_cross_entropy", "Tensor x, Tensor labels", 3, _loss_forward, _fake_loss_forward, (LOOP, LOOP)
 )
 softmax_cross_entropy_backward = Op(
     "softmax_cross_entropy_backward(Tensor dy, Tensor x, Tensor labels, Tensor top, Tensor rest) -> Tensor",
@@ -138,10 +129,6 @@ def _mse_loss_backward(dy: Any, x: Any, target: Any) -> Any:
     return F.mse_loss_backward(dy, context("mse_loss", x, None, (), x=x, target=target))
 
 
-def _save_mse_loss(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _derive_mse_loss(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]:
     if dy is None:
         return None, None
@@ -157,5 +144,5 @@ mse_loss_backward = Op(
     lambda dy, x, target: x.new_empty(x.shape),
     LOOP,
 )
-mse_loss.differentiable(_save_mse_loss, _derive_mse_loss)
+mse_loss.differentiable(lambda ctx, inputs, output: ctx.save_for_backward(*inputs), _derive_mse_loss)
 mse_loss_backward.refuse_second_derivative("mse_loss")

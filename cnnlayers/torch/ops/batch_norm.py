@@ -12,7 +12,7 @@ from cnnlayers.specs.arguments import DataFormat, layout
 from cnnlayers.specs.norm import Rows, batch_rows, norm_of
 
 from .batching import LOOP, Rule
-from .library import Op, context, dtype_holder
+from .library import Op, context, dtype_holder, with_forward
 from .norms import fake_gradients, statistics_shape
 from .windows import FORMAT
 
@@ -89,17 +89,9 @@ def _derive(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
     return dx, *parameters, *(None,) * (ctx.number - 3)
 
 
-batch_norm = Op(
-    f"batch_norm({INPUTS}) -> Tensor",
-    lambda *args: _batch_norm_forward(*args)[0],
-    lambda *args: _fake_forward(*args)[0],
-    Rule({0: 0}, when=lambda args: args[3] is not None and not args[5]),
-)
-batch_norm_forward = Op(
-    f"batch_norm_forward({INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _batch_norm_forward,
-    _fake_forward,
-    LOOP,
+EVALUATION = Rule({0: 0}, when=lambda args: args[3] is not None and not args[5])
+batch_norm, batch_norm_forward = with_forward(
+    "batch_norm", INPUTS, 5, _batch_norm_forward, _fake_forward, (EVALUATION, LOOP)
 )
 batch_norm_backward = Op(
     "batch_norm_backward(Tensor dy, Tensor? x, Tensor? gamma, Tensor? beta_like, Tensor mean, Tensor rstd,"

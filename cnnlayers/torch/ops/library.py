@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -146,6 +146,15 @@ def context(op: str, like: Any, spec: Any = None, y_shape: Any = None, **saved: 
 def dtype_holder(dy: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor | None:
     """Stands in a backward op for a parameter of which it needs the dtype alone; None without the parameter."""
     return None if dtype is None else dy.new_empty(0, dtype=dtype)
+
+
+def with_forward(
+    op: str, inputs: str, outputs: int, run: Callable[..., Any], fake: Callable[..., Any], rules: Sequence[Rule]
+) -> tuple[Op, Op]:
+    """`op`, and `<op>_forward` of the same inputs, which gives the other outputs too: what backward needs. `run`,
+    `fake`: of the latter; `rules`: of both."""
+    y_alone = Op(f"{op}({inputs}) -> Tensor", lambda *a: run(*a)[0], lambda *a: fake(*a)[0], rules[0])
+    return y_alone, Op(f"{op}_forward({inputs}) -> ({', '.join(['Tensor'] * outputs)})", run, fake, rules[1])
 
 
 def differentiable_by_x(

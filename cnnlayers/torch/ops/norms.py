@@ -8,6 +8,7 @@ statistics.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from cnnlayers.specs.arguments import DataFormat, grouped, integer, layout, trai
 from cnnlayers.specs.norm import Rows, group_rows, instance_rows, norm_of, trailing_rows
 
 from .batching import LOOP, Rule
-from .library import Op, context, dtype_holder
+from .library import OPS, Op, context, dtype_holder, with_forward
 from .windows import FORMAT, register
 
 Shape = Sequence[int]
@@ -35,87 +36,78 @@ def fake_gradients(rows: Rows, dy: torch.Tensor, *parameters: Any) -> Any:
     return dy.new_empty(rows.shape), *found
 
 
-def _register(
-    op: str,
-    before: str,
-    after: str,
-    rows_of: Callable[..., Rows],
-    rule: Rule,
-    names: Sequence[str],
-    *,
-    parameters: Sequence[str] = ("gamma", "beta"),
-    saved: Sequence[str] = ("mean", "rstd"),
-) -> tuple[Op, Op, Op]:
-    """Register a norm whose statistics are always its own.
+@dataclass(frozen=True)
+class _Norm:
+    """A norm whose statistics are always its own.
 
-    `before`, `after`: its options before and after the parameters, in the schema. `rows_of(shape, *options)`: its
-    statistics groups. `names`: of the options, as F takes them. `saved`: the arrays of its context besides x and gamma.
+    before, after: its options before and after the parameters, in the schema; of those before there is one at most.
+    names: of the options, as F takes them. rows_of(shape, *options): its statistics groups. saved: the arrays of its
+    context besides x and gamma.
     """
-    first, number = before.count(",") + 1 if before else 0, len(parameters)
-    options = f"{before}, {after}" if before else after
-    optional = ", ".join(f"Tensor? {p}=None" for p in parameters)
-    head = f"Tensor x, {before}, {optional}, {after}" if before else f"Tensor x, {optional}, {after}"
-    kept = ", ".join(["Tensor? gamma", "Tensor? beta_like"][:number] + [f"Tensor {name}" for name in saved])
 
-    def results(several: Sequence[str]) -> str:
-        return f"(Tensor{', Tensor' * len(several)})"
+    op: str
+    before: str
+    after: str
+    names: Sequence[str]
+    rows_of: Callable[..., Rows]
+    parameters: Sequence[str] = ("gamma", "beta")
+    saved: Sequence[str] = ("mean", "rstd")
 
-    def parted(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Options and parameters."""
-        return (*args[:first], *args[first + number :]), args[first : first + number]
+    def register(self, rule: Rule) -> Op:
+        """Register the norm, its forward and its backward; the norm."""
+        parameters = ", ".join(f"Tensor? {p}=None" for p in self.parameters)
+        inputs = ", ".join(filter(None, ("Tensor x", self.before, parameters, self.after)))
+        values = ", ".join(["Tensor? gamma", "Tensor? beta_like"][: len(self.parameters)])
+        arrays = ", ".join(f"Tensor {name}" for name in self.saved)
+        needed = ", ".join(filter(None, ("Tensor dy, Tensor x", values, arrays, self.before, self.after)))
+        outputs = 1 + len(self.saved)
+        rules = rule, Rule(rule.samples, (0,) * outputs, rule.stacked)
+        norm, recorded = with_forward(self.op, inputs, outputs, self.forward, self.fake_forward, rules)
+        schema = f"{self.op}_backward({needed}) -> (Tensor{', Tensor' * len(self.parameters)})"
+        gradient = Op(schema, self.backward, self.fake_backward, LOOP)
+        norm.recorded_as(recorded, recorded.differentiable(self.save, self.derive))
+        gradient.refuse_second_derivative(self.op)
+        return norm
 
-    def forward(x: Any, *args: Any) -> Any:
-        given, values = parted(args)
-        named = dict(zip((*names, *parameters), (*given, *values), strict=True))
-        y, ctx = getattr(F, f"{op}_forward")(x, **named)
-        return y, *(ctx.arrays[name] for name in saved)
+    def parted(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Options and parameters, of the inputs after x."""
+        first, last = bool(self.before), bool(self.before) + len(self.parameters)
+        return (*args[:first], *args[last:]), args[first:last]
 
-    def fake_forward(x: torch.Tensor, *args: Any) -> Any:
-        statistics = statistics_shape(rows_of(tuple(x.shape), *parted(args)[0]))
-        return x.new_empty(x.shape), *(x.new_empty(statistics, dtype=torch.float64) for _ in saved)
+    def forward(self, x: Any, *args: Any) -> Any:
+        options, values = self.parted(args)
+        named = dict(zip((*self.names, *self.parameters), (*options, *values), strict=True))
+        y, ctx = getattr(F, f"{self.op}_forward")(x, **named)
+        return y, *(ctx.arrays[name] for name in self.saved)
 
-    def backward(dy: Any, x: Any, *args: Any) -> Any:
-        values, statistics, given = args[:number], args[number:][: len(saved)], args[number + len(saved) :]
-        norm = norm_of(rows_of(tuple(x.shape), *given), *values)
-        arrays = {"x": x, "gamma": values[0], "mean": None, **dict(zip(saved, statistics, strict=True))}
-        return getattr(F, f"{op}_backward")(dy, context(op, x, norm, **arrays))
+    def fake_forward(self, x: torch.Tensor, *args: Any) -> Any:
+        statistics = statistics_shape(self.rows_of(tuple(x.shape), *self.parted(args)[0]))
+        return x.new_empty(x.shape), *(x.new_empty(statistics, dtype=torch.float64) for _ in self.saved)
 
-    def fake_backward(dy: torch.Tensor, x: torch.Tensor, *args: Any) -> Any:
-        return fake_gradients(rows_of(tuple(x.shape), *args[number + len(saved) :]), dy, *args[:number])
+    def backward(self, dy: Any, x: Any, *args: Any) -> Any:
+        values, rest = args[: len(self.parameters)], args[len(self.parameters) :]
+        norm = norm_of(self.rows_of(tuple(x.shape), *rest[len(self.saved) :]), *values)
+        arrays = {"x": x, "gamma": values[0], "mean": None, **dict(zip(self.saved, rest, strict=False))}
+        return getattr(F, f"{self.op}_backward")(dy, context(self.op, x, norm, **arrays))
 
-    ops = (
-        Op(f"{op}({head}) -> Tensor", lambda *args: forward(*args)[0], lambda *args: fake_forward(*args)[0], rule),
-        Op(f"{op}_forward({head}) -> {results(saved)}", forward, fake_forward, _for_all(rule, 1 + len(saved))),
-        Op(
-            f"{op}_backward(Tensor dy, Tensor x, {kept}, {options}) -> {results(parameters)}",
-            backward,
-            fake_backward,
-            LOOP,
-        ),
-    )
+    def fake_backward(self, dy: torch.Tensor, x: torch.Tensor, *args: Any) -> Any:
+        values, options = args[: len(self.parameters)], args[len(self.parameters) + len(self.saved) :]
+        return fake_gradients(self.rows_of(tuple(x.shape), *options), dy, *values)
 
-    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-        ctx.options, (gamma, *beta) = parted(inputs[1:])
+    def save(self, ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+        ctx.options, (gamma, *beta) = self.parted(inputs[1:])
         ctx.save_for_backward(inputs[0], gamma, *outputs[1:])
         ctx.beta_dtypes = [None if b is None else b.dtype for b in beta]
 
-    def derive(ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    def derive(self, ctx: Any, dy: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
         if dy is None:
             return (None,) * ctx.number
         x, gamma, *statistics = ctx.saved_tensors
         values = gamma, *(dtype_holder(dy, dtype) for dtype in ctx.beta_dtypes)
-        dx, *found = ops[2](dy, x, *values, *statistics, *ctx.options)
-        gradients = (None if p is None else g for p, g in zip(values, found, strict=True))
-        return dx, *(None,) * first, *gradients, *(None,) * (ctx.number - 1 - first - number)
-
-    ops[0].recorded_as(ops[1], ops[1].differentiable(save, derive))
-    ops[2].refuse_second_derivative(op)
-    return ops
-
-
-def _for_all(rule: Rule, outputs: int) -> Rule:
-    """The rule for an op with this number of outputs."""
-    return Rule(rule.samples, (0,) * outputs, rule.stacked)
+        dx, *found = OPS[f"{self.op}_backward"](dy, x, *values, *statistics, *ctx.options)
+        gradients = [None if p is None else g for p, g in zip(values, found, strict=True)]
+        before = (None,) * bool(self.before)
+        return dx, *before, *gradients, *(None,) * (ctx.number - 1 - len(before) - len(gradients))
 
 
 def _groups(shape: Shape, groups: int, eps: float, data_format: DataFormat) -> Rows:
@@ -123,41 +115,30 @@ def _groups(shape: Shape, groups: int, eps: float, data_format: DataFormat) -> R
     return group_rows(lay, grouped(lay.channels, groups), eps)
 
 
-group_norm, group_norm_forward, group_norm_backward = _register(
-    "group_norm",
-    "int num_groups",
-    f"float eps=1e-5, {FORMAT}",
-    _groups,
-    Rule({0: 0}),
-    ("num_groups", "eps", "data_format"),
+def _instances(shape: Shape, eps: float, data_format: DataFormat) -> Rows:
+    return instance_rows(layout(tuple(shape), data_format, least=0), eps)
+
+
+def _last_axes(shape: Shape, normalized_shape: Shape, eps: float) -> Rows:
+    return trailing_rows(tuple(shape), trailing(tuple(shape), normalized_shape), eps)
+
+
+def _uncentred(shape: Shape, normalized_shape: Shape, eps: float | None) -> Rows:
+    """Backward reads eps nowhere: rstd has it."""
+    return trailing_rows(tuple(shape), trailing(tuple(shape), normalized_shape), eps or 0.0, centred=False)
+
+
+ENDS = "SymInt[] normalized_shape"
+BY_CHANNEL, BY_CELL = Rule({0: 0}), Rule({0: 0}, stacked=True)
+OPTIONS = f"float eps=1e-5, {FORMAT}"
+group_norm = _Norm("group_norm", "int num_groups", OPTIONS, ("num_groups", "eps", "data_format"), _groups).register(
+    BY_CHANNEL
 )
-instance_norm, instance_norm_forward, instance_norm_backward = _register(
-    "instance_norm",
-    "",
-    f"float eps=1e-5, {FORMAT}",
-    lambda shape, eps, data_format: instance_rows(layout(shape, data_format, least=0), eps),
-    Rule({0: 0}),
-    ("eps", "data_format"),
-)
-layer_norm, layer_norm_forward, layer_norm_backward = _register(
-    "layer_norm",
-    "SymInt[] normalized_shape",
-    "float eps=1e-5",
-    lambda shape, normalized, eps: trailing_rows(shape, trailing(shape, normalized), eps),
-    Rule({0: 0}, stacked=True),
-    ("normalized_shape", "eps"),
-)
-rms_norm, rms_norm_forward, rms_norm_backward = _register(
-    "rms_norm",
-    "SymInt[] normalized_shape",
-    "float? eps=None",
-    # Backward reads eps nowhere: rstd has it.
-    lambda shape, normalized, eps: trailing_rows(shape, trailing(shape, normalized), eps or 0.0, centred=False),
-    Rule({0: 0}, stacked=True),
-    ("normalized_shape", "eps"),
-    parameters=("gamma",),
-    saved=("rstd",),
-)
+instance_norm = _Norm("instance_norm", "", OPTIONS, ("eps", "data_format"), _instances).register(BY_CHANNEL)
+layer_norm = _Norm("layer_norm", ENDS, "float eps=1e-5", ("normalized_shape", "eps"), _last_axes).register(BY_CELL)
+rms_norm = _Norm(
+    "rms_norm", ENDS, "float? eps=None", ("normalized_shape", "eps"), _uncentred, ("gamma",), ("rstd",)
+).register(BY_CELL)
 
 
 # ------------------------------------------------------------------------------------------------- local_response_norm

@@ -15,7 +15,7 @@ from cnnlayers.specs.windows import argmax_dtype_name
 
 from .batching import LOOP, Rule
 from .library import Op, context, differentiable_by_x, second_output
-from .windows import FORMAT, WINDOW, Shape, adaptive, one_or_all, sides, window_arguments, window_of
+from .windows import FORMAT, WINDOW, Shape, adaptive, one_or_all, pool, sides, windows_of
 
 Runs = Sequence[Callable[..., Any]]
 
@@ -56,38 +56,24 @@ def _register(
 MAX = f"{WINDOW}, str ties='first', {FORMAT}"
 
 
-def _max_arguments(x: Any, options: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    *sizes, ceil, ties, data_format = options
-    named = {"ceil_mode": ceil, "ties": ties, "data_format": data_format}
-    return window_arguments(len(x.shape) - 2, *sizes), named
-
-
-def _max_window(shape: Shape, options: tuple[Any, ...]) -> Any:
-    *sizes, ceil, _, data_format = options
-    return window_of(shape, sizes, ceil, data_format)
-
-
-def _max_pool(x: Any, *options: Any) -> Any:
-    sizes, named = _max_arguments(x, options)
-    return F.max_pool(x, *sizes, **named)
+_max_pool, _recorded_max_pool = pool("max_pool", "ties"), pool("max_pool_forward", "ties")
 
 
 def _max_pool_forward(x: Any, *args: Any) -> Any:
     *options, indices = args
-    sizes, named = _max_arguments(x, tuple(options))
-    y, ctx = F.max_pool_forward(x, *sizes, return_indices=indices, **named)
+    y, ctx = _recorded_max_pool(x, *options, return_indices=indices)
     values, places = y if indices else (y, None)
     return values, ctx.arrays["saved"], places
 
 
 def _max_pool_backward(dy: Any, saved: Any, shape: Shape, *options: Any) -> Any:
-    window, ties = _max_window(shape, options), options[-2]
+    window, ties = windows_of(shape, options), options[-2]
     return F.max_pool_backward(dy, context("max_pool", dy, MaxPoolSpec(window, ties), window.out_shape, saved=saved))
 
 
 def _fake_max_pool_forward(x: torch.Tensor, *args: Any) -> Any:
     *options, indices = args
-    window, ties = _max_window(x.shape, tuple(options)), options[-2]
+    window, ties = windows_of(x.shape, options), options[-2]
     taps, out = math.prod(window.kernel), window.out_shape
     kept = (out, _argmax_dtype(window.kernel)) if ties == "first" else (((taps + 7) // 8, *out), torch.uint8)
     places = x.new_empty(out if indices else (0,), dtype=torch.int64 if indices else None)
@@ -104,7 +90,7 @@ max_pool, max_pool_forward, max_pool_backward = _register(
     "saved",
     MAX,
     (_max_pool, _max_pool_forward, _max_pool_backward),
-    (lambda x, *options: x.new_empty(_max_window(x.shape, options).out_shape), _fake_max_pool_forward),
+    (lambda x, *options: x.new_empty(windows_of(x.shape, options).out_shape), _fake_max_pool_forward),
     (Rule({0: 0}), Rule({0: 0}, (0, 0, 0), when=_by_first(7)), Rule({0: 0, 1: 0}, shape=2, when=_by_first(9))),
     ", bool return_indices=False",
 )

@@ -43,10 +43,23 @@ def window_arguments(axes: int, kernel: Shape, stride: Shape, padding: Shape, au
     return one_or_all(kernel), one_or_all(stride), sides(padding, auto, axes), one_or_all(dilation)
 
 
-def window_of(shape: Shape, sizes: Sequence[Any], ceil: bool, data_format: DataFormat) -> Window:
-    """The windows of a pool on an array of this shape. `sizes`: kernel_size to dilation, as an op takes them."""
-    kernel, stride, padding, dilation = window_arguments(len(shape) - 2, *sizes)
-    return pool_window(tuple(shape), kernel, stride, padding, dilation, ceil, data_format)
+def windows_of(shape: Shape, options: Sequence[Any]) -> Window:
+    """The windows of a pool on an array of this shape. `options`: those of WINDOW, and others with the format last."""
+    kernel, stride, padding, dilation = window_arguments(len(shape) - 2, *options[:5])
+    return pool_window(tuple(shape), kernel, stride, padding, dilation, options[5], options[-1])
+
+
+def pool(name: str, *between: str) -> Callable[..., Any]:
+    """A function of `cnnlayers.functional`, called with the options of WINDOW, those `between`, and the format."""
+
+    def call(x: Any, *options: Any, **more: Any) -> Any:
+        sizes = zip(
+            ("kernel_size", "stride", "padding", "dilation"), window_arguments(x.ndim - 2, *options[:5]), strict=True
+        )
+        others = zip(("ceil_mode", *between, "data_format"), options[5:], strict=True)
+        return getattr(F, name)(x, **dict(sizes), **dict(others), **more)
+
+    return call
 
 
 def register(op: str, options: str, call: Callable[..., Any], spec: Callable[..., Any], saved: str = "") -> Op:
@@ -83,27 +96,19 @@ def register(op: str, options: str, call: Callable[..., Any], spec: Callable[...
 
 
 # ------------------------------------------------------------------------------------------------------------- pooling
-def _avg_pool(x: Any, *options: Any) -> Any:
-    *sizes, ceil, include, divisor, data_format = options
-    named = {"ceil_mode": ceil, "count_include_pad": include, "divisor_override": divisor, "data_format": data_format}
-    return F.avg_pool(x, *window_arguments(x.ndim - 2, *sizes), **named)
-
-
 def _average(shape: Shape, *options: Any) -> tuple[Shape, Average]:
-    *sizes, ceil, count_include_pad, divisor_override, data_format = options
-    window = window_of(shape, sizes, ceil, data_format)
-    return window.out_shape, Average(window, count_include_pad, divisor_override)
-
-
-def _sum_pool(x: Any, *options: Any) -> Any:
-    *sizes, ceil, data_format = options
-    return F.sum_pool(x, *window_arguments(x.ndim - 2, *sizes), ceil_mode=ceil, data_format=data_format)
+    window = windows_of(shape, options)
+    return window.out_shape, Average(window, *options[6:8])
 
 
 def _sum(shape: Shape, *options: Any) -> tuple[Shape, Window]:
-    *sizes, ceil, data_format = options
-    window = window_of(shape, sizes, ceil, data_format)
+    window = windows_of(shape, options)
     return window.out_shape, window
+
+
+def _lp(shape: Shape, *options: Any) -> tuple[Shape, Callable[[Any], Any]]:
+    window = windows_of(shape, options)
+    return window.out_shape, lambda x: lp_pool_spec(backends.of(x), window, options[6], x.dtype)
 
 
 def adaptive(shape: Shape, output_size: Shape, data_format: DataFormat) -> tuple[Shape, Any]:
@@ -120,26 +125,10 @@ def _adaptive_avg_pool(x: Any, output_size: Shape, data_format: DataFormat) -> A
     return F.adaptive_avg_pool(x, one_or_all(output_size), data_format=data_format)
 
 
-def _lp_pool(x: Any, *options: Any) -> Any:
-    *given, ceil, p, data_format = options
-    kernel, *sizes = window_arguments(x.ndim - 2, *given)
-    return F.lp_pool(x, kernel, p, *sizes, ceil_mode=ceil, data_format=data_format)
-
-
-def _lp(shape: Shape, *options: Any) -> tuple[Shape, Callable[[Any], Any]]:
-    *sizes, ceil, p, data_format = options
-    window = window_of(shape, sizes, ceil, data_format)
-    return window.out_shape, lambda x: lp_pool_spec(backends.of(x), window, p, x.dtype)
-
-
-avg_pool = register(
-    "avg_pool",
-    f"{WINDOW}, bool count_include_pad=True, int? divisor_override=None, {FORMAT}",
-    _avg_pool,
-    _average,
-)
-sum_pool = register("sum_pool", f"{WINDOW}, {FORMAT}", _sum_pool, _sum)
-lp_pool = register("lp_pool", f"{WINDOW}, float norm_type=2.0, {FORMAT}", _lp_pool, _lp, "x")
+AVERAGE = f"{WINDOW}, bool count_include_pad=True, int? divisor_override=None, {FORMAT}"
+avg_pool = register("avg_pool", AVERAGE, pool("avg_pool", "count_include_pad", "divisor_override"), _average)
+sum_pool = register("sum_pool", f"{WINDOW}, {FORMAT}", pool("sum_pool"), _sum)
+lp_pool = register("lp_pool", f"{WINDOW}, float norm_type=2.0, {FORMAT}", pool("lp_pool", "norm_type"), _lp, "x")
 adaptive_avg_pool = register("adaptive_avg_pool", f"SymInt[1] output_size, {FORMAT}", _adaptive_avg_pool, adaptive)
 
 
