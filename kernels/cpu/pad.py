@@ -89,9 +89,11 @@ def _runs(axis: PaddedAxis, inner: int) -> tuple[Array, Array]:
     begin = np.concatenate([np.zeros(min(1, sources.size), np.int64), np.flatnonzero(breaks) + 1])
     number = np.diff(begin, append=sources.size)
     runs = np.stack([begin * inner, np.where(sources[begin] < 0, -1, sources[begin] * inner), number * inner], axis=1)
-    cells = np.flatnonzero(np.repeat(number * inner < LANES, number))
+    order = np.argsort(-number, kind="stable")  # the longest run first
+    order = order[(number[order] * inner >= LANES) | (np.arange(order.size) == 0)]
+    cells = np.flatnonzero(np.isin(np.repeat(np.arange(number.size), number), order, invert=True))
     singles = np.stack([_elements(cells, inner), _elements(sources[cells], inner)], axis=-1)
-    return runs[number * inner >= LANES].reshape(-1), singles.reshape(-1)
+    return runs[order].reshape(-1), singles.reshape(-1)
 
 
 def _row_sources(axis: PaddedAxis) -> tuple[Array, Array]:

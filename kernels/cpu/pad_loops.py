@@ -26,17 +26,20 @@ from .vectors import (
 Array = Any
 Kernel = Any
 U = np.uintp
-BLOCK = 4096  # elements that are computed in the L1 cache before they are stored past the caches, about
+BLOCK = 4096  # elements that are computed in the L1 cache, about
 
 
 @kernel(inlined=True)
-def _copy(y: Array, to: Any, x: Array, at: Any, number: Any, step: Any) -> None:
-    """Copy neighbours; the last vector may overlap the one before. step: 0 to copy the same 16 elements again."""
+def _copy(y: Array, to: Any, x: Array, at: Any, number: Any, step: Any, room: Any) -> None:
+    """Copy neighbours; the last vector may overlap the one before. step: 0 to copy the same 16 elements again. room:
+    there are 16 elements of both arrays from `to` and `at` on, and those of y behind `number` are stored later."""
     if number >= U(LANES):
         last = number - U(LANES)
         for i in range(U(0), last, U(LANES)):
             copy_lanes(y, to + i, x, at + i * step)
         copy_lanes(y, to + last, x, at + last * step)
+    elif room:
+        copy_lanes(y, to, x, at)
     else:
         for i in range(number):
             y[to + i] = x[at + i * step]
@@ -50,35 +53,42 @@ def pad_rows(
     """Row (d, h) of y copies row (depths[d], heights[h]) of x, or is all `fill` (16 of it) if one of these is -1.
 
     `runs` of elements in a row: the place in y, that in x or -1 for `fill`, and the number. `singles`: the first two.
-    """
+    Each is copied in a block of rows before the next one. The first run is the only one that may be shorter than 16; it
+    may overwrite what is behind it."""
     in_d, in_h, in_row, out_row = shape
     out_d, out_h = depths.size, heights.size
     h, d, plane = start % out_h, start // out_h % out_d, start // (out_h * out_d)
-    past_caches = stored_past_caches(y)
-    block = max(1, BLOCK // out_row) if past_caches else stop - start
-    target = np.empty(block * out_row, y.dtype) if past_caches else y
+    past_caches, block = stored_past_caches(y), max(1, BLOCK // out_row)
+    target, row_at = np.empty(block * out_row if past_caches else 0, y.dtype), np.empty(block, np.int64)
+    target, end = (target, U(target.size)) if past_caches else (y, U(stop * out_row))
     for begin in range(start, stop, block):
-        rows, origin = min(block, stop - begin), 0 if past_caches else begin * out_row
-        for to in range(U(origin), U(origin + rows * out_row), U(out_row)):
-            if depths[d] < 0 or heights[h] < 0:
-                _copy(target, to, fill, U(0), U(out_row), U(0))
-            else:
-                at = U(((plane * in_d + depths[d]) * in_h + heights[h]) * in_row)
-                for k in range(U(0), U(runs.size), U(3)):
-                    if runs[k + U(1)] < 0:
-                        _copy(target, to + U(runs[k]), fill, U(0), U(runs[k + U(2)]), U(0))
-                    else:
-                        _copy(target, to + U(runs[k]), x, at + U(runs[k + U(1)]), U(runs[k + U(2)]), U(1))
-                for k in range(U(0), U(singles.size), U(2)):
-                    source = singles[k + U(1)]
-                    target[to + U(singles[k])] = fill[0] if source < 0 else x[at + U(source)]
+        rows, origin = U(min(block, stop - begin)), U(0 if past_caches else begin * out_row)
+        for i in range(rows):
+            row = ((plane * in_d + depths[d]) * in_h + heights[h]) * in_row
+            row_at[i] = -1 if depths[d] < 0 or heights[h] < 0 else row
             h += 1
             if h == out_h:
                 h, d = 0, d + 1
                 if d == out_d:
                     d, plane = 0, plane + 1
+        for k in range(U(0), U(runs.size), U(3)):
+            source, number = runs[k + U(1)], U(runs[k + U(2)])
+            for i in range(rows):
+                row, to = origin + i * U(out_row), origin + i * U(out_row) + U(runs[k])
+                at, room = U(row_at[i] + source), k == U(0) and to + U(LANES) <= end
+                if row_at[i] >= 0 and source >= 0:
+                    _copy(target, to, x, at, number, U(1), room and at + U(LANES) <= U(x.size))
+                elif row_at[i] >= 0:
+                    _copy(target, to, fill, U(0), number, U(0), room)
+                elif k == U(0):
+                    _copy(target, row, fill, U(0), U(out_row), U(0), row + U(LANES) <= end)
+        for k in range(U(0), U(singles.size), U(2)):
+            place, source = origin + U(singles[k]), singles[k + U(1)]
+            for i in range(rows):
+                if row_at[i] >= 0:
+                    target[place + i * U(out_row)] = fill[0] if source < 0 else x[U(row_at[i] + source)]
         if past_caches:
-            copy_past_caches(target, y, begin * out_row, rows * out_row)
+            copy_past_caches(target, y, begin * out_row, np.int64(rows) * out_row)
     if past_caches:
         fence()
 
@@ -135,7 +145,7 @@ def make_fold_rows(half: bool) -> Kernel:
                         _convert(dy, U(((plane * out_d + od) * out_h + oh) * out_row), cells, U(0), U(out_row))
                     else:
                         cells, at = dy, U(((plane * out_d + od) * out_h + oh) * out_row)
-                    _copy(target, place + U(cropped), cells, at + U(first), U(kept), U(1))
+                    _copy(target, place + U(cropped), cells, at + U(first), U(kept), U(1), False)
                     for c in range(U(cropped)):
                         target[place + c] = 0
                     for c in range(U(cropped + kept), U(row)):
