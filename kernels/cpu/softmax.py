@@ -32,9 +32,9 @@ from .vectors import (
     first_lanes,
     gather,
     lane,
+    less,
     load,
     load_first,
-    maximum,
     mul,
     odds,
     select,
@@ -90,6 +90,12 @@ def _sum_of_rows(x: Vector, like: Array, inner: int) -> Vector:
     return broadcast(like, total(x)) if inner == 1 else x
 
 
+@kernel(inlined=True)
+def _larger(x: Vector, y: Vector) -> Vector:
+    """The maxima; of y and a NaN, either."""
+    return select(less(x, y), y, x)
+
+
 def _make_powers(rest: bool) -> Any:
     @kernel(inlined=True)
     def powers_of_unit(x: Array, powers: Array, like: Array, u: int, count: int, inner: int) -> tuple[Vector, Vector]:
@@ -97,10 +103,10 @@ def _make_powers(rest: bool) -> Any:
         a sum is without one maximum, whose exponential is 1: it has all its digits however small it is."""
         first, steps, pitch, cells, last = _unit(u, count, inner)
         top, zero = broadcast(x, -np.inf), broadcast(x, 0.0)
-        for k in range(steps):
-            top = maximum(top, _read_or(x, first + k * pitch, cells if k < steps - 1 else last, top))
+        for k in range(steps):  # a NaN is passed over: its exponential makes the sum a NaN
+            top = _larger(top, _read_or(x, first + k * pitch, cells if k < steps - 1 else last, top))
         for _ in range(4 if inner == 1 else 0):
-            top = maximum(evens(top, top), odds(top, top))
+            top = _larger(evens(top, top), odds(top, top))
         result = maxima = broadcast(like, 0.0)
         for k in range(steps):
             number = cells if k < steps - 1 else last
@@ -127,7 +133,8 @@ powers_of_unit, rest_of_unit = _make_powers(False), _make_powers(True)
 def _softmax(x: Array, y: Array, powers: Array, like: Array, count: int, inner: int, start: int, stop: int) -> None:
     for u in range(start, stop):
         top, all_powers = powers_of_unit(x, powers, like, u, count, inner)
-        scale = as_lanes_of(x, div(broadcast(like, 1.0), all_powers))
+        one = broadcast(like, 1.0)
+        scale = broadcast(x, 1.0 / lane(all_powers, 0)) if inner == 1 else as_lanes_of(x, div(one, all_powers))
         first, steps, pitch, cells, last = _unit(u, count, inner)
         for k in range(steps):
             at, number = first + k * pitch, cells if k < steps - 1 else last
@@ -152,7 +159,7 @@ def softmax_gradient(dy: Array, y: Array, dx: Array, count: int, inner: int, sta
         for k in range(steps):
             at, number = first + k * pitch, cells if k < steps - 1 else last
             products = add(products, to_float64(mul(read(dy, at, number), read(y, at, number))))
-        dot = as_lanes_of(y, _sum_of_rows(products, like, inner))
+        dot = broadcast(y, total(products)) if inner == 1 else as_lanes_of(y, products)
         for k in range(steps):
             at, number = first + k * pitch, cells if k < steps - 1 else last
             store_until(dx, at, mul(read(y, at, number), sub(read(dy, at, number), dot)), at + number)
@@ -216,17 +223,24 @@ def softmax_of_copies(x: Array, y: Array, count: int, inner: int, width: int, st
 
 
 @kernel()
-def gradient_of_copies(
+def gradient_of_columns(
     dy: Array, y: Array, dx: Array, count: int, inner: int, width: int, start: int, stop: int
 ) -> None:
-    """dx of `width` rows after `width` rows."""
-    units, factors = np.empty(count * width, dy.dtype), np.empty(count * width, y.dtype)
-    places = _places(count)
+    """dx of `width` rows that are beside each other, after `width` rows."""
+    sums, dots = np.empty(width), _workspace(y, width)
     for u in range(start, stop):
-        _to_units(dy, units, places, count, inner, width, u)
-        _to_units(y, factors, places, count, inner, width, u)
-        softmax_gradient(units, factors, units, count, LANES, 0, width // LANES)
-        _from_units(units, dx, count, inner, width, u)
+        first = _first_of_copy(dy, count, inner, width, u)
+        for c in range(U(0), U(width), U(LANES)):
+            store(sums, c, broadcast(sums, 0.0))
+        for at in range(U(first), U(first + count * inner), U(inner)):
+            for c in range(U(0), U(width), U(LANES)):
+                product = mul(load(dy, at + c), load(y, at + c))
+                store(sums, c, add(load(sums, c), to_float64(product)))
+        for c in range(U(0), U(width), U(LANES)):
+            store(dots, c, as_lanes_of(y, load(sums, c)))
+        for at in range(U(first), U(first + count * inner), U(inner)):
+            for c in range(U(0), U(width), U(LANES)):
+                store(dx, at + c, mul(load(y, at + c), sub(load(dy, at + c), load(dots, c))))
 
 
 # ------------------------------------------------------------------------------------------------------- cross-entropy
@@ -270,19 +284,19 @@ def row_gradients(
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def _along_axis(
-    loop: Any, of_copies: Any, of_short_rows: bool, axis: int, arrays: tuple[Array, ...]
-) -> Callable[..., Array]:
+def _along_axis(loop: Any, of_many: Any, forward: bool, axis: int, arrays: tuple[Array, ...]) -> Callable[..., Array]:
     """A function of arrays like these: the result of a loop along an axis, in their shape and the first one's dtype.
 
-    of_short_rows: whether short rows are copied."""
+    of_many: the loop of many rows at once, which are copied in `forward`: far or short ones. Backward takes all that
+    are beside each other."""
     shape = arrays[0].shape
     axis %= len(shape)
     count, inner, size = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape)
     rows, copied = size // max(count, 1), False
     if inner > 1:
-        copied = inner >= LANES and count >= FAR_ROWS and count * inner >= FAR_ELEMENTS and count * LANES <= MOST_POWERS
-    elif of_short_rows:
+        far = count >= FAR_ROWS and count * inner >= FAR_ELEMENTS and count * LANES <= MOST_POWERS
+        copied = inner >= LANES and (far or not forward)
+    elif forward:
         copied = count <= SHORT_ROW and rows >= LANES
     width = max(LANES, min(MAX_WIDTH, COPIED // max(count, 1), inner) // LANES * LANES) if copied else LANES
     units = (
@@ -290,7 +304,7 @@ def _along_axis(
     )
     new, nbytes = backends.new_result(shape, arrays[0].dtype), sum(a.nbytes for a in (*arrays, arrays[0]))
     in_chunks = chunked(units if size else 0, nbytes)
-    loop, sizes = (of_copies, (count, inner, width)) if copied else (loop, (count, inner))
+    loop, sizes = (of_many, (count, inner, width)) if copied else (loop, (count, inner))
 
     def run(*arrays: Array) -> Array:
         result = new()
@@ -309,7 +323,7 @@ def softmax_forward(axis: int, x: Array) -> Callable[[Array], Array]:
 @launcher
 def softmax_backward(axis: int, dy: Array, y: Array) -> Callable[[Array, Array], Array]:
     """dx."""
-    return _along_axis(softmax_gradient, gradient_of_copies, False, axis, (dy, y))
+    return _along_axis(softmax_gradient, gradient_of_columns, False, axis, (dy, y))
 
 
 @launcher
