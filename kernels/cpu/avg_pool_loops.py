@@ -19,7 +19,7 @@ import numpy as np
 from .jit import kernel
 from .lp_pool_loops import make_power, make_root
 from .past_caches import copy_past_caches, stored_past_caches
-from .row_sums import ROOM, SHORT_ROW, lane_sums, totals
+from .row_sums import SHORT_ROW, lane_sums
 from .vector_ends import store_until
 from .vectors import (
     LANES,
@@ -38,13 +38,14 @@ from .vectors import (
     store,
     store_first,
     stream,
-    to_float64,
+    total,
 )
 
 Array = Any
 Kernel = Any
 Vector = Any
 U = np.uintp
+FEW_CELLS = 128  # of fewer, the lanes of a plane have one sum: averages of 7x7 then take half of the time
 
 
 @kernel(inlined=True)
@@ -288,22 +289,24 @@ def make_sums_by_cell(vectors: int, backward: bool, power: str = "") -> Kernel:
     return sums_by_cell
 
 
-@kernel()
+@kernel(allocates=False)
 def plane_sums(x: Array, y: Array, plan: Any, start: int, stop: int) -> None:
     """The sum of each plane of `cells` contiguous cells, divided by the divisor: one window a plane.
 
     The sums of the lanes over up to SHORT_ROW cells are in x's compute dtype; the sums of these in float64."""
     cells, divisor = plan
-    sums = np.zeros(ROOM, np.float64)
-    for first in range(start, stop, LANES):
-        number = min(LANES, stop - first)
-        for k in range(number):
-            acc = broadcast(sums, 0)
+    rest = cells % LANES
+    for plane in range(U(start), U(stop)):
+        at, acc = plane * U(cells), 0.0
+        if cells < FEW_CELLS:
+            lanes = broadcast(x, 0)
+            for i in range(at, at + U(cells - rest), U(LANES)):
+                lanes = add(lanes, load(x, i))
+            acc = total(add(lanes, load_first(x, at + U(cells - rest), rest)) if rest > 0 else lanes)
+        else:
             for run in range(0, cells, SHORT_ROW):
-                at, n = U((first + k) * cells + run), U(min(SHORT_ROW, cells - run))
-                acc = add(acc, to_float64(lane_sums(x, at, n)))
-            store(sums, U(k * LANES), acc)
-        store_first(y, first, as_lanes_of(y, div(totals(sums, 0), broadcast(sums, divisor))), number)
+                acc += total(lane_sums(x, at + U(run), U(min(SHORT_ROW, cells - run))))
+        store_first(y, plane, broadcast(y, acc / divisor), 1)
 
 
 @kernel(allocates=False)
