@@ -110,16 +110,18 @@ def _tie_tables(window: AnyWindow) -> tuple[Any, ...]:
 
 
 @backends.planned
-def _backward_tables(window: AnyWindow, complete: bool) -> tuple[Any, ...]:
-    """`offsets d h w` of the loops. If not `complete`, `w` is empty if a stride gives the starts of windows, and each
-    window sees a cell."""
-    axes, offsets = three_axes(window), np.zeros(1, np.int64)
+def _backward_tables(window: AnyWindow) -> tuple[Array, Array, Array]:
+    """`offsets rows w` of the loops."""
+    axes, offsets, channels = three_axes(window), np.zeros(1, np.int64), planes_and_channels(window)[1]
     for axis in axes:
         taps = np.arange(axis.kernel) * dilation_of(axis)
         offsets = (offsets[:, None] * axis.length + taps).reshape(-1)
-    complete = complete or isinstance(axes[2], AdaptiveAxis) or not _simple(window)
-    last = starts_and_counts(axes[2]) if complete else np.empty((2, 0), np.int32)
-    return offsets, starts_and_counts(axes[0]), starts_and_counts(axes[1]), last
+    (d, in_d), (h, in_h), w = map(starts_and_counts, axes)
+    d, h = d.astype(np.int64), h.astype(np.int64)
+    begin = ((d[:, None] * axes[1].length + h) * axes[2].length).reshape(-1)
+    rows = np.stack([begin, (begin + w[0, -1:] + offsets[-1] + 1) * channels, (in_d[:, None] * in_h > 0).reshape(-1)])
+    rows[1, -1:] = math.prod(a.length for a in axes) * channels  # the last row sets what is left to 0
+    return offsets, rows, w
 
 
 @backends.planned
@@ -170,13 +172,13 @@ def _tie_bits(window: AnyWindow, x: Array) -> Callable[[Array, Array], Array]:
 
 def _indices(window: AnyWindow, dtype: Any) -> Callable[[Array], Array]:
     """A function of the argmax: the flat cell of each maximum in its plane; -1 if the window sees no cell."""
-    sizes, tables, number = _sizes(window), _backward_tables(window, True), math.prod(window.out_shape)
-    planes = planes_and_channels(window)[0] if number else 0
-    in_chunks = chunked(planes * sizes[3] * sizes[4], number * (8 + dtype.itemsize))
+    tables, number = _backward_tables(window), math.prod(window.out_shape)
+    planes, channels = planes_and_channels(window)
+    in_chunks = chunked(planes * tables[1].shape[1] if number else 0, number * (8 + dtype.itemsize))
 
     def run(argmax: Array) -> Array:
         indices = np.empty(argmax.shape, np.int64)
-        in_chunks(backward_loops.flat_indices, flat(argmax), flat(indices), sizes, *tables)
+        in_chunks(backward_loops.flat_indices, flat(argmax), flat(indices), channels, *tables)
         return indices
 
     return run
@@ -184,16 +186,14 @@ def _indices(window: AnyWindow, dtype: Any) -> Callable[[Array], Array]:
 
 def _backward(window: AnyWindow, dy: Array, saved: Array, ties: str) -> Callable[[Array, Array], Array]:
     """A function of arrays like dy and what was saved: dx."""
-    width, shape = three_axes(window)[2], window.layout.shape
-    stride, padding = (0, 0) if isinstance(width, AdaptiveAxis) else (width.stride, width.before)
-    disjoint = all(isinstance(a, Axis) and a.disjoint for a in window.axes)
-    offsets, *tables = _backward_tables(window, False)
-    arguments = (_sizes(window), offsets, disjoint, *tables, stride, padding)
-    loop, size = backward_loops.make_backward(ties, _simple(window)), math.prod(shape)
+    shape, (planes, channels) = window.layout.shape, planes_and_channels(window)
+    disjoint, size = all(isinstance(a, Axis) and a.disjoint for a in window.axes), math.prod(shape)
+    arguments = size // max(planes, 1), channels, *_backward_tables(window)
+    loop = backward_loops.make_backward(ties, _simple(window), disjoint)
     moved = ties == "first" and disjoint  # numbers are only moved: half types need no conversion
     of_bits: Callable[[Array], Array] = as_bits if moved else lambda array: array
     rows = (1, 1 if ties == "first" else saved.shape[0], 1)
-    nbytes, planes = dy.nbytes + saved.nbytes + size * dy.itemsize, planes_and_channels(window)[0]
+    nbytes = dy.nbytes + saved.nbytes + size * dy.itemsize
     new, over = backends.new_result(shape, dy.dtype), over_planes(planes, 1, of_bits(dy).dtype, nbytes, rows)
 
     def run(dy: Array, saved: Array) -> Array:
