@@ -150,32 +150,31 @@ class _Lanes:
         return _Lanes(self.builder, self.builder.bitcast(self.value, vector_of(element)))
 
 
-def _power(x: _Lanes, offset: Any, rest: Any = None) -> tuple[_Lanes, _Lanes]:
-    """2**(n + offset) and exp(r) - 1, with x + rest = n ln 2 + r. rest: what rounding x has left out."""
+def _power(x: _Lanes, offset: Any, minus: Callable[[_Lanes], _Lanes] | None = None) -> tuple[_Lanes, _Lanes]:
+    """2**(n + offset) and exp(r) - 1, with x = n ln 2 + r. minus: the exact x minus a number near it; x is rounded."""
     numbers, integer = x.numbers, x.numbers.integer
     # Its last bits are n + offset and the bias of exponents. They are shifted to where a number has its exponent.
     shift = offset + (1.5 * 2.0**numbers.bits + (1 << (integer.width - numbers.bits - 2)) - 1)
     shifted = x.times_plus(1 / math.log(2), shift)
     n = shifted - shift
-    high = n.times_plus(-numbers.ln2[0], x)
-    low = n * -numbers.ln2[1] if rest is None else n.times_plus(-numbers.ln2[1], rest)
+    high = n.times_plus(-numbers.ln2[0], x) if minus is None else minus(n * numbers.ln2[0])
+    low = n * -numbers.ln2[1]
     r = high + low
     bits = fill(x.builder, ir.Constant(integer, numbers.bits))
     power = _Lanes(x.builder, x.builder.shl(shifted.as_type(integer).value, bits)).as_type(x.value.type.element)
     return power, (r * r).times_plus(r.polynomial(numbers.exp), low) + high  # without the rounding of r
 
 
-def _exp(x: _Lanes, rest: Any = None) -> _Lanes:
-    """exp(x + rest). The power of two has an exponent that is `offset` too high, until the last product."""
-    offset = x.numbers.offset
-    power, more = _power(x, offset, rest)
-    return power.times_plus(more, power) * 2.0**-offset
+def _exp(x: _Lanes, minus: Callable[[_Lanes], _Lanes] | None = None) -> _Lanes:
+    """exp(x) times 2**offset: where the power of two is too low for a normal number, the product with it is not."""
+    power, more = _power(x, x.numbers.offset, minus)
+    return power.times_plus(more, power)
 
 
 def _exp_of_negative(x: _Lanes) -> _Lanes:
     """exp(x) for x <= 0; a NaN stays a NaN."""
     lowest = x.of(x.numbers.low)
-    return _exp(lowest.where(x.below(lowest), x))
+    return _exp(lowest.where(x.below(lowest), x)) * 2.0**-x.numbers.offset
 
 
 def _tanh(x: _Lanes) -> _Lanes:
@@ -199,12 +198,11 @@ Tail = Callable[[_Lanes], tuple[_Lanes, _Lanes]]
 
 def _normal_tail(size: _Lanes) -> tuple[_Lanes, _Lanes]:
     """P(X > size) of a standard normal X, and size times its density there."""
-    half = size * -0.5
-    square = half * size
-    density = _exp(square, half.times_plus(size, -square))
+    half, scale = size * -0.5, 2.0**-size.numbers.offset
+    power = _exp(half * size, lambda number: half.times_plus(size, -number))  # exp(-size**2 / 2) / scale
     above, below = size.numbers.tail
-    tail = size.polynomial(above) / size.polynomial(below) * density
-    return tail, size * DENSITY * density
+    tail = size.polynomial(tuple(c * scale for c in above)) / size.polynomial(below) * power
+    return tail, size * (DENSITY * scale) * power
 
 
 def _tanh_form_tail(size: _Lanes) -> tuple[_Lanes, _Lanes]:
@@ -270,7 +268,7 @@ def _pow(x: _Lanes, exponent: _Lanes) -> _Lanes:
     product = low.where(below, high.where(above, product))
     # Of 2**n the exponent is at first nearer to 0 by 512, so that n may be too low or too high for a normal number.
     offset = x.of(512.0).where(product.below(0.0), -512.0)
-    power, more = _power(product, offset, rest)
+    power, more = _power(product, offset, lambda number: (product - number) + rest)
     result = power.times_plus(more, power) * x.of(2.0**-512).where(product.below(0.0), 2.0**512)
     return result.where(x.equals(x), x)
 
