@@ -41,6 +41,7 @@ def near(got: Any, expected: Any, tolerance: float) -> None:
 def test_one_launch_a_pass_and_the_same_bits_in_any_order(
     cupy: Any, op: str, shape: Any, args: Any, options: Any, rng: np.random.Generator
 ) -> None:
+    """Of Lp pooling's overlapping windows the norms have a launch before the gradient's."""
     x = cupy.asarray(rng.standard_normal(shape).astype("float32"))
     args, seen = (*map(cupy.asarray, labels(op, shape)), *args), set()
     for order in ("ascending", "random"):
@@ -48,7 +49,7 @@ def test_one_launch_a_pass_and_the_same_bits_in_any_order(
             y, ctx = getattr(F, f"{op}_forward")(x, *args, **options)
             assert len(made) == 1
             dx = getattr(F, f"{op}_backward")(y, ctx)
-            assert len(made) == 2
+            assert len(made) == (3 if made[-1].name.startswith("lp_pool_gather") else 2)
         seen.add((y.get().tobytes(), dx.get().tobytes()))
     assert len(seen) == 1
 
@@ -63,7 +64,7 @@ def test_inference_is_one_launch(cupy: Any, op: str) -> None:
     assert len(made) == 1
 
 
-def test_large_overlapping_windows_of_lp_pool_have_their_norms_first(cupy: Any, rng: np.random.Generator) -> None:
+def test_overlapping_windows_of_lp_pool_have_their_norms_first(cupy: Any, rng: np.random.Generator) -> None:
     x = cupy.asarray(rng.standard_normal((2, 3, 9, 9)).astype("float32"))
     with kernels.mode("off"):
         y, ctx = F.lp_pool_forward(x, 5, 3.0, 1)

@@ -8,8 +8,8 @@
 //           infinity is NaN. It is 0 where x or y is 0.
 // Thread    lp_pool and lp_pool_scatter: L lanes of a warp (1 or 32) a window, which take every L-th tap of a row. scatter is
 //           for disjoint windows: it writes dx in each cell of its window, and 0 in the cells up to the next window.
-//           lp_pool_gather: one cell, which adds up the windows over it; their norms come from `norms`, or are worked out
-//           again where that is null. The order of sums depends on the shapes alone.
+//           lp_pool_gather: one cell, which adds up the windows over it, whose norms lp_pool wrote before. The order of sums
+//           depends on the shapes alone.
 // Bytes     each array once from memory; what windows share comes from the caches.
 // Source    functional/lp_pool.py.
 #include "common.cuh"
@@ -29,8 +29,9 @@ struct Power {
     if (size == 0.0 || norm == 0.0) return 0.0;
     if (p == 1.0) return dy;
     if (isinf(size)) return nan("");
-    if (!scaled) return dy * power_of(norm, 1.0 - p) * (p == 2.0 ? size : power_of(size, p - 1.0));
-    if (p >= 2.0) return dy * (p == 2.0 ? size / norm : power_of(size / norm, p - 1.0));
+    if (p == 2.0) return dy * (size / norm);
+    if (!scaled) return dy * power_of(norm, 1.0 - p) * power_of(size, p - 1.0);
+    if (p > 2.0) return dy * power_of(size / norm, p - 1.0);
     const double half = power_of(size, (p - 1.0) / 2.0) * power_of(norm, (1.0 - p) / 2.0);
     return dy * (half * half);
   }
@@ -116,16 +117,14 @@ __global__ void __launch_bounds__(256, 2) lp_pool_gather(const T* __restrict__ d
     const double* __restrict__ norms, T* __restrict__ dx, I n, INNER, double p, int scaled, AXES) {
   LOAD_AXES LOAD_INNER
   const Power power = {p, scaled != 0};
-  const I cells = I(d.length) * I(h.length) * I(w.length), windows = I(d.out) * I(h.out) * I(w.out);
+  const I windows = I(d.out) * I(h.out) * I(w.out);
   for (I i = I(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += I(gridDim.x) * blockDim.x) {
     const Place<I> at = place_of(i, d, h, w, by_inner);
-    const T* const plane = x + at.outer * cells * inner + at.channel;
     const double v = widen(x[i]), size = fabs(v);
     double sum = 0.0;
     each_window(d, h, w, at.z, at.r, at.c, [&](int, int oz, int oy, int ox) {
       const I window = element(at, windows, (I(oz) * I(h.out) + I(oy)) * I(w.out) + I(ox), inner);
-      const double norm = norms ? norms[window] : norm_of<1>(plane, inner, d, h, w, oz, oy, ox, 0, power);
-      sum += power.gradient(widen(dy[window]), size, norm);
+      sum += power.gradient(widen(dy[window]), size, norms[window]);
     });
     dx[i] = rounded<T>(signed_as(sum, v));
   }

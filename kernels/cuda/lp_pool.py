@@ -15,7 +15,6 @@ from .launch import Launch, cached_plan, contiguous, grid_size, offset_types
 from .window import axes, cells_of, inner_of, is_wide, too_large
 
 Array = Any
-FEW_TAPS = 16  # of a window that a cell's gradient works out again; the norms of larger windows get a launch before
 
 
 def refuses(step: str, spec: Any, *arrays: Array) -> str | None:
@@ -64,6 +63,6 @@ def lp_pool_backward(b: Backend, spec: Any, dy: Array, x: Array) -> Array:
     if _scatters(spec.window):
         cached_plan(_make, b, spec, "lp_pool_scatter", x.dtype)(dy, x, dx)
         return dx
-    norms = _norms(b, spec, x, b.xp.float64) if math.prod(spec.window.kernel) > FEW_TAPS else None
+    norms = _norms(b, spec, x, b.xp.float64)
     cached_plan(_make, b, spec, "lp_pool_gather", x.dtype)(dy, x, norms, dx)
     return dx
