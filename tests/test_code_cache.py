@@ -111,6 +111,12 @@ code_cache.address_of_symbol = lambda name: None
     assert run(cache, code) == ([*RIGHT, True], [])
 
 
+def test_what_an_op_writes_changes_no_key_of_kernels_that_are_imported_after_it(cache: Path) -> None:
+    code = RELU + "F.softmax(np.zeros((2, 3), 'float32'))"
+    assert run(cache, code) == (RIGHT, [*COMPILED, "softmax"])
+    assert run(cache, code) == (RIGHT, [])
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_yield"), reason="no sched_yield here")
 def test_the_loops_that_wait_are_compiled_once(cache: Path) -> None:
     code = """

@@ -115,27 +115,35 @@ def _constant(value: Any) -> str | None:
 
 
 def _variables(function: Any) -> list[tuple[str, Any]]:
-    """The names and values of an enclosing function's variables that a kernel uses. TypeError for what has no key."""
+    """The names of an enclosing function's variables that a kernel uses, and the values of constants or the kernels.
+    TypeError for what has no key."""
     found: list[tuple[str, Any]] = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         value = cell.cell_contents
-        inner = getattr(value, "py_func", None)
-        text = _constant(value) if inner is None else _code(inner)
-        if text is None:
+        part = getattr(value, "py_func", None) or _constant(value)
+        if part is None:
             raise TypeError(
                 "of an enclosing function's variables a kernel may use constants and kernels;"
                 f" {function.__qualname__} uses {name}, a {type(value).__name__}"
             )
-        found.append((name, text))
+        found.append((name, part))
     return found
 
 
 def _code(function: Any) -> tuple[Any, ...]:
-    """The parts of the key that come from a kernel's source, its module's constants and its enclosing function."""
-    module = function.__module__
+    """The parts of the key that come from the sources of a kernel and of the kernels among its variables, from their
+    modules' constants, and from its enclosing function. The kernels' names contain hashes of their own variables."""
+    modules, texts, waiting = {function.__module__}, list[Any](), [function]
+    while waiting:
+        for name, part in _variables(waiting.pop()):
+            if not isinstance(part, str):
+                modules.add(part.__module__)
+                waiting.append(part)
+            texts.append((name, part if isinstance(part, str) else (part.__module__, part.__qualname__)))
+    names = tuple(sorted(modules))
     # Without those of the compiler and of what it alone imports, which are there only once something is compiled.
-    constants = [_constants(name) for name in _sources(module, without=COMPILER)]
-    return module, function.__qualname__, _sources(module, *COMPILER), constants, _variables(function)
+    constants = [_constants(name) for name in _sources(*names, without=COMPILER)]
+    return names, function.__qualname__, _sources(*names, *COMPILER), constants, texts
 
 
 @functools.cache
@@ -205,7 +213,7 @@ class CodeCache(NullCache):  # type: ignore[misc]
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        _code(function)  # reads the sources, and refuses variables that have no key
+        _sources(function.__module__, *COMPILER)  # as they are now
 
     @property
     def cache_path(self) -> str:
@@ -258,7 +266,8 @@ def attach(kernel: Any) -> None:
         with contextlib.suppress(ImportError, OSError, ValueError):
             function = kernel.py_func
             if variables := _variables(function):
-                function.__qualname__ += f"_{hashlib.sha256(repr(variables).encode()).hexdigest()[:16]}"
+                texts = [(n, p if isinstance(p, str) else f"{p.__module__}.{p.__qualname__}") for n, p in variables]
+                function.__qualname__ += f"_{hashlib.sha256(repr(texts).encode()).hexdigest()[:16]}"
             kernel._cache = CodeCache(function)
 
 

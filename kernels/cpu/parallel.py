@@ -23,7 +23,6 @@ CHUNK_BYTES = 2_400_000  # bytes that a chunk reads and writes, about: Python ne
 # Compiled code needs 1 µs for that, so its chunks may be smaller, until there are MANY_CHUNKS.
 SMALL_CHUNK_BYTES, MANY_CHUNKS = 128 << 10, 16
 WAKING_CHUNKS = 4  # from so many on sleeping threads are woken, which takes 50 µs
-ONE_CHUNK = np.zeros(backends.BOARD, np.int64)  # a board that no helper looks at
 HALF_TYPES = ("float16", "bfloat16")
 HALF_TILE_FACTOR = 6  # bytes counted for each byte of a half type: a tile's float32 copies then fit the L2 cache
 
@@ -92,13 +91,16 @@ def chunked(
 def _in_chunks(units: int, number: int, unit: int, end: int) -> Callable[..., None]:
     edges = [unit * (units * i // number) for i in range(number)] + [end]
     table, empty = np.array(edges, np.int64), edges[0] >= edges[-1]
+    # No helper looks at the board of a single chunk. It must not be a constant of this module: compiled code writes to
+    # it, and what is stored on disk is found by the values of the constants.
+    own_board = np.zeros(backends.BOARD, np.int64) if number == 1 else None
 
     def in_chunks(run: Any, *arguments: Any, workspace: tuple[int, ...] = ()) -> None:
         if empty:
             return
         shared = getattr(run, "shared", None)
         if shared is not None:
-            board = ONE_CHUNK if number == 1 else _awake_board(number)
+            board = _awake_board(number) if own_board is None else own_board
             if not shared(board, table, workspace, *arguments):
                 return
         _run_in_python(run, arguments, workspace, edges)  # the kernel's exception is raised again
