@@ -22,8 +22,10 @@ from numba.core.cpu import CPUContext
 from numba.core.environment import lookup_environment
 from numba.core.errors import NumbaError, TypingError
 from numba.core.imputils import builtin_registry
+from numba.core.lowering import Lower
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.runtime import rtsys
+from numba.core.targetconfig import ConfigStack
 from numba.core.typed_passes import (
     AnnotateTypes,
     InlineOverloads,
@@ -98,9 +100,19 @@ class _EntryLibrary(_Library):
             super()._optimize_final_module()
 
 
+class _Lower(Lower):  # type: ignore[misc]
+    """How a kernel becomes LLVM code."""
+
+    def delvar(self, name: str) -> None:
+        """As Numba's method, which also sets to 0 what holds no reference to an array."""
+        if self.context.enable_nrt and self.context.data_model_manager[self.typeof(name)].contains_nrt_meminfo():
+            super().delvar(name)
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _LowerEntry(NativeLowering):  # type: ignore[misc]
     _name = "lower_entry"
+    lowering_class = _Lower
 
     def run_pass(self, state: Any) -> bool:
         codegen = state.targetctx.codegen()
@@ -119,6 +131,7 @@ class _LowerEntry(NativeLowering):  # type: ignore[misc]
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _LowerPart(NativeLowering):  # type: ignore[misc]
     _name = "lower_part"
+    lowering_class = _Lower
 
     def run_pass(self, state: Any) -> bool:
         library = state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
@@ -158,10 +171,57 @@ def _load_new() -> None:
     cpu_target.target_context.install_registry(builtin_registry)
 
 
+_sizes: dict[str, int] = {}  # of LLVM's types, in bytes
+_functions: dict[Any, Any] = {}  # what `get_function` has found
+
+
+def _for_context(found: Any, context: Any) -> Any:
+    """A function that was found for another kernel, for this one's context."""
+    made = object.__new__(type(found))
+    vars(made).update(vars(found), _context=context)
+    return made
+
+
 class _Target(CPUContext):  # type: ignore[misc]
     def get_function(self, fn: Any, sig: Any, _firstcall: bool = True) -> Any:
-        """As Numba's method, but not to find these loads nothing: Numba has something in their place."""
-        return super().get_function(fn, sig, _firstcall and fn not in ("__array__", "static_getitem", "static_setitem"))
+        """As Numba's method, but what it has found is kept, and not to find these loads nothing: Numba has something in
+        their place."""
+        key = fn, sig
+        found = _functions.get(key)
+        if found is None:
+            known = fn in ("__array__", "static_getitem", "static_setitem")
+            found = super().get_function(fn, sig, _firstcall and not known)
+            if isinstance(fn, types.Callable) and not isinstance(fn, types.Dispatcher):
+                _functions[key] = found
+        return found if found._context is self else _for_context(found, self)
+
+    def get_abi_sizeof(self, kind: Any) -> int:
+        """As Numba's method, which compiles a module to find out."""
+        name = str(kind)
+        if name not in _sizes:
+            _sizes[name] = super().get_abi_sizeof(kind)
+        return _sizes[name]
+
+    def post_lowering(self, module: Any, library: Any) -> None:
+        """As Numba's method, which links its functions for memory to all kernels."""
+        if self.enable_nrt:
+            super().post_lowering(module, library)
+
+
+_find_call_type = types.Function.get_call_type
+_call_types: dict[Any, Any] = {}
+
+
+def _get_call_type(function: Any, context: Any, args: Any, kws: Any) -> Any:
+    """As Numba's method of a type of functions, but what it has found is kept: it tries one implementation after the
+    other, each time, also for `x + y` and `x[i]`."""
+    if kws or context is not cpu_target.typing_context:
+        return _find_call_type(function, context, args, kws)
+    flags = ConfigStack.top_or_none()  # an implementation can depend on them
+    key = function, tuple(args), None if flags is None else tuple(map(str, flags._values.items()))
+    if key not in _call_types:
+        _call_types[key] = _find_call_type(function, context, args, kws)
+    return _call_types[key]
 
 
 class _Types:
@@ -241,6 +301,7 @@ def _compiling() -> Any:
 
         def undo() -> None:
             target.pop("refresh", None)
+            types.Function.get_call_type = _find_call_type
             if collects:
                 gc.enable()
 
@@ -248,6 +309,7 @@ def _compiling() -> Any:
 
     def enter() -> None:
         gc.disable()
+        types.Function.get_call_type = _get_call_type
         target["refresh"] = _load_new  # for Numba's own functions, which its own compiler compiles
 
     return backends.Block(enter, prepare)
