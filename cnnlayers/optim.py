@@ -152,12 +152,13 @@ class Optimizer:
         launch = self._kernel and kernels.find(self._kernel, backends.of(next(iter(self.params.values()))), None)
         if launch and kernels.current_mode() == "require":
             for name in grads:
-                kernels.find(self._kernel, self._owner(name), None, *self._arrays(name, grads[name]))
+                b = self._owner(name)
+                kernels.find(self._kernel, b, None, *self._arrays(b, name, grads[name]))
         self.steps += 1
         numbers = self._kernel_numbers(lr) if launch else ()
         for name in grads:
             b = self._owner(name)
-            p, g, *own = self._arrays(name, grads[name])
+            p, g, *own = self._arrays(b, name, grads[name])
             if launch and b.name == "numpy" and launch(numbers, p, g, *own):
                 continue
             wide = cast(b, p, g.dtype)
@@ -165,9 +166,9 @@ class Optimizer:
             if wide is not p:
                 p[...] = cast(b, wide, p.dtype)
 
-    def _arrays(self, name: str, g: Array) -> list[Array]:
+    def _arrays(self, b: Backend, name: str, g: Array) -> list[Array]:
         """A parameter, its gradient in the dtype of the update, and the optimiser's own arrays."""
-        b, p = self._owner(name), self.params[name]
+        p = self.params[name]
         return [p, cast(b, g, _wide(b, p.dtype)), *[self._state[f"{slot}.{name}"] for slot in self.slots]]
 
     def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
@@ -334,11 +335,6 @@ class SGD(Optimizer):
         if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov needs a momentum above 0, got 0")
         super().__init__(params, lr, weight_decay)
-
-    def _arrays(self, name: str, g: Array) -> list[Array]:
-        """A parameter, its gradient in the dtype of the update, and the optimiser's own arrays."""
-        b, p = self._owner(name), self.params[name]
-        return [p, cast(b, g, _wide(b, p.dtype)), *[self._state[f"{slot}.{name}"] for slot in self.slots]]
 
     def _kernel_numbers(self, lr: float) -> tuple[Any, ...]:
         return lr, float(self.weight_decay), float(self.momentum), self.nesterov
