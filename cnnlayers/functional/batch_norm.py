@@ -156,7 +156,7 @@ def batch_norm_forward(
 
     Notes
     -----
-    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    Half types are computed in float32. The variance is that of centred values. A NaN makes
     its whole channel NaN. An empty batch leaves the running statistics as they are.
 
     Examples

@@ -72,7 +72,7 @@ def group_norm_forward(
 
     Notes
     -----
-    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    Half types are computed in float32. The variance is that of centred values. A NaN makes
     its whole group NaN.
 
     Examples
@@ -168,7 +168,7 @@ def instance_norm_forward(
 
     Notes
     -----
-    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    Half types are computed in float32. The variance is that of centred values. A NaN makes
     its whole plane NaN.
 
     Examples

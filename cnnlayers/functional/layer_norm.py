@@ -52,7 +52,7 @@ def layer_norm_forward(
 
     Notes
     -----
-    Half types are computed in float32. The variance is that of centred values, computed in a second pass. A NaN makes
+    Half types are computed in float32. The variance is that of centred values. A NaN makes
     its whole row NaN.
 
     Examples

@@ -21,7 +21,7 @@ from .jit import kernel
 from .norm_loops import write
 from .past_caches import stored_past_caches
 from .vector_ends import read
-from .vectors import LANES, add, broadcast, fence, fma, lane, mul, sub, to_float64
+from .vectors import LANES, add, broadcast, fence, fma, lane, mul, store, sub, to_float64
 
 Array = Any
 Kernel = Any
@@ -162,27 +162,32 @@ def make_results(backward: bool) -> Kernel:
     ) -> None:  # fmt: skip
         width = fold * groups * group_size * inner
         past_caches = stored_past_caches(y) and width % LANES == 0
-        shift, scale, offset, of_sample = _zeros(x, width), _zeros(x, width), _zeros(x, width), -1
+        room, of_sample = width + LANES, -1
+        shift, scale, offset = _zeros(x, room), _zeros(x, room), _zeros(x, room)
         if backward:
-            weight, x_slope = _zeros(x, width), _zeros(x, width)
+            weight, x_slope = _zeros(x, room), _zeros(x, room)
         for u in range(start, stop):
             sample, first, last = _piece(u, lines, pieces)
             if sample != of_sample:
                 of_sample, c = sample, 0
                 for group in range(fold * groups):
                     r, k = sample * groups + group % groups, group % groups * group_size
-                    shift[c] = mean[r]
-                    center, beyond = shift[c], mean[r] - shift[c]
+                    center = broadcast(x, mean[r])
+                    beyond = mean[r] - lane(center, 0)
                     for channel in range(k, k + group_size):
                         if backward:
-                            a, b, w, slope = rstd[r], -addend[r], gamma[channel], -x_factor[r]
+                            scales, offsets = broadcast(x, rstd[r]), broadcast(x, -addend[r])
+                            weights, x_slopes = broadcast(x, gamma[channel]), broadcast(x, -x_factor[r])
                         else:
-                            a = rstd[r] * gamma[channel]
-                            b = addend[channel] - beyond * a
-                        for i in range(c, c + inner):
-                            shift[i], scale[i], offset[i] = center, a, b
+                            factor = rstd[r] * gamma[channel]
+                            scales, offsets = broadcast(x, factor), broadcast(x, addend[channel] - beyond * factor)
+                        for i in range(c, c + inner, LANES):  # the next channel overwrites what is beyond
+                            store(shift, i, center)
+                            store(scale, i, scales)
+                            store(offset, i, offsets)
                             if backward:
-                                weight[i], x_slope[i] = w, slope
+                                store(weight, i, weights)
+                                store(x_slope, i, x_slopes)
                         c += inner
             for block in range(first, last, LINES_AT_ONCE):
                 for c in range(0, width, LANES):

@@ -55,7 +55,7 @@ def per_cell_backward(
     centred: bool, cells: int, pieces: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """dx of the rows of pieces start to stop. Each piece adds its part of dgamma and dbeta to its own line of these."""
-    rows, step = rstd.size, gamma.size // cells
+    rows, step, small = rstd.size, gamma.size // cells, 1.0 / cells
     sum_dy, sum_products = np.empty(rows), np.empty(rows)
     factors = np.full(FACTORS * BATCH_ROWS * step, lane(broadcast(x, 0.0), 0))
     for piece in range(start, stop):
@@ -67,9 +67,9 @@ def per_cell_backward(
                 k = U(FACTORS * (r - low))
                 factors[k] = mean[r]
                 delta = mean[r] - factors[k]
-                x_factor = rstd[r] * (sum_products[r] - delta * sum_dy[r]) * rstd[r] / cells
+                x_factor = rstd[r] * (sum_products[r] - delta * sum_dy[r]) * rstd[r] * small
                 factors[k + U(1)], factors[k + U(2)], factors[k + U(3)] = rstd[r], -delta * rstd[r], -x_factor
-                factors[k + U(4)] = delta * x_factor - (sum_dy[r] / cells if centred else 0.0)
+                factors[k + U(4)] = delta * x_factor - (sum_dy[r] * small if centred else 0.0)
             for r in range(low, min(low + step, high)):
                 _batch_gradients(
                     dy, x, dx, gamma, factors, dgamma, dbeta, cells, low, r, high, step, piece * gamma.size

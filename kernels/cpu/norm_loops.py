@@ -82,6 +82,13 @@ def _modulo(i: int, n: int) -> int:
     return i if i < n else i % n
 
 
+@kernel(inlined=True)
+def _to_parameters(begin: int, length: int, gamma: Array) -> int:
+    """What is added to a cell's number to get that of its parameter, in a segment from cell `begin` on; without
+    a division where a row has all parameters."""
+    return (0 if gamma.size == length else begin % gamma.size) - begin
+
+
 # ---------------------------------------------------------------------------------------------------------------- sums
 @functools.cache
 def _make_lane_sums(backward: bool, per_cell: bool) -> Kernel:
@@ -196,7 +203,7 @@ def make_gradient_sums(per_cell: bool) -> Kernel:
                     for v in range(number):
                         row, begin = segment + v, first + v * length
                         row = _modulo(row if group_size == 1 else row // group_size, mean.size)
-                        shift, parameter = broadcast(x, mean[row]), begin % gamma.size - begin
+                        shift, parameter = broadcast(x, mean[row]), _to_parameters(begin, length, gamma)
                         at = begin + k * stride + c
                         s, q = lane_sums(dy, x, gamma, shift, one, at, run, stride, cut, parameter)
                         store(room, v * LANES, s)
@@ -246,7 +253,7 @@ def make_results(backward: bool, per_cell: bool = False) -> Kernel:
             segment, begin, width = _part(u, length, parts)
             r = _modulo(segment if group_size == 1 else segment // group_size, mean.size)
             channel = _modulo(segment, gamma.size)
-            parameter = begin % gamma.size - begin
+            parameter = _to_parameters(begin, length, gamma)
             shifts, scale = broadcast(x, mean[r]), rstd[r]
             offset = (lane(shifts, 0) - mean[r]) * scale
             if backward:
