@@ -2,11 +2,11 @@
 
 Rules of the family: the weight is (F, C/groups, *k), for a transposed convolution (C, F/groups, *k), in both data
 formats. Cells outside x count as 0. Sums are kept in float32 (float64 for float64), and parameters are cast to that.
-On the CPU, with compiled kernels, vector loops compute convolutions, with the same bits on every CPU; 1×1 ones from or
-to few channels are products by BLAS (`form_of` in conv_form.py chooses). 3×3 ones of float32 with stride 1, channels
-first and 16 channels or more take Winograd's form where it is faster; it is exact to 5e-6 of the largest result, direct
-loops to 1e-6. `kernels.winograd("off")`, or the variable CNNLAYERS_WINOGRAD=off, switches it off. Where a kernel would
-carry a NaN or an infinity to other cells, the code of correlation.py computes the result.
+On the CPU, with compiled kernels, vector loops compute convolutions, with the same bits on every CPU; large 1×1 ones
+from or to few channels are products by BLAS (`form_of` in conv_form.py chooses). 3×3 ones of float32 with stride 1,
+channels first and 16 channels or more take Winograd's form where it is faster; it is exact to 5e-6 of the largest
+result, direct loops to 1e-6. `kernels.winograd("off")`, or the variable CNNLAYERS_WINOGRAD=off, switches it off. Where
+a kernel would carry a NaN or an infinity to other cells, the code of correlation.py computes the result.
 
 On a GPU cuDNN computes them where it is installed and not switched off (`kernels.cudnn`), else columns and cuBLAS.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cnnlayers import kernels
 from cnnlayers.backends import Backend
-from cnnlayers.specs.conv import DIRECT_POINTWISE, Conv
+from cnnlayers.specs.conv import DIRECT_POINTWISE, SMALL_POINTWISE, Conv
 
 from .arrays import Array
 
@@ -31,9 +31,11 @@ def form_of(b: Backend, spec: Conv, dtype: Any, step: str) -> str:
     if b.name == "cupy":
         return "cudnn"
     if spec.pointwise and not spec.depthwise:
-        return "direct" if b.name == "numpy" and spec.targets(step) >= DIRECT_POINTWISE else "point"
+        vectors = spec.targets(step) >= DIRECT_POINTWISE or spec.flops < SMALL_POINTWISE
+        return "direct" if b.name == "numpy" and vectors else "point"
     if b.name == "numpy":
-        return "winograd" if spec.winograd and dtype == b.xp.float32 and kernels.winograd_allowed() else "direct"
+        winograd = step in spec.winograd and dtype == b.xp.float32 and kernels.winograd_allowed()
+        return "winograd" if winograd else "direct"
     return "depthwise" if spec.depthwise else "columns"
 
 

@@ -13,10 +13,13 @@ from .windows import Axis, Window, check_has_cells, effective, padding_of, windo
 
 # For Winograd's form: channels and filters of a group, tiles of 4×4 windows, and windows in their cells, all at least.
 # At 16 channels and a full cover it is 1.2 to 1.3 times as fast as direct loops, from 64 on 1.4 to 2, at 0.77 1.3; with
-# fewer tiles the weight's transform takes longer than what it saves.
-LEAST_WINOGRAD, WINOGRAD_TILES, WINOGRAD_COVER = 16, 48, 0.9
+# fewer tiles the weight's transform takes longer than what it saves. With 256 channels and filters or fewer, 16 tiles
+# are enough (1.03 to 1.9 times as fast). More need 32, and 48 for the weight's gradient.
+LEAST_WINOGRAD, WINOGRAD_COVER = 16, 0.9
+WINOGRAD_TILES, WINOGRAD_WEIGHT, TILES_OF_LARGE = 16, 1 << 16, (32, 48)
 MANY_CHANNELS, COVER_OF_MANY = 48, 0.7  # of more channels and filters fewer windows will do
 DIRECT_POINTWISE = 16  # filters, at least, for which direct loops compute a 1×1 kernel
+SMALL_POINTWISE = 300_000  # flops, below which they always do: to switch BLAS to one thread takes 10 to 25 µs
 LEAST_RUN = 16  # channels that are neighbours in memory: fewer are not worth copying together
 ALL = slice(None)
 
@@ -79,16 +82,20 @@ class Conv:
         return all(a.kernel == a.stride == 1 and a.before == 0 and a.out == a.length for a in self.window.axes)
 
     @functools.cached_property
-    def winograd(self) -> bool:
-        """Whether Winograd's form fits and pays, which needs float32 and a kernel too: two spatial axes, 3×3, stride
-        and dilation 1, channels first, and enough channels and tiles."""
+    def winograd(self) -> tuple[str, ...]:
+        """The steps for which Winograd's form fits and pays, which needs float32 and a kernel too: two spatial axes,
+        3×3, stride and dilation 1, channels first, and enough channels and tiles."""
         fits = self.ndim == 2 and all(a.kernel == 3 and a.stride == a.dilation == 1 for a in self.window.axes)
-        channels = min(self.weight_shape[1:3])
-        if not fits or self.last or channels < LEAST_WINOGRAD:
-            return False
+        _, filters, channels, _ = self.weight_shape
+        if not fits or self.last or min(filters, channels) < LEAST_WINOGRAD:
+            return ()
         windows, tiles = self.window.out_lengths, math.prod(-(-n // 4) for n in self.window.out_lengths)
-        least = COVER_OF_MANY if channels >= MANY_CHANNELS else WINOGRAD_COVER
-        return self.window.layout.shape[0] * tiles >= WINOGRAD_TILES and math.prod(windows) >= least * 16 * tiles
+        cover = COVER_OF_MANY if min(filters, channels) >= MANY_CHANNELS else WINOGRAD_COVER
+        if math.prod(windows) < cover * 16 * tiles:
+            return ()
+        tiles *= self.window.layout.shape[0]
+        maps, gradient = TILES_OF_LARGE if filters * channels > WINOGRAD_WEIGHT else (WINOGRAD_TILES, WINOGRAD_TILES)
+        return ("correlate", "correlate_adjoint") * (tiles >= maps) + ("weight_gradient",) * (tiles >= gradient)
 
     def targets(self, step: str) -> int:
         """The filters of a group; for "correlate_adjoint", its channels."""

@@ -145,21 +145,25 @@ def _by_filters(spec: Any, step: str) -> bool:
     For the weight's gradient they do from 8 filters on: 1.2 to 3 times as fast. Else those over windows have empty
     lanes between rows, and take longer where the cells of all channels do not fit the first-level cache; those over
     filters have empty lanes if 16 does not divide the filters, their results are transposed, and the phases of a
-    stride's adjoint make them up to 5 times as slow. Those over filters also serve 1×1 kernels, and long sums (of 1
-    to 4 filters 1.2 to 4 times as fast as columns and BLAS)."""
+    stride's adjoint make them up to 5 times as slow. Those over filters also serve long sums (of 1 to 4 filters 1.2 to
+    4 times as fast as columns and BLAS), and depthwise ones whose channels 16 divides (1.0 to 2.2 times as fast; with
+    one axis rows are long, and they take 1.1 times as long)."""
     groups, filters, channels, taps = spec.weight_shape
+    strided_adjoint = step == "correlate_adjoint" and any(a.stride > 1 for a in spec.window.axes)
+    row = spec.window.axes[-1]
     if groups > 1 and filters == channels == 1:
-        return bool(spec.last)
+        neighbours = math.gcd(row.stride, row.dilation * (row.kernel > 1)) == 1  # windows read all cells of a row
+        blocks = groups % LANES == 0 and spec.ndim > 1 < taps
+        return bool(spec.last or (blocks and neighbours and not strided_adjoint))
     if spec.terms[step] > LONG_SUM:
         return True
-    if step == "weight_gradient" or spec.last or spec.pointwise:
+    if step == "weight_gradient" or spec.last:
         return bool(spec.targets(step) >= LEAST_FILTERS)
     if step == "correlate_adjoint":
         filters, channels = channels, filters
     lanes_of_filters = filters / (-(-filters // LANES) * LANES)
-    if step == "correlate_adjoint" and any(a.stride > 1 for a in spec.window.axes):
+    if strided_adjoint:
         return bool(lanes_of_filters > 0.9 and channels > PHASE_CHANNELS)
-    row = spec.window.axes[-1]
     windows, cells, zeros = row.out, row.length / row.stride, row.before
     if step == "correlate_adjoint":
         windows, cells, zeros = row.length, row.out, (row.kernel - 1) * row.dilation - row.before

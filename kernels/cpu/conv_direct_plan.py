@@ -213,7 +213,10 @@ def plan_of(spec: Any, step: str, by_filters: bool, itemsize: int) -> Plan:
     weight_strides = [filters * channels * taps, channels * taps, 0]
     form = "filters" if by_filters else "windows"
     if by_filters and spec.groups > 1 and filters == channels == 1:
-        form, groups, filters, channels = "channels", 1, groups, groups  # one group, and each tap has one term
+        # Each tap has one term. With channels first they are in groups of 16, so that the cells of one fit the cache:
+        # up to 1.4 times as fast. With channels last rows are copied whole.
+        form, filters = "channels", groups if groups % LANES or spec.last else LANES
+        groups, channels, weight_strides[0] = groups // filters, filters, filters * taps
     elif step == "correlate_adjoint":
         filters, channels, weight_strides = channels, filters, [weight_strides[0], taps, weight_strides[1]]
     samples, axes, kernel = _axes(spec, step, not by_filters)

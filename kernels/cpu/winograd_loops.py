@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .conv_rows import transpose_block
 from .jit import kernel
 from .vector_tiles import WINDOWS_BY_FILTERS, transpose, two_axis_transform, windows_by_filters
 from .vectors import LANES, add, broadcast, load, store, total
@@ -78,17 +79,6 @@ def _zero(array: Array, to: int, count: int) -> None:
 
 
 @kernel(allocates=False)
-def _transpose(
-    source: Array, at: int, pitch: int, rows: int, columns: int, target: Array, to: int, between: int
-) -> None:  # fmt: skip
-    """`transpose`, which takes a third of the time where it is a constant that all lanes are there."""
-    if rows >= LANES and columns >= LANES:
-        transpose(source, at, pitch, LANES, LANES, target, to, between)
-    else:
-        transpose(source, at, pitch, rows, columns, target, to, between)
-
-
-@kernel(allocates=False)
 def _fill(
     source: Array, at: int, channels: int, height: int, width: int, top: int, left: int, sheet: Array, rows: int,
     columns: int,
@@ -102,7 +92,7 @@ def _fill(
             _zero(sheet, to, first * LANES)
             for x in range(first, stop, LANES):
                 place = at + y * width + left + x
-                _transpose(source, place, height * width, channels, stop - x, sheet, to + x * LANES, LANES)
+                transpose_block(source, place, height * width, channels, stop - x, sheet, to + x * LANES, LANES)
             _zero(sheet, to + stop * LANES, (columns - stop) * LANES)
         to += columns * LANES
 
@@ -236,7 +226,7 @@ def correlate(
                 base = ((s * sizes[GROUPS] + group) * filters + block * LANES) * height
                 for y in range(min(TILE * rows, height - TILE * row)):
                     for x in range(0, width, LANES):
-                        _transpose(
+                        transpose_block(
                             sheet, (y * columns + x) * LANES, LANES, width - x, filters - block * LANES, maps,
                             (base + TILE * row + y) * width + x, height * width,
                         )  # fmt: skip
@@ -291,4 +281,4 @@ def finish_weight_gradient(totals: Array, sizes: Array, shares: int, dweight: Ar
                 for f in range(filters):
                     here, to = base + at + f * width * LANES, ((group * filters + f) * channels + c) * 9
                     transform_gradient(totals, here, PATCH * pitch, pitch, taps, 0, 3 * LANES, LANES)
-                    _transpose(taps, 0, LANES, 9, channels - c, dweight, to, 9)
+                    transpose_block(taps, 0, LANES, 9, channels - c, dweight, to, 9)
