@@ -79,7 +79,7 @@ def _make_function(name: str, slope: bool) -> Any:
 
 # A rectifier is "leaky", of "floats", or of "integers": relu of a float's bits as signed integers, so that no NaN is
 # changed and a half needs no conversion. `number` is the slope, or minus infinity's bits.
-def _make_rectifier(how: str, backward: bool) -> Any:
+def _make_rectifier(how: str, backward: bool, saves: bool) -> Any:
     @kernel(inlined=True)
     def passes(x: Array, number: Any, i: Any, count: int) -> Vector:
         """The mask of x > 0 (leaky) or not x <= 0."""
@@ -98,7 +98,7 @@ def _make_rectifier(how: str, backward: bool) -> Any:
         value = read(x, i, count)
         return select(mask, value, mul(value, broadcast(x, number)) if how == "leaky" else broadcast(x, 0.0))
 
-    return _make_loop(step, None if backward else passes)
+    return _make_loop(step, passes if saves else None)
 
 
 def _make_loop(step: Any, passes: Any = None) -> Any:
@@ -139,19 +139,26 @@ NAMES = ("gelu", "gelu tanh", "sigmoid", "tanh")
 FUNCTIONS = {name: _make_function(name, False) for name in NAMES}
 GRADIENTS = {name: _make_function(f"{name} slope", True) for name in NAMES}
 RECTIFIER_KINDS = ("integers", "floats", "leaky")
-RECTIFIERS, MASKED = ({how: _make_rectifier(how, backward) for how in RECTIFIER_KINDS} for backward in (False, True))
+RECTIFIERS, SAVING, MASKED = (
+    {how: _make_rectifier(how, backward, saves) for how in RECTIFIER_KINDS}
+    for backward, saves in ((False, False), (False, True), (True, False))
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ launches
 def _over_elements(loop: Any, x: Array, number: Any = 0.0, view_as: Any = None) -> Callable[[Array, Array], Array]:
     """A function of an array like x and of `other`: the results of a loop, which takes x viewed as that dtype."""
     new, large, view_as = backends.new_result(x.shape, x.dtype), x.nbytes >= STREAM_BYTES, view_as or as_bits(x).dtype
+    as_it_is = view_as == x.dtype  # a view of an array takes as long as all checks of a small call's arguments
     in_chunks = chunked(-(-x.size // BLOCK), 2 * x.nbytes, unit=BLOCK, end=x.size)
 
     def run(x: Array, other: Array) -> Array:
         y = new()
         past_caches = large and y.ctypes.data % 64 == 0  # `stream` needs whole cache lines
-        in_chunks(loop, flat(x).view(view_as), other, y.ravel().view(view_as), number, past_caches)
+        cells, result = flat(x), y.ravel()
+        if not as_it_is:
+            cells, result = cells.view(view_as), result.view(view_as)
+        in_chunks(loop, cells, other, result, number, past_caches)
         return y
 
     return run
@@ -201,22 +208,24 @@ def _relu_kind(x: Array) -> tuple[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ops
-def _relu(x: Array) -> Callable[[Array], tuple[Array, Array]]:
-    how, view_as = _relu_kind(x)
-    return _rectifier(RECTIFIERS[how], x, np.array(-np.inf, x.dtype).view(view_as).item() if view_as else 0.0, view_as)
+def _relu_number(x: Array, view_as: Any) -> Any:
+    """The number that ReLU's loop takes."""
+    return np.array(-np.inf, x.dtype).view(view_as).item() if view_as else 0.0
 
 
 @launcher
 def relu(spec: None, x: Array) -> Callable[[Array], Array]:
-    """y."""
-    rectify = _relu(x)
-    return lambda x: rectify(x)[0]
+    """y. Without bits to save, small arrays take 0.8 of the time, and others in the caches 0.9."""
+    how, view_as = _relu_kind(x)
+    run = _over_elements(RECTIFIERS[how], x, _relu_number(x, view_as), view_as)
+    return lambda x: run(x, NO_BITS)
 
 
 @launcher
 def relu_forward(spec: None, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y, and the bits of where x was not <= 0."""
-    return _relu(x)
+    how, view_as = _relu_kind(x)
+    return _rectifier(SAVING[how], x, _relu_number(x, view_as), view_as)
 
 
 @launcher
@@ -229,7 +238,7 @@ def relu_backward(spec: None, dy: Array, passes: Array) -> Callable[[Array, Arra
 @launcher
 def leaky_relu_forward(slope: float, x: Array) -> Callable[[Array], tuple[Array, Array]]:
     """y, and the bits of where x > 0."""
-    return _rectifier(RECTIFIERS["leaky"], x, slope, None)
+    return _rectifier(SAVING["leaky"], x, slope, None)
 
 
 @launcher
