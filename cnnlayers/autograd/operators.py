@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy
 
 from cnnlayers import backends
-from cnnlayers.specs.arguments import entries_of, flag, integer, real
+from cnnlayers.specs.arguments import flag, integers, real
 
 from . import ops
 from .index import plain_index, take
@@ -24,8 +24,7 @@ NUMBERS = (int, float, numpy.integer, numpy.floating)  # constants without an ow
 
 def _numbers(given: tuple[Any, ...], name: str) -> tuple[int, ...]:
     """Ints, given one by one or as one sequence."""
-    entries = entries_of(given[0], name) if len(given) == 1 else None
-    return tuple(integer(v, name) for v in (given if entries is None else entries))
+    return integers(given[0] if len(given) == 1 else given, name)
 
 
 def _is_operand(value: Any, numbers: bool = True) -> bool:

@@ -140,6 +140,18 @@ def adaptive_max_pool_forward(
         As `adaptive_max_pool` gives it.
     ctx : Context
         For `adaptive_max_pool_backward`. It has the place of each maximum in its window, not x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> y, ctx = F.adaptive_max_pool_forward(np.array([[[1.0, 5.0, 2.0, 4.0, 3.0]]]), 2)
+    >>> F.adaptive_max_pool_backward(np.ones_like(y), ctx)
+    array([[[0., 1., 0., 1., 0.]]])
+
+    References
+    ----------
+    torch.nn.functional.adaptive_max_pool2d
     """
     plan = plan_of(_plan, (x,), output_size, data_format)
     y, argmax = plan.run("adaptive_max_pool_forward", _adaptive_max_pool_forward, x)

@@ -249,6 +249,18 @@ def max_pool_forward(
     ctx : Context
         For `max_pool_backward`. It has the place of each maximum in its window, one byte an output to 256 taps (ties
         "first"), or one bit a tap ("all", "split"); not x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> y, ctx = F.max_pool_forward(np.array([[[1.0, 5.0, 2.0, 4.0]]]), 2)
+    >>> F.max_pool_backward(np.ones_like(y), ctx)
+    array([[[0., 1., 0., 1.]]])
+
+    References
+    ----------
+    torch.nn.functional.max_pool2d
     """
     options = kernel_size, stride, padding, dilation, ceil_mode, ties, return_indices, data_format
     plan = plan_of(_max_pool_plan, (x,), *options)

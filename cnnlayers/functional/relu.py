@@ -72,6 +72,18 @@ def relu_forward(x: Array) -> tuple[Array, Context]:
         x's shape and dtype.
     ctx : Context
         For `relu_backward`. It has one bit an element (on a GPU one bool).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cnnlayers import functional as F
+    >>> y, ctx = F.relu_forward(np.array([-2.0, 3.0]))
+    >>> F.relu_backward(np.ones_like(y), ctx)
+    array([0., 1.])
+
+    References
+    ----------
+    torch.nn.functional.relu
     """
     plan = plan_of(plan_of_same_shape, (x,), "relu")
     y, passes = plan.run("relu_forward", _relu_forward, x)

@@ -20,6 +20,11 @@ class LeakyReLU(Layer, op="leaky_relu"):
     inplace : bool
         PyTorch's; it changes nothing: an input is never written to.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.leaky_relu`.
+
     Notes
     -----
     x: any shape; y has it.
@@ -49,6 +54,11 @@ class GELU(Layer, op="gelu"):
     approximate : {"none", "tanh"}
         "tanh" is the usual approximation; see `functional.gelu`.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.gelu`.
+
     Notes
     -----
     x: any shape; y has it.
@@ -75,6 +85,11 @@ class GELU(Layer, op="gelu"):
 class Sigmoid(Layer, op="sigmoid"):
     """Logistic sigmoid: 1 / (1 + exp(-x)).
 
+    Raises
+    ------
+    TypeError
+        x has another dtype than a floating one.
+
     Notes
     -----
     x: any shape; y has it.
@@ -94,6 +109,11 @@ class Sigmoid(Layer, op="sigmoid"):
 
 class Tanh(Layer, op="tanh"):
     """Hyperbolic tangent.
+
+    Raises
+    ------
+    TypeError
+        x has another dtype than a floating one.
 
     Notes
     -----
@@ -119,6 +139,11 @@ class Softmax(Layer, op="softmax"):
     ----------
     dim : int
         The axis that sums to 1, PyTorch's name for `functional.softmax`'s axis; a negative one counts from the end.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.softmax`.
 
     Notes
     -----

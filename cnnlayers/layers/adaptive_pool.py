@@ -18,6 +18,11 @@ class AdaptiveAvgPool(Layer, op="adaptive_avg_pool"):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.adaptive_avg_pool`.
+
     Notes
     -----
     x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C,
@@ -52,6 +57,11 @@ class AdaptiveMaxPool(Layer, op="adaptive_max_pool"):
         PyTorch's; it must be False.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.adaptive_max_pool`.
 
     Notes
     -----
@@ -96,6 +106,11 @@ class GlobalAvgPool(_Global, op="adaptive_avg_pool"):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.adaptive_avg_pool`.
+
     Notes
     -----
     x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, C, 1,
@@ -121,6 +136,11 @@ class GlobalMaxPool(_Global, op="adaptive_max_pool"):
     ----------
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.adaptive_max_pool`.
 
     Notes
     -----

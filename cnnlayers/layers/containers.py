@@ -101,6 +101,13 @@ class Sequential(_Container):
     *layers : Layer
         Any number of them.
 
+    Raises
+    ------
+    TypeError
+        What is no layer.
+    ValueError
+        A layer that stands in two places.
+
     Notes
     -----
     x: what the first layer takes; y: what the last one gives.
@@ -171,6 +178,13 @@ class Residual(_Container):
         The layers whose output is added.
     shortcut : Layer or None
         None adds x itself.
+
+    Raises
+    ------
+    TypeError
+        What is no layer.
+    ValueError
+        A layer that stands in two places; in forward, results of different shapes.
 
     Notes
     -----

@@ -75,6 +75,11 @@ class Conv(_Conv, op="conv"):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.conv`.
+
     Notes
     -----
     x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: (N, F,
@@ -156,6 +161,11 @@ class ConvTranspose(_Conv, op="conv_transpose"):
         What the initial weights are drawn from.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.conv_transpose`.
 
     Notes
     -----

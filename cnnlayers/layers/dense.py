@@ -28,6 +28,11 @@ class Linear(Layer, op="linear"):
     rng : None, int or numpy.random.Generator
         What the initial weights are drawn from.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.linear`.
+
     Notes
     -----
     x: (..., in_features); y: (..., out_features). The weight is (out_features, in_features). New weights and biases are
@@ -65,6 +70,11 @@ class ReLU(Layer, op="relu"):
     inplace : bool
         PyTorch's; it changes nothing: an input is never written to.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.relu`.
+
     Notes
     -----
     x: any shape; y has it.
@@ -93,6 +103,13 @@ class Flatten(Layer):
     ----------
     start_dim, end_dim : int
         The first and the last axis that are joined.
+
+    Raises
+    ------
+    ValueError
+        An axis that x does not have, or a start_dim behind end_dim.
+    TypeError
+        An axis that is no int, an x that is no array of numbers.
 
     Notes
     -----
@@ -145,6 +162,11 @@ class Dropout(Layer, op="dropout"):
         PyTorch's; it changes nothing: an input is never written to.
     rng : None, int or numpy.random.Generator
         What the masks are drawn from; each forward draws a new one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.dropout`.
 
     Notes
     -----

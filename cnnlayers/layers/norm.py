@@ -12,7 +12,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers.functional.arrays import Array
 from cnnlayers.functional.norm import checked_eps
-from cnnlayers.specs.arguments import DataFormat, Size, entries_of, flag, grouped, integer, real
+from cnnlayers.specs.arguments import DataFormat, Size, flag, grouped, integer, integers, real
 
 from .base import Layer, full, shape_of
 from .sizes import check_format
@@ -22,6 +22,7 @@ class _Norm(Layer):
     """Scale and shift by parameters of one shape."""
 
     data_format: DataFormat = "channels_first"
+    _channels = ""  # the attribute that has the number of x's channels
 
     def _affine(self, shape: tuple[int, ...], affine: bool, bias: bool, name: str = "affine") -> None:
         affine, bias = flag(affine, name), flag(bias, "bias")
@@ -30,8 +31,14 @@ class _Norm(Layer):
             if bias:
                 self.own_params["bias"] = full(shape, 0.0)
 
-    def _check_channels(self, x: Array, expected: int, name: str) -> None:
-        shape = shape_of(x)
+    def compute_forward(self, x: Array) -> tuple[Any, Any]:
+        if self._channels:
+            self._check_channels(x)
+        return self._call_op(x)
+
+    def _check_channels(self, x: Array) -> None:
+        shape, name = shape_of(x), self._channels
+        expected = getattr(self, name)
         last = isinstance(self.data_format, str) and self.data_format == "channels_last"
         channels = shape[-1 if last else 1] if len(shape) > 1 else expected
         if channels != expected:
@@ -60,6 +67,11 @@ class BatchNorm(_Norm, op="batch_norm"):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.batch_norm`.
+
     Notes
     -----
     x: (N, C), (N, C, *spatial), or channels last; y has its shape. Running means begin at 0, variances at 1; an empty
@@ -80,7 +92,7 @@ class BatchNorm(_Norm, op="batch_norm"):
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; torch.nn.BatchNorm2d
     """
 
-    _shared_attributes = ("comm",)
+    _channels, _shared_attributes = "num_features", ("comm",)
 
     def __init__(
         self,
@@ -108,7 +120,7 @@ class BatchNorm(_Norm, op="batch_norm"):
             self.own_buffers["num_batches_tracked"] = backends.asarray(numpy.zeros((), numpy.int64))
 
     def compute_forward(self, x: Array) -> tuple[Any, Any]:
-        self._check_channels(x, self.num_features, "num_features")
+        self._check_channels(x)
         y, ctx = self._call_op(
             x,
             running_mean=self.own_buffers.get("running_mean"),
@@ -145,6 +157,11 @@ class GroupNorm(_Norm, op="group_norm"):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.group_norm`.
+
     Notes
     -----
     x: (N, C), (N, C, *spatial), or channels last; y has its shape. A new layer's weight is 1 and its bias 0.
@@ -160,6 +177,8 @@ class GroupNorm(_Norm, op="group_norm"):
     ----------
     Wu and He 2018, https://arxiv.org/abs/1803.08494; torch.nn.GroupNorm
     """
+
+    _channels = "num_channels"
 
     def __init__(
         self,
@@ -178,10 +197,6 @@ class GroupNorm(_Norm, op="group_norm"):
         self.data_format = check_format(data_format)
         self._affine((self.num_channels,), affine, bias)
 
-    def compute_forward(self, x: Array) -> tuple[Any, Any]:
-        self._check_channels(x, self.num_channels, "num_channels")
-        return self._call_op(x)
-
 
 class InstanceNorm(_Norm, op="instance_norm"):
     """Normalises each channel of a sample; see `functional.instance_norm`.
@@ -199,6 +214,11 @@ class InstanceNorm(_Norm, op="instance_norm"):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.instance_norm`.
+
     Notes
     -----
     x: (N, C, *spatial) or channels last, with more than one cell in a plane; y has its shape. A new layer's weight is 1
@@ -215,6 +235,8 @@ class InstanceNorm(_Norm, op="instance_norm"):
     ----------
     Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022; torch.nn.InstanceNorm2d
     """
+
+    _channels = "num_features"
 
     def __init__(
         self,
@@ -235,10 +257,6 @@ class InstanceNorm(_Norm, op="instance_norm"):
         self.affine, self.bias, self.data_format = affine, bias, check_format(data_format)
         self._affine((self.num_features,), affine, bias)
 
-    def compute_forward(self, x: Array) -> tuple[Any, Any]:
-        self._check_channels(x, self.num_features, "num_features")
-        return self._call_op(x)
-
 
 class LayerNorm(_Norm, op="layer_norm"):
     """Normalises over the last axes; see `functional.layer_norm`.
@@ -251,6 +269,11 @@ class LayerNorm(_Norm, op="layer_norm"):
         Added to the variance.
     elementwise_affine, bias : bool
         Whether the layer has a weight, and with it a bias, of shape normalized_shape.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.layer_norm`.
 
     Notes
     -----
@@ -272,7 +295,7 @@ class LayerNorm(_Norm, op="layer_norm"):
         self, normalized_shape: Size, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
     ) -> None:
         super().__init__()
-        self.normalized_shape, self.eps = _shape(normalized_shape), checked_eps(eps)
+        self.normalized_shape, self.eps = integers(normalized_shape, "normalized_shape", 0), checked_eps(eps)
         self.elementwise_affine, self.bias = elementwise_affine, bias
         self._affine(self.normalized_shape, elementwise_affine, bias, "elementwise_affine")
 
@@ -289,6 +312,11 @@ class RMSNorm(_Norm, op="rms_norm"):
         all others.
     elementwise_affine : bool
         Whether the layer has a weight of shape normalized_shape.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.rms_norm`.
 
     Notes
     -----
@@ -308,7 +336,10 @@ class RMSNorm(_Norm, op="rms_norm"):
 
     def __init__(self, normalized_shape: Size, eps: float | None = None, elementwise_affine: bool = True) -> None:
         super().__init__()
-        self.normalized_shape, self.eps = _shape(normalized_shape), None if eps is None else checked_eps(eps)
+        self.normalized_shape, self.eps = (
+            integers(normalized_shape, "normalized_shape", 0),
+            None if eps is None else checked_eps(eps),
+        )
         self.elementwise_affine = elementwise_affine
         self._affine(self.normalized_shape, elementwise_affine, False, "elementwise_affine")
 
@@ -324,6 +355,11 @@ class LocalResponseNorm(Layer, op="local_response_norm"):
         The factor of the energy, the power, and what is added to the energy.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.local_response_norm`.
 
     Notes
     -----
@@ -353,9 +389,3 @@ class LocalResponseNorm(Layer, op="local_response_norm"):
         super().__init__()
         self.size, self.data_format = integer(size, "size", 1), check_format(data_format)
         self.alpha, self.beta, self.k = real(alpha, "alpha"), real(beta, "beta"), real(k, "k")
-
-
-def _shape(normalized_shape: Size) -> tuple[int, ...]:
-    entries = entries_of(normalized_shape, "normalized_shape")
-    wanted = (normalized_shape,) if entries is None else entries
-    return tuple(integer(v, "normalized_shape", 0) for v in wanted)

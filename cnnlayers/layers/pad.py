@@ -51,6 +51,11 @@ class ConstantPad(_Pad):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.pad`.
+
     Notes
     -----
     x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
@@ -85,6 +90,11 @@ class EdgePad(_Pad):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.pad`.
+
     Notes
     -----
     x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
@@ -114,6 +124,11 @@ class ReflectPad(_Pad):
         Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.pad`.
 
     Notes
     -----
@@ -145,6 +160,11 @@ class SymmetricPad(_Pad):
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
 
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.pad`.
+
     Notes
     -----
     x: (N, C, *spatial), or (N, *spatial, C) with data_format "channels_last"; one to three spatial axes. y: x's shape
@@ -174,6 +194,11 @@ class WrapPad(_Pad):
         Cells, an int, one per spatial axis or a (before, after) pair per axis; negative entries crop.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.pad`.
 
     Notes
     -----

@@ -12,7 +12,18 @@ from .base import Layer
 from .sizes import check_format, check_window
 
 
-class MaxPool(Layer, op="max_pool"):
+class _WindowPool(Layer):
+    """What pools over windows share."""
+
+    def _set_window(
+        self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, data_format: Any
+    ) -> None:
+        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), check_format(data_format)
+
+
+class MaxPool(_WindowPool, op="max_pool"):
     """The maximum of each window; see `functional.max_pool`.
 
     Parameters
@@ -29,6 +40,11 @@ class MaxPool(Layer, op="max_pool"):
         Who gets the gradient among equal maxima.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.max_pool`.
 
     Notes
     -----
@@ -60,14 +76,12 @@ class MaxPool(Layer, op="max_pool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
-        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.return_indices, self.ceil_mode = flag(return_indices, "return_indices"), flag(ceil_mode, "ceil_mode")
+        self._set_window(kernel_size, stride, padding, dilation, ceil_mode, data_format)
         choice(ties, "ties", get_args(Ties))
-        self.ties, self.data_format = ties, check_format(data_format)
+        self.ties, self.return_indices = ties, flag(return_indices, "return_indices")
 
 
-class AvgPool(Layer, op="avg_pool"):
+class AvgPool(_WindowPool, op="avg_pool"):
     """The mean of each window; see `functional.avg_pool`.
 
     Parameters
@@ -84,6 +98,11 @@ class AvgPool(Layer, op="avg_pool"):
         The divisor of all windows.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.avg_pool`.
 
     Notes
     -----
@@ -115,16 +134,14 @@ class AvgPool(Layer, op="avg_pool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
-        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.ceil_mode = flag(ceil_mode, "ceil_mode")
+        self._set_window(kernel_size, stride, padding, dilation, ceil_mode, data_format)
         self.count_include_pad = flag(count_include_pad, "count_include_pad")
         if divisor_override is not None and integer(divisor_override, "divisor_override") == 0:
             raise ValueError("divisor_override must be any int but 0, got 0")
-        self.divisor_override, self.data_format = divisor_override, check_format(data_format)
+        self.divisor_override = divisor_override
 
 
-class SumPool(Layer, op="sum_pool"):
+class SumPool(_WindowPool, op="sum_pool"):
     """The sum of each window; see `functional.sum_pool`.
 
     Parameters
@@ -137,6 +154,11 @@ class SumPool(Layer, op="sum_pool"):
         Also windows that overhang the end, if they start inside the input or its left padding.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.sum_pool`.
 
     Notes
     -----
@@ -166,12 +188,10 @@ class SumPool(Layer, op="sum_pool"):
         data_format: DataFormat = "channels_first",
     ) -> None:
         super().__init__()
-        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), check_format(data_format)
+        self._set_window(kernel_size, stride, padding, dilation, ceil_mode, data_format)
 
 
-class LpPool(Layer, op="lp_pool"):
+class LpPool(_WindowPool, op="lp_pool"):
     """The p-norm of each window; see `functional.lp_pool`.
 
     Parameters
@@ -186,6 +206,11 @@ class LpPool(Layer, op="lp_pool"):
         Also windows that overhang the end, if they start inside the input or its left padding.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.lp_pool`.
 
     Notes
     -----
@@ -218,9 +243,7 @@ class LpPool(Layer, op="lp_pool"):
         super().__init__()
         norm_exponent(norm_type)
         self.norm_type = norm_type
-        check_window(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.ceil_mode, self.data_format = flag(ceil_mode, "ceil_mode"), check_format(data_format)
+        self._set_window(kernel_size, stride, padding, dilation, ceil_mode, data_format)
 
 
 class MaxUnpool(Layer, op="max_unpool"):
@@ -232,6 +255,11 @@ class MaxUnpool(Layer, op="max_unpool"):
         Those of the pool that is undone.
     data_format : {"channels_first", "channels_last"}
         The order of x's and y's axes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option that is wrong for every x, when the layer is made; in forward as `functional.max_unpool`.
 
     Notes
     -----

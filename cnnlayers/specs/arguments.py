@@ -135,6 +135,12 @@ def entries_of(value: Any, name: str) -> tuple[Any, ...] | None:
     return None
 
 
+def integers(value: Any, name: str, least: int | None = None) -> Shape:
+    """One int, or a sequence of them, as a tuple."""
+    entries = entries_of(value, name)
+    return tuple(integer(v, name, least) for v in ((value,) if entries is None else entries))
+
+
 def sizes(value: Any, ndim: int, name: str, least: int = 1) -> Shape:
     """One int for all spatial axes, or one per axis, as a tuple of `ndim` ints of at least `least`."""
     entries = entries_of(value, name)
@@ -228,9 +234,7 @@ def layout(shape: Shape, data_format: str, *, least: int = 1) -> Layout:
 
 def trailing(shape: Shape, normalized_shape: Any) -> Shape:
     """`normalized_shape` (an int or a sequence) as a tuple, which must be x's last axes."""
-    entries = entries_of(normalized_shape, "normalized_shape")
-    wanted = (normalized_shape,) if entries is None else entries
-    found = tuple(integer(v, "normalized_shape", 0) for v in wanted)
+    found = integers(normalized_shape, "normalized_shape", 0)
     if not found:
         raise ValueError("normalized_shape must name at least one axis, got none")
     if tuple(shape[-len(found) :]) != found or len(found) > len(shape):

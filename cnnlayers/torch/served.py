@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 
 Shape: TypeAlias = tuple[int, ...]
-Rule: TypeAlias = Callable[[Any, torch.Tensor], bool]
+Rule: TypeAlias = Callable[[Any, torch.dtype, Shape], bool]
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 INTEGERS = frozenset(
@@ -51,22 +51,22 @@ def per_axis(value: Any, axes: int) -> tuple[int, ...]:
     return entries * axes if len(entries) == 1 else entries
 
 
-def rule_of(name: str) -> Rule:
+def rule_of(name: str) -> Callable[[Any, torch.Tensor], bool]:
     """For a module of torch.nn: whether this library's op computes the module `m` of x, or PyTorch's own code does."""
     axes = int(name[-2]) if name[-1] == "d" else 0
-    rule = RULES.get(name[:-2] if axes else name, _floating)
+    dtypes, rule = RULES[name[:-2] if axes else name]
 
     def serves(m: Any, x: torch.Tensor) -> bool:
-        return rule(m, x.dtype, tuple(x.shape[-axes:]) if axes else tuple(x.shape))
+        return x.dtype in dtypes and rule(m, x.dtype, tuple(x.shape[-axes:]) if axes else tuple(x.shape))
 
     return serves
 
 
-def _floating(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
-    return dtype in FLOATS
+def _always(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
+    return True
 
 
-def _fits(m: Any, lengths: Shape) -> bool:
+def _fits(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
     """Whether no window is larger than the padded input, which ceil mode alone allows."""
     sizes = [
         per_axis(getattr(m, name, default), len(lengths))
@@ -77,72 +77,55 @@ def _fits(m: Any, lengths: Shape) -> bool:
     )
 
 
-def _max_pool(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
-    return dtype in MOVED and _fits(m, lengths)
-
-
-def _avg_pool(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
-    return dtype in FLOATS and _fits(m, lengths)
-
-
-def _adaptive(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
+def _has_cells(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
     size = m.output_size if isinstance(m.output_size, tuple | list) else (m.output_size,)
-    return dtype in FLOATS and 0 not in size and 0 not in lengths
+    return 0 not in size and 0 not in lengths
 
 
-def _pad(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
+def _keeps_cells(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
     """Whether no axis loses more cells than it has: PyTorch gives an empty result then."""
     pairs = list(zip(m.padding[::2], m.padding[1::2], strict=True))[::-1]
     cropped = [-sum(min(cells, 0) for cells in pair) for pair in pairs]
-    return dtype in MOVED and all(c <= length for c, length in zip(cropped, lengths, strict=False))
+    return all(c <= length for c, length in zip(cropped, lengths, strict=False))
 
 
-def _circular_pad(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
-    return dtype in MOVED  # PyTorch leaves cells undefined where it crops so much: an error here
-
-
-def _constant_pad(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
+def _holds_fill(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
     """Whether x's dtype holds the fill: PyTorch cuts a number that does not fit an integer."""
     value = getattr(m, "value", 0) or 0
     if dtype in FLOATS:
         return True
     if dtype == torch.bool:
         return value in (0, 1)
-    if dtype not in INTEGERS:
-        return False
     bounds = torch.iinfo(dtype)
     return math.isfinite(value) and int(value) == value and bounds.min <= value <= bounds.max
 
 
-def _norm(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
+def _takes_eps(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
     """PyTorch also takes a negative eps."""
-    return dtype in FLOATS and (m.eps is None or m.eps >= 0)
+    return m.eps is None or m.eps >= 0
 
 
-def _group_norm(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
+def _has_groups(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
     """Whether a group has more values than one: y is beta otherwise, whatever x is."""
-    return _norm(m, dtype, lengths) and m.num_channels // m.num_groups * math.prod(lengths[2:]) != 1
+    return _takes_eps(m, dtype, lengths) and m.num_channels // m.num_groups * math.prod(lengths[2:]) != 1
 
 
-def _local_response_norm(m: Any, dtype: torch.dtype, lengths: Shape) -> bool:
-    return dtype in FLOATS and len(lengths) >= 3
-
-
-RULES = {
-    "MaxPool": _max_pool,
-    "MaxUnpool": _floating,
-    "AvgPool": _avg_pool,
-    "AdaptiveAvgPool": _adaptive,
-    "AdaptiveMaxPool": _adaptive,
-    "ConstantPad": _constant_pad,
-    "ZeroPad": _constant_pad,
-    "ReflectionPad": _pad,
-    "ReplicationPad": _pad,
-    "CircularPad": _circular_pad,
-    "GroupNorm": _group_norm,
-    "BatchNorm": _norm,
-    "InstanceNorm": _norm,
-    "LayerNorm": _norm,
-    "RMSNorm": _norm,
-    "LocalResponseNorm": _local_response_norm,
+# The dtypes that the library's op takes, and what must hold besides.
+RULES: dict[str, tuple[frozenset[torch.dtype], Rule]] = {
+    "MaxPool": (MOVED, _fits),
+    "MaxUnpool": (FLOATS, _always),
+    "AvgPool": (FLOATS, _fits),
+    "AdaptiveAvgPool": (FLOATS, _has_cells),
+    "AdaptiveMaxPool": (FLOATS, _has_cells),
+    "ConstantPad": (MOVED, _holds_fill),
+    "ZeroPad": (MOVED, _holds_fill),
+    "ReflectionPad": (MOVED, _keeps_cells),
+    "ReplicationPad": (MOVED, _keeps_cells),
+    "CircularPad": (MOVED, _always),  # where it crops so much PyTorch leaves cells undefined: an error here
+    "GroupNorm": (FLOATS, _has_groups),
+    "BatchNorm": (FLOATS, _takes_eps),
+    "InstanceNorm": (FLOATS, _takes_eps),
+    "LayerNorm": (FLOATS, _takes_eps),
+    "RMSNorm": (FLOATS, _takes_eps),
+    "LocalResponseNorm": (FLOATS, lambda m, dtype, lengths: len(lengths) >= 3),
 }

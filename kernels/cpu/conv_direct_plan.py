@@ -21,7 +21,8 @@ Array = Any
 SHEET_BYTES = 512 << 10  # of a unit's sheets, about: they should stay in the second-level cache of a core
 ONE_CHANNEL_BYTES = 16 << 10  # the same if each cell is read once for each tap: in the first-level cache
 MOST_CELLS = 16 * 1024  # of a sheet: each lane then has 1024 terms of a sum in float32 at most
-MANY_CHANNELS = 16  # that vectors of filters read from one sheet: from sheets of their own it takes up to 1.3 times
+# That vectors of filters read from one sheet: with a sheet for each channel they take up to 1.3 times as long.
+MANY_CHANNELS = 16
 LEAST_WINDOWS = 192  # of a unit, if there are so many: each unit reads all weights, which may be in a slow cache
 UNITS = 16  # at least, if there are so many samples: work for several threads
 MIN_PARALLEL_FLOPS = 16_000_000  # of a call for several threads, at least: about 150 µs (BLAS has its own limit)

@@ -48,7 +48,7 @@ class _Norm:
     op: str
     before: str
     after: str
-    names: Sequence[str]
+    names: str
     rows_of: Callable[..., Rows]
     parameters: Sequence[str] = ("gamma", "beta")
     saved: Sequence[str] = ("mean", "rstd")
@@ -76,7 +76,7 @@ class _Norm:
 
     def forward(self, x: Any, *args: Any) -> Any:
         options, values = self.parted(args)
-        named = dict(zip((*self.names, *self.parameters), (*options, *values), strict=True))
+        named = dict(zip((*self.names.split(), *self.parameters), (*options, *values), strict=True))
         y, ctx = getattr(F, f"{self.op}_forward")(x, **named)
         return y, *(ctx.arrays[name] for name in self.saved)
 
@@ -128,17 +128,13 @@ def _uncentred(shape: Shape, normalized_shape: Shape, eps: float | None) -> Rows
     return trailing_rows(tuple(shape), trailing(tuple(shape), normalized_shape), eps or 0.0, centred=False)
 
 
-ENDS = "SymInt[] normalized_shape"
+GROUPS, ENDS, EPS = "int num_groups", "SymInt[] normalized_shape", "normalized_shape eps"
 BY_CHANNEL, BY_CELL = Rule({0: 0}), Rule({0: 0}, stacked=True)
 OPTIONS = f"float eps=1e-5, {FORMAT}"
-group_norm = _Norm("group_norm", "int num_groups", OPTIONS, ("num_groups", "eps", "data_format"), _groups).register(
-    BY_CHANNEL
-)
-instance_norm = _Norm("instance_norm", "", OPTIONS, ("eps", "data_format"), _instances).register(BY_CHANNEL)
-layer_norm = _Norm("layer_norm", ENDS, "float eps=1e-5", ("normalized_shape", "eps"), _last_axes).register(BY_CELL)
-rms_norm = _Norm(
-    "rms_norm", ENDS, "float? eps=None", ("normalized_shape", "eps"), _uncentred, ("gamma",), ("rstd",)
-).register(BY_CELL)
+group_norm = _Norm("group_norm", GROUPS, OPTIONS, "num_groups eps data_format", _groups).register(BY_CHANNEL)
+instance_norm = _Norm("instance_norm", "", OPTIONS, "eps data_format", _instances).register(BY_CHANNEL)
+layer_norm = _Norm("layer_norm", ENDS, "float eps=1e-5", EPS, _last_axes).register(BY_CELL)
+rms_norm = _Norm("rms_norm", ENDS, "float? eps=None", EPS, _uncentred, ("gamma",), ("rstd",)).register(BY_CELL)
 
 
 # ------------------------------------------------------------------------------------------------- local_response_norm
