@@ -108,6 +108,17 @@ def test_results_have_memory_of_their_own(case: Any, x: np.ndarray) -> None:
     assert not any(np.shares_memory(a, b) for a in first for b in run(case, x))
 
 
+@pytest.mark.parametrize("mode", ["off", "auto"])
+def test_a_gradient_that_is_a_sum_of_one_number_has_memory_of_its_own(mode: str) -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    with kernels.mode(mode):
+        _, ctx = F.layer_norm_forward(x, x.shape, np.ones_like(x), np.ones_like(x))
+        dy = np.ones_like(x)
+        for gradient in F.layer_norm_backward(dy, ctx):
+            gradient[...] = 7.0
+    np.testing.assert_array_equal(dy, np.ones_like(x))
+
+
 @needs_kernels
 @each_op
 def test_a_plan_follows_the_mode(case: Any, x: np.ndarray) -> None:

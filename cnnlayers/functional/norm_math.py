@@ -134,7 +134,8 @@ def parameter_gradient(b: Backend, rows: Rows, sums: Array, dtype: Any) -> Array
     """dgamma or dbeta, from sums over the cells that share a parameter; None for a parameter that was not given."""
     if dtype is None:
         return None
-    return cast(b, b.xp.reshape(float64_sum_keepdims(b, sums, rows.summed_axes), rows.parameter), dtype)
+    total = b.xp.reshape(float64_sum_keepdims(b, sums, rows.summed_axes), rows.parameter)
+    return b.xp.astype(total, dtype)  # a copy: where a parameter has one cell, its sum may be dy itself
 
 
 # -------------------------------------------------------------------------------------------------- forward, backward
