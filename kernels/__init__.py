@@ -49,13 +49,9 @@ class Entry:
     needs: str | None = None
 
     def unavailable(self) -> str | None:
-        return None if self.needs is None else self._needed.unavailable()
+        return None if self.needs is None else importlib.import_module(self.needs).unavailable()
 
-    @functools.cached_property
-    def _needed(self) -> Any:
-        return importlib.import_module(str(self.needs))
-
-    @functools.cached_property
+    @property  # not functools.cached_property: before Python 3.12 its lock could be held when another thread forks
     def launchers(self) -> Any:
         return importlib.import_module(self.module)
 

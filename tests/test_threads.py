@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from cnnlayers import backends
 from cnnlayers.backends import threads
+from cnnlayers.kernels.cpu import jit
 
 
 def blas_threads() -> set[int]:
@@ -397,6 +399,39 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
     print([child_says(child) for _ in range(5)], right())
     """
     assert python(WORK + code, CNNLAYERS_NUM_THREADS="3") == f"{[True] * 5} True"
+
+
+@fork
+@pytest.mark.skipif(jit.unavailable() is not None, reason="no Numba")
+def test_a_child_forked_while_another_thread_compiles_may_compile() -> None:
+    code = """
+    from cnnlayers.kernels.cpu.jit import kernel
+    from numba.core.compiler_lock import global_compiler_lock
+    plus_one, held = kernel()(lambda x: x + 1.0), threading.Event()
+    def compiles():
+        with global_compiler_lock:
+            held.set()
+            time.sleep(0.5)
+    other = threading.Thread(target=compiles)
+    other.start()
+    held.wait()
+    print(child_says(lambda: plus_one(1.0) == 2.0), plus_one(2.0))
+    """
+    assert python(WORK + code) == "True 3.0"
+
+
+@fork
+def test_a_child_forked_while_another_thread_imports_kernels_may_import_others(tmp_path: Path) -> None:
+    (tmp_path / "slow_kernels.py").write_text("import time, __main__; __main__.importing.set(); time.sleep(1)")
+    code = """
+    from cnnlayers.kernels import Entry
+    importing = threading.Event()
+    other = threading.Thread(target=lambda: Entry("slow_kernels").launchers)
+    other.start()
+    importing.wait()
+    print(child_says(lambda: Entry("json").launchers.loads("1") == 1))
+    """
+    assert python(WORK + code, PYTHONPATH=str(tmp_path)) == "True"
 
 
 @fork

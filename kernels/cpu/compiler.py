@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import os
 from typing import Any
 
 from numba import _dynfunc, types
@@ -315,6 +316,25 @@ def _compiling() -> Any:
     return backends.Block(enter, prepare)
 
 
+if hasattr(os, "register_at_fork"):  # a fork waits until no other thread compiles: its child would find Numba locked
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
+
+
+class _Once:
+    """As functools.cached_property, without its lock (before Python 3.12), which a forked child could find locked."""
+
+    def __init__(self, make: Any) -> None:
+        self.make, self.name = make, make.__name__
+
+    def __get__(self, kernel: Any, owner: Any = None) -> Any:
+        value = vars(kernel)[self.name] = self.make(kernel)
+        return value
+
+
 class Kernel(CPUDispatcher):  # type: ignore[misc]
     """A function that is compiled at its first call for each set of argument types. Kernels that call it get a part."""
 
@@ -333,12 +353,12 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
                 _load_all()
                 return super().compile(sig)
 
-    @functools.cached_property
+    @_Once
     def _part(self) -> CPUDispatcher:
         options = {**self.targetoptions, "no_cpython_wrapper": True}
         return CPUDispatcher(self.py_func, targetoptions=options, pipeline_class=PART)
 
-    @functools.cached_property
+    @_Once
     def shared(self) -> Any:
         """The kernel `(board, edges, *arguments)` that shares chunks of this one among threads."""
         from .sharing import shared
