@@ -62,9 +62,10 @@ def save(layer: Layer, path: str | os.PathLike[str]) -> None:
     save_arrays(_checked(layer).state_dict(), path)
 
 
-def _checked(layer: Layer) -> Layer:
+def _checked(layer: Any) -> Layer:
     if not isinstance(layer, Layer):
-        raise TypeError(f"layer must be a layer of cnnlayers.layers, got {type(layer).__name__}")
+        other = "; an optimizer's state_dict() is arrays by name, for numpy.savez" * hasattr(layer, "state_dict")
+        raise TypeError(f"layer must be a layer of cnnlayers.layers, got {type(layer).__name__}{other}")
     return layer
 
 

@@ -229,7 +229,11 @@ def _train_to(epochs: int, run: Run) -> int:
             run.draw(tested)
     except KeyboardInterrupt:
         done = run.after_interrupt()
-        kept = f"epoch {done} is in {out}, --resume continues" if done else f"no epoch was finished, {out} is as it was"
+        kept = (
+            f"epoch {done} is in {out}, --resume continues"
+            if done
+            else f"no epoch was finished, nothing is saved in {out}"
+        )
         return _interrupted(f"interrupted: {kept}") if ranks.first else INTERRUPTED
     except BrokenPipeError:  # nobody reads on: the epoch just finished is on disk, and --resume continues
         _discard_output()

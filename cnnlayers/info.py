@@ -94,7 +94,7 @@ def _gpus() -> Iterator[str]:
 
 
 def _threads() -> str:
-    return f"{_setting(lambda: str(backends.num_threads()))} (CNNLAYERS_NUM_THREADS sets it)"
+    return _setting(lambda: f"{backends.num_threads()} (CNNLAYERS_NUM_THREADS sets it)")
 
 
 def _blas() -> list[str]:

@@ -137,18 +137,23 @@ class Run:
         b = backends.of(self.dataset.x)
         loss = right = b.zeros((), b.xp.float64)  # kept on the device: reading them makes a GPU wait
         seen, own, start = 0, 0, time.perf_counter()
-        shown = start
+        shown, first, counted = start, 0, start
         rng = _stream(self.settings.seed, 1, epoch)
         for x, y in data.batches(self.dataset, self.rows, self.settings.batch_size, rng, self.ranks.part):
             whole = min(self.settings.batch_size, len(self.rows) - seen)
             of_batch, hits = self._step(x, y, whole)
             loss, right, seen, own = loss + of_batch * x.shape[0], right + hits, seen + whole, own + x.shape[0]
             now = time.perf_counter()
+            if not first:  # kernels are compiled in the first step: the speed is that of the others
+                first, counted = seen, now
             if own and now - shown > SHOW_EVERY_S:
-                report.advance(seen, float(loss) / own, float(right) / own, seen / (now - start))
+                report.advance(
+                    seen, float(loss) / own, float(right) / own, self._speed(seen, now - start, first, now - counted)
+                )
                 shown = now
         train_loss, train_accuracy = self._means(loss, right, seen)
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
+        seconds = end - start
         held_loss, held_accuracy = self._evaluate(self.held)
         if not math.isfinite(train_loss + held_loss):
             raise Diverged(f"the loss became {train_loss} in epoch {epoch}: try a lower --lr than {self.rate:g}")
@@ -160,8 +165,13 @@ class Run:
             "validation_loss": held_loss,
             "validation_accuracy": held_accuracy,
             "seconds": seconds,
-            "images_per_second": seen / seconds,
+            "images_per_second": self._speed(seen, seconds, first, end - counted),
         }
+
+    @staticmethod
+    def _speed(seen: int, seconds: float, first: int, seconds_after: float) -> float:
+        """Pictures a second after the first step, or in it where there is no other."""
+        return (seen - first) / seconds_after if seen > first else seen / seconds
 
     def _step(self, x: Any, y: Any, whole: int) -> tuple[Any, Any]:
         """One step on one batch, of whose `whole` pictures this rank has (x, y): their mean loss and number of right

@@ -209,3 +209,9 @@ def test_portable_code_does_not_know_numpy() -> None:
     # blas: products on the CPU are its own matter; rows: statistics are reduced across ranks on the host
     users = {name for name, path in PORTABLE if "numpy" in {m.partition(".")[0] for m in imported(name, path)}}
     assert users <= {"cnnlayers.functional.blas", "cnnlayers.functional.norm_math"}
+
+
+def test_what_needs_pytorch_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['torch'] = None\ntry: import cnnlayers.torch\nexcept ImportError as e: print(e)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "cnnlayers.torch needs PyTorch: pip install 'cnnlayers[torch]'\n"

@@ -568,8 +568,8 @@ def test_a_layer_has_one_place():
         Sequential(Residual(relu), Flatten(), relu)
     with pytest.raises(ValueError, match="shortcut is the same layer as body"):
         Residual(relu, relu)
-    for bad in ([relu], np.tanh, ReLU):
-        with pytest.raises(TypeError, match="made of layers"):
+    for bad, way_out in (([relu], r"unpack it with \*$"), (np.tanh, "'tanh'>$"), (ReLU, r"call it, ReLU\(\.\.\.\)$")):
+        with pytest.raises(TypeError, match=rf"made of layers.*{way_out}"):
             Sequential(bad)
     with pytest.raises(TypeError, match="made of layers"):
         Residual(None)

@@ -446,6 +446,11 @@ WRONG = {
         "layer must be a layer of cnnlayers.layers, got dict",
     ),
     "layer to save": (lambda: checkpoint.save(X, "m"), TypeError, "layer must be a layer of cnnlayers.layers, got nd"),
+    "optimizer to save": (
+        lambda: checkpoint.save(SGD(Linear(2, 1).params, lr=1.0), "m"),
+        TypeError,
+        "got SGD; an optimizer's state_dict() is arrays by name, for numpy.savez",
+    ),
     "huge window": (
         lambda: F.max_unpool(X[..., :3, :3], INDICES, 2**31 - 1),
         ValueError,

@@ -20,6 +20,8 @@ from cnnlayers import backends
 from cnnlayers.backends import threads
 from cnnlayers.kernels.cpu import jit
 
+from .implementations import on_cpu_kernels
+
 
 def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -56,6 +58,19 @@ def test_a_wrong_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CNNLAYERS_NUM_THREADS", text)
     with pytest.raises(ValueError, match="CNNLAYERS_NUM_THREADS must be a positive whole number"):
         threads.num_threads.__wrapped__()
+
+
+@on_cpu_kernels
+def test_a_wrong_number_is_refused_by_small_calls_too() -> None:
+    code = """
+        import numpy as np, cnnlayers.functional as F
+        try:
+            F.relu(np.ones((1, 1, 4, 4), "float32"))
+        except ValueError as error:
+            print(error)
+    """
+    said = python(code, CNNLAYERS_NUM_THREADS="zero")
+    assert said == "CNNLAYERS_NUM_THREADS must be a positive whole number, got 'zero'"
 
 
 def test_by_default_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

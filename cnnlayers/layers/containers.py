@@ -32,6 +32,13 @@ class _Origin:
         return _Origin, (None, self.message)
 
 
+def _hint(value: Any) -> str:
+    """How a value that is no layer becomes layers; "" where that is not known."""
+    if isinstance(value, list | tuple):
+        return ": unpack it with *"
+    return f": call it, {value.__name__}(...)" if isinstance(value, type) and issubclass(value, Layer) else ""
+
+
 class _Container(Layer):
     """What layers made of layers share. An error inside one of them says which one it comes from."""
 
@@ -40,7 +47,9 @@ class _Container(Layer):
         places: dict[int, str] = {}
         for name, layer in layers.items():
             if not isinstance(layer, Layer):
-                raise TypeError(f"{type(self).__name__} is made of layers, given one by one; {name} is {layer!r}")
+                raise TypeError(
+                    f"{type(self).__name__} is made of layers, given one by one; {name} is {layer!r}{_hint(layer)}"
+                )
             for prefix, inside in layer.walk(f"{name}."):
                 if id(inside) in places:
                     raise ValueError(

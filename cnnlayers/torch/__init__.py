@@ -10,6 +10,13 @@ drop-in modules, and `convert`, which puts them into a model.
 
 from typing import Any
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError("cnnlayers.torch needs PyTorch: pip install 'cnnlayers[torch]'", name="torch") from error
+
 from . import functional
 from .modules import MODULES, convert, revert
 from .onnx import onnx_translations

@@ -82,6 +82,7 @@ def chunked(
     nbytes: bytes that all units read and write together. least: units in a chunk, at least. unit: what one unit counts
     in start and stop, the last one up to `end`. python: `run` is no kernel, but a function of Python. workspace: the
     lengths of the workspaces, flat arrays of the first argument's dtype with any content; () by default."""
+    backends.num_threads()  # raises where the setting is not valid, whether or not this work is for several threads
     wanted = nbytes / CHUNK_BYTES if python else max(nbytes / CHUNK_BYTES, min(MANY_CHUNKS, nbytes / SMALL_CHUNK_BYTES))
     number = max(1, min(units // least, round(wanted)))
     return _in_chunks(units, number, unit, unit * units if end is None else end)
