@@ -21,6 +21,7 @@ import numpy
 from cnnlayers import backends
 from cnnlayers.backends import Backend, Block, assigned
 
+from .once import once
 from .setting import Setting
 
 MODES = ("auto", "off", "require")
@@ -49,9 +50,13 @@ class Entry:
     needs: str | None = None
 
     def unavailable(self) -> str | None:
-        return None if self.needs is None else importlib.import_module(self.needs).unavailable()
+        return None if self.needs is None else self._needed.unavailable()
 
-    @property  # not functools.cached_property: before Python 3.12 its lock could be held when another thread forks
+    @once
+    def _needed(self) -> Any:
+        return importlib.import_module(str(self.needs))
+
+    @once
     def launchers(self) -> Any:
         return importlib.import_module(self.module)
 

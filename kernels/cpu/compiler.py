@@ -47,6 +47,7 @@ from numba.core.untyped_passes import (
     TranslateByteCode,
 )
 
+from ..once import once
 from .vector_types import OperationType
 
 # Those of Numba's default that kernels need. Without: closures, context managers, `literal_unroll`, computed arguments
@@ -324,17 +325,6 @@ if hasattr(os, "register_at_fork"):  # a fork waits until no other thread compil
     )
 
 
-class _Once:
-    """As functools.cached_property, without its lock (before Python 3.12), which a forked child could find locked."""
-
-    def __init__(self, make: Any) -> None:
-        self.make, self.name = make, make.__name__
-
-    def __get__(self, kernel: Any, owner: Any = None) -> Any:
-        value = vars(kernel)[self.name] = self.make(kernel)
-        return value
-
-
 class Kernel(CPUDispatcher):  # type: ignore[misc]
     """A function that is compiled at its first call for each set of argument types. Kernels that call it get a part."""
 
@@ -353,12 +343,12 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
                 _load_all()
                 return super().compile(sig)
 
-    @_Once
+    @once
     def _part(self) -> CPUDispatcher:
         options = {**self.targetoptions, "no_cpython_wrapper": True}
         return CPUDispatcher(self.py_func, targetoptions=options, pipeline_class=PART)
 
-    @_Once
+    @once
     def shared(self) -> Any:
         """The kernel `(board, edges, *arguments)` that shares chunks of this one among threads."""
         from .sharing import shared

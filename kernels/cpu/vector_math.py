@@ -39,8 +39,8 @@ class _Numbers:
     """What the functions of a dtype are made of. Coefficients have the highest power first.
 
     ln2: two parts; a whole number of them times the first is exact. low: exp is 0 below it. offset: added to exponents
-    that may be too low for a normal number. bits: of the mantissa. exp: (exp(r) - 1 - r) / r**2.
-    deviation: exp(-x**2 / 2) is 0 from there on. tail: two polynomials p and q; P(X > x) = exp(-x**2 / 2) * p / q."""
+    that may be too low for a normal number. bits: of the mantissa. exp: (exp(r) - 1 - r) / r**2. deviation: x times the
+    density of a standard normal X is 0 from there on. tail: two polynomials; P(X > x) = exp(-x**2 / 2) * p / q."""
 
     ln2: tuple[float, float]
     low: float
@@ -54,7 +54,7 @@ class _Numbers:
 
 NUMBERS = {
     "float": _Numbers(
-        ln2=(0.693145751953125, 1.42860682030941723212e-6), low=-105.0, offset=64, bits=23, deviation=14.5,
+        ln2=(0.693145751953125, 1.42860682030941723212e-6), low=-105.0, offset=64, bits=23, deviation=14.6,
         integer=I32,
         exp=(0.0013808847670584005, 0.008371495368595881, 0.04166866795626604, 0.166664968469324, 0.49999991783075814),
         tail=((0.00411625709789737, 0.040632900009106514, 0.1832342043246447, 0.4382937453767697, 0.500000002948613),
