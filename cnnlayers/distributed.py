@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import os
 import pickle
@@ -121,6 +120,8 @@ class Ranks:
         self.rank, self.size = (0, 1) if comm is None else (int(comm.Get_rank()), int(comm.Get_size()))
         self.first = self.rank == 0
         self._interrupted = 0.0
+        self._cuda: bool | None = None
+        self._machine: Any = None
         self._nccl: Any = None
 
     # ------------------------------------------------------------------------------------------------------------ parts
@@ -202,7 +203,7 @@ class Ranks:
             self._nccl.all_reduce(flat, total)  # on the current stream
         elif b.xp is numpy:
             self.comm.Allreduce(flat, total)
-        elif b.name == "cupy" and self._direct:
+        elif b.name == "cupy" and self._direct():
             b.xp.cuda.get_current_stream().synchronize()  # MPI knows nothing of streams
             self.comm.Allreduce(flat, total)
         else:
@@ -212,10 +213,10 @@ class Ranks:
             total = b.array(host, flat.dtype)
         return total
 
-    @functools.cached_property
     def _direct(self) -> bool:
-        """Whether MPI takes CUDA memory."""
-        return _takes_cuda()
+        if self._cuda is None:
+            self._cuda = _takes_cuda()
+        return self._cuda
 
     # ----------------------------------------------------------------------------------------------------------- models
     def join(self, model: Layer) -> None:
@@ -344,7 +345,7 @@ class Ranks:
         """
         if self.size > 1:
             mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-            sharing = sum(bool(mine & other) for other in self._here.allgather(mine))  # a launcher may bind ranks
+            sharing = sum(bool(mine & other) for other in self._here().allgather(mine))  # a launcher may bind ranks
             os.environ.setdefault("CNNLAYERS_NUM_THREADS", str(max(1, len(mine) // sharing)))
 
     def take_gpu(self) -> None:
@@ -353,7 +354,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        cuda, here = backends.current().xp.cuda, self._here
+        cuda, here = backends.current().xp.cuda, self._here()
         there = cuda.runtime.getDeviceCount()
         cuda.Device(here.Get_rank() % there).use()
         try:
@@ -365,12 +366,13 @@ class Ranks:
         if all(self.comm.allgather(usable)):
             self._nccl = NCCLBackend(self.size, self.rank, use_mpi=True)
 
-    @functools.cached_property
     def _here(self) -> Any:
         """The communicator of this machine's ranks."""
-        from mpi4py import MPI
+        if self._machine is None:
+            from mpi4py import MPI
 
-        return self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+            self._machine = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        return self._machine
 
 
 def _buckets(grads: Mapping[str, Array]) -> list[list[str]]:
